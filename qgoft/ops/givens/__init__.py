@@ -1,0 +1,17 @@
+"""Products of Givens rotations arranged as a tree (GOFT, ICML 2024, section 4). See the README beside this file."""
+
+from qgoft.ops.givens.blocks import identity_blocks, inverse_blocks, rotation_blocks
+from qgoft.ops.givens.reference import pairs, reference_matrix
+from qgoft.ops.givens.released import mix_neighbours, released_reference_matrix
+from qgoft.ops.givens.tree import mix_pairs
+
+__all__ = [
+    "identity_blocks",
+    "inverse_blocks",
+    "mix_neighbours",
+    "mix_pairs",
+    "pairs",
+    "reference_matrix",
+    "released_reference_matrix",
+    "rotation_blocks",
+]

@@ -1,0 +1,31 @@
+"""Making and inverting the 2x2 blocks that `mix_pairs` applies."""
+
+import torch
+from torch import Tensor
+
+
+def identity_blocks(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    """[count, 2, 2] identities: the start of qGOFT."""
+    return torch.eye(2, dtype=dtype, device=device).repeat(count, 1, 1)
+
+
+def rotation_blocks(theta: Tensor) -> Tensor:
+    """Rotations [[cos, -sin], [sin, cos]] by angles theta [...] in radians -> [..., 2, 2] (GOFT, equation of section 4.1)."""
+    cos, sin = theta.cos(), theta.sin()
+    return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+
+
+def inverse_blocks(blocks: Tensor) -> Tensor:
+    """Blocks whose *transposed* mix undoes `mix_pairs(x, blocks)`: the inverse transposes, [..., 2, 2].
+
+    With R = P_L ... P_1, R^-1 = P_1^-1 ... P_L^-1 = (P_L^-T ... P_1^-T)^T, so
+    mix_pairs(mix_pairs(x, blocks), inverse_blocks(blocks), transpose=True) is x.
+
+    Raises:
+        ValueError: a block is singular, so that nothing can undo it.
+    """
+    determinant = torch.linalg.det(blocks)
+    scale = blocks.flatten(-2).square().sum(-1)
+    if bool((determinant.abs() <= 16 * torch.finfo(blocks.dtype).eps * scale).any()):
+        raise ValueError("a 2x2 block is singular and cannot be undone; reload the base model instead of unmerging")
+    return torch.linalg.inv(blocks).transpose(-1, -2)

@@ -1,0 +1,46 @@
+"""The definition: every pair in turn, dense, in float64. Slow on purpose; everything faster is tested against it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def pairs(d: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (level, i, j) for the d-1 coordinate pairs of width d, level 1 first, then by i.
+
+    Level r = 1..ceil(log2 d) has stride s = 2^(r-1) and pairs (i, i + s) for i = 0, 2s, 4s, ... with i + s < d.
+    """
+    level, stride = 1, 1
+    while stride < d:
+        for i in range(0, d - stride, 2 * stride):
+            yield level, i, i + stride
+        level, stride = level + 1, 2 * stride
+
+
+def reference_matrix(blocks: Tensor, d: int) -> Tensor:
+    """Dense R = P_L ... P_1 of width d, straight from the definition.
+
+    Args:
+        blocks: [d-1, 2, 2], ordered as `pairs` yields them; block k acts on column vectors (x_i, x_j).
+        d: width, at least 2.
+
+    Returns:
+        [d, d] in float64, so that y = R x.
+
+    Raises:
+        ValueError: the number of blocks is not d - 1.
+    """
+    check_blocks(blocks, d)
+    rows = list(torch.eye(d, dtype=torch.float64, device=blocks.device))
+    for block, (_, i, j) in zip(blocks.double(), pairs(d), strict=True):
+        rows[i], rows[j] = block[0, 0] * rows[i] + block[0, 1] * rows[j], block[1, 0] * rows[i] + block[1, 1] * rows[j]
+    return torch.stack(rows)
+
+
+def check_blocks(blocks: Tensor, d: int) -> None:
+    """Refuse blocks that do not belong to width d, saying what came and what is allowed."""
+    if d < 2:
+        raise ValueError(f"width d is {d}; a rotation needs at least two coordinates (d >= 2)")
+    if tuple(blocks.shape[-3:]) != (d - 1, 2, 2):
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}; width d={d} needs [d-1, 2, 2] = [{d - 1}, 2, 2]")

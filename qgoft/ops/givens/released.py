@@ -1,0 +1,81 @@
+"""The authors' second release ("GOFT-V2"), from its index rule: neighbours at every level. Not orthogonal; kept to compare.
+
+Level stride s, pair (i, i+s), block B: c[i] = B00, c[i+s] = B11, t[i] = -B01, t[i+s] = B10, elsewhere c = 1 and t = 0; then
+y[k] = c[k] x[k] - t[k] x[k+1] for even k and y[k] = c[k] x[k] + t[k] x[k-1] for odd k; largest stride first.
+From stride 2 on the coefficients of one pair are thus spent on two different neighbourhoods, which is why the product is
+no rotation. PSOFT's published GOFT and qGOFT rows were run with it.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from qgoft.ops.givens.reference import check_blocks, pairs
+
+
+def check_even(d: int) -> None:
+    """The release shifts by one neighbour and fails for odd widths; so do we, but in words."""
+    if d % 2:
+        raise ValueError(f"width d is {d}; the released second version pairs neighbours and needs an even width; use goft or qgoft")
+
+
+@functools.lru_cache(maxsize=64)
+def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices into (blocks flattened, then 1, then 0) of c and t: two [levels, d] tables, largest stride first."""
+    levels = max(level for level, _, _ in pairs(d))
+    one, zero = 4 * (d - 1), 4 * (d - 1) + 1
+    main = torch.full((levels, d), one)
+    cross = torch.full((levels, d), zero)
+    for k, (level, i, j) in enumerate(pairs(d)):
+        row = levels - level
+        main[row, i], main[row, j] = 4 * k, 4 * k + 3
+        cross[row, i], cross[row, j] = 4 * k + 1, 4 * k + 2
+    return main.to(device), cross.to(device)
+
+
+def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
+    """The release's forward on features: x [..., d], blocks [d-1, 2, 2] -> [..., d].
+
+    Every level mixes inside the pairs (2k, 2k+1) only, so the whole product is one 2x2 matrix per pair of neighbours. They are
+    multiplied together first; the result is exactly that of the release, at a fraction of its memory.
+
+    Raises:
+        ValueError: d is odd, or the blocks do not belong to width d.
+    """
+    d = x.shape[-1]
+    check_even(d)
+    check_blocks(blocks, d)
+    main, cross = _coefficient_tables(d, blocks.device)
+    pool = torch.cat((blocks.reshape(-1), blocks.new_tensor([1.0, 0.0])))
+    c, t = pool[main], pool[cross]
+    # t[i] = -B01 and y[k] = c x[k] - t x[k+1]: an even k that is a pair's first member sees +B01, a second member -B10;
+    # an odd k that is a first member sees -B01, a second member +B10.
+    first = (main % 4 == 0) & (main < 4 * (d - 1))
+    t = torch.where(first, -t, t)
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    product: Tensor | None = None
+    for c_row, t_row in zip(c, t, strict=True):
+        level = torch.stack((c_row[even], -t_row[even], t_row[odd], c_row[odd]), dim=-1).unflatten(-1, (2, 2))
+        product = level if product is None else level @ product
+    assert product is not None
+    y = torch.einsum("kij,...kj->...ki", product.to(x.dtype), x.unflatten(-1, (d // 2, 2)))
+    return y.flatten(-2)
+
+
+def released_reference_matrix(blocks: Tensor, d: int) -> Tensor:
+    """Dense [d, d] float64 matrix of the release's forward, coefficient by coefficient from the index rule above."""
+    check_even(d)
+    check_blocks(blocks, d)
+    entries = blocks.double()
+    product = torch.eye(d, dtype=torch.float64)
+    levels = max(level for level, _, _ in pairs(d))
+    for wanted in range(levels, 0, -1):
+        c, t = torch.ones(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+        for block, (level, i, j) in zip(entries, pairs(d), strict=True):
+            if level == wanted:
+                c[i], c[j], t[i], t[j] = block[0, 0], block[1, 1], -block[0, 1], block[1, 0]
+        even = torch.arange(d) % 2 == 0
+        neighbour = torch.arange(d) + torch.where(even, 1, -1)
+        product = c[:, None] * product + torch.where(even, -t, t)[:, None] * product[neighbour]
+    return product

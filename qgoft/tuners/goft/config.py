@@ -1,0 +1,73 @@
+"""Settings of the GOFT family."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
+ANGLES = ("tanh", "plain")
+
+
+@dataclass
+class GoftConfig(PeftConfig):
+    """Adapter by a product of d-1 paired 2x2 blocks on the input of each target layer of width d.
+
+    Raises:
+        ValueError: an unknown variant or angle, a bias rule other than "none", or layer indexes together with a regex.
+    """
+
+    variant: Literal["goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2"] = field(
+        default="qgoft",
+        metadata={
+            "help": "goft: d-1 rotations. goft_star: and one scale per input feature, 2d-1 parameters. qgoft: 4(d-1) free entries, "
+            "to be trained with `orthogonality_penalty`. goft_v2, qgoft_v2: the authors' second release, not orthogonal, for comparison."
+        },
+    )
+    angle: Literal["tanh", "plain"] = field(
+        default="tanh",
+        metadata={"help": "Angle of goft, goft_star and goft_v2: pi * tanh(p) as released, or p itself as printed."},
+    )
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the linear layers to adapt, a regular expression, or 'all-linear'."}
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or regular expression to leave out."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indexes of the blocks to adapt."})
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of blocks, where it is not one of the usual ones."}
+    )
+    bias: Literal["none"] = field(default="none", metadata={"help": "Only 'none': the method trains no bias."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train and save, such as the head."})
+    init_weights: bool = field(
+        default=True, metadata={"help": "Start at the identity. False draws random blocks, which only tests want."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType.GOFT
+        for name, value, allowed in (
+            ("variant", self.variant, VARIANTS),
+            ("angle", self.angle, ANGLES),
+            ("bias", self.bias, ("none",)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"GoftConfig({name}={value!r}): allowed are {', '.join(map(repr, allowed))}")
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform goes with a list of target_modules, not with a regular expression")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform")
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the blocks are free 2x2 matrices rather than rotations by an angle."""
+        return self.variant in ("qgoft", "qgoft_v2")
+
+    @property
+    def is_released_version(self) -> bool:
+        """Whether the blocks are applied by the second release's rule instead of the paper's."""
+        return self.variant.endswith("_v2")

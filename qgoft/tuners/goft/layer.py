@@ -1,0 +1,189 @@
+"""One adapted layer: h = W (R x) + b with W frozen; merged, W becomes W R.
+
+Shapes: d input width, n output width, x [..., d], W [n, d] (transposed for Conv1D), blocks [d-1, 2, 2].
+"""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qgoft.ops.givens import identity_blocks, inverse_blocks, mix_neighbours, mix_pairs, rotation_blocks
+from qgoft.ops.givens.released import check_even
+from qgoft.tuners.goft.config import GoftConfig
+
+
+class GoftLayer(BaseTunerLayer):
+    """State of the adapters of one layer. `goft_theta` holds angles, `goft_blocks` free blocks, `goft_scale` the norms of GOFT*."""
+
+    adapter_layer_names = ("goft_theta", "goft_blocks", "goft_scale")
+    other_param_names = ("goft_config",)
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        self.base_layer = base_layer
+        self.goft_theta = nn.ParameterDict({})
+        self.goft_blocks = nn.ParameterDict({})
+        self.goft_scale = nn.ParameterDict({})
+        self.goft_config: dict[str, GoftConfig] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.kwargs = kwargs
+        base = self.get_base_layer()
+        if isinstance(base, nn.Linear):
+            self.in_features, self.out_features = base.in_features, base.out_features
+        elif isinstance(base, Conv1D):
+            self.in_features, self.out_features = base.weight.shape
+        else:
+            raise TypeError(
+                f"GOFT cannot adapt a layer of type {type(base).__name__}; supported are torch.nn.Linear and transformers' Conv1D. "
+                "Name only such layers in target_modules"
+            )
+
+    def update_layer(self, adapter_name: str, config: GoftConfig) -> None:
+        """Add one adapter, at the identity unless `config.init_weights` is False."""
+        d = self.in_features
+        if config.is_released_version:
+            check_even(d)
+        self.goft_config[adapter_name] = config
+        if config.is_free:
+            self.goft_blocks[adapter_name] = nn.Parameter(identity_blocks(d - 1))
+        else:
+            self.goft_theta[adapter_name] = nn.Parameter(torch.zeros(d - 1))
+        if config.variant == "goft_star":
+            self.goft_scale[adapter_name] = nn.Parameter(torch.ones(d))
+        if not config.init_weights:
+            self._randomise(adapter_name)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _randomise(self, adapter_name: str) -> None:
+        """Leave the identity, so that a test sees an adapter that does something."""
+        for store in (self.goft_theta, self.goft_blocks, self.goft_scale):
+            if adapter_name in store:
+                parameter = store[adapter_name]
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+
+    def get_blocks(self, adapter_name: str) -> Tensor:
+        """The [d-1, 2, 2] blocks of an adapter, differentiable in its parameters."""
+        if adapter_name in self.goft_blocks:
+            return self.goft_blocks[adapter_name]
+        theta = self.goft_theta[adapter_name]
+        if self.goft_config[adapter_name].angle == "tanh":
+            theta = math.pi * torch.tanh(theta)
+        return rotation_blocks(theta)
+
+    def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
+        """R x on features (GOFT*: R (v * x)), in the dtype of x."""
+        if adapter_name in self.goft_scale:
+            x = x * self.goft_scale[adapter_name].to(x.dtype)
+        blocks = self.get_blocks(adapter_name)
+        if self.goft_config[adapter_name].is_released_version:
+            return mix_neighbours(x, blocks)
+        return mix_pairs(x, blocks)
+
+    def get_matrix(self, adapter_name: str) -> Tensor:
+        """Dense R [d, d] of an adapter, as the forward applies it."""
+        blocks = self.get_blocks(adapter_name)
+        return self.rotate(torch.eye(self.in_features, dtype=blocks.dtype, device=blocks.device), adapter_name).T
+
+    def _has(self, adapter_name: str) -> bool:
+        return adapter_name in self.goft_config
+
+
+class GoftLinear(nn.Module, GoftLayer):
+    """GOFT on torch.nn.Linear, or on transformers' Conv1D, whose weight is stored [d, n]."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoftConfig, **kwargs: Any) -> None:
+        super().__init__()
+        GoftLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def _turn(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
+        """W R, or W R^-1: [n, d] -> [n, d], computed in at least float32."""
+        blocks = self.get_blocks(adapter_name)
+        weight = weight.to(torch.promote_types(weight.dtype, blocks.dtype))
+        config = self.goft_config[adapter_name]
+        scale = self.goft_scale[adapter_name] if adapter_name in self.goft_scale else None
+        if config.is_released_version:
+            # W is stored with features last, so that W R = (R^T W^T)^T; the release has no transposed form, so R is made dense.
+            matrix = self.get_matrix(adapter_name).to(weight.dtype)
+            return torch.linalg.solve(matrix, weight, left=False) if undo else weight @ matrix
+        if undo:
+            if scale is not None:
+                weight = weight / scale
+            return mix_pairs(weight, inverse_blocks(blocks) if config.is_free else blocks)
+        weight = mix_pairs(weight, blocks, transpose=True)
+        return weight if scale is None else weight * scale
+
+    def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
+        base = self.get_base_layer()
+        stored = base.weight.data
+        is_transposed = isinstance(base, Conv1D)
+        turned = self._turn(stored.T if is_transposed else stored, adapter_name, undo=undo)
+        return (turned.T if is_transposed else turned).to(stored.dtype).contiguous()
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put the active adapters into the weight, in order: W becomes W R1 R2.
+
+        Raises:
+            ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if not self._has(name):
+                continue
+            weight = self._merge_into_weight(name, undo=False)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
+            self.get_base_layer().weight.data = weight
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters[-1]
+            self.get_base_layer().weight.data = self._merge_into_weight(name, undo=True)
+            self.merged_adapters.pop()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+        elif adapter_names is not None:
+            x = self._rotate_mixed(x, adapter_names)
+        elif not self.merged:
+            # Merging in order gives W R1 R2, so the last adapter meets x first.
+            for name in reversed(self.active_adapters):
+                if self._has(name):
+                    x = self.rotate(x, name)
+        return self.base_layer(x, *args, **kwargs)
+
+    def _rotate_mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        """Each item of the batch through its own adapter; "__base__" and adapters that this layer lacks leave it alone."""
+        if self.merged:
+            raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first")
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                f"adapter_names has {len(adapter_names)} entries, but a {self.in_features} wide layer got a batch of {len(x)}. Give one name "
+                "per item. A layer that gets another batch than the model (DeBERTa's query and key see the table of relative positions, "
+                "batch size 1) cannot be adapted differently per item: leave it out of target_modules, or run one adapter at a time"
+            )
+        mixed = x.clone()
+        for name in dict.fromkeys(adapter_names):
+            if self._has(name):
+                rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
+                mixed = mixed.index_copy(0, rows, self.rotate(x[rows], name))
+        return mixed
+
+    def __repr__(self) -> str:
+        return "goft." + super().__repr__()

@@ -1,0 +1,101 @@
+"""Which layers are replaced, and what is summed over all of them."""
+
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from qgoft.tuners.goft.config import GoftConfig
+from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
+
+
+class GoftModel(BaseTuner):
+    """A pretrained model whose target layers carry GOFT adapters. Made by `peft.get_peft_model(model, GoftConfig(...))`."""
+
+    prefix = "goft_"
+    tuner_layer_cls = GoftLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _create_and_replace(
+        self,
+        goft_config: GoftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        if isinstance(target, GoftLayer):
+            target.update_layer(adapter_name, goft_config)
+            return
+        if isinstance(target, BaseTunerLayer):
+            raise TypeError(f"{current_key} already carries a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
+        try:
+            new_module = GoftLinear(target, adapter_name, goft_config)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{current_key}: {error}") from error
+        if adapter_name not in self.active_adapters:
+            new_module.requires_grad_(False)
+        self._replace_module(parent, target_name, new_module, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
+        """Hand `adapter_names` of a mixed batch to every adapted layer while one forward or generate runs."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("adapter_names is for inference; call model.eval() first")
+        layers = [module for module in self.modules() if isinstance(module, GoftLayer)]
+        known = {name for layer in layers for name in layer.goft_config}
+        unknown = sorted(set(adapter_names) - known - {"__base__"})
+        if unknown:
+            raise ValueError(f"adapter_names names {', '.join(unknown)}; loaded are {', '.join(sorted(known))} and '__base__'")
+        # Beam search repeats every item num_beams times, one after the other.
+        beams = kwargs.get("num_beams") or 1
+        names = [name for name in adapter_names for _ in range(beams)]
+
+        def pass_on(module: nn.Module, args: Any, kwargs: Any, names: list[str]) -> tuple[Any, Any]:
+            return args, {**kwargs, "adapter_names": names}
+
+        handles = [layer.register_forward_pre_hook(partial(pass_on, names=names), with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _active(model: nn.Module) -> list[tuple[GoftLayer, str]]:
+    layers = (module for module in model.modules() if isinstance(module, GoftLayer))
+    return [(layer, name) for layer in layers for name in layer.active_adapters if layer._has(name)]
+
+
+def orthogonality_penalty(model: nn.Module) -> Tensor:
+    """Sum of <alpha, beta>^2 over all blocks [alpha, beta] of all adapted layers, unweighted (GOFT, section 4.3). Scalar.
+
+    Rotations have orthogonal columns by construction, so layers of goft and goft_star add nothing; with no free block at all the
+    result is a zero without a gradient.
+    """
+    free = [layer.goft_blocks[name] for layer, name in _active(model) if name in layer.goft_blocks]
+    if not free:
+        device = next((p.device for p in model.parameters()), None)
+        return torch.zeros((), device=device)
+    blocks = torch.cat([block.float() for block in free])
+    return (blocks[:, :, 0] * blocks[:, :, 1]).sum(-1).square().sum()
+
+
+@torch.no_grad()
+def orthogonality_error(model: nn.Module) -> float | None:
+    """max |R^T R - I| over all adapted layers, entry by entry, in float64; None where the model has no such layer."""
+    worst = None
+    for layer, name in _active(model):
+        matrix = layer.get_matrix(name).double()
+        error = (matrix.T @ matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)).abs().max().item()
+        worst = error if worst is None else max(worst, error)
+    return worst

@@ -1,0 +1,221 @@
+"""The operator against its definition, at random parameters: values, both gradients, and the theorems."""
+
+import pytest
+import torch
+
+from qgoft.ops import givens
+from qgoft.ops.givens import tree
+
+WIDTHS = [2, 3, 7, 64, 96, 100, 768, 1021, 3072, 4096]
+SMALL = [2, 3, 7, 33, 64, 96, 100]
+
+
+def random_blocks(d, *, rotations=False, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed + d)
+    if rotations:
+        return givens.rotation_blocks(torch.randn(d - 1, generator=generator, dtype=torch.float64) * 2).to(dtype)
+    return torch.randn(d - 1, 2, 2, generator=generator, dtype=torch.float64).mul(0.6).to(dtype)
+
+
+def random_rows(*shape, dtype=torch.float64, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_pairs_are_d_minus_1_in_the_stated_order(d):
+    listed = list(givens.pairs(d))
+    assert len(listed) == d - 1
+    assert listed == sorted(listed)
+    for level, i, j in listed:
+        assert j - i == 2 ** (level - 1)
+        assert i % (2**level) == 0
+        assert j < d
+    assert len({j for _, _, j in listed}) == d - 1, "every coordinate but 0 is finished exactly once"
+
+
+def test_reference_is_the_product_of_embedded_blocks():
+    """A second, independent reading of the definition: whole d x d matrices multiplied level by level."""
+    d = 11
+    blocks = random_blocks(d)
+    product = torch.eye(d, dtype=torch.float64)
+    for block, (_, i, j) in zip(blocks, givens.pairs(d), strict=True):
+        step = torch.eye(d, dtype=torch.float64)
+        step[i, i], step[i, j], step[j, i], step[j, j] = block.flatten()
+        product = step @ product
+    torch.testing.assert_close(givens.reference_matrix(blocks, d), product, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_equals_reference_with_gradients(d, transpose):
+    blocks = random_blocks(d).requires_grad_()
+    x, cotangent = random_rows(5, d).requires_grad_(), random_rows(5, d, seed=2)
+    dense = givens.reference_matrix(blocks, d)
+    expected = x @ (dense if transpose else dense.T)
+    expected_grads = torch.autograd.grad(expected, (x, blocks), cotangent)
+    y = givens.mix_pairs(x, blocks, transpose=transpose)
+    grads = torch.autograd.grad(y, (x, blocks), cotangent)
+    scale = expected.abs().max().item()
+    assert (y - expected).abs().max() < 1e-13 * max(1.0, scale)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        assert (ours - theirs).abs().max() < 1e-12 * max(1.0, theirs.abs().max().item())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_lower_precision_against_float64(d, dtype, tolerance):
+    blocks = random_blocks(d, rotations=True, dtype=torch.float32)
+    x = random_rows(9, d, dtype=dtype)
+    y = givens.mix_pairs(x, blocks)
+    expected = x.double() @ givens.reference_matrix(blocks, d).T
+    assert y.dtype == dtype
+    assert (y.double() - expected).norm() / expected.norm() < tolerance
+
+
+@pytest.mark.parametrize("d", SMALL)
+def test_gradcheck(d):
+    blocks, x = random_blocks(d).requires_grad_(), random_rows(2, 3, d).requires_grad_()
+    for transpose in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda a, b, t=transpose: givens.mix_pairs(a, b, transpose=t), (x, blocks), fast_mode=d > 33
+        )
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_rotations_are_orthogonal(d):
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        matrix = givens.mix_pairs(torch.eye(d, dtype=dtype), random_blocks(d, rotations=True, dtype=dtype))
+        assert (matrix @ matrix.T - torch.eye(d, dtype=dtype)).abs().max() < bound
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_transpose_undoes_rotations_and_keeps_norms(d):
+    blocks, x = random_blocks(d, rotations=True), random_rows(4, d)
+    y = givens.mix_pairs(x, blocks)
+    torch.testing.assert_close(y.norm(dim=-1), x.norm(dim=-1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(givens.mix_pairs(y, blocks, transpose=True), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_inverse_blocks_undo_free_blocks(d):
+    blocks = givens.identity_blocks(d - 1, dtype=torch.float64) + 0.2 * random_blocks(d)
+    x = random_rows(4, d)
+    y = givens.mix_pairs(givens.mix_pairs(x, blocks), givens.inverse_blocks(blocks), transpose=True)
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-9)
+
+
+def test_singular_block_cannot_be_inverted():
+    blocks = givens.identity_blocks(6)
+    blocks[3] = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+    with pytest.raises(ValueError, match="singular"):
+        givens.inverse_blocks(blocks)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_identity_blocks_change_nothing(d):
+    x = random_rows(3, d)
+    assert torch.equal(givens.mix_pairs(x, givens.identity_blocks(d - 1, dtype=torch.float64)), x)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (0, 7), (2, 3, 7), (2, 0, 7), (2, 1, 3, 7)])
+def test_any_leading_shape(shape):
+    blocks, x = random_blocks(7), random_rows(*shape)
+    y = givens.mix_pairs(x, blocks)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y, x @ givens.reference_matrix(blocks, 7).T, rtol=0, atol=1e-13)
+
+
+def test_non_contiguous_input_and_its_gradient():
+    d, blocks = 100, random_blocks(100)
+    x = random_rows(d, 6).T.requires_grad_()
+    y = givens.mix_pairs(x, blocks)
+    dense = givens.reference_matrix(blocks, d)
+    torch.testing.assert_close(y, x @ dense.T, rtol=0, atol=1e-12)
+    (grad,) = torch.autograd.grad(y, x, torch.ones(d, 6, dtype=torch.float64).T)
+    torch.testing.assert_close(grad, torch.ones(6, d, dtype=torch.float64) @ dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_inputs_and_cotangents_are_left_alone(transpose):
+    x, blocks = random_rows(4, 96).requires_grad_(), random_blocks(96).requires_grad_()
+    before = x.detach().clone()
+    y = givens.mix_pairs(x, blocks, transpose=transpose)
+    cotangent = random_rows(4, 96, seed=3)
+    kept = cotangent.clone()
+    y.backward(cotangent)
+    assert torch.equal(x.detach(), before)
+    assert torch.equal(cotangent, kept)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("d", [96, 100, 768, 3072])
+def test_saves_one_input_and_the_roots(d, transpose):
+    """What grows with the number of rows: x itself (no copy of it) and ceil(d / b) root values a row."""
+    rows = 512
+    x, blocks = random_rows(rows, d, dtype=torch.float32).requires_grad_(), random_blocks(d, dtype=torch.float32).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        givens.mix_pairs(x, blocks, transpose=transpose)
+    per_row = {t.data_ptr(): t.numel() for t in saved if t.dim() and t.shape[0] == rows}
+    roots = -(-d // tree.BLOCK_WIDTH)
+    assert per_row.pop(x.data_ptr()) == rows * d
+    assert list(per_row.values()) == [rows * roots]
+    others = {t.data_ptr(): t.numel() for t in saved if t.dim() == 0 or t.shape[0] != rows}
+    assert sum(others.values()) < 8 * d * tree.BLOCK_WIDTH + roots**2 + 64 * d
+
+
+def test_fresh_memory_is_never_read(monkeypatch):
+    """Outputs are written completely: freshly allocated memory is filled with NaN and none may survive."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        x, blocks = random_rows(3, 100).requires_grad_(), random_blocks(100).requires_grad_()
+        y = givens.mix_pairs(x, blocks)
+        y.sum().backward()
+        assert all(t.isfinite().all() for t in (y, x.grad, blocks.grad))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_autocast_does_not_lower_the_precision():
+    x, blocks = random_rows(8, 96, dtype=torch.float32), random_blocks(96, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = givens.mix_pairs(x, blocks)
+    assert torch.equal(y, givens.mix_pairs(x, blocks))
+
+
+@pytest.mark.parametrize(("width", "shape"), [(7, (7, 2, 2)), (8, (6, 2, 2)), (8, (7, 4))])
+def test_wrong_blocks_are_refused(width, shape):
+    with pytest.raises(ValueError, match="blocks have shape"):
+        givens.mix_pairs(torch.zeros(width), torch.zeros(shape))
+
+
+def test_width_1_is_refused():
+    with pytest.raises(ValueError, match="d >= 2"):
+        givens.mix_pairs(torch.zeros(3, 1), torch.zeros(0, 2, 2))
+
+
+@pytest.mark.parametrize("d", [2, 6, 64, 96, 100, 768])
+def test_released_version_follows_its_index_rule(d):
+    blocks, x = random_blocks(d).requires_grad_(), random_rows(3, 2, d).requires_grad_()
+    dense = givens.released_reference_matrix(blocks.detach(), d)
+    y = givens.mix_neighbours(x, blocks)
+    assert (y - x @ dense.T).abs().max() < 1e-12 * max(1.0, y.abs().max().item())
+    if d <= 64:
+        assert torch.autograd.gradcheck(givens.mix_neighbours, (x, blocks), fast_mode=True)
+
+
+def test_released_version_is_not_orthogonal():
+    """The finding: |R R^T - I| of the release at d = 768 with unit-normal angles is above 1; ours stays at rounding error."""
+    theta = torch.randn(767, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    blocks = givens.rotation_blocks(theta)
+    released = givens.released_reference_matrix(blocks, 768)
+    ours = givens.reference_matrix(blocks, 768)
+    eye = torch.eye(768, dtype=torch.float64)
+    assert (released @ released.T - eye).abs().max() > 1
+    assert (ours @ ours.T - eye).abs().max() < 1e-13
+
+
+def test_released_version_refuses_odd_widths():
+    with pytest.raises(ValueError, match="even width"):
+        givens.mix_neighbours(torch.zeros(7), torch.zeros(6, 2, 2))
