@@ -1,0 +1,18 @@
+"""What goes wrong because of what came in, told in one line: what came, what is allowed, what to do."""
+
+
+class QgoftError(Exception):
+    """A mistake in the input. Commands print its one line and leave with an exit code that is not 0."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
+def choose(kind: str, value: str, allowed: list[str], advice: str) -> None:
+    """Refuse a value that is not among the allowed ones.
+
+    Raises:
+        QgoftError: naming the value, everything that is allowed, and what to do.
+    """
+    if value not in allowed:
+        raise QgoftError(f"unknown {kind} {value!r}; allowed are {', '.join(sorted(allowed))}; {advice}")

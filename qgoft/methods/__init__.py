@@ -1,0 +1,6 @@
+"""Method name -> adapted model, with the number of parameters it promises. A method is one entry here and one config file."""
+
+from qgoft.methods import givens, library, whole
+from qgoft.methods.base import Adapted, Method, apply_method, method_names, parse_variant
+
+__all__ = ["Adapted", "Method", "apply_method", "givens", "library", "method_names", "parse_variant", "whole"]

@@ -1,0 +1,177 @@
+"""What a method is, and how it is put on a model with its promise checked.
+
+Shapes: an adapted layer has n outputs and d inputs; a list of shapes is [(n, d), ...] over all adapted layers.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+from peft import PeftConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qgoft.errors import QgoftError, choose
+from qgoft.settings import MethodSettings, ModelSettings
+
+Shapes = list[tuple[int, int]]
+Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may need to know beside its own settings."""
+
+    shapes: Shapes
+    total_steps: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One algorithm.
+
+    Attributes:
+        letters: what the letters of a variant mean, such as {"r": "rank"}; empty where there is nothing to choose.
+        count: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
+        config: makes the peft configuration, without targets; None for methods that only free existing parameters.
+        free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
+        after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
+        prepare: called once before the model is wrapped.
+    """
+
+    name: str
+    letters: dict[str, str] = field(default_factory=dict)
+    count: Callable[[Shapes, Values], int] | None = None
+    config: Callable[[Values, Context], PeftConfig] | None = None
+    free: Callable[[str], bool] | None = None
+    after_step: Callable[[nn.Module, int], None] | None = None
+    prepare: Callable[[], None] | None = None
+
+
+@dataclass
+class Adapted:
+    """A model ready to be trained, and what was counted on it."""
+
+    model: nn.Module
+    is_peft: bool
+    trainable: int  # head excluded
+    head: int
+    total: int
+    head_names: set[str]  # names of the parameters of the head
+    after_step: Callable[[nn.Module, int], None] | None
+
+
+REGISTRY: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Enter a method under its name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if method.name in REGISTRY:
+        raise ValueError(f"method {method.name} is registered twice")
+    REGISTRY[method.name] = method
+    return method
+
+
+def method_names() -> list[str]:
+    return sorted(REGISTRY)
+
+
+def parse_variant(method: Method, variant: str) -> Values:
+    """Read a variant: letters with numbers, such as r8 or b8m2; for a method without letters, its own name.
+
+    Raises:
+        QgoftError: it does not have this form.
+    """
+    wanted = "".join(f"{letter}<{meaning}>" for letter, meaning in method.letters.items()) or method.name
+    parts = re.findall(r"([a-z]+)(\d+)", variant)
+    if not method.letters and variant == method.name:
+        return {}
+    if "".join(letter + number for letter, number in parts) != variant or [letter for letter, _ in parts] != list(method.letters):
+        raise QgoftError(f"variant {variant!r} of method {method.name}: needed is the form {wanted}; change METHOD or method.variant")
+    values = {letter: int(number) for letter, number in parts}
+    if min(values.values()) < 1:
+        raise QgoftError(f"variant {variant!r} of method {method.name}: the numbers must be at least 1")
+    return values
+
+
+def find_targets(model: nn.Module, pattern: str) -> dict[str, Shapes]:
+    """Linear layers whose full name matches, with their shape (n, d)."""
+    found = {}
+    for name, module in model.named_modules():
+        if re.fullmatch(pattern, name) and isinstance(module, nn.Linear | Conv1D):
+            shape = tuple(module.weight.shape)
+            found[name] = (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
+    return found
+
+
+def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings, *, total_steps: int) -> Adapted:
+    """Put a method on a model: the backbone frozen but for the method, the head free. Checks the promised count.
+
+    Raises:
+        QgoftError: an unknown method, variant or choice of layers; no layer of the model matches; a layer does not fit.
+        RuntimeError: the built model breaks the promised number of parameters.
+    """
+    choose("method", settings.name, method_names(), "change METHOD")
+    method = REGISTRY[settings.name]
+    values = parse_variant(method, settings.variant)
+    choose("choice of layers method.targets", settings.targets, list(spec.targets), f"these are what configs/model names for {spec.name}")
+    head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head)]
+    if not head:
+        raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head)}; correct `head` in its config")
+    pattern = spec.targets[settings.targets]
+    targets = find_targets(model, pattern)
+    if not targets:
+        present = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        raise QgoftError(
+            f"no linear layer of this {type(model).__name__} matches {settings.targets} = {pattern!r} of model={spec.name}; "
+            f"its linear layers are named like {', '.join(present[:3])}; choose the MODEL that belongs to these weights, or set method.targets"
+        )
+    if method.prepare:
+        method.prepare()
+    if method.config is None:
+        return _free_parameters(model, method, values, list(targets.values()), set(head))
+    return _wrap(model, spec, settings, method, values, targets, total_steps)
+
+
+def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: Shapes, head: set[str]) -> Adapted:
+    assert method.free is not None
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        is_free = name not in head and method.free(name)
+        parameter.requires_grad_(is_free or name in head)
+        trainable += parameter.numel() * is_free
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return Adapted(model, False, trainable, sum(sizes[n] for n in head), sum(sizes.values()), head, method.after_step)
+
+
+def _wrap(
+    model: nn.Module, spec: ModelSettings, settings: MethodSettings, method: Method, values: Values, targets: dict, total_steps: int
+) -> Adapted:
+    assert method.config is not None
+    assert method.count is not None
+    shapes = list(targets.values())
+    total = sum(p.numel() for p in model.parameters())
+    config = method.config(values, Context(shapes, total_steps, settings.options))
+    config.target_modules = set(targets)
+    config.modules_to_save = list(spec.head)
+    try:
+        wrapped = peft.get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error
+    free = {name: parameter.numel() for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    head = {name for name in free if ".modules_to_save." in name}
+    trainable = sum(size for name, size in free.items() if name not in head)
+    promised = method.count(shapes, values)
+    if trainable != promised:
+        raise RuntimeError(
+            f"{settings.name}@{settings.variant} promises {promised:,} trainable parameters over {len(shapes)} layers, but the built model has "
+            f"{trainable:,}; refusing to train something else than what the row would claim"
+        )
+    return Adapted(wrapped, True, trainable, sum(free[n] for n in head), total + trainable, head, method.after_step)

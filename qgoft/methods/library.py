@@ -1,0 +1,125 @@
+"""Methods that peft ships, with the settings that make them what their papers describe."""
+
+import peft
+from torch import nn
+
+from qgoft.methods.base import Context, Method, Shapes, Values, register
+
+
+def count_lora(shapes: Shapes, values: Values) -> int:
+    """A [r, d] and B [n, r] a layer."""
+    return sum(values["r"] * (n + d) for n, d in shapes)
+
+
+def _lora(**fixed):
+    def make(values: Values, context: Context) -> peft.PeftConfig:
+        scale = context.options.get("scale", 1.0)
+        return peft.LoraConfig(r=values["r"], lora_alpha=round(scale * values["r"]), lora_dropout=context.options.get("dropout", 0.0), **fixed)
+
+    return make
+
+
+register(Method("lora", {"r": "rank"}, count_lora, _lora()))
+register(Method("dora", {"r": "rank"}, lambda s, v: count_lora(s, v) + sum(n for n, _ in s), _lora(use_dora=True)))
+register(Method("pissa", {"r": "rank"}, count_lora, _lora(init_lora_weights="pissa")))
+
+
+def _adalora(values: Values, context: Context) -> peft.PeftConfig:
+    """Starts at 1.5 r and prunes to the budget r between 10% and 70% of the steps, as AdaLoRA's scripts do in proportion."""
+    steps = max(context.total_steps, 10)
+    return peft.AdaLoraConfig(
+        init_r=_adalora_start(values),
+        target_r=values["r"],
+        lora_alpha=round(context.options.get("scale", 1.0) * _adalora_start(values)),
+        lora_dropout=context.options.get("dropout", 0.0),
+        tinit=steps // 10,
+        tfinal=3 * steps // 10,
+        deltaT=max(1, steps // 100),
+        orth_reg_weight=context.options.get("orthogonal_weight", 0.1),
+        total_step=steps,
+    )
+
+
+def _adalora_start(values: Values) -> int:
+    return values["r"] + (values["r"] + 1) // 2
+
+
+def _allocate(model: nn.Module, step: int) -> None:
+    model.base_model.update_and_allocate(step)
+
+
+def count_adalora(shapes: Shapes, values: Values) -> int:
+    """P, Q and the singular values at the starting rank; pruning zeroes values, it does not remove them."""
+    start = _adalora_start(values)
+    return sum(start * (n + d + 1) for n, d in shapes)
+
+
+register(Method("adalora", {"r": "final rank"}, count_adalora, _adalora, after_step=_allocate))
+
+
+def count_oft(shapes: Shapes, values: Values) -> int:
+    """The skew-symmetric entries of d / b blocks. (The GOFT paper prints the counts of full b x b blocks: `oft_paper`.)"""
+    b = values["b"]
+    return sum(d // b * (b * (b - 1) // 2) for _, d in shapes)
+
+
+def _oft(is_exact: bool):
+    def make(values: Values, context: Context) -> peft.PeftConfig:
+        _check_block(values["b"], context.shapes)
+        # By default peft takes five terms of a Neumann series, which is not orthogonal for large angles.
+        return peft.OFTConfig(r=0, oft_block_size=values["b"], use_cayley_neumann=not is_exact, num_cayley_neumann_terms=5)
+
+    return make
+
+
+def _check_block(b: int, shapes: Shapes) -> None:
+    for _, d in shapes:
+        if d % b:
+            raise ValueError(f"block size {b} does not divide the input width {d}; choose a divisor of all of {sorted({d for _, d in shapes})}")
+
+
+register(Method("oft", {"b": "block size"}, count_oft, _oft(is_exact=True)))
+register(Method("oft_v2", {"b": "block size"}, count_oft, _oft(is_exact=False)))
+
+
+def _boft(values: Values, context: Context) -> peft.PeftConfig:
+    _check_block(values["b"] * 2 ** (values["m"] - 1), context.shapes)
+    return peft.BOFTConfig(boft_block_size=values["b"], boft_n_butterfly_factor=values["m"])
+
+
+def _prepare_boft() -> None:
+    from qgoft.tuners.boft import use_torch_block_diagonal
+
+    use_torch_block_diagonal()
+
+
+# m factors of d / b full blocks, and one scale per output.
+register(
+    Method(
+        "boft",
+        {"b": "block size", "m": "butterfly factors"},
+        lambda s, v: sum(v["m"] * d * v["b"] + n for n, d in s),
+        _boft,
+        prepare=_prepare_boft,
+    )
+)
+
+
+def _hra(values: Values, context: Context) -> peft.PeftConfig:
+    if values["r"] % 2:
+        raise ValueError(f"rank {values['r']} is odd; HRA starts at the identity for even ranks only")
+    return peft.HRAConfig(r=values["r"])
+
+
+register(Method("hra", {"r": "reflections"}, lambda s, v: sum(v["r"] * d for _, d in s), _hra))
+
+
+def _psoft(values: Values, context: Context) -> peft.PeftConfig:
+    smallest = min(min(shape) for shape in context.shapes)
+    if values["r"] > smallest:
+        raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
+    return peft.PsoftConfig(r=values["r"], psoft_alpha=values["r"], use_cayley_neumann=True, num_cayley_neumann_terms=5)
+
+
+# R in r x r by r(r-1)/2 skew entries, alpha and beta of length r (PSOFT, section 4).
+register(Method("psoft", {"r": "rank"}, lambda s, v: len(s) * (v["r"] * (v["r"] - 1) // 2 + 2 * v["r"]), _psoft))

@@ -1,0 +1,8 @@
+"""Methods that only free parameters that are there already."""
+
+from qgoft.methods.base import Method, register
+
+register(Method("full", free=lambda name: True))
+register(Method("linear", free=lambda name: False))
+# Every bias of the backbone but pooler and head, those of the layer norms included: 102,912 on DeBERTaV3-base (GOFT, table 1).
+register(Method("bitfit", free=lambda name: name.endswith(".bias")))

@@ -1,0 +1,59 @@
+"""Loading a backbone with a head for a task, in float32, by transformers' own classes."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from qgoft.errors import QgoftError
+from qgoft.settings import RunSettings
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder.
+
+    Raises:
+        QgoftError: there is none that can be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise QgoftError(f"{folder} holds no tokenizer that can be read ({error}); complete the model folder") from error
+
+
+def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
+    """Backbone with a new classification (or regression) head, float32, on the CPU.
+
+    dtype is always given: the published deberta-v3-base file is half precision and would be loaded as such. With
+    `model.init=random` the same architecture starts from random weights. The head is drawn from torch's random state.
+
+    Raises:
+        QgoftError: the weights cannot be read, or do not fill the backbone.
+    """
+    task, model = settings.task, settings.model
+    config = AutoConfig.from_pretrained(folder, num_labels=1 if task.is_regression else len(task.labels), trust_remote_code=False)
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if settings.train.drop_classifier is not None:
+        _set_classifier_dropout(config, settings.train.drop_classifier)
+    if model.init == "random":
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    try:
+        built, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # safetensors, torch and transformers each raise their own kind for a damaged file
+        raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
+    missing = sorted(name for name in report["missing_keys"] if not any(part in model.head for part in name.split(".")))
+    if missing or report["mismatched_keys"]:
+        first = missing[0] if missing else next(iter(report["mismatched_keys"]))
+        raise QgoftError(
+            f"the weights in {folder} do not fill the backbone of model={model.name}: {first} is missing or has another shape "
+            f"({len(missing)} missing); use the model that belongs to these weights"
+        )
+    return built
+
+
+def _set_classifier_dropout(config: object, value: float) -> None:
+    """transformers spells it cls_dropout for DeBERTa and classifier_dropout elsewhere."""
+    name = "cls_dropout" if getattr(config, "model_type", "").startswith("deberta") else "classifier_dropout"
+    setattr(config, name, value)

@@ -1,0 +1,22 @@
+"""The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
+
+from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
+from qgoft.records.provenance import code_provenance, hardware, package_versions
+from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
+from qgoft.records.store import read_record, read_records, write_record
+
+__all__ = [
+    "PRIMARY_STATUSES",
+    "RESULTS_VERSION",
+    "SCHEMA",
+    "RecordError",
+    "canonical_json",
+    "code_provenance",
+    "compute_key",
+    "hardware",
+    "package_versions",
+    "read_record",
+    "read_records",
+    "validate",
+    "write_record",
+]

@@ -1,0 +1,120 @@
+"""What a record holds. Unknown is null, never a made-up number."""
+
+import math
+from datetime import datetime
+from typing import Any
+
+SCHEMA = 1
+PRIMARY_STATUSES = ("done", "oom", "diverged", "interrupted", "failed")
+
+Number = (int, float)
+Kind = type | tuple[type, ...]
+
+# name -> (type, may be null). A dict stands for a nested object with exactly these names.
+_METRIC: dict[str, tuple[Kind, bool]] = {"value": (Number, True), "higher_is_better": (bool, False), "n": (int, False)}
+_FIELDS: dict[str, tuple[Kind, bool]] = {
+    "schema": (int, False),
+    "key": (str, False),
+    "protocol": (str, False),
+    "suite": (str, False),
+    "task": (str, False),
+    "task_version": (int, False),
+    "method": (str, False),
+    "variant": (str, False),
+    "model": (str, False),
+    "seed": (int, False),
+    "status": (str, False),
+    "reason": (str, True),
+    "primary": (str, False),
+    "metrics": (dict, False),
+    "selection": (str, False),
+    "params": (dict, False),
+    "cost": (dict, False),
+    "orthogonality": (dict, False),
+    "started": (str, False),
+    "finished": (str, False),
+    "settings": (dict, False),
+    "provenance": (dict, False),
+}
+_NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
+    "params": {"trainable": (int, True), "head": (int, True), "total": (int, True)},
+    "cost": {
+        "seconds": (Number, True),
+        "steps": (int, True),
+        "seconds_per_step": (Number, True),
+        "examples_per_second": (Number, True),
+        "peak_memory_bytes": (int, True),
+    },
+    "orthogonality": {"max_error": (Number, True), "penalty": (Number, True)},
+    "provenance": {
+        "commit": (str, True),
+        "dirty": (bool, True),
+        "packages": (dict, False),
+        "hardware": (dict, False),
+        "data": (dict, False),
+        "model": (dict, False),
+    },
+}
+_DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
+    "data": {
+        "source": (str, False),
+        "revision": (str, True),
+        "fingerprint": (str, False),
+        "rows": (dict, False),
+        "subset": (bool, False),
+    },
+    "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False)},
+}
+
+
+class RecordError(ValueError):
+    """A record does not hold what it must."""
+
+
+def validate(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record if it is whole and consistent.
+
+    Raises:
+        RecordError: naming the field, what came and what is allowed.
+    """
+    _check(record, _FIELDS, "")
+    if record["schema"] != SCHEMA:
+        raise RecordError(f"schema is {record['schema']}; this version reads {SCHEMA}")
+    for name, fields in _NESTED.items():
+        _check(record[name], fields, name + ".")
+    for name, fields in _DEEPER.items():
+        _check(record["provenance"][name], fields, f"provenance.{name}.")
+    for name, metric in record["metrics"].items():
+        _check(metric, _METRIC, f"metrics.{name}.")
+    if record["status"] not in PRIMARY_STATUSES:
+        raise RecordError(f"status is {record['status']!r}; allowed are {', '.join(PRIMARY_STATUSES)}")
+    if len(record["key"]) != 64 or not set(record["key"]) <= set("0123456789abcdef"):
+        raise RecordError(f"key is {record['key']!r}; a SHA-256 in hex is needed")
+    for name in ("started", "finished"):
+        try:
+            datetime.fromisoformat(record[name])
+        except ValueError as error:
+            raise RecordError(f"{name} is {record[name]!r}; an ISO 8601 time is needed") from error
+    if record["status"] == "done":
+        primary = record["metrics"].get(record["primary"], {}).get("value")
+        if primary is None:
+            raise RecordError(f"status is done, but the primary metric {record['primary']!r} has no value")
+    elif not record["reason"]:
+        raise RecordError(f"status is {record['status']}; a reason is needed")
+    return record
+
+
+def _check(data: Any, fields: dict[str, tuple[Kind, bool]], where: str) -> None:
+    if not isinstance(data, dict):
+        raise RecordError(f"{where or 'record'} is {data!r}; an object is needed")
+    for name in sorted(set(data) ^ set(fields)):
+        raise RecordError(f"{where}{name} is {'unknown' if name in data else 'missing'}")
+    for name, (kind, optional) in fields.items():
+        value = data[name]
+        if value is None and optional:
+            continue
+        is_wrong_bool = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or is_wrong_bool:
+            raise RecordError(f"{where}{name} is {value!r} of type {type(value).__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecordError(f"{where}{name} is {value}; write null for what is unknown")

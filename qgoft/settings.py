@@ -1,0 +1,243 @@
+"""The resolved settings of one run. Standard library alone: scripts make them from Hydra, everything below takes them.
+
+A field that moves a number takes part in the key of the record; those listed in `NOT_IN_KEY` do not.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qgoft.errors import QgoftError
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """One task of a suite. `rows` are the official split sizes; a source that differs is marked a subset."""
+
+    suite: str
+    name: str
+    version: int
+    columns: list[str]
+    labels: list[str]  # empty for a regression
+    metrics: list[str]
+    primary: str
+    hub: str
+    config: str
+    rows: dict[str, int]
+    label_range: list[float] = field(default_factory=list)  # of a regression
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.suite}/{self.name}"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A backbone: shipped with the package (`pocket`) or in the hub's format, from `path` or else from the hub."""
+
+    name: str
+    source: str  # pocket or pretrained
+    hub: str | None
+    path: str | None
+    revision: str
+    init: str  # pretrained, or random: the control that shows what pretraining is worth
+    head: list[str]  # modules that are new for the task: trained with head_lr, left out of the published counts
+    backbone: str  # name of the backbone inside the task model
+    targets: dict[str, str]  # name of a choice of layers -> regular expression
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the rows come from: generated (`pocket`), else a directory (`root`), else the hub."""
+
+    source: str  # pocket or hub
+    root: str | None
+    revision: str
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method and its variant. `options` are what its config file sets beside the variant."""
+
+    name: str
+    variant: str
+    targets: str
+    penalty: float
+    options: dict[str, Any] = field(default_factory=dict)
+    source: str = "own"  # where the recipe's learning rate comes from
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Length and shape of training. One of `epochs` and `max_steps` must be set; with both, the earlier end counts."""
+
+    epochs: float | None
+    max_steps: int | None
+    batch_size: int
+    accumulation: int
+    eval_batch_size: int
+    evaluations: int | None  # how often to look at the choosing part; null: once an epoch
+    max_length: int
+    precision: str  # no, bf16 or fp16
+    gradient_checkpointing: bool
+    drop_classifier: float | None  # dropout before the classifier; null: the model's own
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW. `warmup` below 1 is a fraction of all optimiser steps, else a number of steps."""
+
+    lr: float
+    head_lr: float
+    weight_decay: float
+    warmup: float
+    schedule: str  # linear, cosine or constant
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    mode: str = "disabled"
+    project: str = "qgoft"
+
+
+@dataclass(frozen=True)
+class ResultsSettings:
+    root: str = "results"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything about one run."""
+
+    protocol: str
+    task: TaskSettings
+    model: ModelSettings
+    data: DataSettings
+    method: MethodSettings
+    train: TrainSettings
+    optim: OptimSettings
+    splits: str  # test, halves or validation: what is reported, and what chooses
+    selection: str
+    seed: int
+    results: ResultsSettings = field(default_factory=ResultsSettings)
+    wandb: WandbSettings = field(default_factory=WandbSettings)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("selection", self.selection, SELECTIONS),
+            ("splits", self.splits, SPLITS),
+            ("train.precision", self.train.precision, ("no", "bf16", "fp16")),
+            ("optim.schedule", self.optim.schedule, ("linear", "cosine", "constant")),
+            ("model.init", self.model.init, ("pretrained", "random")),
+            ("wandb.mode", self.wandb.mode, ("disabled", "offline", "online")),
+        ):
+            if value not in allowed:
+                raise QgoftError(f"{name} is {value!r}; allowed are {', '.join(allowed)}; change {name}")
+        if self.train.epochs is None and self.train.max_steps is None:
+            raise QgoftError("neither train.epochs nor train.max_steps is set; set one of them")
+        for name, number in (
+            ("train.epochs", self.train.epochs),
+            ("train.max_steps", self.train.max_steps),
+            ("train.batch_size", self.train.batch_size),
+            ("train.accumulation", self.train.accumulation),
+        ):
+            if number is not None and number <= 0:
+                raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
+        if self.selection == "best_validation" and self.splits == "validation":
+            raise QgoftError(
+                "selection=best_validation would choose on the reported rows when splits=validation; use selection=last, "
+                "splits=halves, or selection=best_reported, which says so in the table"
+            )
+
+
+SELECTIONS = ("last", "best_validation", "best_reported")
+SPLITS = ("test", "halves", "validation")
+
+# Places, logging and what the record states by content instead (a checksum of the data and of the weights).
+NOT_IN_KEY = (
+    "results",
+    "wandb",
+    "data",
+    "model.path",
+    "model.hub",
+    "model.revision",
+    "train.eval_batch_size",
+    "method.source",
+    "task.rows",
+    "task.hub",
+    "task.config",
+)
+
+
+def settings_in_key(settings: RunSettings) -> dict[str, Any]:
+    """The settings as plain data, without those that do not move a number."""
+    data = dataclasses.asdict(settings)
+    for name in NOT_IN_KEY:
+        *path, last = name.split(".")
+        node = data
+        for part in path:
+            node = node[part]
+        del node[last]
+    return data
+
+
+def settings_from_dict(data: dict[str, Any]) -> RunSettings:
+    """Build `RunSettings` from plain data, refusing unknown names, missing names and wrong types.
+
+    Raises:
+        QgoftError: naming the setting, what came and what is allowed.
+    """
+    built: RunSettings = _build(RunSettings, data, "")
+    return built
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise QgoftError(f"{where or 'settings'} is {data!r}; a group of settings is needed")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise QgoftError(f"unknown setting {where}{unknown[0]}; allowed here are {', '.join(sorted(fields))}; remove or rename it")
+    values = {}
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{where}{name}")
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise QgoftError(f"setting {where}{name} is missing; set {where}{name}=...")
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, name + ".")
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(k for k in inner if k is not types.NoneType), value, name)
+    if origin is list and isinstance(value, list):
+        return [_convert(inner[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _convert(inner[1], item, f"{name}.{k}") for k, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    wanted = getattr(origin or kind, "__name__", str(kind))
+    raise QgoftError(f"{name} is {value!r} of type {type(value).__name__}; a {wanted} is needed; change {name}")
+
+
+def results_folder(settings: RunSettings) -> Path:
+    """Where the run folders are."""
+    return Path(settings.results.root) / "runs"

@@ -1,0 +1,110 @@
+"""The eight GLUE tasks: rows, parts that choose and are reported, and token ids. The facts of a task are in configs/task/glue.
+
+Parts by `splits`:
+    test        the reported part is test, the choosing part validation (pocket)
+    halves      validation, permuted by seed 0 for every run: the first half chooses, the second is reported (PSOFT, section 5)
+    validation  all of validation is reported; nothing may choose (GOFT, table 1)
+MNLI has two validation sets. Both are reported; the choosing part is both (test) or the half of mismatched (halves).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import ClassLabel, Dataset, concatenate_datasets
+from pyarrow import ArrowException
+from transformers import PreTrainedTokenizerBase
+
+from qgoft.errors import QgoftError
+from qgoft.settings import RunSettings, TaskSettings
+from qgoft.tasks.sources import DataFiles
+
+HALVES_SEED = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of one task. `report` has one entry, or one per validation set of MNLI."""
+
+    train: Dataset
+    choose: Dataset | None
+    report: dict[str, Dataset]
+    rows: dict[str, int]
+    is_subset: bool
+
+
+def load_parts(settings: RunSettings, files: DataFiles) -> Parts:
+    """Read, check and divide the rows.
+
+    Raises:
+        QgoftError: a file cannot be read, a column is missing, or a label is out of range.
+    """
+    task = settings.task
+    data = {split: _read(task, split, [str(p) for p in paths]) for split, paths in files.files.items()}
+    rows = {split: len(part) for split, part in data.items()}
+    is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
+    train = data["train"]
+    if settings.splits == "test":
+        choose = concatenate_datasets([part for split, part in data.items() if split.startswith("validation")])
+        return Parts(train, choose, _named(data, "test"), rows, is_subset)
+    report = _named(data, "validation")
+    if settings.splits == "validation":
+        return Parts(train, None, report, rows, is_subset)
+    name = "mismatched" if task.name == "mnli" else ""
+    order = np.random.default_rng(HALVES_SEED).permutation(len(report[name]))
+    half = len(order) // 2
+    return Parts(train, report[name].select(order[:half]), {name: report[name].select(order[half:])}, rows, is_subset)
+
+
+def _named(data: dict[str, Dataset], split: str) -> dict[str, Dataset]:
+    return {name.removeprefix(split).lstrip("_"): part for name, part in data.items() if name.startswith(split)}
+
+
+def _read(task: TaskSettings, split: str, paths: list[str]) -> Dataset:
+    try:
+        rows = Dataset.from_parquet(paths, keep_in_memory=False)
+    except (ArrowException, OSError, ValueError, RuntimeError) as error:
+        reason = str(error.__cause__ or error)
+        raise QgoftError(
+            f"{task.full_name}, split {split}: the parquet file cannot be read ({reason}); it is damaged or only partly downloaded: fetch it again"
+        ) from error
+    wanted = [*task.columns, "label"]
+    missing = [name for name in wanted if name not in rows.column_names]
+    if missing:
+        raise QgoftError(f"{task.full_name}, split {split}: no column {missing[0]}; present are {', '.join(rows.column_names)}, needed {', '.join(wanted)}")
+    if len(rows) == 0:
+        raise QgoftError(f"{task.full_name}, split {split} is empty; complete the data")
+    _check_labels(task, split, rows)
+    for column in task.columns:
+        # An empty string is a text (QQP has some); a missing one is damage.
+        if any(not isinstance(text, str) for text in rows[column]):
+            raise QgoftError(f"{task.full_name}, split {split}: column {column} has rows that are not text; correct the data")
+    return rows.select_columns([*wanted, "idx"] if "idx" in rows.column_names else wanted)
+
+
+def _check_labels(task: TaskSettings, split: str, rows: Dataset) -> None:
+    labels = rows["label"]
+    feature = rows.features["label"]
+    if isinstance(feature, ClassLabel) and task.labels and feature.names != task.labels:
+        raise QgoftError(f"{task.full_name}, split {split}: labels are named {feature.names}; needed is {task.labels}, in this order")
+    if task.is_regression:
+        low, high = task.label_range
+        bad = [i for i, v in enumerate(labels) if v is None or not math.isfinite(v) or not low <= v <= high]
+        allowed = f"numbers from {low:g} to {high:g}"
+    else:
+        bad = [i for i, v in enumerate(labels) if not isinstance(v, int) or not 0 <= v < len(task.labels)]
+        allowed = f"0 to {len(task.labels) - 1}"
+    if bad:
+        raise QgoftError(
+            f"{task.full_name}, split {split}: label {labels[bad[0]]} in row {bad[0]} ({len(bad)} such rows); allowed are {allowed}; correct the data"
+        )
+
+
+def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, list[int]]]:
+    """Token ids of every row, cut to `max_length`, not padded; with the label under `labels`."""
+    texts = [list(rows[column]) for column in task.columns]
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    names = [name for name in tokenizer.model_input_names if name in encoded]
+    return [
+        {**{name: encoded[name][i] for name in names}, "labels": label} for i, label in enumerate(rows["label"])
+    ]

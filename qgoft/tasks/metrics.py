@@ -1,0 +1,66 @@
+"""Metrics as `evaluate` classes that need no network: the arithmetic is that of scikit-learn and scipy. All in percent."""
+
+from collections.abc import Callable, Sequence
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+
+def _correlation(function: Callable[..., tuple[float, float]], predictions: np.ndarray, references: np.ndarray) -> float | None:
+    """Undefined, not zero, where one side is constant."""
+    if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return None
+    return 100 * float(function(predictions, references)[0])
+
+
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
+    "accuracy": lambda p, r: 100 * float(accuracy_score(r, p)),
+    "f1": lambda p, r: 100 * float(f1_score(r, p, zero_division=0)),
+    "matthews": lambda p, r: 100 * float(matthews_corrcoef(r, p)),
+    "pearson": lambda p, r: _correlation(pearsonr, p, r),
+    "spearman": lambda p, r: _correlation(spearmanr, p, r),
+}
+HIGHER_IS_BETTER = True  # of every metric here
+
+
+class Scores(evaluate.Metric):
+    """Several scores of one set of predictions. `pearson_spearman` is the mean of the two (GLUE's "averaged correlation")."""
+
+    def __init__(self, names: Sequence[str], *, is_regression: bool = False):
+        self.names = tuple(names)
+        self.number = "float64" if is_regression else "int64"
+        super().__init__(keep_in_memory=True, experiment_id="qgoft")
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Scores of a GLUE task, in percent.",
+            citation="Wang et al. (2019), GLUE",
+            inputs_description="predictions and references: class numbers, or scores of a regression",
+            features=datasets.Features({"predictions": datasets.Value(self.number), "references": datasets.Value(self.number)}),
+        )
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float | None]:
+        p, r = np.asarray(predictions), np.asarray(references)
+        values: dict[str, float | None] = {}
+        for name in self.names:
+            if name == "pearson_spearman":
+                parts = [SCORES["pearson"](p, r), SCORES["spearman"](p, r)]
+                values[name] = None if None in parts else sum(parts) / 2  # type: ignore[arg-type]
+            else:
+                values[name] = SCORES[name](p, r)
+        return values
+
+
+def standard_error(name: str, predictions: np.ndarray, references: np.ndarray, *, draws: int = 1000, seed: int = 0) -> float | None:
+    """Standard error of a score over the items, in percentage points: by resampling the items with replacement."""
+    rng = np.random.default_rng(seed)
+    metric = SCORES[name]
+    values = []
+    for _ in range(draws):
+        rows = rng.integers(0, len(references), len(references))
+        values.append(metric(predictions[rows], references[rows]))
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None

@@ -1,0 +1,161 @@
+"""From settings to files on disk, with their checksum: generated rows, a directory, or the hub. No torch."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from qgoft.errors import QgoftError
+from qgoft.settings import DataSettings, ModelSettings, TaskSettings
+
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The parquet files of each split, and what a record says about them."""
+
+    source: str  # pocket, directory, or the hub's repository
+    revision: str | None
+    fingerprint: str
+    files: dict[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A folder in the hub's format, and what a record says about it."""
+
+    source: str
+    revision: str | None
+    sha256: str
+    folder: Path
+
+
+def split_names(task: TaskSettings, splits: str) -> list[str]:
+    """Splits that a run reads, train first. MNLI has two validation sets."""
+    sets = ("_matched", "_mismatched") if task.name == "mnli" else ("",)
+    names = ["train", *(f"validation{s}" for s in sets)]
+    if splits == "test":
+        names += [f"test{s}" for s in sets]
+    return names
+
+
+def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
+    """Locate (and if need be generate or download) the rows of a task.
+
+    Args:
+        splits: names of the splits that are needed (`split_names`).
+
+    Raises:
+        QgoftError: they cannot be had; the message says what is missing and what to do.
+    """
+    if data.source == "pocket" and data.root is None:
+        from qgoft.pocket.data import pocket_files
+
+        folder, source, revision = pocket_files(task.suite, task.name), "pocket", None
+    elif data.root is not None:
+        folder, source, revision = _directory(task, Path(data.root)), "directory", None
+    else:
+        patterns = [f"{task.config}/*.parquet", "README.md"]
+        snapshot = _download(task.hub, "dataset", data.revision, patterns)
+        folder, source, revision = snapshot / task.config, task.hub, snapshot.name
+        if not folder.is_dir():
+            raise QgoftError(f"{task.hub} at {revision} has no folder {task.config} of parquet files; set data.root to a directory instead")
+    files = {split: _split_files(folder, split, task) for split in splits}
+    digest = hashlib.sha256()
+    for split in splits:
+        for path in files[split]:
+            digest.update(f"{split} {file_sha256(path)}\n".encode())
+    return DataFiles(source, revision, digest.hexdigest(), files)
+
+
+def _directory(task: TaskSettings, root: Path) -> Path:
+    candidates = [root / task.suite / task.config, root / task.config]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise QgoftError(
+        f"data.root={root} has no {task.suite}/{task.config} folder; needed is <root>/{task.suite}/{task.config}/<split>.parquet "
+        "(docs/data.md gives the layout)"
+    )
+
+
+def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ...]:
+    found = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-[0-9]*.parquet")])
+    if not found:
+        present = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
+        raise QgoftError(f"{task.full_name} needs split {split}, but {folder.name} holds {present}; complete the data or set data.root")
+    return tuple(found)
+
+
+def _download(repository: str, kind: str, revision: str, patterns: list[str]) -> Path:
+    """A snapshot of a repository of the hub; its folder is named after the resolved revision."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = f"{kind} {repository} at revision {revision}"
+    try:
+        folder = huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns)
+    except errors.GatedRepoError as error:
+        raise QgoftError(f"{where} is gated: ask for access on its page, then log in with `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise QgoftError(f"{where} does not exist or is private; check the name, log in, or set a local directory instead") from error
+    except errors.RevisionNotFoundError as error:
+        raise QgoftError(f"{where}: there is no such revision; use main or a commit of that repository") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise QgoftError(
+            f"{where} is not on this machine and the hub cannot be reached; run `make fetch` where there is a network, "
+            "or set data.root / model.path to a local directory"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise QgoftError(f"downloading {where} failed ({type(error).__name__}: {error}); run the same command again to resume") from error
+    return Path(folder)
+
+
+def find_model(model: ModelSettings) -> ModelFiles:
+    """Locate (and if need be download) the weights of a backbone.
+
+    Raises:
+        QgoftError: they cannot be had; the message says what is missing and what to do.
+    """
+    if model.path is not None:
+        folder, source, revision = Path(model.path), "directory", None
+        if not (folder / "config.json").is_file():
+            raise QgoftError(f"model.path={folder} holds no config.json; give a directory in the format of save_pretrained")
+    elif model.source == "pocket":
+        from qgoft.pocket.weights import weights_folder
+
+        folder, source, revision = weights_folder(model.name), "pocket", None
+    elif model.hub is not None:
+        folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, "*.safetensors"])
+        if not list(folder.glob("*.safetensors")):
+            folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, "pytorch_model*.bin"])
+        source, revision = model.hub, folder.name
+    else:
+        raise QgoftError(f"model {model.name} has neither a hub name nor a directory; set model.path")
+    return ModelFiles(source, revision, weights_sha256(folder), folder)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Checksum of the weights: of the one file, or of the list of the checksums of the parts.
+
+    Raises:
+        QgoftError: there are no weights.
+    """
+    parts = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not parts:
+        raise QgoftError(f"{folder} holds neither *.safetensors nor pytorch_model*.bin; the download is incomplete or the directory is wrong")
+    sums = [file_sha256(part) for part in parts]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file; kept while path, size and time of change stay the same."""
+    status = path.stat()
+    return _file_sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _file_sha256(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

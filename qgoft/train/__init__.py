@@ -1,0 +1,1 @@
+"""Training: `run` makes one record out of settings; `fit` is the loop."""

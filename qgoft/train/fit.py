@@ -1,0 +1,100 @@
+"""The loop, on a page."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from qgoft.methods import Adapted
+from qgoft.settings import RunSettings
+from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
+from qgoft.tuners import orthogonality_penalty
+
+Log = Callable[[dict[str, Any]], None]
+
+
+class Diverged(ArithmeticError):
+    """Loss or gradient is no longer finite."""
+
+
+@dataclass
+class Fitted:
+    """What a finished loop says about itself. `seconds` is training alone, without the evaluations."""
+
+    steps: int
+    seconds: float
+    best_step: int | None = None
+    best_score: float | None = None
+    scores: list[tuple[int, float | None]] = field(default_factory=list)
+
+
+def fit(
+    adapted: Adapted, loader: DataLoader, settings: RunSettings, accelerator: Accelerator, choose: Callable[[], float | None] | None, log: Log
+) -> Fitted:
+    """Train `adapted.model` in place. Where `choose` scores it, the model ends with the weights of its best score, else with the last.
+
+    Raises:
+        Diverged: at the first loss or gradient norm that is not finite.
+    """
+    optim = settings.optim
+    total, per_epoch = count_steps(settings.train, len(loader))
+    looks = evaluation_steps(settings.train, total, per_epoch) if choose else set()
+    optimizer = build_optimizer(adapted, optim)
+    schedule = build_schedule(optimizer, optim, total)
+    model, optimizer, loader = accelerator.prepare(adapted.model, optimizer, loader)
+    trained = [p for p in adapted.model.parameters() if p.requires_grad]
+    fitted, best, epoch = Fitted(0, 0.0), None, 0
+    clock = time.perf_counter()
+    model.train()
+    while fitted.steps < total:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                penalty = orthogonality_penalty(adapted.model) if settings.method.penalty else loss.new_zeros(())
+                accelerator.backward(loss + settings.method.penalty * penalty)
+                norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
+                _stop_unless_finite(loss, norm, fitted.steps + 1)
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    schedule.step()
+                    fitted.steps += 1
+                    if adapted.after_step:
+                        adapted.after_step(adapted.model, fitted.steps)
+                optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+            lr = schedule.get_last_lr()[0]
+            log({"step": fitted.steps, "total": total, "loss": loss.item(), "penalty": penalty.item(), "norm": float(norm), "lr": lr})
+            if fitted.steps in looks:
+                fitted.seconds += time.perf_counter() - clock
+                score = choose()
+                fitted.scores.append((fitted.steps, score))
+                log({"step": fitted.steps, "total": total, "score": score})
+                if score is not None and (fitted.best_score is None or score > fitted.best_score):
+                    fitted.best_step, fitted.best_score = fitted.steps, score
+                    best = [p.detach().clone() for p in trained]
+                clock = time.perf_counter()
+            if fitted.steps >= total:
+                break
+        epoch += 1
+    fitted.seconds += time.perf_counter() - clock
+    if best is not None:
+        with torch.no_grad():
+            for parameter, value in zip(trained, best, strict=True):
+                parameter.copy_(value)
+    return fitted
+
+
+def _stop_unless_finite(loss: Tensor, norm: Tensor | None, step: int) -> None:
+    if not math.isfinite(loss.item()):
+        raise Diverged(f"the loss is {loss.item()} at step {step}")
+    if norm is not None and not math.isfinite(float(norm)):
+        raise Diverged(f"the norm of the gradient is {float(norm)} at step {step}")

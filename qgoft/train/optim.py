@@ -1,0 +1,45 @@
+"""Optimiser, schedule, and the step at which things happen."""
+
+import math
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from qgoft.methods import Adapted
+from qgoft.settings import OptimSettings, TrainSettings
+
+
+def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]:
+    """Optimiser steps of the whole run and of one epoch. With epochs and max_steps both set, the earlier end counts."""
+    per_epoch = math.ceil(batches_per_epoch / train.accumulation)
+    limits = []
+    if train.epochs is not None:
+        limits.append(math.ceil(train.epochs * per_epoch))
+    if train.max_steps is not None:
+        limits.append(train.max_steps)
+    return min(limits), per_epoch
+
+
+def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[int]:
+    """Steps after which the choosing part is scored; always the last one too."""
+    if train.evaluations is None:
+        return {*range(per_epoch, total + 1, per_epoch), total}
+    return {round(total * (k + 1) / train.evaluations) for k in range(train.evaluations)} | {total}
+
+
+def build_optimizer(adapted: Adapted, optim: OptimSettings) -> Optimizer:
+    """AdamW with two learning rates: the method's and the head's."""
+    head, body = [], []
+    for name, parameter in adapted.model.named_parameters():
+        if parameter.requires_grad:
+            (head if name in adapted.head_names else body).append(parameter)
+    groups = [{"params": body, "lr": optim.lr}, {"params": head, "lr": optim.head_lr}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=optim.weight_decay)
+
+
+def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LRScheduler:
+    warmup = math.ceil(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
+    name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=min(warmup, total), num_training_steps=total)

@@ -1,0 +1,113 @@
+"""What a run tells while it runs: a bar or a line for people, JSON lines always, wandb where asked."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from qgoft.settings import RunSettings
+
+# Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
+HISTORY_LINES = 100
+
+
+def run_name(settings: RunSettings) -> str:
+    method, variant = settings.method.name, settings.method.variant
+    full = method if variant == method else f"{method}@{variant}"
+    return f"{settings.task.full_name:<11} {full}{' (random)' if settings.model.init == 'random' else ''}"
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one line per evaluation and at the end."""
+
+    def __init__(self, settings: RunSettings, position: int):
+        self.settings, self.position = settings, position
+        self.is_terminal = sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        self.score: float | None = None
+        self.started = time.perf_counter()
+
+    def step(self, step: int, total: int, loss: float) -> None:
+        if not self.is_terminal:
+            return
+        if self.bar is None:
+            form = "{desc}  {bar:24}  step {n_fmt}/{total_fmt}  {postfix}  {remaining} left"
+            self.bar = tqdm(
+                total=total, desc=run_name(self.settings), position=self.position, leave=False, bar_format=form, ascii=" -#", mininterval=0.5
+            )
+        score = "" if self.score is None else f"  {self.settings.task.primary} {self.score:.1f}"
+        self.bar.set_postfix_str(f"loss {loss:.3f}{score}", refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def evaluated(self, step: int, total: int, score: float | None) -> None:
+        self.score = score
+        if not self.is_terminal:
+            shown = "undefined" if score is None else f"{score:.2f}"
+            passed = time.perf_counter() - self.started
+            left = passed / step * (total - step)
+            self.say(f"{run_name(self.settings)}  step {step}/{total}  {self.settings.task.primary} {shown}  {left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Tracker:
+    """Passes what `fit` logs to the bar, to history.jsonl and to wandb. Only the main process tells."""
+
+    def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress):
+        self.settings, self.progress = settings, progress
+        self.is_main = accelerator.is_main_process
+        self.file = open(folder / "history.jsonl", "w") if self.is_main else None  # noqa: SIM115 - closed in close()
+        self.wandb = _start_wandb(settings, folder) if self.is_main and settings.wandb.mode != "disabled" else None
+
+    def log(self, line: dict[str, Any]) -> None:
+        if not self.is_main or self.file is None:
+            return
+        step, total = line["step"], line["total"]
+        is_score = "score" in line
+        if is_score:
+            self.progress.evaluated(step, total, line["score"])
+        else:
+            self.progress.step(step, total, line["loss"])
+        if is_score or step == total or step % max(1, total // HISTORY_LINES) == 0:
+            kept = {name: value for name, value in line.items() if name != "total"}
+            self.file.write(json.dumps(kept) + "\n")
+            if self.wandb is not None:
+                self.wandb.log({name: value for name, value in kept.items() if name != "step"}, step=step)
+
+    def close(self) -> None:
+        self.progress.close()
+        if self.file is not None:
+            self.file.close()
+
+    def finish(self, record: dict[str, Any]) -> None:
+        if not self.is_main:
+            return
+        if record["status"] == "done":
+            value = record["metrics"][record["primary"]]["value"]
+            text = f"{record['primary']} {value:.2f}  {record['cost']['seconds']:.1f} s"
+        else:
+            text = f"{record['status']}: {record['reason']}"
+        self.progress.say(f"{run_name(self.settings)}  seed {record['seed']}  {text}")
+        if self.wandb is not None:
+            self.wandb.summary.update({"status": record["status"], **{n: m["value"] for n, m in record["metrics"].items()}})
+            self.wandb.finish()
+
+
+def _start_wandb(settings: RunSettings, folder: Path) -> Any:
+    """Offline needs no key and asks nothing. The settings that are sent hold no path and no secret."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    name = f"{settings.task.full_name} {settings.method.name}@{settings.method.variant} seed {settings.seed}"
+    config = {"protocol": settings.protocol, "task": settings.task.full_name, "method": settings.method.name, "seed": settings.seed}
+    return wandb.init(project=settings.wandb.project, name=name, mode=settings.wandb.mode, dir=str(folder), config=config)

@@ -1,0 +1,301 @@
+"""One run: settings in, record out."""
+
+import dataclasses
+import errno
+import gzip
+import json
+import random
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding
+
+from qgoft import records
+from qgoft.errors import QgoftError
+from qgoft.ledger import Identity, identify, world_size
+from qgoft.methods import Adapted, apply_method
+from qgoft.models import load_classifier, load_tokenizer
+from qgoft.settings import RunSettings
+from qgoft.tasks.glue import Parts, load_parts, tokenize
+from qgoft.tasks.metrics import HIGHER_IS_BETTER
+from qgoft.train.evaluate import Outcome, combine, predict, score
+from qgoft.train.fit import Diverged, Fitted, fit
+from qgoft.train.memory import peak_memory, reset_peak_memory
+from qgoft.train.optim import count_steps
+from qgoft.train.progress import Progress, Tracker
+from qgoft.tuners import orthogonality_error, orthogonality_penalty
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
+
+
+@dataclasses.dataclass
+class Prepared:
+    """Everything loaded and checked; from here on a failure leaves a record."""
+
+    settings: RunSettings
+    identity: Identity
+    parts: Parts
+    adapted: Adapted
+    collate: DataCollatorWithPadding
+    rows: dict[str, list]  # train, choose, and report:<set>
+    accelerator: Accelerator
+
+
+def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
+    """Do one run, or return its record where it is done already.
+
+    Args:
+        position: line of the progress bar, where several runs share a terminal.
+
+    Raises:
+        QgoftError: the input is wrong; nothing was recorded. Anything that goes wrong later is in the record's status and reason.
+    """
+    with _disk_errors(settings):
+        identity = identify(settings)
+        known = identity.read()
+        if known is not None and known["status"] == "done":
+            return known
+        identity.folder.mkdir(parents=True, exist_ok=True)
+        prepared = prepare(settings, identity)
+        record = _run_prepared(prepared, position)
+        if prepared.accelerator.is_main_process:
+            records.write_record(identity.folder, record)
+        return record
+
+
+def prepare(settings: RunSettings, identity: Identity) -> Prepared:
+    """Load rows, weights and method, and check that they fit.
+
+    Raises:
+        QgoftError: something does not fit.
+    """
+    accelerator = build_accelerator(settings)
+    set_seed(settings.seed)
+    parts = load_parts(settings, identity.data)
+    tokenizer = load_tokenizer(identity.model.folder)
+    model = load_classifier(settings, identity.model.folder)
+    task, length = settings.task, settings.train.max_length
+    rows = {"train": tokenize(task, parts.train, tokenizer, length)}
+    if parts.choose is not None:
+        rows["choose"] = tokenize(task, parts.choose, tokenizer, length)
+    for name, part in parts.report.items():
+        rows[f"report:{name}"] = tokenize(task, part, tokenizer, length)
+    if settings.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    per_process = _batch_per_process(settings, accelerator)
+    total, _ = count_steps(settings.train, -(-len(rows["train"]) // (per_process * accelerator.num_processes)))
+    adapted = apply_method(model, settings.model, settings.method, total_steps=total)
+    return Prepared(settings, identity, parts, adapted, DataCollatorWithPadding(tokenizer), rows, accelerator)
+
+
+def build_accelerator(settings: RunSettings) -> Accelerator:
+    """On a CPU it must be said, or several processes would each look for a device."""
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=settings.train.precision,
+        gradient_accumulation_steps=settings.train.accumulation,
+    )
+
+
+def _batch_per_process(settings: RunSettings, accelerator: Accelerator) -> int:
+    size, processes = settings.train.batch_size, accelerator.num_processes
+    if size % processes:
+        raise QgoftError(f"train.batch_size={size} cannot be divided among {processes} processes; change train.batch_size or NPROC")
+    return size // processes
+
+
+def train_loader(prepared: Prepared) -> DataLoader:
+    """Shuffled by the run's seed."""
+    generator = torch.Generator().manual_seed(prepared.settings.seed)
+    size = _batch_per_process(prepared.settings, prepared.accelerator)
+    return DataLoader(prepared.rows["train"], batch_size=size, shuffle=True, collate_fn=prepared.collate, generator=generator)
+
+
+def evaluate_part(prepared: Prepared, name: str) -> Outcome:
+    """Predictions and scores on one part: choose, or report:<set>."""
+    task, rows = prepared.settings.task, prepared.rows[name]
+    size = prepared.settings.train.eval_batch_size
+    predictions = predict(prepared.adapted.model, rows, prepared.collate, prepared.accelerator, size, is_regression=task.is_regression)
+    return score(task, predictions, [row["labels"] for row in rows])
+
+
+def report_parts(prepared: Prepared) -> dict[str, Outcome]:
+    return {name.removeprefix("report:"): evaluate_part(prepared, name) for name in prepared.rows if name.startswith("report:")}
+
+
+def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
+    """Scores the part that the selection rule looks at; None for `last`."""
+    task, part = prepared.settings.task, MODE_OF_SCORES[prepared.settings.selection]
+    if part is None:
+        return None
+    if part == "report":
+        return lambda: combine(task, report_parts(prepared))[task.primary][0]
+    # The choosing part of MNLI is one set, which its accuracy scores, whatever the reported metric is called.
+    metric = task.primary if task.primary in task.metrics else task.metrics[0]
+    return lambda: evaluate_part(prepared, "choose").scores[metric]
+
+
+def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
+    settings, folder = prepared.settings, prepared.identity.folder
+    started = _now()
+    fitted, outcomes, status, reason = None, {}, "done", None
+    tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position))
+    reset_peak_memory()
+    try:
+        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), tracker.log)
+        outcomes = report_parts(prepared)
+        if prepared.accelerator.is_main_process:
+            save_adapter(prepared, folder / "adapter")
+            _write_predictions(folder / "predictions.jsonl.gz", prepared, outcomes)
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        status, reason = "oom", _one_line(error)
+    except KeyboardInterrupt:
+        status, reason = "interrupted", "stopped from the keyboard"
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        status, reason = "failed", _one_line(error)
+        traceback.print_exc()
+    except Exception as error:  # the record must say what happened, whatever it was
+        status, reason = "failed", _one_line(error)
+        traceback.print_exc()
+    finally:
+        tracker.close()
+    metrics = combine(settings.task, outcomes) if outcomes else {}
+    if status == "done" and metrics[settings.task.primary][0] is None:
+        status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
+    record = _record(prepared, started, fitted, metrics, status, reason)
+    tracker.finish(record)
+    return record
+
+
+def _record(
+    prepared: Prepared, started: str, fitted: Fitted | None, metrics: dict[str, tuple[float | None, int]], status: str, reason: str | None
+) -> dict[str, Any]:
+    settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
+    seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
+    is_free = settings.method.name.startswith("qgoft")
+    examples = steps * settings.train.batch_size * settings.train.accumulation if steps else None
+    data, model = identity.data, identity.model
+    return {
+        "schema": records.SCHEMA,
+        "key": identity.key,
+        "protocol": settings.protocol,
+        "suite": settings.task.suite,
+        "task": settings.task.name,
+        "task_version": settings.task.version,
+        "method": settings.method.name,
+        "variant": settings.method.variant,
+        "model": settings.model.name,
+        "seed": settings.seed,
+        "status": status,
+        "reason": reason,
+        "primary": settings.task.primary,
+        "metrics": {name: {"value": value, "higher_is_better": HIGHER_IS_BETTER, "n": n} for name, (value, n) in metrics.items()},
+        "selection": settings.selection,
+        "params": {"trainable": adapted.trainable, "head": adapted.head, "total": adapted.total},
+        "cost": {
+            "seconds": seconds,
+            "steps": steps,
+            "seconds_per_step": seconds / steps if seconds and steps else None,
+            "examples_per_second": examples / seconds if seconds and examples else None,
+            "peak_memory_bytes": peak_memory(),
+        },
+        "orthogonality": {
+            "max_error": orthogonality_error(adapted.model) if fitted else None,
+            "penalty": orthogonality_penalty(adapted.model).item() if fitted and is_free else None,
+        },
+        "started": started,
+        "finished": _now(),
+        "settings": _public_settings(settings),
+        "provenance": {
+            **records.code_provenance(REPOSITORY),
+            "packages": records.package_versions(),
+            "hardware": records.hardware(device=_device_name(), threads=torch.get_num_threads(), processes=world_size()),
+            "data": {
+                "source": data.source,
+                "revision": data.revision,
+                "fingerprint": data.fingerprint,
+                "rows": prepared.parts.rows,
+                "subset": prepared.parts.is_subset,
+            },
+            "model": {"source": model.source, "revision": model.revision, "sha256": model.sha256},
+        },
+    }
+
+
+def _public_settings(settings: RunSettings) -> dict[str, Any]:
+    """The settings without paths of this machine: what a path held is stated by its checksum."""
+    data = dataclasses.asdict(settings)
+    data["results"]["root"] = None
+    data["data"]["root"] = "directory" if settings.data.root else None
+    data["model"]["path"] = "directory" if settings.model.path else None
+    return data
+
+
+def save_adapter(prepared: Prepared, folder: Path) -> None:
+    """What was trained: peft's own format, or the freed parameters as safetensors. Never pickle."""
+    adapted = prepared.adapted
+    folder.mkdir(parents=True, exist_ok=True)
+    if adapted.is_peft:
+        adapted.model.save_pretrained(folder)
+        # peft writes where the base model lay on this machine; the record states its checksum instead.
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text())
+        config["base_model_name_or_path"] = prepared.settings.model.hub or prepared.settings.model.name
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        trained = {name: p.detach().contiguous().cpu() for name, p in adapted.model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "trained.safetensors")
+
+
+def _write_predictions(path: Path, prepared: Prepared, outcomes: dict[str, Outcome]) -> None:
+    with gzip.GzipFile(path, "wb", mtime=0) as raw:
+        for name, outcome in outcomes.items():
+            part = prepared.parts.report[name]
+            index = part["idx"] if "idx" in part.column_names else range(len(part))
+            for i, prediction, label in zip(index, outcome.predictions, outcome.labels, strict=True):
+                line = {"set": name, "idx": i, "prediction": prediction, "label": label}
+                raw.write((json.dumps(line) + "\n").encode())
+
+
+class _disk_errors:  # noqa: N801 - reads as the statement it is
+    """A full disk is one line, not a traceback."""
+
+    def __init__(self, settings: RunSettings):
+        self.root = settings.results.root
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise QgoftError(
+                f"cannot write below results.root={self.root}: {error.strerror}; free space or set results.root to another folder"
+            ) from error
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,93 @@
+"""From the command line and configs/ to `RunSettings`: the only code that knows Hydra. Mistakes come out as one line."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qgoft.errors import QgoftError, choose
+from qgoft.settings import RunSettings, settings_from_dict
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": "", "debug": ""}
+
+
+def choices(group: str) -> list[str]:
+    """Names of the files of a config group, with their folders: glue/cola."""
+    folder = CONFIGS / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def check_choice(group: str, value: str) -> None:
+    """Refuse a name that is not in a config group.
+
+    Raises:
+        QgoftError: naming what is allowed.
+    """
+    variable = GROUPS[group]
+    choose(group, value, choices(group), f"change {variable} or {group}=" if variable else f"change {group}=")
+
+
+def gap(protocol: str, task: str, method: str) -> str | None:
+    """Why a cell does not exist (configs/gaps.yaml), or None where it does."""
+    listed = yaml.safe_load((CONFIGS / "gaps.yaml").read_text()).get(protocol, {"tasks": {}, "methods": {}})
+    return listed["tasks"].get(task) or listed["methods"].get(method)
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Check the group choices among the overrides, of sweeps too, before Hydra meets them.
+
+    Raises:
+        QgoftError: an unknown name, or a cell that does not exist.
+    """
+    chosen = {"protocol": ["pocket"], "task": ["glue/cola"], "method": ["qgoft"]}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name in GROUPS and value not in ("null", ""):
+            chosen[name] = value.split(",")
+            for item in chosen[name]:
+                check_choice(name, item)
+    for protocol, task, method in itertools.product(chosen["protocol"], chosen["task"], chosen["method"]):
+        reason = gap(protocol, task, method)
+        if reason:
+            raise QgoftError(f"protocol {protocol} has no recipe for method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
+
+
+def compose_settings(overrides: list[str]) -> RunSettings:
+    """Compose configs/train.yaml with overrides, as the command line does.
+
+    Raises:
+        QgoftError: it does not compose, or a value is wrong.
+    """
+    check_overrides(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            return settings_of(compose("train", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise QgoftError(f"the settings do not compose: {error}; see configs/train.yaml for the names") from error
+
+
+def settings_of(config: DictConfig) -> RunSettings:
+    """The part of a composed configuration that is a run, resolved.
+
+    Raises:
+        QgoftError: a value is missing, unknown or of the wrong type.
+    """
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise QgoftError(f"a setting cannot be resolved: {error}") from error
+    data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "recipe", "protocol", "task")}
+    data["protocol"] = resolved["protocol"]["name"]
+    task = dict(resolved["task"])
+    rows = {"pocket": task.pop("pocket_rows"), "official": task.pop("official_rows")}
+    task.pop("kind")
+    data["task"] = {**task, "rows": rows["pocket" if resolved["data"]["source"] == "pocket" else "official"]}
+    return settings_from_dict(data)

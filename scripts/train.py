@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""One run, or with -m a sweep: python scripts/train.py task=glue/mrpc method=qgoft protocol=goft_icml24 seed=1"""
+
+import sys
+from typing import Any
+
+import hydra
+from _settings import check_overrides, compose_settings, settings_of
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from qgoft.errors import QgoftError
+from qgoft.settings import RunSettings
+
+
+def train(settings: RunSettings, position: int = 0) -> dict[str, Any]:
+    """Run it; torch is imported here, so that mistakes in the settings are told at once."""
+    from qgoft.train.quiet import quiet_libraries
+    from qgoft.train.run import run
+
+    quiet_libraries()
+
+    return run(settings, position=position)
+
+
+class JobFailed(HydraException):
+    """One job of a sweep failed; the others go on, and the exit code is 1 in the end."""
+
+
+@hydra.main(version_base=None, config_path="../configs", config_name="train")
+def sweep_job(config: DictConfig) -> str:
+    hydra_config = HydraConfig.get()
+    jobs = OmegaConf.select(hydra_config, "launcher.n_jobs") or 1
+    number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else 0
+    try:
+        record = train(settings_of(config), position=number % max(1, jobs))
+    except QgoftError as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        raise JobFailed(str(error)) from None
+    if record["status"] != "done":
+        raise JobFailed(f"{record['status']}: {record['reason']}")
+    return record["key"]
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        check_overrides(arguments)
+        if any(argument.startswith("-") for argument in arguments):
+            sweep_job()
+            return 0
+        record = train(compose_settings(arguments))
+    except QgoftError as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        return 2
+    return 0 if record["status"] == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

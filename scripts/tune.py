@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Choose the learning rates that no paper prints, and write them into configs/recipe.
+
+    python scripts/tune.py pocket                    all methods, six rates each, on cola, rte and stsb at seed 0
+    python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
+
+Every method gets the same ratios around its stated centre (configs/tuning.yaml). A rate is judged by the best score on the choosing
+part alone; the reported part is not read. Finished trials are kept in results/tuning/<protocol>.jsonl and not repeated.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import yaml
+from _settings import CONFIGS, compose_settings
+
+from qgoft.errors import QgoftError
+
+
+def format_rate(rate: float) -> str:
+    """1.0e-3: the spelling that every YAML reader takes for a number."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def plan(protocol: str, methods: list[str] | None) -> tuple[list[tuple[str, float, str]], dict]:
+    spec = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())[protocol]
+    chosen = methods or list(spec["centres"])
+    trials = [
+        (method, float(format_rate(spec["centres"][method] * ratio)), task)
+        for method in chosen
+        for ratio in spec["ratios"]
+        for task in spec["tasks"]
+    ]
+    return trials, spec
+
+
+def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
+    """Train once and return the best score on the choosing part, or null where it diverged."""
+    protocol, method, rate, task, overrides = job
+    import torch
+
+    torch.set_num_threads(1)
+    from qgoft.ledger import identify
+    from qgoft.train.fit import Diverged, fit
+    from qgoft.train.quiet import quiet_libraries
+    from qgoft.train.run import chooser, prepare, train_loader
+
+    quiet_libraries()
+    words = [f"protocol={protocol}", f"method={method}", f"task=glue/{task}", f"optim.lr={rate}", "seed=0", *overrides]
+    settings = compose_settings(words)
+    prepared = prepare(settings, identify(settings))
+    try:
+        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), lambda line: None)
+        score = fitted.best_score
+    except Diverged:
+        score = None
+    variant = settings.method.variant
+    return {"method": method, "variant": variant, "task": task, "lr": rate, "score": score, "overrides": [o for o in overrides if "=/" not in o and "root" not in o and "path" not in o]}
+
+
+def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
+    """Per method the rate with the highest mean over the tasks; a rate that diverged anywhere is out."""
+    scores: dict[tuple[str, float], dict[str, float | None]] = defaultdict(dict)
+    for line in lines:
+        scores[line["method"], line["lr"]][line["task"]] = line["score"]
+    best: dict[str, tuple[float, float]] = {}
+    for (method, rate), by_task in scores.items():
+        values = [by_task.get(task) for task in tasks]
+        if any(value is None for value in values):
+            continue
+        mean = sum(values) / len(values)
+        if method not in best or mean > best[method][0]:
+            best[method] = (mean, rate)
+    return {method: rate for method, (_, rate) in best.items()}
+
+
+def write_recipe(protocol: str, method: str, rate: float) -> None:
+    path = CONFIGS / "recipe" / protocol / f"{method}.yaml"
+    path.write_text(re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", path.read_text()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("protocol")
+    parser.add_argument("--methods", type=lambda text: text.split(","))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, default=Path("results/tuning"))
+    parser.add_argument("-o", "--override", action="append", default=[])
+    arguments = parser.parse_args()
+    trials, spec = plan(arguments.protocol, arguments.methods)
+    path = arguments.results / f"{arguments.protocol}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(line["method"], line["lr"], line["task"]) for line in lines}
+    overrides = [*spec.get("overrides", []), *arguments.override]
+    jobs = [(arguments.protocol, *t, overrides) for t in trials if t not in done]
+    print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
+        for line in pool.imap_unordered(trial, jobs):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            lines.append(line)
+            print(f"{line['method']:<10} {line['task']:<5} lr {line['lr']:<8} {line['score']}", flush=True)
+    for method, rate in choose_rates(lines, spec["tasks"]).items():
+        write_recipe(arguments.protocol, method, rate)
+        print(f"{method}: lr {format_rate(rate)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QgoftError as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)
