@@ -11,7 +11,13 @@ Number = (int, float)
 Kind = type | tuple[type, ...]
 
 # name -> (type, may be null). A dict stands for a nested object with exactly these names.
-_METRIC: dict[str, tuple[Kind, bool]] = {"value": (Number, True), "higher_is_better": (bool, False), "n": (int, False)}
+_METRIC: dict[str, tuple[Kind, bool]] = {
+    "value": (Number, True),
+    "higher_is_better": (bool, False),
+    "n": (int, False),
+    "standard_error": (Number, True),  # over the items, in the unit of the value
+    "majority": (Number, True),  # the same metric for always answering the commonest training label
+}
 _FIELDS: dict[str, tuple[Kind, bool]] = {
     "schema": (int, False),
     "key": (str, False),

@@ -44,23 +44,33 @@ class Scores(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float | None]:
         p, r = np.asarray(predictions), np.asarray(references)
-        values: dict[str, float | None] = {}
-        for name in self.names:
-            if name == "pearson_spearman":
-                parts = [SCORES["pearson"](p, r), SCORES["spearman"](p, r)]
-                values[name] = None if None in parts else sum(parts) / 2  # type: ignore[arg-type]
-            else:
-                values[name] = SCORES[name](p, r)
-        return values
+        return {name: compute_score(name, p, r) for name in self.names}
 
 
-def standard_error(name: str, predictions: np.ndarray, references: np.ndarray, *, draws: int = 1000, seed: int = 0) -> float | None:
-    """Standard error of a score over the items, in percentage points: by resampling the items with replacement."""
-    rng = np.random.default_rng(seed)
-    metric = SCORES[name]
-    values = []
-    for _ in range(draws):
-        rows = rng.integers(0, len(references), len(references))
-        values.append(metric(predictions[rows], references[rows]))
+def compute_score(name: str, predictions: np.ndarray, references: np.ndarray) -> float | None:
+    """One score, in percent; None where it is undefined."""
+    if name == "pearson_spearman":
+        pearson, spearman = (SCORES[part](predictions, references) for part in ("pearson", "spearman"))
+        return None if pearson is None or spearman is None else (pearson + spearman) / 2
+    return SCORES[name](predictions, references)
+
+
+def standard_error(name: str, predictions: Sequence[float], references: Sequence[float], *, draws: int = 300) -> float | None:
+    """Standard error of a score over the items, in percentage points: exact for accuracy, else by resampling items (seed 0)."""
+    p, r = np.asarray(predictions), np.asarray(references)
+    if name == "accuracy":
+        share = float((p == r).mean())
+        return 100 * float(np.sqrt(share * (1 - share) / len(r)))
+    rng = np.random.default_rng(0)
+    values = [compute_score(name, p[rows], r[rows]) for rows in rng.integers(0, len(r), (draws, len(r)))]
     known = [value for value in values if value is not None]
     return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def majority_score(name: str, references: Sequence[float], train_labels: Sequence[float], *, is_regression: bool) -> float | None:
+    """Score of always answering the commonest training label; None for correlations, which are undefined for a constant."""
+    if is_regression:
+        return None
+    labels, counts = np.unique(np.asarray(train_labels), return_counts=True)
+    constant = np.full(len(references), labels[counts.argmax()])
+    return compute_score(name, constant, np.asarray(references))

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from qgoft.errors import QgoftError
+from qgoft.pocket.data import pocket_files, pocket_fingerprint
+from qgoft.pocket.weights import weights_folder
 from qgoft.settings import DataSettings, ModelSettings, TaskSettings
 
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
@@ -49,9 +51,8 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     Raises:
         QgoftError: they cannot be had; the message says what is missing and what to do.
     """
-    if data.source == "pocket" and data.root is None:
-        from qgoft.pocket.data import pocket_files
-
+    is_pocket = data.source == "pocket" and data.root is None
+    if is_pocket:
         folder, source, revision = pocket_files(task.suite, task.name), "pocket", None
     elif data.root is not None:
         folder, source, revision = _directory(task, Path(data.root)), "directory", None
@@ -62,6 +63,8 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
         if not folder.is_dir():
             raise QgoftError(f"{task.hub} at {revision} has no folder {task.config} of parquet files; set data.root to a directory instead")
     files = {split: _split_files(folder, split, task) for split in splits}
+    if is_pocket:
+        return DataFiles(source, revision, pocket_fingerprint(folder), files)
     digest = hashlib.sha256()
     for split in splits:
         for path in files[split]:
@@ -123,8 +126,6 @@ def find_model(model: ModelSettings) -> ModelFiles:
         if not (folder / "config.json").is_file():
             raise QgoftError(f"model.path={folder} holds no config.json; give a directory in the format of save_pretrained")
     elif model.source == "pocket":
-        from qgoft.pocket.weights import weights_folder
-
         folder, source, revision = weights_folder(model.name), "pocket", None
     elif model.hub is not None:
         folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, "*.safetensors"])

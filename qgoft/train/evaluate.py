@@ -1,5 +1,6 @@
 """Predictions and scores of a classifier on tokenised rows."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
 from qgoft.settings import TaskSettings
-from qgoft.tasks.metrics import Scores
+from qgoft.tasks.metrics import Scores, majority_score, standard_error
 
 Rows = list[dict[str, list[int]]]
 
@@ -53,16 +54,41 @@ def score(task: TaskSettings, predictions: list[float], labels: list[float]) -> 
     return Outcome(predictions, labels, metric.compute(predictions=predictions, references=labels))
 
 
-def combine(task: TaskSettings, outcomes: dict[str, Outcome]) -> dict[str, tuple[float | None, int]]:
-    """Metric -> (value, number of items). With several sets (MNLI) each has its own, `<metric>_<set>`, beside the mean of the sets."""
-    if len(outcomes) == 1 and "" in outcomes:
-        only = outcomes[""]
-        return {name: (value, len(only.labels)) for name, value in only.scores.items()}
-    values: dict[str, tuple[float | None, int]] = {}
+@dataclass(frozen=True)
+class Measured:
+    """One metric over all reported items. The control is the score of always answering the commonest training label."""
+
+    value: float | None
+    n: int
+    standard_error: float | None
+    majority: float | None
+
+
+def combine(task: TaskSettings, outcomes: dict[str, Outcome], train_labels: list[float]) -> dict[str, Measured]:
+    """Metric -> what was measured. With several sets (MNLI) each has its own, `<metric>_<set>`, beside the mean of the sets."""
+    found: dict[str, Measured] = {}
     for name in task.metrics:
-        parts = [(outcome.scores[name], len(outcome.labels)) for outcome in outcomes.values()]
-        known = [value for value, _ in parts if value is not None]
-        values[name] = (sum(known) / len(known) if len(known) == len(parts) else None, sum(n for _, n in parts))
-        for label, outcome in outcomes.items():
-            values[f"{name}_{label}"] = (outcome.scores[name], len(outcome.labels))
-    return values
+        parts = [_measure(task, name, outcome, train_labels) for outcome in outcomes.values()]
+        for label, part in zip(outcomes, parts, strict=True):
+            if label:
+                found[f"{name}_{label}"] = part
+        found[name] = parts[0] if len(parts) == 1 else _mean(parts)
+    return found
+
+
+def _measure(task: TaskSettings, name: str, outcome: Outcome, train_labels: list[float]) -> Measured:
+    error = standard_error(name, outcome.predictions, outcome.labels)
+    majority = majority_score(name, outcome.labels, train_labels, is_regression=task.is_regression)
+    return Measured(outcome.scores[name], len(outcome.labels), error, majority)
+
+
+def _mean(parts: list[Measured]) -> Measured:
+    """Mean of independent sets."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(values) if len(known) == len(values) else None
+
+    errors = [part.standard_error for part in parts]
+    error = None if None in errors else math.hypot(*(e for e in errors if e is not None)) / len(parts)
+    return Measured(mean([p.value for p in parts]), sum(p.n for p in parts), error, mean([p.majority for p in parts]))

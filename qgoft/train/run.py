@@ -28,7 +28,7 @@ from qgoft.models import load_classifier, load_tokenizer
 from qgoft.settings import RunSettings
 from qgoft.tasks.glue import Parts, load_parts, tokenize
 from qgoft.tasks.metrics import HIGHER_IS_BETTER
-from qgoft.train.evaluate import Outcome, combine, predict, score
+from qgoft.train.evaluate import Measured, Outcome, combine, predict, score
 from qgoft.train.fit import Diverged, Fitted, fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
@@ -134,13 +134,17 @@ def report_parts(prepared: Prepared) -> dict[str, Outcome]:
     return {name.removeprefix("report:"): evaluate_part(prepared, name) for name in prepared.rows if name.startswith("report:")}
 
 
+def measure_report(prepared: Prepared, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    return combine(prepared.settings.task, outcomes, prepared.parts.train["label"])
+
+
 def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
     """Scores the part that the selection rule looks at; None for `last`."""
     task, part = prepared.settings.task, MODE_OF_SCORES[prepared.settings.selection]
     if part is None:
         return None
     if part == "report":
-        return lambda: combine(task, report_parts(prepared))[task.primary][0]
+        return lambda: measure_report(prepared, report_parts(prepared))[task.primary].value
     # The choosing part of MNLI is one set, which its accuracy scores, whatever the reported metric is called.
     metric = task.primary if task.primary in task.metrics else task.metrics[0]
     return lambda: evaluate_part(prepared, "choose").scores[metric]
@@ -174,8 +178,8 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
         traceback.print_exc()
     finally:
         tracker.close()
-    metrics = combine(settings.task, outcomes) if outcomes else {}
-    if status == "done" and metrics[settings.task.primary][0] is None:
+    metrics = measure_report(prepared, outcomes) if outcomes else {}
+    if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
     record = _record(prepared, started, fitted, metrics, status, reason)
     tracker.finish(record)
@@ -183,7 +187,7 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
 
 
 def _record(
-    prepared: Prepared, started: str, fitted: Fitted | None, metrics: dict[str, tuple[float | None, int]], status: str, reason: str | None
+    prepared: Prepared, started: str, fitted: Fitted | None, metrics: dict[str, Measured], status: str, reason: str | None
 ) -> dict[str, Any]:
     settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
     seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
@@ -204,7 +208,7 @@ def _record(
         "status": status,
         "reason": reason,
         "primary": settings.task.primary,
-        "metrics": {name: {"value": value, "higher_is_better": HIGHER_IS_BETTER, "n": n} for name, (value, n) in metrics.items()},
+        "metrics": {name: {**dataclasses.asdict(m), "higher_is_better": HIGHER_IS_BETTER} for name, m in metrics.items()},
         "selection": settings.selection,
         "params": {"trainable": adapted.trainable, "head": adapted.head, "total": adapted.total},
         "cost": {

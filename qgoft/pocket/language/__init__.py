@@ -1,0 +1,1 @@
+"""A small world in about six hundred words: events are objects that are realised as text, so every label follows from meaning."""

@@ -1,0 +1,1 @@
+"""Records -> tables. Never torch, so that tables rebuild on any laptop."""
