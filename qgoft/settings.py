@@ -199,6 +199,12 @@ def settings_from_dict(data: dict[str, Any]) -> RunSettings:
     return built
 
 
+def settings_from_record(record: dict[str, Any]) -> RunSettings:
+    """The settings that a record was made with; places are not among them."""
+    data = {**record["settings"], "results": {}, "wandb": {}}
+    return settings_from_dict(data)
+
+
 def _build(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise QgoftError(f"{where or 'settings'} is {data!r}; a group of settings is needed")

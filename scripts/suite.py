@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Plan and run a suite, then print its table: what `make glue` and `make table1` call.
+
+    python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from _settings import CONFIGS, check_choice, choices, compose_settings, gap
+
+from qgoft.errors import QgoftError
+from qgoft.ledger import Identity, identify
+from qgoft.records import RecordError, read_records
+from qgoft.report.glue import Record, Row, build_table, row_label
+from qgoft.settings import RunSettings, settings_from_record, settings_in_key
+
+SCRIPTS = Path(__file__).resolve().parent
+REPOSITORY = SCRIPTS.parent
+# Seconds of one run where no record tells: only the embedded protocol has a known size.
+TYPICAL_SECONDS = {"pocket": 12}
+# Rows that say what the others are worth, from the committed records.
+CONTROLS = [("linear", "pretrained"), ("lora", "random")]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the plan: its words on Hydra's command line, and what they resolve to."""
+
+    words: tuple[str, ...]
+    settings: RunSettings
+
+    @property
+    def where(self) -> str:
+        return f"{self.settings.task.full_name} {self.settings.method.name} seed {self.settings.seed}"
+
+
+def split_list(text: str) -> list[str]:
+    return [item for item in text.split(",") if item]
+
+
+def method_words(name: str) -> list[str]:
+    """lora@r2 -> method=lora method.variant=r2"""
+    method, at, variant = name.partition("@")
+    check_choice("method", method)
+    return [f"method={method}", *([f"method.variant={variant}"] if at else [])]
+
+
+def plan(arguments: argparse.Namespace) -> list[Cell]:
+    """Every run that was asked for.
+
+    Raises:
+        QgoftError: a name is unknown, or a cell does not exist.
+    """
+    check_choice("protocol", arguments.protocol)
+    suite = arguments.suite
+    known = [name.removeprefix(f"{suite}/") for name in choices("task") if name.startswith(f"{suite}/")]
+    tasks = split_list(arguments.tasks) or [task for task in known if not gap(arguments.protocol, f"{suite}/{task}", "")]
+    common = [f"protocol={arguments.protocol}"]
+    if arguments.model:
+        check_choice("model", arguments.model)
+        common.append(f"model={arguments.model}")
+    if arguments.data:
+        common.append(f"data.root={arguments.data}")
+    common += arguments.overrides
+    cells = []
+    for method in split_list(arguments.method):
+        for task in tasks:
+            task = task.removeprefix(f"{suite}/")
+            if task not in known:
+                raise QgoftError(f"unknown task {task!r} of suite {suite}; allowed are {', '.join(known)}; change TASKS")
+            cells += compose_cells((*common, f"task={suite}/{task}", *method_words(method)), split_list(arguments.seeds))
+    return cells
+
+
+def compose_cells(words: tuple[str, ...], seeds: list[str]) -> list[Cell]:
+    """One cell per seed; composing takes a tenth of a second, so it is done once."""
+    for seed in seeds:
+        if not seed.isdigit():
+            raise QgoftError(f"seed {seed!r} is no number; SEEDS is a list such as 0,1,2")
+    settings = compose_settings(list(words))
+    return [Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed))) for seed in seeds]
+
+
+def announce(cells: list[Cell], done: int, records: list[Record], jobs: int, protocol: str) -> None:
+    known: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record["protocol"] == protocol and record["cost"]["seconds"]:
+            known[record["method"]].append(record["cost"]["seconds"])
+    seconds = 0.0
+    for cell in cells:
+        times = known.get(cell.settings.method.name) or [s for v in known.values() for s in v]
+        seconds += sum(times) / len(times) if times else TYPICAL_SECONDS.get(protocol, float("nan"))
+    left = seconds * (len(cells) - done) / max(1, len(cells)) / jobs
+    if done == len(cells):
+        forecast = "nothing left to do"
+    elif left != left:  # not a number: nothing is known about this protocol yet
+        forecast = f"on {jobs} process{'es' if jobs > 1 else ''}; how long is not known yet"
+    else:
+        forecast = f"about {int(left) // 60} min {int(left) % 60:02d} s on {jobs} process{'es' if jobs > 1 else ''}"
+    suite = cells[0].settings.task.suite.upper()
+    print(f"{suite}, protocol {protocol}: {len(cells)} runs planned, {done} done, {forecast}", flush=True)
+
+
+def launch(pending: list[Cell], arguments: argparse.Namespace) -> int:
+    """Run what is left: one process per sweep, so that Hydra's launchers do the rest. Returns the number of failed commands."""
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for cell in pending:
+        shared = tuple(word for word in cell.words if not word.startswith(("task=", "seed=")))
+        task, seed = (next(w.partition("=")[2] for w in cell.words if w.startswith(f"{name}=")) for name in ("task", "seed"))
+        groups[shared][task].append(seed)
+    if arguments.nproc > 1:
+        return sum(_torchrun(cell, arguments.nproc) != 0 for cell in pending)
+    failed = 0
+    for shared, tasks in groups.items():
+        by_seeds: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for task, seeds in tasks.items():
+            by_seeds[tuple(seeds)].append(task)
+        for seeds, names in by_seeds.items():
+            jobs = min(arguments.jobs, len(seeds) * len(names))
+            launcher = arguments.launcher or ("joblib" if jobs > 1 else "basic")
+            words = ["-m", *shared, f"task={','.join(names)}", f"seed={','.join(seeds)}", f"hydra/launcher={launcher}"]
+            if launcher == "joblib":
+                words += [f"hydra.launcher.n_jobs={jobs}", "hydra.launcher.verbose=0"]
+            failed += _call([sys.executable, str(SCRIPTS / "train.py"), *words]) != 0
+            if failed and arguments.failfast:
+                return failed
+    return failed
+
+
+def _torchrun(cell: Cell, processes: int) -> int:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return _call([*command, str(SCRIPTS / "train.py"), *cell.words])
+
+
+def _call(command: list[str]) -> int:
+    return subprocess.run(command, check=False).returncode
+
+
+def matching(records: list[Record], cell: Cell) -> Record | None:
+    """The newest done record made with exactly these settings, whatever its data and weights were."""
+    wanted = settings_in_key(cell.settings)
+    found = [r for r in records if r["status"] == "done" and settings_in_key(settings_from_record(r)) == wanted]
+    return max(found, key=lambda record: record["finished"]) if found else None
+
+
+def collect_rows(cells: list[Cell], records: list[Record], *, is_context: bool = False) -> list[Row]:
+    """Rows of the table, in the order of the plan."""
+    rows: dict[str, Row] = {}
+    for cell in cells:
+        record = matching(records, cell)
+        method = cell.settings.method
+        name = method.name if method.name == method.variant else f"{method.name}@{method.variant}"
+        label = f"random + {name}" if cell.settings.model.init == "random" else name
+        row = rows.setdefault(label, Row(label, {}, is_context))
+        if record:
+            assert row_label(record) == label
+            row.records.setdefault(cell.settings.task.name, []).append(record)
+    return [row for row in rows.values() if row.records or not is_context]
+
+
+def control_rows(arguments: argparse.Namespace, shown: set[str], methods: list[str]) -> list[Row]:
+    """Controls of the embedded protocol from results/measured: the head alone, and the same methods on a random backbone."""
+    if arguments.protocol != "pocket" or arguments.model:
+        return []
+    measured = read_records(REPOSITORY / "results" / "measured")
+    wanted = [*CONTROLS, *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
+    cells = []
+    for method, init in wanted:
+        model = ["model=pocket_deberta_random"] if init == "random" else []
+        for task in choices("task"):
+            seeds = [str(seed) for seed in protocol_seeds("pocket")]
+            cells += compose_cells(("protocol=pocket", f"task={task}", f"method={method}", *model), seeds)
+    return [row for row in collect_rows(cells, measured, is_context=True) if row.label not in shown]
+
+
+def protocol_seeds(protocol: str) -> list[int]:
+    return yaml.safe_load((CONFIGS / "protocol" / f"{protocol}.yaml").read_text())["seeds"]
+
+
+def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) -> None:
+    records = read_records(root / arguments.records)
+    rows = collect_rows(cells, records)
+    rows += control_rows(arguments, {row.label for row in rows}, split_list(arguments.method))
+    table = build_table(arguments.protocol, rows)
+    paths = table.write(root / "tables")
+    print()
+    print(table.terminal())
+    shown = f"{paths[0].parent}/{paths[0].stem}.{{{','.join(path.suffix[1:] for path in paths)}}}"
+    print(f"{shown}   {root}/{arguments.records}/*/record.json")
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=sorted({name.partition("/")[0] for name in choices("task")}))
+    parser.add_argument("--method", default="qgoft", help="comma list; name or name@variant")
+    parser.add_argument("--tasks", default="", help="comma list, without the suite; default all")
+    parser.add_argument("--seeds", default="", help="comma list; default 0, or the protocol's with --all-seeds")
+    parser.add_argument("--all-seeds", action="store_true")
+    parser.add_argument("--protocol", default="pocket")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--data", default="", help="directory instead of the hub")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--launcher", default="")
+    parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--records", default="runs", choices=["runs", "measured"])
+    parser.add_argument("--action", default="run", choices=["run", "table", "status", "fetch"])
+    parser.add_argument("--failfast", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="any further Hydra overrides")
+    arguments = parser.parse_intermixed_args(words)
+    if not arguments.seeds:
+        check_choice("protocol", arguments.protocol)
+        arguments.seeds = ",".join(map(str, protocol_seeds(arguments.protocol))) if arguments.all_seeds else "0"
+    return arguments
+
+
+def show_status(cells: list[Cell], identities: list[Identity]) -> None:
+    for cell, identity in zip(cells, identities, strict=True):
+        record = identity.read()
+        state = "missing" if record is None else record["status"] + (f": {record['reason']}" if record["reason"] else "")
+        print(f"{cell.where:<34} {identity.key[:12]}  {state}")
+
+
+def show_fetched(cells: list[Cell], identities: list[Identity]) -> None:
+    seen: dict[str, int] = {}
+    for identity in identities:
+        paths = [path for parts in identity.data.files.values() for path in parts]
+        seen[f"data {identity.data.source} {paths[0].parent.name}"] = sum(path.stat().st_size for path in paths)
+        seen[f"model {identity.model.source}"] = sum(path.stat().st_size for path in identity.model.folder.iterdir() if path.is_file())
+    for name, size in seen.items():
+        print(f"{name:<44} {size / 1e6:10.1f} MB on this machine")
+
+
+def main(words: list[str]) -> int:
+    arguments = parse(words)
+    cells = plan(arguments)
+    root = Path(cells[0].settings.results.root)
+    if arguments.action == "table" or arguments.records == "measured":
+        print_table(arguments, cells, root)
+        return 0
+    identities = [identify(cell.settings) for cell in cells]
+    if arguments.action == "status":
+        show_status(cells, identities)
+        return 0
+    if arguments.action == "fetch":
+        show_fetched(cells, identities)
+        return 0
+    pending = [cell for cell, identity in zip(cells, identities, strict=True) if not identity.is_done]
+    records = read_records(root / "runs") if (root / "runs").is_dir() else []
+    jobs = max(1, min(arguments.jobs, len(pending) or 1))
+    announce(cells, len(cells) - len(pending), records, jobs, arguments.protocol)
+    if pending:
+        launch(pending, arguments)
+    missing = [cell for cell, identity in zip(cells, identities, strict=True) if not identity.is_done]
+    print_table(arguments, cells, root)
+    for cell in missing:
+        record = identities[cells.index(cell)].read()
+        print(f"qgoft: {cell.where} is not done: {record['reason'] if record else 'it left no record; see above'}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (QgoftError, RecordError) as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)
