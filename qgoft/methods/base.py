@@ -158,10 +158,10 @@ def _wrap(
     assert method.count is not None
     shapes = list(targets.values())
     total = sum(p.numel() for p in model.parameters())
-    config = method.config(values, Context(shapes, total_steps, settings.options))
-    config.target_modules = set(targets)
-    config.modules_to_save = list(spec.head)
     try:
+        config = method.config(values, Context(shapes, total_steps, settings.options))
+        config.target_modules = set(targets)
+        config.modules_to_save = list(spec.head)
         wrapped = peft.get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error

@@ -42,6 +42,11 @@ class GoftModel(BaseTuner):
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """peft's own version copies `weight` and `bias` onto what replaces a layer. That is needless here, since the base layer itself is
+        kept, and fails when peft puts back a saved module that has no weight of its own, such as DeBERTa's pooler."""
+        setattr(parent, child_name, new_module)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
         """Hand `adapter_names` of a mixed batch to every adapted layer while one forward or generate runs."""

@@ -1,0 +1,178 @@
+"""Every method on the embedded encoder: the promise holds, it starts at the base model where it should, and it trains."""
+
+import dataclasses
+
+import pytest
+import torch
+from _settings import choices, compose_settings
+from torch import nn
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+from qgoft.errors import QgoftError
+from qgoft.methods import apply_method
+from qgoft.methods.base import REGISTRY, Method, find_targets, parse_variant, register
+from qgoft.models import load_classifier
+from qgoft.pocket.weights import weights_folder
+
+METHODS = sorted(REGISTRY)
+# d and n of the six linear layers of one block of DeBERTaV3-base, and of ViT-B/16's query and value, as (n, d).
+DEBERTA = 12 * [(768, 768), (768, 768), (768, 768), (768, 768), (3072, 768), (768, 3072)]
+VIT_QUERY_VALUE = 24 * [(768, 768)]
+
+
+def build(method, *words, total_steps=20):
+    settings = compose_settings([f"method={method}", "task=glue/rte", *words])
+    torch.manual_seed(0)
+    model = load_classifier(settings, weights_folder("pocket-deberta")).eval()
+    return model, apply_method(model, settings.model, settings.method, total_steps=total_steps)
+
+
+def ids():
+    return torch.randint(7, 500, (4, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "shapes", "expected"),
+    [
+        ("lora", "r2", DEBERTA, 331_776),
+        ("lora", "r8", DEBERTA, 1_327_104),
+        ("goft", "goft", DEBERTA, 82_872),
+        ("goft_star", "goft_star", DEBERTA, 165_816),
+        ("qgoft", "qgoft", DEBERTA, 331_488),
+        ("oft_v2", "b32", DEBERTA, 1_285_632),
+        ("oft", "b4", DEBERTA, 124_416),
+        ("boft", "b8m2", DEBERTA, 1_410_048),
+        ("psoft", "r46", DEBERTA, 81_144),
+        ("dora", "r8", DEBERTA, 1_410_048),
+        ("hra", "r8", DEBERTA, 663_552),
+        ("goft", "goft", VIT_QUERY_VALUE, 18_408),
+        ("qgoft", "qgoft", VIT_QUERY_VALUE, 73_632),
+        ("lora", "r8", VIT_QUERY_VALUE, 294_912),
+    ],
+)
+def test_promised_counts_on_the_papers_shapes(method, variant, shapes, expected):
+    entry = REGISTRY[method]
+    assert entry.count(shapes, parse_variant(entry, variant)) == expected
+
+
+def test_bitfit_on_deberta_v3_base():
+    """Every bias but pooler and head: 102,912 (GOFT, table 1 prints 0.1M). Shapes alone: no weights are made."""
+    with torch.device("meta"):
+        model = DebertaV2ForSequenceClassification(
+            DebertaV2Config(vocab_size=128100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
+                            pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0, pooler_hidden_size=768)
+        )  # fmt: skip
+    spec = compose_settings(["protocol=goft_icml24", "method=bitfit"])
+    adapted = apply_method(model, spec.model, spec.method, total_steps=1)
+    assert adapted.trainable == 102_912
+    assert len(find_targets(model, spec.model.targets["all_linear"])) == 72
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_builds_with_its_promised_count_and_trains(method):
+    _, adapted = build(method)
+    assert adapted.head == sum(p.numel() for n, p in adapted.model.named_parameters() if n in adapted.head_names)
+    assert adapted.head > 0
+    free = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in free.values()) == adapted.trainable + adapted.head
+    before = {n: p.detach().clone() for n, p in adapted.model.named_parameters()}
+    optimizer = torch.optim.AdamW(free.values(), 1e-2)
+    adapted.model.train()
+    # Twice: LoRA's A moves only once B has left zero.
+    for step in (1, 2):
+        adapted.model(input_ids=ids(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+        optimizer.step()
+        if adapted.after_step:
+            adapted.after_step(adapted.model, step)
+        optimizer.zero_grad()
+    moved = {n for n, p in adapted.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved <= set(free)
+    assert (moved - adapted.head_names != set()) == (method != "linear")
+    assert moved & adapted.head_names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_starts_at_the_pretrained_model(method):
+    settings = compose_settings(["method=full", "task=glue/rte"])
+    torch.manual_seed(0)
+    expected = load_classifier(settings, weights_folder("pocket-deberta")).eval()(input_ids=ids()).logits
+    _, adapted = build(method)
+    got = adapted.model.eval()(input_ids=ids()).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
+
+
+def test_boft_keeps_its_factors_without_an_extension():
+    _, adapted = build("boft")
+    sizes = {p.shape[0] for n, p in adapted.model.named_parameters() if "boft_R" in n}
+    assert sizes == {2}
+
+
+def test_boft_factors_multiply_to_an_orthogonal_matrix():
+    _, adapted = build("boft")
+    layer = next(m for m in adapted.model.modules() if hasattr(m, "boft_R"))
+    with torch.no_grad():
+        layer.boft_R["default"].normal_()
+    matrix, _ = layer.get_delta_weight("default")
+    assert (matrix.T @ matrix - torch.eye(len(matrix))).abs().max() < 1e-4
+    per_row = (matrix.abs() > 1e-9).sum(1)
+    assert per_row.max() > 8, "two factors reach beyond one block"
+
+
+def test_oft_is_exact_and_oft_v2_is_not():
+    errors = {}
+    for method in ("oft", "oft_v2"):
+        _, adapted = build(method, "method.variant=b32")
+        layer = next(m for m in adapted.model.modules() if hasattr(m, "oft_R"))
+        rotation = layer.oft_R["default"]
+        with torch.no_grad():
+            rotation.weight.normal_(std=0.1)
+            blocks = rotation._cayley_batch(rotation.weight, rotation.block_size, rotation.use_cayley_neumann, rotation.num_cayley_neumann_terms)
+        errors[method] = (blocks @ blocks.mT - torch.eye(32)).abs().max().item()
+    assert errors["oft"] < 1e-5 < 1e-2 < errors["oft_v2"]
+
+
+def test_a_broken_promise_is_an_error(monkeypatch):
+    entry = REGISTRY["lora"]
+    monkeypatch.setitem(REGISTRY, "lora", Method("lora", entry.letters, lambda shapes, values: 7, entry.config))
+    with pytest.raises(RuntimeError, match="promises 7 trainable parameters over 18 layers, but the built model has 41,472"):
+        build("lora")
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        ("lora", ["method.variant=b8"], r"needed is the form r<rank>"),
+        ("lora", ["method.variant=r0"], "at least 1"),
+        ("boft", ["method.variant=b8"], "b<block size>m<butterfly factors>"),
+        ("qgoft", ["method.variant=fast"], "needed is the form qgoft"),
+        ("oft", ["method.variant=b7"], "block size 7 does not divide"),
+        ("hra", ["method.variant=r3"], "odd"),
+        ("psoft", ["method.variant=r500"], "larger than the smallest width 96"),
+        ("qgoft", ["method.targets=everything"], "unknown choice of layers method.targets 'everything'; allowed are all_linear, query_value"),
+        ("qgoft", ["model=pocket_deberta", "model.targets.all_linear=nothing.*"], "no linear layer of this DebertaV2ForSequenceClassification matches"),
+    ],
+)
+def test_what_does_not_fit_is_told(method, words, message):
+    with pytest.raises(QgoftError, match=message):
+        build(method, *words)
+
+
+def test_a_head_that_is_not_there():
+    settings = compose_settings(["task=glue/rte"])
+    model = load_classifier(settings, weights_folder("pocket-deberta"))
+    with pytest.raises(QgoftError, match="no module named lm_head"):
+        apply_method(model, dataclasses.replace(settings.model, head=["lm_head"]), settings.method, total_steps=1)
+
+
+def test_names_are_taken_once():
+    with pytest.raises(ValueError, match="registered twice"):
+        register(Method("lora"))
+
+
+def test_each_method_is_one_entry_and_one_file():
+    assert choices("method") == METHODS
+
+
+def test_targets_are_linear_layers_only():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 5))
+    assert find_targets(model, ".*") == {"0": (4, 3), "2": (5, 4)}

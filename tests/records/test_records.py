@@ -1,0 +1,141 @@
+"""The record: validated, written last and whole, found again by its key."""
+
+import copy
+import json
+import os
+
+import pytest
+
+from qgoft import records
+from qgoft.records import RecordError
+
+RECORD = {
+    "schema": 1, "key": "a" * 64, "protocol": "pocket", "suite": "glue", "task": "cola", "task_version": 1, "method": "qgoft", "variant": "qgoft",
+    "model": "pocket-deberta", "seed": 0, "status": "done", "reason": None, "primary": "matthews",
+    "metrics": {"matthews": {"value": 66.3, "higher_is_better": True, "n": 2000, "standard_error": 1.5, "majority": 0.0}},
+    "selection": "best_validation", "params": {"trainable": 10296, "head": 9506, "total": 415612},
+    "cost": {"seconds": 11.9, "steps": 300, "seconds_per_step": 0.034, "examples_per_second": 941, "peak_memory_bytes": None},
+    "orthogonality": {"max_error": 0.03, "penalty": 0.0004}, "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:12+00:00",
+    "settings": {}, "provenance": {
+        "commit": None, "dirty": None, "packages": {}, "hardware": {},
+        "data": {"source": "pocket", "revision": None, "fingerprint": "f", "rows": {"train": 1000}, "subset": False},
+        "model": {"source": "pocket", "revision": None, "sha256": "s"}},
+}  # fmt: skip
+
+
+def changed(path, value):
+    record = copy.deepcopy(RECORD)
+    *names, last = path.split(".")
+    node = record
+    for name in names:
+        node = node[name]
+    if value is KeyError:
+        del node[last]
+    else:
+        node[last] = value
+    return record
+
+
+def test_a_whole_record_is_valid():
+    assert records.validate(copy.deepcopy(RECORD)) == RECORD
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seed", "0", "seed is '0'"),
+        ("seed", True, "seed is True"),
+        ("seed", KeyError, "seed is missing"),
+        ("extra", 1, "extra is unknown"),
+        ("status", "cancelled", "allowed are done, oom"),
+        ("status", "oom", "a reason is needed"),
+        ("schema", 2, "this version reads 1"),
+        ("key", "xyz", "SHA-256"),
+        ("cost.seconds", float("nan"), "write null"),
+        ("cost.seconds", KeyError, "cost.seconds is missing"),
+        ("metrics.matthews.value", None, "no value"),
+        ("metrics.matthews.n", None, "metrics.matthews.n"),
+        ("primary", "accuracy", "no value"),
+        ("started", "yesterday", "ISO 8601"),
+        ("provenance.data.subset", None, "provenance.data.subset"),
+        ("provenance.model.sha256", None, "provenance.model.sha256"),
+    ],
+)
+def test_what_is_not_whole_is_refused(path, value, message):
+    with pytest.raises(RecordError, match=message):
+        records.validate(changed(path, value))
+
+
+def test_written_and_read_back(tmp_path):
+    path = records.write_record(tmp_path / "run", copy.deepcopy(RECORD))
+    assert path.name == "record.json"
+    assert records.read_record(path) == RECORD
+    assert os.listdir(tmp_path / "run") == ["record.json"]
+
+
+def test_an_invalid_record_is_not_written(tmp_path):
+    with pytest.raises(RecordError):
+        records.write_record(tmp_path / "run", changed("seed", None))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failing_disk_leaves_nothing_half(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_record(tmp_path / "run", copy.deepcopy(RECORD))
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_broken_record_is_told_with_its_file(tmp_path):
+    records.write_record(tmp_path / "one", copy.deepcopy(RECORD))
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "record.json").write_text("{")
+    with pytest.raises(RecordError, match=r"two/record.json"):
+        records.read_records(tmp_path)
+
+
+def test_of_one_key_the_last_finished_counts(tmp_path):
+    records.write_record(tmp_path / "b", changed("finished", "2026-01-02T00:00:00+00:00"))
+    records.write_record(tmp_path / "c", copy.deepcopy(RECORD))
+    (only,) = records.read_records(tmp_path)
+    assert only["finished"].startswith("2026-01-02")
+
+
+def test_keys_tell_runs_apart_and_nothing_else():
+    base = {"settings": {"seed": 0, "lr": 0.001}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
+    key = records.compute_key(**base)
+    assert key == records.compute_key(**{**base, "settings": {"lr": 0.001, "seed": 0}})
+    others = [
+        {**base, "settings": {"seed": 1, "lr": 0.001}},
+        {**base, "world_size": 2},
+        {**base, "data_fingerprint": "e"},
+        {**base, "model_sha256": "n"},
+    ]
+    assert len({key, *(records.compute_key(**other) for other in others)}) == 5
+    assert len(key) == 64
+
+
+def test_the_results_version_takes_part_in_the_key(monkeypatch):
+    from qgoft.records import keys
+
+    base = {"settings": {}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
+    before = keys.compute_key(**base)
+    monkeypatch.setattr(keys, "RESULTS_VERSION", keys.RESULTS_VERSION + 1)
+    assert keys.compute_key(**base) != before
+
+
+def test_provenance_outside_a_repository_is_unknown(tmp_path, repository):
+    assert records.code_provenance(tmp_path) == {"commit": None, "dirty": None}
+    assert len(records.code_provenance(repository)["commit"]) == 40
+
+
+def test_committed_records_are_whole(repository):
+    found = records.read_records(repository / "results" / "measured")
+    assert found, "results/measured holds the records that the documents quote"
+    for record in found:
+        assert record["status"] == "done"
+        assert record["provenance"]["dirty"] is False
+        assert "/" not in json.dumps(record["settings"]["data"]).replace("pocket/", "")

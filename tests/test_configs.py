@@ -1,0 +1,128 @@
+"""Every (protocol, task, method) composes, or is listed with its reason."""
+
+import itertools
+import re
+
+import pytest
+import yaml
+from _settings import CONFIGS, choices, compose_settings, gap
+
+from qgoft.errors import QgoftError
+from qgoft.methods.base import REGISTRY, parse_variant
+
+PROTOCOLS = ["pocket", "small", "goft_icml24", "psoft_iclr26"]
+METHODS = """full linear bitfit lora dora pissa adalora oft oft_v2 boft hra psoft goft goft_star qgoft goft_v2 qgoft_v2""".split()
+
+
+def test_the_groups_hold_what_the_suite_promises():
+    assert choices("protocol") == sorted(PROTOCOLS)
+    assert choices("method") == sorted(METHODS) == sorted(REGISTRY)
+    assert choices("task") == sorted(f"glue/{t}" for t in "mnli sst2 cola qqp qnli rte mrpc stsb".split())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_cell_composes_or_has_a_reason(protocol):
+    for task, method in itertools.product(choices("task"), METHODS):
+        words = [f"protocol={protocol}", f"task={task}", f"method={method}"]
+        reason = gap(protocol, task, method)
+        if reason:
+            with pytest.raises(QgoftError, match="no recipe"):
+                compose_settings(words)
+            continue
+        settings = compose_settings(words)
+        assert settings.optim.lr > 0
+        parse_variant(REGISTRY[method], settings.method.variant)
+        assert (settings.method.penalty > 0) == method.startswith("qgoft")
+        assert settings.method.source
+
+
+def test_gaps_name_real_cells():
+    gaps = yaml.safe_load((CONFIGS / "gaps.yaml").read_text())
+    for protocol, listed in gaps.items():
+        assert protocol in PROTOCOLS
+        assert set(listed["tasks"]) <= set(choices("task"))
+        assert set(listed["methods"]) <= set(METHODS)
+        for method in listed["methods"]:
+            assert not (CONFIGS / "recipe" / protocol / f"{method}.yaml").exists(), f"{protocol}/{method} has a recipe and a reason why not"
+
+
+def test_goft_table_5_is_transcribed():
+    printed = {
+        "mnli": (6, 5e-4, 6e-4, 0.001, 256),
+        "sst2": (8, 8e-4, 8e-4, 0.01, 128),
+        "cola": (20, 1.6e-3, 8e-4, 0.05, 64),
+        "qqp": (5, 5e-4, 1.5e-3, 0.001, 320),
+        "qnli": (5, 1.2e-3, 1.2e-3, 0.001, 512),
+        "rte": (30, 2e-3, 2e-3, 0.05, 320),
+        "mrpc": (30, 8e-4, 1.2e-3, 0.01, 320),
+        "stsb": (20, 7e-4, 5e-4, 0.001, 128),
+    }
+    for task, (epochs, goft, qgoft, penalty, length) in printed.items():
+        words = ["protocol=goft_icml24", f"task=glue/{task}"]
+        one, two = compose_settings([*words, "method=goft"]), compose_settings([*words, "method=qgoft"])
+        assert (one.train.epochs, two.train.epochs) == (epochs, epochs)
+        assert (one.optim.lr, two.optim.lr, two.method.penalty) == (goft, qgoft, penalty)
+        assert one.train.batch_size == 32
+        assert one.train.max_length == length
+        assert one.optim.head_lr == one.optim.lr
+        assert (one.selection, one.splits) == ("last", "validation")
+        assert one.method.source == "table 5"
+
+
+def test_psoft_table_10_is_transcribed():
+    printed = {"cola": (64, 20, 6e-4), "stsb": (128, 20, 4e-4), "mrpc": (256, 30, 4e-4), "rte": (256, 30, 4e-4), "sst2": (128, 10, 2e-4), "qnli": (256, 5, 4e-4)}
+    for task, (length, epochs, lr) in printed.items():
+        s = compose_settings(["protocol=psoft_iclr26", f"task=glue/{task}", "method=psoft"])
+        assert (s.train.max_length, s.train.epochs, s.optim.lr, s.optim.head_lr, s.optim.warmup) == (length, epochs, lr, 5e-4, 0.1)
+        assert (s.splits, s.selection, s.method.variant) == ("halves", "best_validation", "r46")
+
+
+def test_published_values_beat_the_recipe_on_the_command_line():
+    s = compose_settings(["task=glue/rte", "method=qgoft", "optim.lr=0.5", "method.penalty=0.25", "train.epochs=2", "train.max_steps=null"])
+    assert (s.optim.lr, s.method.penalty, s.train.epochs, s.train.max_steps) == (0.5, 0.25, 2.0, None)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiments_compose_and_name_real_cells(experiment):
+    compose_settings([f"experiment={experiment}"])
+    params = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    protocol = experiment.partition("/")[0]
+    for task, method in itertools.product(params["task"].split(","), params["method"].split(",")):
+        assert gap(protocol, task, method) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=qgooft"], r"unknown method 'qgooft'; allowed are adalora, .*change METHOD"),
+        (["task=glue/wnli"], r"unknown task 'glue/wnli'; allowed are glue/cola, "),
+        (["protocol=paper"], r"unknown protocol 'paper'; allowed are goft_icml24, pocket"),
+        (["protocol=psoft_iclr26", "task=glue/mnli"], r"no recipe .* did not run it"),
+        (["protocol=goft_icml24", "method=dora"], r"no recipe for method dora"),
+        (["selection=best"], r"selection is 'best'; allowed are last"),
+        (["train.max_stepss=3"], r"do not compose.*max_stepss"),
+        (["train.max_steps=many"], r"train.max_steps is 'many' of type str; a int is needed"),
+        (["train.max_steps=0"], r"positive"),
+        (["train.max_steps=null"], r"neither train.epochs nor train.max_steps"),
+        (["protocol=goft_icml24", "selection=best_validation"], r"would choose on the reported rows"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    with pytest.raises(QgoftError, match=message) as caught:
+        compose_settings(words)
+    assert "\n" not in str(caught.value)
+
+
+def leaves(node):
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from leaves(child)
+    else:
+        yield node
+
+
+def test_recipes_hold_numbers_not_text():
+    """1e-3 is text to plain YAML readers; 1.0e-3 is a number."""
+    for path in CONFIGS.rglob("*.yaml"):
+        for value in leaves(yaml.safe_load(path.read_text())):
+            assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value)), f"{path.name}: {value}"

@@ -1,0 +1,85 @@
+"""Import directions, read from the sources: a reversed arrow fails here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "qgoft"
+# part -> the other parts of qgoft it may import. Everything may import errors, settings and its own part.
+ALLOWED = {
+    "ops": set(),
+    "tuners": {"ops"},
+    "methods": {"tuners"},
+    "models": set(),
+    "pocket": set(),
+    "records": set(),
+    "tasks": {"pocket"},
+    "ledger": {"records", "tasks"},
+    "train": {"tuners", "methods", "models", "tasks", "records", "ledger"},
+    "report": {"records"},
+    "bench": {"ops", "tuners", "methods", "records"},
+    "errors": set(),
+    "settings": set(),
+    "_after_import": set(),
+}
+EVERYBODY = {"errors", "settings"}
+# Third-party packages that a part must not see. `ops` needs torch alone; `records` the standard library alone.
+FORBIDDEN = {
+    "report": {"torch", "transformers", "peft", "datasets", "hydra", "omegaconf"},
+    "ledger": {"torch", "transformers", "peft", "hydra", "omegaconf"},
+}
+ONLY = {"ops": {"torch"}, "records": set(), "errors": set(), "settings": set()}
+STANDARD = set(__import__("sys").stdlib_module_names)
+
+
+def imports():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names = [f"{node.module}.{alias.name}" if node.module == "qgoft" else str(node.module) for alias in node.names]
+            else:
+                continue
+            for name in names:
+                yield path, part, name
+
+
+def test_every_part_is_listed():
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert parts <= set(ALLOWED)
+
+
+def test_directions_inside_the_package():
+    for path, part, name in imports():
+        words = name.split(".")
+        if words[0] == "qgoft" and len(words) > 1:
+            assert words[1] == part or words[1] in ALLOWED[part] | EVERYBODY, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_what_parts_may_need_from_outside():
+    for path, part, name in imports():
+        top = name.split(".")[0]
+        if top == "qgoft" or top in STANDARD:
+            continue
+        assert top not in FORBIDDEN.get(part, set()), f"{path.relative_to(PACKAGE)} imports {name}"
+        if part in ONLY:
+            assert top in ONLY[part], f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_only_scripts_know_hydra():
+    assert not [name for _, _, name in imports() if name.split(".")[0] in ("hydra", "omegaconf")]
+
+
+@pytest.mark.parametrize("module", ["qgoft.report.glue", "qgoft.records", "qgoft.settings"])
+def test_reports_run_without_torch(module):
+    import subprocess
+    import sys
+
+    program = f"import sys; sys.modules['torch'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

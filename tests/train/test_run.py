@@ -1,0 +1,287 @@
+"""Whole runs on the embedded benchmark, short: the record, the selection, resuming by key, and every way to fail."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import peft
+import pytest
+import torch
+from _settings import compose_settings
+from safetensors.torch import load_file
+
+from qgoft import records
+from qgoft.errors import QgoftError
+from qgoft.ledger import identify
+from qgoft.models import load_classifier
+from qgoft.train import run as run_module
+from qgoft.train.evaluate import predict
+from qgoft.train.fit import Diverged
+from qgoft.train.optim import count_steps, evaluation_steps
+from qgoft.train.run import evaluate_part, prepare, run
+
+SHORT = ["train.max_steps=6", "train.evaluations=2"]
+
+
+def settings(tmp_path, *words):
+    return compose_settings([f"results.root={tmp_path}", *SHORT, *words])
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("words", [("task=glue/cola",), ("task=glue/stsb", "method=goft"), ("task=glue/mnli", "method=linear")])
+def test_a_run_leaves_one_whole_record(tmp_path, words):
+    s = settings(tmp_path, *words)
+    record = run(s)
+    folder = identify(s).folder
+    assert records.read_record(folder / "record.json") == record
+    if record["status"] == "diverged":  # six steps may leave constant predictions; the record must then say so
+        assert "undefined" in record["reason"]
+        return
+    assert record["status"] == "done"
+    assert record["cost"]["steps"] == 6
+    assert record["metrics"][record["primary"]]["n"] == 2000
+    assert record["provenance"]["data"]["rows"]["train"] == 1000
+    assert record["provenance"]["data"]["subset"] is False
+    assert record["provenance"]["hardware"]["threads"] >= 1
+    lines = history(folder)
+    assert [line["step"] for line in lines if "score" in line] == [3, 6]
+    with gzip.open(folder / "predictions.jsonl.gz", "rt") as file:
+        predictions = [json.loads(line) for line in file]
+    assert len(predictions) == 2000
+    if s.task.name == "mnli":
+        assert {p["set"] for p in predictions} == {"matched", "mismatched"}
+        assert record["metrics"]["accuracy"]["n"] == 2000
+        assert record["metrics"]["accuracy_mismatched"]["n"] == 1000
+
+
+def test_a_done_run_is_not_repeated(tmp_path, monkeypatch):
+    s = settings(tmp_path)
+    first = run(s)
+    monkeypatch.setattr(run_module, "prepare", lambda *a: pytest.fail("was run again"))
+    assert run(s) == first
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path):
+    one, two = (run(settings(tmp_path / name)) for name in "ab")
+    assert one["metrics"] == two["metrics"]
+    assert one["key"] == two["key"]
+    other = run(settings(tmp_path / "a", "seed=1"))
+    assert other["key"] != one["key"]
+
+
+@pytest.mark.parametrize("method", ["qgoft", "lora"])
+def test_reloaded_and_merged_adapter_scores_as_the_run_did(tmp_path, method):
+    """The saved adapter, in a new model, unmerged and merged, gives the predictions of the record."""
+    s = settings(tmp_path, f"method={method}", "task=glue/rte")
+    run(s)
+    identity = identify(s)
+    with gzip.open(identity.folder / "predictions.jsonl.gz", "rt") as file:
+        recorded = [json.loads(line)["prediction"] for line in file]
+    prepared = prepare(s, identity)
+    model = peft.PeftModel.from_pretrained(load_classifier(s, identity.model.folder), identity.folder / "adapter").eval()
+    rows = prepared.rows["report:"]
+    assert predict(model, rows, prepared.collate, prepared.accelerator, 128, is_regression=False) == recorded
+    merged = model.merge_and_unload()
+    again = predict(merged, rows, prepared.collate, prepared.accelerator, 128, is_regression=False)
+    # Rounding may turn an item whose two logits are equal to seven digits; no more than that.
+    assert sum(a != b for a, b in zip(again, recorded, strict=True)) <= 2
+    assert "/" not in json.loads((identity.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_methods_without_an_adapter_keep_what_they_trained(tmp_path):
+    s = settings(tmp_path, "method=bitfit")
+    record = run(s)
+    saved = load_file(identify(s).folder / "adapter" / "trained.safetensors")
+    assert sum(t.numel() for t in saved.values()) == record["params"]["trainable"] + record["params"]["head"]
+
+
+def test_best_validation_keeps_the_best_weights(tmp_path, monkeypatch):
+    """The scores are made to fall: the model must end as it was at the first look."""
+    s = settings(tmp_path, "train.max_steps=4", "train.evaluations=4")
+    seen = []
+    fixed = iter([0.9, 0.8, 0.7, 0.6])
+
+    def score(prepared):
+        def look():
+            seen.append(torch.cat([p.detach().flatten() for p in prepared.adapted.model.parameters() if p.requires_grad]))
+            return next(fixed)
+
+        return look
+
+    monkeypatch.setattr(run_module, "chooser", score)
+    kept = {}
+    monkeypatch.setattr(run_module, "save_adapter", lambda prepared, folder: kept.update(prepared=prepared))
+    run(s)
+    final = torch.cat([p.detach().flatten() for p in kept["prepared"].adapted.model.parameters() if p.requires_grad])
+    assert torch.equal(final, seen[0])
+    assert not torch.equal(final, seen[3])
+
+
+def test_selection_last_looks_at_nothing(tmp_path):
+    s = settings(tmp_path, "selection=last")
+    run(s)
+    assert not [line for line in history(identify(s).folder) if "score" in line]
+
+
+def test_best_reported_takes_the_maximum_and_says_so(tmp_path):
+    s = settings(tmp_path, "selection=best_reported")
+    record = run(s)
+    scores = [line["score"] for line in history(identify(s).folder) if "score" in line]
+    assert record["selection"] == "best_reported"
+    known = [score for score in scores if score is not None]
+    assert record["metrics"]["matthews"]["value"] == pytest.approx(max(known))
+
+
+def test_penalty_is_weighed_and_pulls_the_blocks_back(tmp_path):
+    errors = {}
+    for penalty in (0.0, 10.0):
+        record = run(settings(tmp_path, "train.max_steps=12", "optim.lr=0.05", f"method.penalty={penalty}"))
+        errors[penalty] = record["orthogonality"]["penalty"]
+    assert errors[10.0] < errors[0.0] / 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path):
+    s = settings(tmp_path, "optim.lr=1.0e+18", "optim.head_lr=1.0e+18", "optim.clip=null", "optim.warmup=0")
+    record = run(s)
+    assert record["status"] == "diverged"
+    assert "step" in record["reason"] or "undefined" in record["reason"]
+    assert not identify(s).is_done
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(Diverged("the loss is nan at step 3"), "diverged"), (MemoryError("64 GB"), "oom"), (KeyboardInterrupt(), "interrupted"), (ZeroDivisionError("x"), "failed")],
+)
+def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, error, status):
+    s = settings(tmp_path)
+
+    def fail(*arguments):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "fit", fail)
+        record = run(s)
+    assert record["status"] == status
+    assert record["reason"]
+    assert record["metrics"] == {}
+    assert record["cost"]["steps"] is None
+    assert run(s)["status"] in ("done", "diverged")
+
+
+def test_a_full_disk_is_one_line_and_no_record(tmp_path, monkeypatch):
+    s = settings(tmp_path)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "save_adapter", full)
+    with pytest.raises(QgoftError, match=r"cannot write below results.root=.*No space left"):
+        run(s)
+    assert not (identify(s).folder / "record.json").exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    """An adapter or model for another base: shapes do not fit, and the message says which."""
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    other = DebertaV2ForSequenceClassification(DebertaV2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=600))
+    base = identify(settings(tmp_path)).model.folder
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text((base / "config.json").read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / name).write_text((base / name).read_text())
+    s = settings(tmp_path, f"model.path={tmp_path / 'other'}")
+    with pytest.raises(QgoftError, match="do not fill the backbone|cannot be read"):
+        run(s)
+
+
+def test_damaged_weights_are_one_line(tmp_path):
+    base = identify(settings(tmp_path)).model.folder
+    (tmp_path / "half").mkdir()
+    for path in base.iterdir():
+        data = path.read_bytes()
+        (tmp_path / "half" / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
+    with pytest.raises(QgoftError, match=r"cannot be read.*fetch them again"):
+        run(settings(tmp_path, f"model.path={tmp_path / 'half'}"))
+
+
+def test_random_backbone_is_another_model(tmp_path):
+    record = run(settings(tmp_path, "model=pocket_deberta_random", "task=glue/rte"))
+    assert record["model"] == "pocket-deberta-random"
+    assert record["settings"]["model"]["init"] == "random"
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    """Two halves of a batch, accumulated, step as the whole batch does (up to rounding; no dropout in the embedded encoder)."""
+    finals = []
+    for words in (("train.batch_size=32",), ("train.batch_size=16", "train.accumulation=2")):
+        s = settings(tmp_path, "train.max_steps=3", "selection=last", *words)
+        run(s)
+        finals.append(load_file(identify(s).folder / "adapter" / "adapter_model.safetensors"))
+    for name in finals[0]:
+        torch.testing.assert_close(finals[0][name], finals[1][name], rtol=0, atol=2e-3)
+
+
+def test_gradient_checkpointing_scores_alike(tmp_path):
+    values = [run(settings(tmp_path, f"train.gradient_checkpointing={flag}", "selection=last"))["metrics"] for flag in ("true", "false")]
+    assert values[0]["accuracy"]["value"] == pytest.approx(values[1]["accuracy"]["value"], abs=0.5)
+
+
+@pytest.mark.slow
+def test_bf16_trains(tmp_path):
+    assert run(settings(tmp_path, "train.precision=bf16"))["status"] in ("done", "diverged")
+
+
+@pytest.mark.slow
+def test_adalora_prunes(tmp_path):
+    s = settings(tmp_path, "method=adalora", "train.max_steps=30", "task=glue/rte")
+    record = run(s)
+    assert record["status"] == "done"
+
+
+def test_steps_and_looks():
+    train = compose_settings(["train.epochs=3", "train.max_steps=null", "train.evaluations=null", "train.accumulation=2"]).train
+    assert count_steps(train, 15) == (24, 8)
+    assert evaluation_steps(train, 24, 8) == {8, 16, 24}
+    short = compose_settings(["train.epochs=3", "train.max_steps=5", "train.evaluations=2"]).train
+    assert count_steps(short, 15) == (5, 15)
+    assert evaluation_steps(short, 5, 15) == {2, 5}
+
+
+def test_the_device_and_the_parts(tmp_path):
+    s = settings(tmp_path)
+    prepared = prepare(s, identify(s))
+    outcome = evaluate_part(prepared, "choose")
+    assert len(outcome.predictions) == 500
+    assert set(outcome.predictions) <= {0, 1}
+
+
+def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    s = settings(tmp_path, "wandb.mode=offline")
+    record = run(s)
+    assert record["status"] in ("done", "diverged")
+    folder = identify(s).folder
+    assert list(folder.glob("wandb/offline-run-*"))
+    assert "api_key" not in json.dumps(record)
+    assert history(folder)
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path, repository):
+    """torchrun with gloo: one record, written once, that says so; the batch is divided."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(repository / "scripts" / "train.py")]
+    words = [*SHORT, f"results.root={tmp_path}", "task=glue/rte"]
+    subprocess.run([*command, *words], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=repository)
+    (record,) = records.read_records(tmp_path)
+    assert record["provenance"]["hardware"]["processes"] == 2
+    assert record["metrics"]["accuracy"]["n"] == 2000
+    alone = run(settings(tmp_path, "task=glue/rte"))
+    assert alone["key"] != record["key"]
+    assert abs(alone["metrics"]["accuracy"]["value"] - record["metrics"]["accuracy"]["value"]) < 15
