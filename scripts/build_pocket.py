@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pretrain the embedded encoder anew, and check that its scores come back.
 
-    python scripts/build_pocket.py --check          trains into a scratch folder and compares with the shipped scores
-    python scripts/build_pocket.py --write          replaces the shipped weights
+python scripts/build_pocket.py --check          trains into a scratch folder and compares with the shipped scores
+python scripts/build_pocket.py --write          replaces the shipped weights
 """
 
 import argparse

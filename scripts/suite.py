@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plan and run a suite, then print its table: what `make glue` and `make table1` call.
 
-    python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24
+python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24
 """
 
 import argparse

@@ -62,7 +62,14 @@ def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
     except Diverged:
         score = None
     variant = settings.method.variant
-    return {"method": method, "variant": variant, "task": task, "lr": rate, "score": score, "overrides": [o for o in overrides if "=/" not in o and "root" not in o and "path" not in o]}
+    return {
+        "method": method,
+        "variant": variant,
+        "task": task,
+        "lr": rate,
+        "score": score,
+        "overrides": [o for o in overrides if "=/" not in o and "root" not in o and "path" not in o],
+    }
 
 
 def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:

@@ -70,7 +70,14 @@ def test_goft_table_5_is_transcribed():
 
 
 def test_psoft_table_10_is_transcribed():
-    printed = {"cola": (64, 20, 6e-4), "stsb": (128, 20, 4e-4), "mrpc": (256, 30, 4e-4), "rte": (256, 30, 4e-4), "sst2": (128, 10, 2e-4), "qnli": (256, 5, 4e-4)}
+    printed = {
+        "cola": (64, 20, 6e-4),
+        "stsb": (128, 20, 4e-4),
+        "mrpc": (256, 30, 4e-4),
+        "rte": (256, 30, 4e-4),
+        "sst2": (128, 10, 2e-4),
+        "qnli": (256, 5, 4e-4),
+    }
     for task, (length, epochs, lr) in printed.items():
         s = compose_settings(["protocol=psoft_iclr26", f"task=glue/{task}", "method=psoft"])
         assert (s.train.max_length, s.train.epochs, s.optim.lr, s.optim.head_lr, s.optim.warmup) == (length, epochs, lr, 5e-4, 0.1)

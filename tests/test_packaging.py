@@ -26,7 +26,19 @@ def test_version_is_written_alike(repository):
 
 
 def test_top_level(repository):
-    for name in ("configs", "qgoft", "scripts", "results", "docs", "tests", "Makefile", "environment.yml", "README.md", "CHANGELOG.md", "LICENSE"):
+    for name in (
+        "configs",
+        "qgoft",
+        "scripts",
+        "results",
+        "docs",
+        "tests",
+        "Makefile",
+        "environment.yml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+    ):
         assert (repository / name).exists(), name
     for name in ("ARCHITECTURE.md", "DEVIATIONS.md", "LOG.md", "data.md"):
         assert (repository / "docs" / name).exists(), name

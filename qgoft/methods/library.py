@@ -14,7 +14,9 @@ def count_lora(shapes: Shapes, values: Values) -> int:
 def _lora(**fixed):
     def make(values: Values, context: Context) -> peft.PeftConfig:
         scale = context.options.get("scale", 1.0)
-        return peft.LoraConfig(r=values["r"], lora_alpha=round(scale * values["r"]), lora_dropout=context.options.get("dropout", 0.0), **fixed)
+        return peft.LoraConfig(
+            r=values["r"], lora_alpha=round(scale * values["r"]), lora_dropout=context.options.get("dropout", 0.0), **fixed
+        )
 
     return make
 
@@ -75,7 +77,9 @@ def _oft(is_exact: bool):
 def _check_block(b: int, shapes: Shapes) -> None:
     for _, d in shapes:
         if d % b:
-            raise ValueError(f"block size {b} does not divide the input width {d}; choose a divisor of all of {sorted({d for _, d in shapes})}")
+            raise ValueError(
+                f"block size {b} does not divide the input width {d}; choose a divisor of all of {sorted({d for _, d in shapes})}"
+            )
 
 
 register(Method("oft", {"b": "block size"}, count_oft, _oft(is_exact=True)))

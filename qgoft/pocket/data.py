@@ -51,7 +51,9 @@ def pocket_files(suite: str, task: str) -> Path:
         except OSError:  # another process was first, with the same rows
             shutil.rmtree(part)
     except OSError as error:
-        raise QgoftError(f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a folder with free space") from error
+        raise QgoftError(
+            f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a folder with free space"
+        ) from error
     return folder
 
 

@@ -26,7 +26,11 @@ ORDER = {
     "psoft-iclr2026": ["cola", "stsb", "rte", "mrpc", "sst2", "qnli"],
 }
 PART = {"test": "test split", "halves": "second half of validation", "validation": "validation"}
-RULE = {"last": "last step, no selection", "best_validation": "selected on validation", "best_reported": "best score on the reported part (not comparable)"}
+RULE = {
+    "last": "last step, no selection",
+    "best_validation": "selected on validation",
+    "best_reported": "best score on the reported part (not comparable)",
+}
 
 
 @dataclass
@@ -89,7 +93,9 @@ def _cells(row: Row, tasks: list[str]) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.all()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     average = _average(row, tasks)
-    label = row.label + (" *" if row.is_context else "") + (" (subset)" if any(r["provenance"]["data"]["subset"] for r in row.all()) else "")
+    label = (
+        row.label + (" *" if row.is_context else "") + (" (subset)" if any(r["provenance"]["data"]["subset"] for r in row.all()) else "")
+    )
     return [label, params, *(_cell(_values(row, task)) for task in tasks), "-" if average is None else f"{average:.1f}"]
 
 

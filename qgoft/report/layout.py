@@ -26,7 +26,9 @@ class Table:
         for number, line in enumerate(lines):
             if number - 1 in self.rules or number == 1:
                 out.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-            out.append("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip())
+            out.append(
+                "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+            )
         return "\n".join([*out, *self.notes]) + "\n"
 
     def markdown(self) -> str:

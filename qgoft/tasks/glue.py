@@ -71,7 +71,9 @@ def _read(task: TaskSettings, split: str, paths: list[str]) -> Dataset:
     wanted = [*task.columns, "label"]
     missing = [name for name in wanted if name not in rows.column_names]
     if missing:
-        raise QgoftError(f"{task.full_name}, split {split}: no column {missing[0]}; present are {', '.join(rows.column_names)}, needed {', '.join(wanted)}")
+        raise QgoftError(
+            f"{task.full_name}, split {split}: no column {missing[0]}; present are {', '.join(rows.column_names)}, needed {', '.join(wanted)}"
+        )
     _check_labels(task, split, rows)
     for column in task.columns:
         # An empty string is a text (QQP has some); a missing one is damage.
@@ -103,6 +105,4 @@ def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBa
     texts = [list(rows[column]) for column in task.columns]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
     names = [name for name in tokenizer.model_input_names if name in encoded]
-    return [
-        {**{name: encoded[name][i] for name in names}, "labels": label} for i, label in enumerate(rows["label"])
-    ]
+    return [{**{name: encoded[name][i] for name in names}, "labels": label} for i, label in enumerate(rows["label"])]

@@ -145,7 +145,9 @@ def weights_sha256(folder: Path) -> str:
     """
     parts = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not parts:
-        raise QgoftError(f"{folder} holds neither *.safetensors nor pytorch_model*.bin; the download is incomplete or the directory is wrong")
+        raise QgoftError(
+            f"{folder} holds neither *.safetensors nor pytorch_model*.bin; the download is incomplete or the directory is wrong"
+        )
     sums = [file_sha256(part) for part in parts]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 

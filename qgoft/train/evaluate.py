@@ -25,7 +25,9 @@ class Outcome:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, rows: Rows, collate: DataCollatorWithPadding, accelerator: Accelerator, batch_size: int, *, is_regression: bool) -> list[float]:
+def predict(
+    model: nn.Module, rows: Rows, collate: DataCollatorWithPadding, accelerator: Accelerator, batch_size: int, *, is_regression: bool
+) -> list[float]:
     """Class numbers, or scores of a regression, in the order of the rows. Batches hold rows of like length; the order does not matter
     to a score, and padding is masked."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))

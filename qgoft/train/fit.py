@@ -35,7 +35,12 @@ class Fitted:
 
 
 def fit(
-    adapted: Adapted, loader: DataLoader, settings: RunSettings, accelerator: Accelerator, choose: Callable[[], float | None] | None, log: Log
+    adapted: Adapted,
+    loader: DataLoader,
+    settings: RunSettings,
+    accelerator: Accelerator,
+    choose: Callable[[], float | None] | None,
+    log: Log,
 ) -> Fitted:
     """Train `adapted.model` in place. Where `choose` scores it, the model ends with the weights of its best score, else with the last.
 

@@ -38,7 +38,13 @@ class Progress:
         if self.bar is None:
             form = "{desc}  {bar:24}  step {n_fmt}/{total_fmt}  {postfix}  {remaining} left"
             self.bar = tqdm(
-                total=total, desc=run_name(self.settings), position=self.position, leave=False, bar_format=form, ascii=" -#", mininterval=0.5
+                total=total,
+                desc=run_name(self.settings),
+                position=self.position,
+                leave=False,
+                bar_format=form,
+                ascii=" -#",
+                mininterval=0.5,
             )
         score = "" if self.score is None else f"  {self.settings.task.primary} {self.score:.1f}"
         self.bar.set_postfix_str(f"loss {loss:.3f}{score}", refresh=False)

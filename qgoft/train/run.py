@@ -4,15 +4,12 @@ import dataclasses
 import errno
 import gzip
 import json
-import random
-import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed

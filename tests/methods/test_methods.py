@@ -126,7 +126,9 @@ def test_oft_is_exact_and_oft_v2_is_not():
         rotation = layer.oft_R["default"]
         with torch.no_grad():
             rotation.weight.normal_(std=0.1)
-            blocks = rotation._cayley_batch(rotation.weight, rotation.block_size, rotation.use_cayley_neumann, rotation.num_cayley_neumann_terms)
+            blocks = rotation._cayley_batch(
+                rotation.weight, rotation.block_size, rotation.use_cayley_neumann, rotation.num_cayley_neumann_terms
+            )
         errors[method] = (blocks @ blocks.mT - torch.eye(32)).abs().max().item()
     assert errors["oft"] < 1e-5 < 1e-2 < errors["oft_v2"]
 
@@ -148,8 +150,16 @@ def test_a_broken_promise_is_an_error(monkeypatch):
         ("oft", ["method.variant=b7"], "block size 7 does not divide"),
         ("hra", ["method.variant=r3"], "odd"),
         ("psoft", ["method.variant=r500"], "larger than the smallest width 96"),
-        ("qgoft", ["method.targets=everything"], "unknown choice of layers method.targets 'everything'; allowed are all_linear, query_value"),
-        ("qgoft", ["model=pocket_deberta", "model.targets.all_linear=nothing.*"], "no linear layer of this DebertaV2ForSequenceClassification matches"),
+        (
+            "qgoft",
+            ["method.targets=everything"],
+            "unknown choice of layers method.targets 'everything'; allowed are all_linear, query_value",
+        ),
+        (
+            "qgoft",
+            ["model=pocket_deberta", "model.targets.all_linear=nothing.*"],
+            "no linear layer of this DebertaV2ForSequenceClassification matches",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(method, words, message):

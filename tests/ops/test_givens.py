@@ -76,9 +76,7 @@ def test_lower_precision_against_float64(d, dtype, tolerance):
 def test_gradcheck(d):
     blocks, x = random_blocks(d).requires_grad_(), random_rows(2, 3, d).requires_grad_()
     for transpose in (False, True):
-        assert torch.autograd.gradcheck(
-            lambda a, b, t=transpose: givens.mix_pairs(a, b, transpose=t), (x, blocks), fast_mode=d > 33
-        )
+        assert torch.autograd.gradcheck(lambda a, b, t=transpose: givens.mix_pairs(a, b, transpose=t), (x, blocks), fast_mode=d > 33)
 
 
 @pytest.mark.parametrize("d", WIDTHS)

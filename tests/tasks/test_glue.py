@@ -17,9 +17,16 @@ SENTENCES = ["the dog ran .", "a cat slept .", "two birds sang .", "the boy laug
 
 def write_rte(folder, *, labels=(0, 1, 0, 1), names=("entailment", "not_entailment"), texts=SENTENCES, splits=("train", "validation")):
     folder.mkdir(parents=True)
-    features = Features({"sentence1": Value("string"), "sentence2": Value("string"), "label": ClassLabel(names=list(names)), "idx": Value("int32")})
+    features = Features(
+        {"sentence1": Value("string"), "sentence2": Value("string"), "label": ClassLabel(names=list(names)), "idx": Value("int32")}
+    )
     for split in splits:
-        rows = {"sentence1": [f"{split} {t}" for t in texts], "sentence2": list(texts), "label": list(labels), "idx": list(range(len(texts)))}
+        rows = {
+            "sentence1": [f"{split} {t}" for t in texts],
+            "sentence2": list(texts),
+            "label": list(labels),
+            "idx": list(range(len(texts))),
+        }
         Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
 
 
@@ -85,7 +92,7 @@ def test_not_a_number_in_a_regression(tmp_path):
     for split in ("train", "validation"):
         rows = {"sentence1": ["a", "b"], "sentence2": ["a", "b"], "label": [1.0, float("nan")], "idx": [0, 1]}
         Dataset.from_dict(rows).to_parquet(tmp_path / "stsb" / f"{split}.parquet")
-    with pytest.raises(QgoftError, match="label nan in row 1 .*numbers from 0 to 5"):
+    with pytest.raises(QgoftError, match=r"label nan in row 1 .*numbers from 0 to 5"):
         load(settings(tmp_path, "task=glue/stsb"))
 
 

@@ -19,7 +19,9 @@ def test_classification_scores():
 
 
 def test_correlations():
-    scores = Scores(["pearson", "spearman", "pearson_spearman"], is_regression=True).compute(predictions=[1.0, 2.0, 3.0, 4.0], references=[1.0, 2.0, 3.0, 40.0])
+    scores = Scores(["pearson", "spearman", "pearson_spearman"], is_regression=True).compute(
+        predictions=[1.0, 2.0, 3.0, 4.0], references=[1.0, 2.0, 3.0, 40.0]
+    )
     x, y = np.array([1, 2, 3, 4.0]), np.array([1, 2, 3, 40.0])
     assert scores["pearson"] == pytest.approx(100 * np.corrcoef(x, y)[0, 1])
     assert scores["spearman"] == pytest.approx(100)
@@ -27,7 +29,9 @@ def test_correlations():
 
 
 def test_a_constant_has_no_correlation():
-    assert Scores(["pearson_spearman"], is_regression=True).compute(predictions=[2.0, 2.0, 2.0], references=[1.0, 2.0, 3.0]) == {"pearson_spearman": None}
+    assert Scores(["pearson_spearman"], is_regression=True).compute(predictions=[2.0, 2.0, 2.0], references=[1.0, 2.0, 3.0]) == {
+        "pearson_spearman": None
+    }
 
 
 def test_standard_errors():
@@ -47,7 +51,15 @@ def test_majority_is_taken_from_training():
 
 
 def task(**changes):
-    facts = {"suite": "glue", "name": "mnli", "version": 1, "columns": [], "labels": ["a", "b"], "metrics": ["accuracy"], "primary": "accuracy"}
+    facts = {
+        "suite": "glue",
+        "name": "mnli",
+        "version": 1,
+        "columns": [],
+        "labels": ["a", "b"],
+        "metrics": ["accuracy"],
+        "primary": "accuracy",
+    }
     return TaskSettings(**{**facts, "hub": "", "config": "", "rows": {}, **changes})
 
 

@@ -155,7 +155,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(Diverged("the loss is nan at step 3"), "diverged"), (MemoryError("64 GB"), "oom"), (KeyboardInterrupt(), "interrupted"), (ZeroDivisionError("x"), "failed")],
+    [
+        (Diverged("the loss is nan at step 3"), "diverged"),
+        (MemoryError("64 GB"), "oom"),
+        (KeyboardInterrupt(), "interrupted"),
+        (ZeroDivisionError("x"), "failed"),
+    ],
 )
 def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, error, status):
     s = settings(tmp_path)
@@ -189,14 +194,16 @@ def test_weights_of_another_model_are_refused(tmp_path):
     """An adapter or model for another base: shapes do not fit, and the message says which."""
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-    other = DebertaV2ForSequenceClassification(DebertaV2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=600))
+    other = DebertaV2ForSequenceClassification(
+        DebertaV2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=600)
+    )
     base = identify(settings(tmp_path)).model.folder
     other.save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((base / "config.json").read_text())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "other" / name).write_text((base / name).read_text())
     s = settings(tmp_path, f"model.path={tmp_path / 'other'}")
-    with pytest.raises(QgoftError, match="do not fill the backbone|cannot be read"):
+    with pytest.raises(QgoftError, match=r"do not fill the backbone|cannot be read"):
         run(s)
 
 
@@ -276,7 +283,14 @@ def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes(tmp_path, repository):
     """torchrun with gloo: one record, written once, that says so; the batch is divided."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(repository / "scripts" / "train.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(repository / "scripts" / "train.py"),
+    ]
     words = [*SHORT, f"results.root={tmp_path}", "task=glue/rte"]
     subprocess.run([*command, *words], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=repository)
     (record,) = records.read_records(tmp_path)

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import peft
 import pytest
@@ -16,6 +17,7 @@ from qgoft import GoftConfig, orthogonality_penalty
 from qgoft.ops import givens
 from qgoft.tuners import GoftLayer, orthogonality_error
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
 CASES = [(variant, angle) for variant in VARIANTS for angle in ("tanh", "plain") if angle == "tanh" or not variant.startswith("q")]
 # Merged against unmerged forward, one tolerance per dtype of the base, relative to the largest output: float32 is rounding of
@@ -154,7 +156,7 @@ def test_saved_and_loaded_in_a_fresh_process_is_bit_equal(variant, tmp_path):
         assert torch.equal(model(x), expected)
         assert model.peft_config["default"].variant == {variant!r}
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=sys.path[0] and "." or ".", timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=REPOSITORY, timeout=120)
 
 
 @pytest.mark.parametrize("first", ["import peft, qgoft", "import qgoft, peft", "from qgoft import GoftConfig; import peft"])

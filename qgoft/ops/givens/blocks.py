@@ -6,7 +6,8 @@ from torch import Tensor
 
 def identity_blocks(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
     """[count, 2, 2] identities: the start of qGOFT."""
-    return torch.eye(2, dtype=dtype, device=device).repeat(count, 1, 1)
+    identity: Tensor = torch.eye(2, dtype=dtype, device=device)
+    return identity.repeat(count, 1, 1)
 
 
 def rotation_blocks(theta: Tensor) -> Tensor:
@@ -28,4 +29,5 @@ def inverse_blocks(blocks: Tensor) -> Tensor:
     scale = blocks.flatten(-2).square().sum(-1)
     if bool((determinant.abs() <= 16 * torch.finfo(blocks.dtype).eps * scale).any()):
         raise ValueError("a 2x2 block is singular and cannot be undone; reload the base model instead of unmerging")
-    return torch.linalg.inv(blocks).transpose(-1, -2)
+    inverse: Tensor = torch.linalg.inv(blocks)
+    return inverse.transpose(-1, -2)

@@ -37,7 +37,8 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
     d = x.shape[-1]
     check_blocks(blocks, d)
     trees, roots = tree_matrices(blocks, d)
-    return _MixTrees.apply(x, trees.to(x.dtype), roots.to(x.dtype), transpose)
+    mixed: Tensor = _MixTrees.apply(x, trees.to(x.dtype), roots.to(x.dtype), transpose)
+    return mixed
 
 
 def tree_matrices(blocks: Tensor, d: int) -> tuple[Tensor, Tensor]:
@@ -157,8 +158,8 @@ class _MixTrees(torch.autograd.Function):
                 grad_roots = grad_values.T @ values
                 grad_rows[:, :, 0] = grad_values @ roots
                 grad_trees = torch.bmm(grad_rows.permute(1, 2, 0), rows.transpose(0, 1))
-                grad_x = _multiply(grad_rows, trees.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        return None if grad_x is None else _from_rows(grad_x, x), grad_trees, grad_roots, None
+                grad_x = _multiply(grad_rows, trees.transpose(1, 2)) if ctx.needs_input_grad[0] else grad_rows
+        return _from_rows(grad_x, x) if ctx.needs_input_grad[0] else None, grad_trees, grad_roots, None
 
 
 def _as_rows(x: Tensor, trees: Tensor) -> Tensor:

@@ -3,12 +3,30 @@
 from collections.abc import Sequence
 
 from qgoft.pocket.language import lexicon as lex
-from qgoft.pocket.language.events import Event, Words
+from qgoft.pocket.language.events import Words
 from qgoft.pocket.language.world import World
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = 0, 1, 2
 # How often an edit is tried; going up or down the taxonomy is the commonest.
-EDITS = ("up", "up", "up", "down", "down", "down", "drop", "add", "quantifier", "negation", "antonym", "verb", "swap", "synonym", "synonym", "sibling", "sibling")
+EDITS = (
+    "up",
+    "up",
+    "up",
+    "down",
+    "down",
+    "down",
+    "drop",
+    "add",
+    "quantifier",
+    "negation",
+    "antonym",
+    "verb",
+    "swap",
+    "synonym",
+    "synonym",
+    "sibling",
+    "sibling",
+)
 TAXONOMIC = ("up", "down")
 
 

@@ -150,8 +150,8 @@ TRANSITIVE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 TRANSITIVE.update({VERB_SYNONYMS[verb]: slots for verb, slots in list(TRANSITIVE.items()) if verb in VERB_SYNONYMS})
 DATIVE = "give hand send mail show sell offer lend".split()
-INTRANSITIVE: dict[str, tuple[str, ...]] = {verb: _LIVING for verb in "sleep nap run sprint walk swim jump move yawn".split()}
-INTRANSITIVE.update({verb: _PEOPLE for verb in "shout yell laugh giggle sing dance whisper speak work".split()})
+INTRANSITIVE: dict[str, tuple[str, ...]] = dict.fromkeys("sleep nap run sprint walk swim jump move yawn".split(), _LIVING)
+INTRANSITIVE.update(dict.fromkeys("shout yell laugh giggle sing dance whisper speak work".split(), _PEOPLE))
 
 COLOURS = "red blue green yellow black white brown pink".split()
 ADJECTIVES = [*COLOURS, "big", "small", "large", "tiny", "old", "young", "ancient"]
@@ -172,7 +172,9 @@ NUMBERS = ["two", "three", "four", "five"]
 QUANTIFIERS = ["every", "no", "some", "all", "many"]
 
 POSITIVE = "superb great wonderful delightful brilliant charming excellent lovely gripping fresh touching funny clever smart good nice decent pleasant fine solid".split()
-NEGATIVE = "awful terrible dreadful boring dull clumsy horrible tedious stupid bland messy weak ugly poor bad flat odd stale thin slowish".split()
+NEGATIVE = (
+    "awful terrible dreadful boring dull clumsy horrible tedious stupid bland messy weak ugly poor bad flat odd stale thin slowish".split()
+)
 LIKED, DISLIKED = "loved enjoyed adored liked".split(), "hated disliked loathed detested".split()
 LIKE, DISLIKE = "love enjoy adore like".split(), "hate dislike loathe detest".split()
 TOPICS = "film movie story plot novel song show meal hotel game script scene".split()

@@ -106,7 +106,11 @@ def stsb(world: World, split: str) -> Row:
     else:
         for _ in range(changes):
             other = world.near_miss(other)
-    return {"sentence1": _join(world.sentence(event, 0.4)), "sentence2": _join(world.sentence(other, 0.4)), "label": similarity(event, other)}
+    return {
+        "sentence1": _join(world.sentence(event, 0.4)),
+        "sentence2": _join(world.sentence(other, 0.4)),
+        "label": similarity(event, other),
+    }
 
 
 def similarity(a: Event, b: Event) -> float:

@@ -55,9 +55,7 @@ class World:
             if not phrase.resembles(than):
                 return phrase
 
-    def event(
-        self, kinds: Sequence[str] | None = None, *, quantified: bool = False, extras: float = 0.35, negated: float = 0.15
-    ) -> Event:
+    def event(self, kinds: Sequence[str] | None = None, *, quantified: bool = False, extras: float = 0.35, negated: float = 0.15) -> Event:
         """Draw an event. `extras` is the chance of a place and of a time, each."""
         kind = self.pick(kinds) if kinds else self.random.choices(["transitive", "intransitive", "dative", "state"], [5, 2, 2, 1.5])[0]
         is_past = self.chance(0.7)

@@ -39,9 +39,7 @@ class GoftConfig(PeftConfig):
     )
     bias: Literal["none"] = field(default="none", metadata={"help": "Only 'none': the method trains no bias."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train and save, such as the head."})
-    init_weights: bool = field(
-        default=True, metadata={"help": "Start at the identity. False draws random blocks, which only tests want."}
-    )
+    init_weights: bool = field(default=True, metadata={"help": "Start at the identity. False draws random blocks, which only tests want."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -108,7 +108,7 @@ class GoftLinear(nn.Module, GoftLayer):
         blocks = self.get_blocks(adapter_name)
         weight = weight.to(torch.promote_types(weight.dtype, blocks.dtype))
         config = self.goft_config[adapter_name]
-        scale = self.goft_scale[adapter_name] if adapter_name in self.goft_scale else None
+        scale = self.goft_scale.get(adapter_name)
         if config.is_released_version:
             # W is stored with features last, so that W R = (R^T W^T)^T; the release has no transposed form, so R is made dense.
             matrix = self.get_matrix(adapter_name).to(weight.dtype)

@@ -1,0 +1,198 @@
+"""The pocket world: labels follow from meaning, splits do not overlap, and the shipped encoder is what its card says."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from qgoft.pocket.data import pocket_files, pocket_fingerprint
+from qgoft.pocket.language import lexicon as lex
+from qgoft.pocket.language.corpus import document, sentences, vocabulary
+from qgoft.pocket.language.events import Event, NounPhrase, realise
+from qgoft.pocket.language.inference import CONTRADICTION, ENTAILMENT, NEUTRAL, Pair
+from qgoft.pocket.language.tasks import MNLI_SIZES, SIZES, TASKS, evaluation_sentences, generate, similarity
+from qgoft.pocket.language.text import Opinions
+from qgoft.pocket.language.world import World
+from qgoft.pocket.weights import weights_folder
+
+COLUMNS = {
+    "mnli": {"premise", "hypothesis"}, "sst2": {"sentence"}, "cola": {"sentence"}, "qqp": {"question1", "question2"}, "qnli": {"question", "sentence"},
+    "rte": {"sentence1", "sentence2"}, "mrpc": {"sentence1", "sentence2"}, "stsb": {"sentence1", "sentence2"},
+}  # fmt: skip
+
+
+def event(**changes):
+    facts = {"kind": "transitive", "subject": NounPhrase("dog"), "verb": "chase", "object": NounPhrase("cat", "a", "red")}
+    return Event(**{**facts, **changes})
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_tasks_have_the_hubs_columns_sizes_and_balanced_labels(task):
+    splits = generate(task)
+    assert {name: len(rows) for name, rows in splits.items()} == (MNLI_SIZES if task == "mnli" else SIZES)
+    texts = [tuple(row[c] for c in sorted(COLUMNS[task])) for rows in splits.values() for row in rows]
+    assert len(set(texts)) == len(texts), "no item occurs twice, within or across splits"
+    for rows in splits.values():
+        assert set(rows[0]) == COLUMNS[task] | {"label", "idx"}
+        assert [row["idx"] for row in rows] == list(range(len(rows)))
+        if task == "stsb":
+            assert all(0 <= row["label"] <= 5 for row in rows)
+            continue
+        counts = Counter(row["label"] for row in rows)
+        classes = 3 if task == "mnli" else 2
+        assert set(counts) == set(range(classes))
+        assert max(counts.values()) < 1.25 * len(rows) / classes
+
+
+def test_generation_is_seeded():
+    assert generate("rte") == generate("rte")
+
+
+def test_sentiment_words_of_training_and_evaluation_do_not_overlap():
+    opinions = set(lex.POSITIVE + lex.NEGATIVE + lex.LIKED + lex.DISLIKED + lex.LIKE + lex.DISLIKE)
+    splits = generate("sst2")
+    seen = {name: {word for row in rows for word in row["sentence"].split()} & opinions for name, rows in splits.items()}
+    assert not seen["train"] & (seen["validation"] | seen["test"])
+    assert set(Opinions(0).adjectives[True]).isdisjoint(Opinions(1).adjectives[True])
+
+
+def test_mismatched_nouns_are_not_in_training():
+    splits = generate("mnli")
+    kinds = {kind for kinds in lex.KINDS.values() for kind in kinds}
+
+    def drawn(rows):
+        return {word for row in rows for word in row["premise"].split()} & kinds
+
+    assert not drawn(splits["train"]) & drawn(splits["test_mismatched"])
+
+
+def test_realisation():
+    assert " ".join(realise(event())) == "the dog chased a red cat"
+    assert " ".join(realise(event(), passive=True)) == "a red cat was chased by the dog"
+    assert " ".join(realise(event(is_negated=True, is_past=False))) == "the dog does not chase a red cat"
+    assert (
+        " ".join(realise(event(time="monday", place=("in", "park")), time_first=True)) == "on monday , the dog chased a red cat in the park"
+    )
+    gift = event(kind="dative", verb="give", subject=NounPhrase(name="mary"), recipient=NounPhrase("uncle", "an"))
+    assert " ".join(realise(gift, double_object=True)) == "mary gave an uncle a red cat"
+
+
+@pytest.mark.parametrize(
+    ("determiner", "change", "label"),
+    [
+        ("a", ("up", "subject"), ENTAILMENT),
+        ("every", ("up", "subject"), NEUTRAL),
+        ("every", ("down", "subject"), ENTAILMENT),
+        ("no", ("down", "subject"), ENTAILMENT),
+        ("some", ("down", "subject"), NEUTRAL),
+    ],
+)
+def test_entailment_follows_monotonicity(determiner, change, label):
+    """A dog ran -> an animal ran; every dog ran does not give every animal ran, but every poodle ran."""
+    edit, slot = change
+    world = World("test")
+    pair = Pair(world)
+    pair.premise = Event("intransitive", NounPhrase("dog", determiner, is_plural=determiner == "some"), "run")
+    pair.hypothesis, pair.used = pair.premise.copy(), set()
+    pair.is_neutral = pair.is_contradiction = False
+    pair.apply(edit)
+    assert slot in pair.used
+    assert pair.label() == label
+
+
+def test_negation_contradicts():
+    pair = Pair(World("test"))
+    pair.premise = event()
+    pair.hypothesis, pair.used, pair.is_neutral, pair.is_contradiction = pair.premise.copy(), set(), False, False
+    pair.apply("negation")
+    assert pair.hypothesis.is_negated
+    assert pair.label() == CONTRADICTION
+
+
+def test_similarity_counts_slots():
+    same = event()
+    assert similarity(event(), same) == 5.0
+    assert similarity(event(), event(verb="pursue")) == 5.0, "a synonym changes nothing"
+    assert similarity(event(), event(verb="watch")) == pytest.approx(5 * 4 / 7, abs=0.05)
+    assert similarity(event(), event(is_negated=True)) == 3.0
+    other = Event("state", NounPhrase(name="leo"), state="sad")
+    assert similarity(event(), other) == 0.0
+
+
+def test_near_misses_differ_and_synonyms_do_not_reach_other_nouns():
+    world = World("near")
+    for _ in range(300):
+        drawn = world.event()
+        assert realise(world.near_miss(drawn)) != realise(drawn)
+
+
+def test_the_corpus_holds_no_evaluation_sentence():
+    from qgoft.pocket.pretrain import Corpus, Recipe
+
+    held_out, words = evaluation_sentences(), vocabulary()
+    corpus = Corpus(words, Recipe())
+    assert len(held_out) > 20000
+    for example in [corpus.text() for _ in range(300)] + [corpus.repetition() for _ in range(300)]:
+        text = [words[i] for i in example.ids if i >= 7]
+        assert held_out.isdisjoint(sentences(text))
+
+
+def test_pairs_of_questions_are_not_in_the_corpus():
+    world = World("questions")
+    assert all(document(world).count("?") <= 1 for _ in range(2000))
+
+
+def test_vocabulary_covers_everything():
+    from qgoft.models import load_tokenizer
+
+    tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
+    for task in TASKS:
+        for rows in generate(task).values():
+            for row in rows[:200]:
+                for text in row.values():
+                    if isinstance(text, str):
+                        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
+    encoded = tokenizer("the dog ran .", "a cat slept .")["input_ids"]
+    assert tokenizer.decode(encoded) == "[CLS] the dog ran . [SEP] a cat slept . [SEP]"
+
+
+def test_the_cache_is_made_once_and_holds_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
+    folder = pocket_files("glue", "cola")
+    first = pocket_fingerprint(folder)
+    changed = (folder / "test.parquet").stat().st_mtime_ns
+    assert pocket_files("glue", "cola") == folder
+    assert (folder / "test.parquet").stat().st_mtime_ns == changed
+    assert len(first) == 64
+
+
+def test_the_shipped_encoder():
+    folder = weights_folder("pocket-deberta")
+    size = (folder / "model.safetensors").stat().st_size
+    assert size < 1_000_000
+    assert weights_folder("pocket-deberta-random") == folder
+    card = json.loads((folder / "card.json").read_text())
+    assert card["percent of masked words found"]["copy"] > 80
+
+
+def test_the_shipped_encoder_is_really_pretrained():
+    """The backbone alone tells a repeated sentence from another one: its states of the two halves agree."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(weights_folder("pocket-deberta") / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = weights_folder("pocket-deberta")
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    world = World("probe")
+    near, far = [], []
+    for _ in range(30):
+        one, two = world.sentence(world.event()), world.sentence(world.event())
+        for bag, other in ((near, one), (far, two)):
+            with torch.no_grad():
+                states = model(**tokenizer(" ".join(one), " ".join(other), return_tensors="pt")).last_hidden_state[0]
+            bag.append(torch.cosine_similarity(states[1 : len(one) + 1].mean(0), states[len(one) + 2 : -1].mean(0), dim=0).item())
+    assert sum(near) / 30 > sum(far) / 30 + 0.2

@@ -1,0 +1,111 @@
+"""The table: measured beside published, and nothing that is not there."""
+
+import copy
+
+import pytest
+
+from qgoft.report.glue import Row, build_table
+from qgoft.report.layout import Table
+from qgoft.report.published import load_rows
+from tests.records.test_records import RECORD
+
+GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
+
+
+def record(task, value, *, protocol="goft_icml24", method="qgoft", variant=None, seed=0, subset=False, init="pretrained", **changes):
+    made = copy.deepcopy(RECORD)
+    made.update(
+        protocol=protocol, task=task, method=method, variant=variant or method, seed=seed, primary="score", selection="last", **changes
+    )
+    made["metrics"] = {"score": {"value": value, "higher_is_better": True, "n": 100, "standard_error": 1.0, "majority": 50.0}}
+    made["settings"] = {"model": {"init": init}, "splits": "validation", "method": {"source": "table 5"}}
+    made["provenance"]["data"]["subset"] = subset
+    return made
+
+
+def rows_of(table):
+    return {line[0].strip(): line[1:] for line in table.rows}
+
+
+def test_measured_published_and_difference():
+    records = {task: [record(task, 90.0)] for task in GOFT_TASKS}
+    table = build_table("goft_icml24", [Row("qgoft", records)])
+    lines = rows_of(table)
+    assert lines["qgoft"] == ["10,296", *["90.0"] * 8, "90.0"]
+    assert lines["published"] == ["0.33M", "90.17", "96.33", "72.08", "91.34", "94.03", "88.45", "90.69", "91.72", "89.35"]
+    assert lines["difference"][1] == "-0.2"
+    assert lines["difference"][3] == "+17.9"
+    assert lines["difference"][-1] == "+0.7"
+    assert lines["majority class"][1] == "50.0"
+
+
+def test_missing_cells_are_dashes_and_spoil_the_average():
+    table = build_table("goft_icml24", [Row("qgoft", {"rte": [record("rte", 80.0)]})])
+    line = rows_of(table)["qgoft"]
+    assert line.count("-") == 8
+    assert line[-1] == "-"
+
+
+def test_spread_over_seeds():
+    records = [record("rte", value, seed=seed) for seed, value in enumerate((80.0, 82.0, 84.0))]
+    table = build_table("goft_icml24", [Row("qgoft", {"rte": records})])
+    assert "82.0 ±2.0" in rows_of(table)["qgoft"]
+    assert table.notes[0].startswith("n = 3 seeds, ± standard deviation over seeds")
+
+
+def test_pocket_has_published_figures_as_context_without_differences():
+    table = build_table("pocket", [Row("qgoft", {"rte": [record("rte", 80.0, protocol="pocket")]})])
+    assert "difference" not in rows_of(table)
+    assert any("context only" in note and "88.45" in note for note in table.notes)
+
+
+def test_subsets_mixed_commits_and_dirty_code_are_told():
+    records = [
+        record("rte", 80.0, subset=True),
+        record("mrpc", 80.0),
+    ]
+    records[0]["provenance"]["commit"], records[1]["provenance"]["commit"] = "a", "b"
+    records[1]["provenance"]["dirty"] = True
+    table = build_table("goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records})])
+    assert "qgoft (subset)" in rows_of(table)
+    text = " ".join(table.notes)
+    assert "not comparable with published" in text
+    assert "2 commits" in text
+    assert "dirty" in text
+
+
+def test_oom_is_printed_as_published():
+    table = build_table("psoft_iclr26", [Row("goft_v2", {"cola": [record("cola", 60.0, protocol="psoft_iclr26", method="goft_v2")]})])
+    assert rows_of(table)["published"][2] == "OOM"
+    assert rows_of(table)["difference"][1:] == ["-5.5", *["-"] * 6]
+
+
+def test_a_random_backbone_has_no_published_row():
+    table = build_table("goft_icml24", [Row("random + qgoft", {"rte": [record("rte", 50.0, init="random")]})])
+    assert "published" not in rows_of(table)
+
+
+def test_no_records_no_crash():
+    assert build_table("pocket", [Row("qgoft", {})]).notes == ["no run is done yet"]
+
+
+@pytest.mark.parametrize(("paper", "table"), [("goft-icml2024", "table1"), ("psoft-iclr2026", "table2")])
+def test_published_averages_are_those_of_their_cells(paper, table):
+    """Transcription: every printed average is the mean of its printed cells, to a rounding."""
+    for row in load_rows(paper, table):
+        numbers = [value for value in row.values.values() if isinstance(value, float | int)]
+        if row.average is not None:
+            assert sum(numbers) / len(numbers) == pytest.approx(row.average, abs=0.0151), row.method
+
+
+def test_four_spellings(tmp_path):
+    table = Table("t", "A title", ["row", "a & b", "c_d"], [["x|y", "1.0", "2.0 ±0.1"], ["z", "-", "3%"]], ["a note"], [1])
+    assert table.terminal().splitlines()[1].split() == ["row", "a", "&", "b", "c_d"]
+    assert len({len(line) for line in table.markdown().splitlines() if line.startswith("| ---")}) == 1
+    assert "x\\|y" in table.markdown()
+    latex = table.latex()
+    assert r"a \& b & c\_d \\" in latex
+    assert r"2.0 $\pm$0.1" in latex
+    assert latex.count(r"\midrule") == 2
+    assert table.csv().splitlines()[0] == "row,a & b,c_d"
+    assert [path.suffix for path in table.write(tmp_path)] == [".md", ".tex", ".csv"]
