@@ -6,14 +6,15 @@ from torch import Tensor
 
 def identity_blocks(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
     """[count, 2, 2] identities: the start of qGOFT."""
-    identity: Tensor = torch.eye(2, dtype=dtype, device=device)
-    return identity.repeat(count, 1, 1)
+    blocks: Tensor = torch.eye(2, dtype=dtype, device=device).repeat(count, 1, 1)
+    return blocks
 
 
 def rotation_blocks(theta: Tensor) -> Tensor:
     """Rotations [[cos, -sin], [sin, cos]] by angles theta [...] in radians -> [..., 2, 2] (GOFT, equation of section 4.1)."""
     cos, sin = theta.cos(), theta.sin()
-    return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+    blocks: Tensor = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+    return blocks
 
 
 def inverse_blocks(blocks: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""What `make glue` calls: planning, running what is left, the table, and mistakes in one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import suite
+from _settings import compose_settings
+
+from qgoft import records
+from qgoft.train.run import run
+
+SHORT = ["train.max_steps=4", "train.evaluations=1"]
+
+
+def command(repository, tmp_path, *words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, str(repository / "scripts" / "suite.py"), *words, f"results.root={tmp_path}"]
+    return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env=environment)
+
+
+def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
+    run(compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT]))
+    done = command(repository, tmp_path, "glue", "--tasks", "rte,cola", "--jobs", "2", *SHORT)
+    assert "GLUE, protocol pocket: 2 runs planned, 1 done" in done.stdout
+    found = records.read_records(tmp_path / "runs")
+    assert {record["task"] for record in found} == {"rte", "cola"}
+    undefined = [record for record in found if record["status"] != "done"]
+    assert done.returncode == (1 if undefined else 0), done.stderr
+    assert "#Param" in done.stdout
+    assert "10,296" in done.stdout
+    assert "context only" in done.stdout
+    for suffix in ("md", "tex", "csv"):
+        assert (tmp_path / "tables" / f"table1.{suffix}").read_text()
+    again = command(repository, tmp_path, "glue", "--tasks", "rte", *SHORT)
+    assert "1 runs planned, 1 done, nothing left to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "qgooft"], "unknown method 'qgooft'; allowed are"),
+        (["--tasks", "wnli"], "unknown task 'wnli' of suite glue; allowed are cola"),
+        (["--protocol", "paper"], "unknown protocol 'paper'"),
+        (["--seeds", "one"], "seed 'one' is no number"),
+        (["--model", "bert"], "unknown model 'bert'"),
+        (["--protocol", "psoft_iclr26", "--tasks", "mnli"], "did not run it"),
+        (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere has no glue/rte folder"),
+        (["train.batch_sise=3"], "do not compose"),
+    ],
+)
+def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, message):
+    done = command(repository, tmp_path, "glue", *words)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("qgoft: ")
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_the_plan_is_the_product_and_variants_are_words():
+    cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora@r2", "--tasks", "rte,glue/cola", "--seeds", "0,3"]))
+    assert len(cells) == 8
+    assert {(c.settings.method.name, c.settings.method.variant) for c in cells} == {("qgoft", "qgoft"), ("lora", "r2")}
+    assert {c.settings.seed for c in cells} == {0, 3}
+    assert {c.settings.task.name for c in cells} == {"rte", "cola"}
+
+
+def test_all_seeds_are_the_protocols():
+    cells = suite.plan(suite.parse(["glue", "--tasks", "rte", "--protocol", "goft_icml24", "--all-seeds"]))
+    assert [c.settings.seed for c in cells] == [0, 1, 2, 3, 4]
+
+
+def test_tasks_that_the_protocol_lacks_are_left_out_of_all():
+    cells = suite.plan(suite.parse(["glue", "--method", "psoft", "--protocol", "psoft_iclr26"]))
+    assert {c.settings.task.name for c in cells} == {"cola", "stsb", "mrpc", "rte", "sst2", "qnli"}
+
+
+def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
+    short = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
+    run(short)
+    found = records.read_records(tmp_path / "runs")
+    (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte"]))
+    assert suite.matching(found, cell) is None, "a truncated run is not the protocol's"
+    (same,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
+    assert suite.matching(found, same)["key"] == found[0]["key"]
+
+
+def test_status_and_fetch(repository, tmp_path):
+    done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "status")
+    assert "missing" in done.stdout
+    done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "fetch")
+    assert "data pocket rte" in done.stdout
+    assert "model pocket" in done.stdout
+
+
+def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
+    """Two jobs of one process; the first diverges, the second is done, and the exit code is 1."""
+    words = ["-m", "task=glue/rte", "method=qgoft", "optim.lr=1.0e+18,0.01", "optim.clip=null", "selection=last", *SHORT, f"results.root={tmp_path}"]
+    line = [sys.executable, str(repository / "scripts" / "train.py"), *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
