@@ -93,7 +93,6 @@ def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ..
 
 def _download(repository: str, kind: str, revision: str, patterns: list[str]) -> Path:
     """A snapshot of a repository of the hub; its folder is named after the resolved revision."""
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -111,7 +110,7 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             f"{where} is not on this machine and the hub cannot be reached; run `make fetch` where there is a network, "
             "or set data.root / model.path to a local directory"
         ) from error
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # HTTP errors, and those of the client's transport, whose family changes between its versions
         raise QgoftError(f"downloading {where} failed ({type(error).__name__}: {error}); run the same command again to resume") from error
     return Path(folder)
 
