@@ -98,7 +98,16 @@ def test_status_and_fetch(repository, tmp_path):
 
 def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
     """Two jobs of one process; the first diverges, the second is done, and the exit code is 1."""
-    words = ["-m", "task=glue/rte", "method=qgoft", "optim.lr=1.0e+18,0.01", "optim.clip=null", "selection=last", *SHORT, f"results.root={tmp_path}"]
+    words = [
+        "-m",
+        "task=glue/rte",
+        "method=qgoft",
+        "optim.lr=1.0e+18,0.01",
+        "optim.clip=null",
+        "selection=last",
+        *SHORT,
+        f"results.root={tmp_path}",
+    ]
     line = [sys.executable, str(repository / "scripts" / "train.py"), *words]
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1
