@@ -36,7 +36,7 @@ class Progress:
         if not self.is_terminal:
             return
         if self.bar is None:
-            form = "{desc}  {bar:24}  step {n_fmt}/{total_fmt}  {postfix}  {remaining} left"
+            form = "{desc}  {bar:24}  step {n_fmt}/{total_fmt}{postfix}  {remaining} left"
             self.bar = tqdm(
                 total=total,
                 desc=run_name(self.settings),
