@@ -48,11 +48,13 @@ def fit(
         Diverged: at the first loss or gradient norm that is not finite.
     """
     optim = settings.optim
+    # Prepared first: only then is its length that of one process's share.
+    model, loader = accelerator.prepare(adapted.model, loader)
     total, per_epoch = count_steps(settings.train, len(loader))
     looks = evaluation_steps(settings.train, total, per_epoch) if choose else set()
     optimizer = build_optimizer(adapted, optim)
     schedule = build_schedule(optimizer, optim, total)
-    model, optimizer, loader = accelerator.prepare(adapted.model, optimizer, loader)
+    optimizer = accelerator.prepare(optimizer)
     trained = [p for p in adapted.model.parameters() if p.requires_grad]
     fitted, best, epoch = Fitted(0, 0.0), None, 0
     clock = time.perf_counter()

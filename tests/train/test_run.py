@@ -291,11 +291,14 @@ def test_two_processes(tmp_path, repository):
         "--nproc_per_node=2",
         str(repository / "scripts" / "train.py"),
     ]
-    words = [*SHORT, f"results.root={tmp_path}", "task=glue/rte"]
+    words = ["train.epochs=0.25", "train.max_steps=null", "train.evaluations=1", f"results.root={tmp_path}", "task=glue/rte"]
     subprocess.run([*command, *words], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=repository)
     (record,) = records.read_records(tmp_path)
     assert record["provenance"]["hardware"]["processes"] == 2
     assert record["metrics"]["accuracy"]["n"] == 2000
-    alone = run(settings(tmp_path, "task=glue/rte"))
+    # 1000 rows in batches of 32, divided among two: as many steps as one process takes.
+    assert record["cost"]["steps"] == 8
+    alone = run(compose_settings(words))
+    assert alone["cost"]["steps"] == 8
     assert alone["key"] != record["key"]
     assert abs(alone["metrics"]["accuracy"]["value"] - record["metrics"]["accuracy"]["value"]) < 15
