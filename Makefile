@@ -58,7 +58,7 @@ check: $(READY) ## style, types and the fast tests, in two minutes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q -m "not slow"
 
 smoke: $(READY) ## a tiny run through to a table cell, in a minute
-	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.evaluations=1 results.root=results/runs/smoke
+	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.evaluations=1 results.root=results/smoke
 
 bench: $(READY) ## time and memory of a training step against LoRA, all rivals in one run; refuses if the operator's tests fail
 	@$(PY) scripts/bench.py $(ARGS)
@@ -73,7 +73,7 @@ fetch: $(READY) ## download data and weights of PROTOCOL once, for machines with
 	@$(call SUITE,glue) --action fetch $(ARGS)
 
 clean: ## remove .venv, caches and generated tables; keeps results/runs
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/multirun *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/multirun results/smoke *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

@@ -8,6 +8,10 @@ class QgoftError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class Diverged(ArithmeticError):
+    """A loss, a gradient or a prediction is no longer finite."""
+
+
 def choose(kind: str, value: str, allowed: list[str], advice: str) -> None:
     """Refuse a value that is not among the allowed ones.
 

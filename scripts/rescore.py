@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from qgoft.errors import QgoftError
+from qgoft.records import RecordError
 
 # Points of a metric: rounding may turn single items whose logits are equal to seven digits.
 TOLERANCE = 0.2
@@ -38,6 +39,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except QgoftError as error:
+    except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         sys.exit(2)

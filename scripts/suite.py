@@ -18,7 +18,7 @@ from _settings import CONFIGS, check_choice, choices, compose_settings, gap
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, identify
-from qgoft.records import RecordError, read_records
+from qgoft.records import RecordError, compute_key, read_records
 from qgoft.report.glue import Record, Row, build_table, row_label
 from qgoft.settings import RunSettings, settings_from_record, settings_in_key
 
@@ -26,6 +26,8 @@ SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 # Seconds of one run where no record tells: only the embedded protocol has a known size.
 TYPICAL_SECONDS = {"pocket": 12}
+# protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
+OWN_WORDS = 4
 # Rows that say what the others are worth, from the committed records.
 CONTROLS = [("linear", "pretrained"), ("lora", "random")]
 
@@ -36,6 +38,7 @@ class Cell:
 
     words: tuple[str, ...]
     settings: RunSettings
+    key: str | None = None
 
     @property
     def where(self) -> str:
@@ -141,14 +144,47 @@ def _torchrun(cell: Cell, processes: int) -> int:
 
 
 def _call(command: list[str]) -> int:
-    return subprocess.run(command, check=False).returncode
+    """Ctrl-C reaches the runs themselves; they are given the time to write what stopped them."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+
+
+def is_current(record: Record) -> bool:
+    """Whether this version of the code would give the record the key it has: RESULTS_VERSION and the meaning of settings are unchanged."""
+    provenance = record["provenance"]
+    key = compute_key(
+        settings_in_key(settings_from_record(record)),
+        world_size=provenance["hardware"]["processes"],
+        data_fingerprint=provenance["data"]["fingerprint"],
+        model_sha256=provenance["model"]["sha256"],
+    )
+    return key == record["key"]
 
 
 def matching(records: list[Record], cell: Cell) -> Record | None:
-    """The newest done record made with exactly these settings, whatever its data and weights were."""
+    """The done record of a cell: by its key where rows and weights are known, else the newest made with exactly these settings."""
+    done = [record for record in records if record["status"] == "done"]
+    if cell.key is not None:
+        return next((record for record in done if record["key"] == cell.key), None)
     wanted = settings_in_key(cell.settings)
-    found = [r for r in records if r["status"] == "done" and settings_in_key(settings_from_record(r)) == wanted]
+    found = [r for r in done if settings_in_key(settings_from_record(r)) == wanted and is_current(r)]
     return max(found, key=lambda record: record["finished"]) if found else None
+
+
+def is_altered(cell: Cell) -> bool:
+    """Whether the settings are others than the protocol's own for this task and method."""
+    own = [w for w in cell.words if w.startswith(("protocol=", "task=", "method=", "method.variant="))]
+    if cell.settings.model.init == "random":
+        own.append("model=pocket_deberta_random")
+    composed = dataclasses.replace(compose_settings(own), seed=cell.settings.seed)
+    return settings_in_key(composed) != settings_in_key(cell.settings)
 
 
 def collect_rows(cells: list[Cell], records: list[Record], *, is_context: bool = False) -> list[Row]:
@@ -160,6 +196,8 @@ def collect_rows(cells: list[Cell], records: list[Record], *, is_context: bool =
         name = method.name if method.name == method.variant else f"{method.name}@{method.variant}"
         label = f"random + {name}" if cell.settings.model.init == "random" else name
         row = rows.setdefault(label, Row(label, {}, is_context))
+        if len(cell.words) > OWN_WORDS and is_altered(cell):
+            row.is_altered = True
         if record:
             assert row_label(record) == label
             row.records.setdefault(cell.settings.task.name, []).append(record)
@@ -246,6 +284,7 @@ def main(words: list[str]) -> int:
         print_table(arguments, cells, root)
         return 0
     identities = [identify(cell.settings) for cell in cells]
+    cells = [dataclasses.replace(cell, key=identity.key) for cell, identity in zip(cells, identities, strict=True)]
     if arguments.action == "status":
         show_status(cells, identities)
         return 0
@@ -272,3 +311,6 @@ if __name__ == "__main__":
     except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("qgoft: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from qgoft.errors import QgoftError
+from qgoft.records import RecordError
 from qgoft.settings import RunSettings
 
 
@@ -36,7 +37,7 @@ def sweep_job(config: DictConfig) -> str:
     number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else 0
     try:
         record = train(settings_of(config), position=number % max(1, jobs))
-    except QgoftError as error:
+    except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         raise JobFailed(str(error)) from None
     if record["status"] != "done":
@@ -51,9 +52,11 @@ def main(arguments: list[str]) -> int:
             sweep_job()
             return 0
         record = train(compose_settings(arguments))
-    except QgoftError as error:
+    except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0 if record["status"] == "done" else 1
 
 

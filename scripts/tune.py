@@ -47,8 +47,9 @@ def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
     import torch
 
     torch.set_num_threads(1)
+    from qgoft.errors import Diverged
     from qgoft.ledger import identify
-    from qgoft.train.fit import Diverged, fit
+    from qgoft.train.fit import fit
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import chooser, prepare, train_loader
 
@@ -90,7 +91,10 @@ def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
 
 def write_recipe(protocol: str, method: str, rate: float) -> None:
     path = CONFIGS / "recipe" / protocol / f"{method}.yaml"
-    path.write_text(re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", path.read_text()))
+    text = re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", path.read_text())
+    text = re.sub(r"^source: .*$", "source: own", text, flags=re.M)
+    text = re.sub(r"^# Rate: the centre .*? among six\.", "# Rate: one of six around the stated centre, chosen by scripts/tune.py.", text)
+    path.write_text(text)
 
 
 def main() -> int:
@@ -116,7 +120,8 @@ def main() -> int:
             file.flush()
             lines.append(line)
             print(f"{line['method']:<10} {line['task']:<5} lr {line['lr']:<8} {line['score']}", flush=True)
-    for method, rate in choose_rates(lines, spec["tasks"]).items():
+    chosen = {method for method, _, _ in trials}
+    for method, rate in choose_rates([line for line in lines if line["method"] in chosen], spec["tasks"]).items():
         write_recipe(arguments.protocol, method, rate)
         print(f"{method}: lr {format_rate(rate)}")
     return 0

@@ -40,6 +40,7 @@ class Method:
         free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
         prepare: called once before the model is wrapped.
+        settled_at: of the total number of steps, the first after which the model has its final form and may be chosen.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Method:
     free: Callable[[str], bool] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     prepare: Callable[[], None] | None = None
+    settled_at: Callable[[int], int] | None = None
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Adapted:
     total: int
     head_names: set[str]  # names of the parameters of the head
     after_step: Callable[[nn.Module, int], None] | None
+    settled_at: int = 0
 
 
 REGISTRY: dict[str, Method] = {}
@@ -174,4 +177,5 @@ def _wrap(
             f"{settings.name}@{settings.variant} promises {promised:,} trainable parameters over {len(shapes)} layers, but the built model has "
             f"{trainable:,}; refusing to train something else than what the row would claim"
         )
-    return Adapted(wrapped, True, trainable, sum(free[n] for n in head), total + trainable, head, method.after_step)
+    settled_at = method.settled_at(total_steps) if method.settled_at else 0
+    return Adapted(wrapped, True, trainable, sum(free[n] for n in head), total + trainable, head, method.after_step, settled_at)

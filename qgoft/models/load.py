@@ -17,7 +17,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # tokenizers raises bare Exceptions for damaged files
         raise QgoftError(f"{folder} holds no tokenizer that can be read ({error}); complete the model folder") from error
 
 
@@ -31,7 +31,10 @@ def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
         QgoftError: the weights cannot be read, or do not fill the backbone.
     """
     task, model = settings.task, settings.model
-    config = AutoConfig.from_pretrained(folder, num_labels=1 if task.is_regression else len(task.labels), trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=1 if task.is_regression else len(task.labels), trust_remote_code=False)
+    except Exception as error:
+        raise QgoftError(f"config.json in {folder} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
     if settings.train.drop_classifier is not None:
         _set_classifier_dropout(config, settings.train.drop_classifier)

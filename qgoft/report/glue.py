@@ -25,6 +25,12 @@ ORDER = {
     "goft-icml2024": ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"],
     "psoft-iclr2026": ["cola", "stsb", "rte", "mrpc", "sst2", "qnli"],
 }
+PAPER_MODEL = "deberta-v3-base"
+# Why our count stands beside another printed one.
+COUNT_NOTES = {
+    "oft": "#Param of oft: peft trains the skew-symmetric entries; the paper prints full b x b blocks",
+    "adalora": "#Param of adalora: what is trained, at the starting rank; the paper prints the final budget",
+}
 PART = {"test": "test split", "halves": "second half of validation", "validation": "validation"}
 RULE = {
     "last": "last step, no selection",
@@ -40,6 +46,19 @@ class Row:
     label: str
     records: dict[str, list[Record]]
     is_context: bool = False  # from results/measured, beside the user's own rows
+    is_altered: bool = False  # settings are not the protocol's own
+
+    def mark(self) -> str:
+        """What a reader must know before comparing the row with anything."""
+        marks = ["*"] if self.is_context else []
+        records = self.all()
+        if self.is_altered:
+            marks.append("(altered)")
+        if any(record["provenance"]["data"]["subset"] for record in records):
+            marks.append("(subset)")
+        if any(record["selection"] == "best_reported" for record in records):
+            marks.append("(best reported)")
+        return "".join(f" {mark}" for mark in marks)
 
     def all(self) -> list[Record]:
         return [record for records in self.records.values() for record in records]
@@ -54,17 +73,20 @@ def row_label(record: Record) -> str:
 def build_table(protocol: str, rows: list[Row]) -> Table:
     """Table 1 (or PSOFT's 2) under a protocol, from rows of done records."""
     paper, item, is_comparable = BESIDE[protocol]
-    tasks = [task for task in ORDER[paper] if is_comparable or any(task in row.records for row in rows)]
-    if not is_comparable:
-        tasks = ORDER[paper]
+    tasks = ORDER[paper]
     title = f"{'Table 1' if item == 'table1' else 'PSOFT table 2'} ({protocol})"
-    table = Table(item if paper.startswith("goft") else f"psoft-{item}", title, [title, "#Param", *(NAMES[task] for task in tasks), "Avg"])
+    name = item if paper.startswith("goft") else f"psoft-{item}"
+    table = Table(
+        name if protocol in ("pocket", "psoft_iclr26") else f"{name}-{protocol}",
+        title,
+        [title, "#Param", *(NAMES[task] for task in tasks), "Avg"],
+    )
     for row in rows:
         table.rows.append(_cells(row, tasks))
         if is_comparable:
             published = _published(paper, item, row)
             if published:
-                table.rows += _beside(row, published, tasks)
+                table.rows += _beside(row, published, tasks, is_comparable=_is_comparable(row, PAPER_MODEL))
     majority = _majority(rows, tasks)
     if majority:
         table.rows.append(majority)
@@ -93,10 +115,7 @@ def _cells(row: Row, tasks: list[str]) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.all()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     average = _average(row, tasks)
-    label = (
-        row.label + (" *" if row.is_context else "") + (" (subset)" if any(r["provenance"]["data"]["subset"] for r in row.all()) else "")
-    )
-    return [label, params, *(_cell(_values(row, task)) for task in tasks), "-" if average is None else f"{average:.1f}"]
+    return [row.label + row.mark(), params, *(_cell(_values(row, task)) for task in tasks), "-" if average is None else f"{average:.1f}"]
 
 
 def _published(paper: str, item: str, row: Row) -> PublishedRow | None:
@@ -109,11 +128,19 @@ def _published(paper: str, item: str, row: Row) -> PublishedRow | None:
     return found[0] if found and record["settings"]["model"]["init"] == "pretrained" else None
 
 
+def _is_comparable(row: Row, paper_model: str) -> bool:
+    """Only the paper's model, rows and rules may be subtracted from the paper's figures."""
+    return not row.mark() and all(record["model"] == paper_model for record in row.all())
+
+
 def _number(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float | int) else "-" if value is None else str(value).upper()
 
 
-def _beside(row: Row, published: PublishedRow, tasks: list[str]) -> list[list[str]]:
+def _beside(row: Row, published: PublishedRow, tasks: list[str], *, is_comparable: bool) -> list[list[str]]:
+    printed_row = ["  published", published.params, *(_number(published.values[task]) for task in tasks), _number(published.average)]
+    if not is_comparable:
+        return [printed_row]
     differences = []
     for task in tasks:
         values, printed = _values(row, task), published.values[task]
@@ -122,7 +149,7 @@ def _beside(row: Row, published: PublishedRow, tasks: list[str]) -> list[list[st
     average = _average(row, tasks)
     both = average is not None and published.average is not None
     return [
-        ["  published", published.params, *(_number(published.values[task]) for task in tasks), _number(published.average)],
+        printed_row,
         ["  difference", "", *differences, f"{average - published.average:+.1f}" if both else "-"],  # type: ignore[operator]
     ]
 
@@ -148,7 +175,12 @@ def _notes(protocol: str, rows: list[Row], published: list[PublishedRow], tasks:
     spread = ", ± standard deviation over seeds" if len(seeds) > 1 else ""
     notes = [f"n = {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{spread}; {parts}; {rules}; #Param without the head"]
     if any(row.is_context for row in rows):
-        notes.append("* from results/measured (committed records), for comparison")
+        context = sorted({record["seed"] for row in rows if row.is_context for record in row.all()})
+        notes.append(f"* from results/measured (committed records, n = {len(context)}), for comparison")
+    if any(row.is_altered for row in rows):
+        notes.append("(altered): settings were changed on the command line; the row is not the protocol's")
+    if is_comparable:
+        notes += [note for method, note in COUNT_NOTES.items() if any(record["method"] == method for record in own)]
     if not is_comparable:
         for method in dict.fromkeys(record["method"] for record in own):
             for row in (p for p in published if p.method == method):

@@ -1,6 +1,7 @@
 """From settings to files on disk, with their checksum: generated rows, a directory, or the hub. No torch."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,10 +85,21 @@ def _directory(task: TaskSettings, root: Path) -> Path:
 
 
 def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ...]:
-    found = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-[0-9]*.parquet")])
+    found = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-[0-9]*-of-*.parquet")])
     if not found:
         present = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
         raise QgoftError(f"{task.full_name} needs split {split}, but {folder.name} holds {present}; complete the data or set data.root")
+    parts = [re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name) for path in found]
+    if len(found) == 1 and parts[0] is None:
+        return tuple(found)
+    count = int(parts[0].group(2)) if parts[0] else -1
+    numbers = [int(part.group(1)) if part else -1 for part in parts]
+    counts = {part.group(2) if part else None for part in parts}
+    if numbers != list(range(count)) or len(counts) != 1:
+        raise QgoftError(
+            f"{task.full_name}, split {split}: {folder.name} holds {', '.join(path.name for path in found)}; needed is one {split}.parquet, or every "
+            "part of one series; the download is incomplete or two copies are mixed"
+        )
     return tuple(found)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
+from qgoft.errors import Diverged
 from qgoft.settings import TaskSettings
 from qgoft.tasks.metrics import Scores, majority_score, standard_error
 
@@ -39,6 +40,8 @@ def predict(
     for batch in loader:
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
         logits = model(**batch).logits.float()
+        if not logits.isfinite().all():
+            raise Diverged("the model's predictions are not finite")
         mine += (logits[:, 0] if is_regression else logits.argmax(-1)).tolist()
     model.train(was_training)
     if accelerator.num_processes > 1:

@@ -11,16 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qgoft.errors import Diverged
 from qgoft.methods import Adapted
 from qgoft.settings import RunSettings
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.tuners import orthogonality_penalty
 
 Log = Callable[[dict[str, Any]], None]
-
-
-class Diverged(ArithmeticError):
-    """Loss or gradient is no longer finite."""
 
 
 @dataclass
@@ -68,15 +65,17 @@ def fit(
                 penalty = orthogonality_penalty(adapted.model) if settings.method.penalty else loss.new_zeros(())
                 accelerator.backward(loss + settings.method.penalty * penalty)
                 norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
-                _stop_unless_finite(loss, norm, fitted.steps + 1)
+                # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
+                _stop_unless_finite(loss, None if accelerator.scaler else norm, fitted.steps + 1)
                 optimizer.step()
-                if accelerator.sync_gradients:
+                is_step = accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
+                if is_step:
                     schedule.step()
                     fitted.steps += 1
                     if adapted.after_step:
                         adapted.after_step(adapted.model, fitted.steps)
                 optimizer.zero_grad()
-            if not accelerator.sync_gradients:
+            if not is_step:
                 continue
             lr = schedule.get_last_lr()[0]
             log({"step": fitted.steps, "total": total, "loss": loss.item(), "penalty": penalty.item(), "norm": float(norm), "lr": lr})
@@ -85,7 +84,8 @@ def fit(
                 score = choose()
                 fitted.scores.append((fitted.steps, score))
                 log({"step": fitted.steps, "total": total, "score": score})
-                if score is not None and (fitted.best_score is None or score > fitted.best_score):
+                is_settled = fitted.steps >= adapted.settled_at
+                if is_settled and score is not None and (fitted.best_score is None or score > fitted.best_score):
                     fitted.best_step, fitted.best_score = fitted.steps, score
                     best = [p.detach().clone() for p in trained]
                 clock = time.perf_counter()

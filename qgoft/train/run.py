@@ -4,6 +4,9 @@ import dataclasses
 import errno
 import gzip
 import json
+import math
+import os
+import re
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,13 +15,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
 from qgoft import records
-from qgoft.errors import QgoftError
+from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import Identity, identify, world_size
 from qgoft.methods import Adapted, apply_method
 from qgoft.models import load_classifier, load_tokenizer
@@ -26,13 +31,14 @@ from qgoft.settings import RunSettings
 from qgoft.tasks.glue import Parts, load_parts, tokenize
 from qgoft.tasks.metrics import HIGHER_IS_BETTER
 from qgoft.train.evaluate import Measured, Outcome, combine, predict, score
-from qgoft.train.fit import Diverged, Fitted, fit
+from qgoft.train.fit import Fitted, fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
 from qgoft.tuners import orthogonality_error, orthogonality_penalty
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
 MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
 
 
@@ -68,6 +74,8 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
         record = _run_prepared(prepared, position)
         if prepared.accelerator.is_main_process:
             records.write_record(identity.folder, record)
+        if record["status"] == "interrupted":
+            raise KeyboardInterrupt
         return record
 
 
@@ -97,12 +105,14 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
 
 
 def build_accelerator(settings: RunSettings) -> Accelerator:
-    """On a CPU it must be said, or several processes would each look for a device."""
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=settings.train.precision,
-        gradient_accumulation_steps=settings.train.accumulation,
-    )
+    """On a CPU it must be said, or several processes would each look for a device. accelerate keeps the precision of the first
+    Accelerator of a process; a sweep makes many runs in one, so it is forgotten first."""
+    AcceleratorState._reset_state()
+    on_cpu = not torch.cuda.is_available()
+    if settings.train.precision == "fp16" and on_cpu:
+        # accelerate would train in float32 without a word.
+        raise QgoftError("train.precision=fp16 does not work on this machine, which has no CUDA device; use no or bf16")
+    return Accelerator(cpu=on_cpu, mixed_precision=settings.train.precision, gradient_accumulation_steps=settings.train.accumulation)
 
 
 def _batch_per_process(settings: RunSettings, accelerator: Accelerator) -> int:
@@ -166,7 +176,7 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
     except KeyboardInterrupt:
         status, reason = "interrupted", "stopped from the keyboard"
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in DISK_ERRORS:
             raise
         status, reason = "failed", _one_line(error)
         traceback.print_exc()
@@ -216,8 +226,8 @@ def _record(
             "peak_memory_bytes": peak_memory(),
         },
         "orthogonality": {
-            "max_error": orthogonality_error(adapted.model) if fitted else None,
-            "penalty": orthogonality_penalty(adapted.model).item() if fitted and is_free else None,
+            "max_error": _finite(orthogonality_error(adapted.model)) if fitted else None,
+            "penalty": _finite(orthogonality_penalty(adapted.model).item()) if fitted and is_free else None,
         },
         "started": started,
         "finished": _now(),
@@ -238,6 +248,10 @@ def _record(
     }
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _public_settings(settings: RunSettings) -> dict[str, Any]:
     """The settings without paths of this machine: what a path held is stated by its checksum."""
     data = dataclasses.asdict(settings)
@@ -251,17 +265,28 @@ def save_adapter(prepared: Prepared, folder: Path) -> None:
     """What was trained: peft's own format, or the freed parameters as safetensors. Never pickle."""
     adapted = prepared.adapted
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _save_weights(adapted, folder)
+    except SafetensorError as error:  # it tells a full disk by text alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number.group(1)), os.strerror(int(number.group(1)))) from error
     if adapted.is_peft:
-        adapted.model.save_pretrained(folder)
         # peft writes where the base model lay on this machine; the record states its checksum instead.
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text())
         config["base_model_name_or_path"] = prepared.settings.model.hub or prepared.settings.model.name
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "README.md").unlink(missing_ok=True)
-    else:
-        trained = {name: p.detach().contiguous().cpu() for name, p in adapted.model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / "trained.safetensors")
+
+
+def _save_weights(adapted: Adapted, folder: Path) -> None:
+    if adapted.is_peft:
+        adapted.model.save_pretrained(folder)
+        return
+    trained = {name: p.detach().contiguous().cpu() for name, p in adapted.model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / "trained.safetensors")
 
 
 def _write_predictions(path: Path, prepared: Prepared, outcomes: dict[str, Outcome]) -> None:
@@ -284,7 +309,7 @@ class _disk_errors:  # noqa: N801 - reads as the statement it is
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise QgoftError(
                 f"cannot write below results.root={self.root}: {error.strerror}; free space or set results.root to another folder"
             ) from error

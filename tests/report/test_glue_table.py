@@ -18,6 +18,7 @@ def record(task, value, *, protocol="goft_icml24", method="qgoft", variant=None,
         protocol=protocol, task=task, method=method, variant=variant or method, seed=seed, primary="score", selection="last", **changes
     )
     made["metrics"] = {"score": {"value": value, "higher_is_better": True, "n": 100, "standard_error": 1.0, "majority": 50.0}}
+    made["model"] = changes.get("model", "deberta-v3-base")
     made["settings"] = {"model": {"init": init}, "splits": "validation", "method": {"source": "table 5"}}
     made["provenance"]["data"]["subset"] = subset
     return made
@@ -72,6 +73,25 @@ def test_subsets_mixed_commits_and_dirty_code_are_told():
     assert "not comparable with published" in text
     assert "2 commits" in text
     assert "dirty" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "altered", "mark"),
+    [
+        ({"subset": True}, False, "(subset)"),
+        ({"selection": "best_reported"}, False, "(best reported)"),
+        ({}, True, "(altered)"),
+        ({"model": "minilm-l6"}, False, ""),
+    ],
+)
+def test_what_is_not_comparable_has_no_difference(changes, altered, mark):
+    made = record("rte", 80.0, **{k: v for k, v in changes.items() if k == "subset"})
+    made.update({k: v for k, v in changes.items() if k != "subset"})
+    table = build_table("goft_icml24", [Row("qgoft", {"rte": [made]}, is_altered=altered)])
+    lines = rows_of(table)
+    assert "difference" not in lines
+    assert lines["published"][6] == "88.45"
+    assert f"qgoft {mark}".strip() in lines
 
 
 def test_oom_is_printed_as_published():

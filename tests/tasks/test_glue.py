@@ -104,6 +104,20 @@ def test_half_a_file(tmp_path):
         load(settings(tmp_path, "task=glue/rte"))
 
 
+@pytest.mark.parametrize(
+    "names", [["train-00000-of-00002"], ["train", "train-00000-of-00001"], ["train-00000-of-00002", "train-00001-of-00003"]]
+)
+def test_missing_and_mixed_parts(tmp_path, names):
+    write_rte(tmp_path / "rte")
+    whole = tmp_path / "rte" / "train.parquet"
+    data = whole.read_bytes()
+    whole.unlink()
+    for name in names:
+        (tmp_path / "rte" / f"{name}.parquet").write_bytes(data)
+    with pytest.raises(QgoftError, match="incomplete or two copies"):
+        load(settings(tmp_path, "task=glue/rte"))
+
+
 def test_no_such_directory(tmp_path):
     with pytest.raises(QgoftError, match=r"has no glue/rte folder"):
         load(settings(tmp_path, "task=glue/rte"))

@@ -13,13 +13,13 @@ from _settings import compose_settings
 from safetensors.torch import load_file
 
 from qgoft import records
-from qgoft.errors import QgoftError
+from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import identify
 from qgoft.models import load_classifier
 from qgoft.train import run as run_module
 from qgoft.train.evaluate import predict
-from qgoft.train.fit import Diverged
 from qgoft.train.optim import count_steps, evaluation_steps
+from qgoft.train.rescore import rescore
 from qgoft.train.run import evaluate_part, prepare, run
 
 SHORT = ["train.max_steps=6", "train.evaluations=2"]
@@ -170,7 +170,12 @@ def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, err
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "fit", fail)
-        record = run(s)
+        if status == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                run(s)
+        else:
+            run(s)
+    record = identify(s).read()
     assert record["status"] == status
     assert record["reason"]
     assert record["metrics"] == {}
@@ -188,6 +193,53 @@ def test_a_full_disk_is_one_line_and_no_record(tmp_path, monkeypatch):
     with pytest.raises(QgoftError, match=r"cannot write below results.root=.*No space left"):
         run(s)
     assert not (identify(s).folder / "record.json").exists()
+
+
+def test_a_full_disk_while_weights_are_saved(tmp_path, monkeypatch):
+    """safetensors raises its own error and tells the reason in words."""
+    from safetensors import SafetensorError
+
+    s = settings(tmp_path)
+
+    def full(*arguments):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(run_module, "_save_weights", full)
+    with pytest.raises(QgoftError, match="No space left"):
+        run(s)
+
+
+def test_predictions_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
+    s = settings(tmp_path, "selection=last")
+    fit = run_module.fit
+
+    def fit_and_break(adapted, *arguments):
+        fitted = fit(adapted, *arguments)
+        with torch.no_grad():
+            next(p for n, p in adapted.model.named_parameters() if n in adapted.head_names).fill_(torch.nan)
+        return fitted
+
+    monkeypatch.setattr(run_module, "fit", fit_and_break)
+    record = run(s)
+    assert (record["status"], record["reason"]) == ("diverged", "the model's predictions are not finite")
+
+
+def test_fp16_without_a_device_is_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine can train in fp16")
+    with pytest.raises(QgoftError, match=r"train.precision=fp16 does not work"):
+        run(settings(tmp_path, "train.precision=fp16"))
+
+
+def test_damaged_config_and_tokenizer_are_one_line(tmp_path):
+    base = identify(settings(tmp_path)).model.folder
+    for damaged in ("config.json", "tokenizer.json"):
+        folder = tmp_path / damaged.partition(".")[0]
+        folder.mkdir()
+        for path in base.iterdir():
+            (folder / path.name).write_bytes(b"{" if path.name == damaged else path.read_bytes())
+        with pytest.raises(QgoftError, match=r"cannot be read|no tokenizer"):
+            run(settings(tmp_path, f"model.path={folder}"))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
@@ -245,10 +297,16 @@ def test_bf16_trains(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft's, of the names it wrote itself
 def test_adalora_prunes(tmp_path):
-    s = settings(tmp_path, "method=adalora", "train.max_steps=30", "task=glue/rte")
+    s = settings(tmp_path, "method=adalora", "train.max_steps=30", "train.evaluations=3", "task=glue/rte")
     record = run(s)
     assert record["status"] == "done"
+    values = {n: t for n, t in load_file(identify(s).folder / "adapter" / "adapter_model.safetensors").items() if "lora_E" in n}
+    # r = 8 a layer, over 18 layers, however they are shared out; it starts at 12.
+    assert sum(int((t != 0).sum()) for t in values.values()) <= 8 * 18
+    _, metrics = rescore(identify(s).folder, merge=False)
+    assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
 
 
 def test_steps_and_looks():

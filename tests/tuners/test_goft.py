@@ -159,7 +159,16 @@ def test_saved_and_loaded_in_a_fresh_process_is_bit_equal(variant, tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=REPOSITORY, timeout=120)
 
 
-@pytest.mark.parametrize("first", ["import peft, qgoft", "import qgoft, peft", "from qgoft import GoftConfig; import peft"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import peft, qgoft",
+        "import qgoft, peft",
+        "from qgoft import GoftConfig; import peft",
+        "import qgoft, importlib.util as u; u.find_spec('peft'); u.find_spec('peft'); import peft",
+        "import qgoft, transformers; transformers.utils.is_peft_available(); from transformers import Trainer; import peft",
+    ],
+)
 def test_importing_qgoft_registers_the_type_in_any_order(first):
     program = f"{first}; from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as M; assert M['GOFT'].__name__ == 'GoftConfig'"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

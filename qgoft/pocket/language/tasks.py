@@ -30,9 +30,10 @@ def cola(world: World, split: str) -> Row:
 
 
 def sst2(world: World, split: str) -> Row:
-    """Words of opinion in training and in the other splits do not overlap: what they mean must come from pretraining."""
+    """Evaluation uses words of opinion that nineteen of twenty training rows do not: few labels must go a long way."""
     label = world.random.randrange(2)
-    return {"sentence": _join([*review(world, bool(label), Opinions(0 if split == "train" else 1)), "."]), "label": label}
+    half = 0 if split == "train" and world.chance(0.95) else 1
+    return {"sentence": _join([*review(world, bool(label), Opinions(half)), "."]), "label": label}
 
 
 def mrpc(world: World, split: str) -> Row:
