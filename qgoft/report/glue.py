@@ -192,10 +192,10 @@ def _notes(protocol: str, rows: list[Row], published: list[PublishedRow], tasks:
         notes.append(f"subset: rows differ from the official splits, not comparable with published figures: {shown}")
     sources = sorted({r["settings"]["method"]["source"] for r in own})
     notes.append(f"learning rates: {'; '.join(sources)}")
-    commits = {r["provenance"]["commit"] for r in records}
+    commits = {r["provenance"]["commit"] for r in own}
     if len(commits) > 1:
         notes.append(f"warning: these numbers come from {len(commits)} commits of the code")
-    if any(r["provenance"]["dirty"] for r in records):
+    if any(r["provenance"]["dirty"] for r in own):
         notes.append("warning: some numbers come from uncommitted code (dirty)")
     return notes
 
