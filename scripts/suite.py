@@ -21,6 +21,7 @@ from qgoft.ledger import Identity, identify
 from qgoft.records import RecordError, compute_key, read_records
 from qgoft.report.glue import Record, Row, build_table, row_label
 from qgoft.settings import RunSettings, settings_from_record, settings_in_key
+from qgoft.tasks.sources import TOKENIZER_FILES, data_patterns, remote_size
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
@@ -266,6 +267,20 @@ def show_status(cells: list[Cell], identities: list[Identity]) -> None:
         print(f"{cell.where:<34} {identity.key[:12]}  {state}")
 
 
+def announce_downloads(cells: list[Cell]) -> None:
+    """Sizes before anything is downloaded. Files that are here already are not fetched again."""
+    wanted: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        s = cell.settings
+        if s.data.source == "hub" and s.data.root is None:
+            wanted.setdefault((s.task.hub, "dataset", s.data.revision), []).extend(data_patterns(s.task))
+        if s.model.hub and s.model.path is None:
+            wanted[s.model.hub, "model", s.model.revision] = [*TOKENIZER_FILES, "*.safetensors"]
+    for (repository, kind, revision), patterns in wanted.items():
+        size = remote_size(repository, kind, revision, patterns)
+        print(f"{kind} {repository} at {revision}: {'size not known' if size is None else f'{size / 1e6:.1f} MB'}", flush=True)
+
+
 def show_fetched(cells: list[Cell], identities: list[Identity]) -> None:
     seen: dict[str, int] = {}
     for identity in identities:
@@ -283,6 +298,8 @@ def main(words: list[str]) -> int:
     if arguments.action == "table" or arguments.records == "measured":
         print_table(arguments, cells, root)
         return 0
+    if arguments.action == "fetch":
+        announce_downloads(cells)
     identities = [identify(cell.settings) for cell in cells]
     cells = [dataclasses.replace(cell, key=identity.key) for cell, identity in zip(cells, identities, strict=True)]
     if arguments.action == "status":

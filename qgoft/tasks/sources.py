@@ -43,6 +43,11 @@ def split_names(task: TaskSettings, splits: str) -> list[str]:
     return names
 
 
+def data_patterns(task: TaskSettings) -> list[str]:
+    """The files of a dataset repository that a task reads."""
+    return [f"{task.config}/*.parquet", "README.md"]
+
+
 def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
     """Locate (and if need be generate or download) the rows of a task.
 
@@ -58,8 +63,7 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     elif data.root is not None:
         folder, source, revision = _directory(task, Path(data.root)), "directory", None
     else:
-        patterns = [f"{task.config}/*.parquet", "README.md"]
-        snapshot = _download(task.hub, "dataset", data.revision, patterns)
+        snapshot = _download(task.hub, "dataset", data.revision, data_patterns(task))
         folder, source, revision = snapshot / task.config, task.hub, snapshot.name
         if not folder.is_dir():
             raise QgoftError(f"{task.hub} at {revision} has no folder {task.config} of parquet files; set data.root to a directory instead")
@@ -125,6 +129,21 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
     except Exception as error:  # HTTP errors, and those of the client's transport, whose family changes between its versions
         raise QgoftError(f"downloading {where} failed ({type(error).__name__}: {error}); run the same command again to resume") from error
     return Path(folder)
+
+
+def remote_size(repository: str, kind: str, revision: str, patterns: list[str]) -> int | None:
+    """Bytes that a download would take at most, or None where the hub does not tell or cannot be reached."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        listed = huggingface_hub.HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True).siblings or []
+    except Exception:  # the download itself says what is wrong
+        return None
+    sizes = {file.rfilename: file.size for file in listed}
+    wanted = [sizes[name] for name in filter_repo_objects(sizes, allow_patterns=patterns)]
+    known = [size for size in wanted if size is not None]
+    return sum(known) if wanted and len(known) == len(wanted) else None
 
 
 def find_model(model: ModelSettings) -> ModelFiles:
