@@ -58,10 +58,11 @@ def pocket_files(suite: str, task: str) -> Path:
 
 
 def _write(task: str, folder: Path) -> None:
-    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
 
     from qgoft.pocket.language.tasks import generate
 
+    disable_progress_bars()
     names = {
         "mnli": ["entailment", "neutral", "contradiction"],
         "sst2": ["negative", "positive"],
