@@ -173,12 +173,15 @@ def test_the_cache_is_made_once_and_holds_the_rows(tmp_path, monkeypatch):
 
 
 def test_the_shipped_encoder():
+    from qgoft.pocket.pretrain import Recipe
+
     folder = weights_folder("pocket-deberta")
     size = (folder / "model.safetensors").stat().st_size
     assert size < 1_000_000
     assert weights_folder("pocket-deberta-random") == folder
     card = json.loads((folder / "card.json").read_text())
     assert card["percent of masked words found"]["copy"] > 80
+    assert card["recipe"] == vars(Recipe())
 
 
 def test_the_shipped_encoder_is_really_pretrained():
