@@ -15,6 +15,7 @@ import torch
 from qgoft import records
 from qgoft.bench.step import REFERENCE, Shape, measure, ratios
 from qgoft.report.layout import Table
+from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,6 +39,7 @@ def main() -> int:
     if not operator_is_right():
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1
+    quiet_libraries()
     torch.set_num_threads(arguments.threads)
     shape = Shape(arguments.layers, arguments.batch, arguments.length)
     timings = measure(shape, arguments.repeats, lambda line: print(line, end="\r", flush=True))
