@@ -1,11 +1,19 @@
 """Products of Givens rotations arranged as a tree (GOFT, ICML 2024, section 4). See the README beside this file."""
 
 from qgoft.ops.givens.blocks import identity_blocks, inverse_blocks, rotation_blocks
+from qgoft.ops.givens.factors import Factors, build_factors
+from qgoft.ops.givens.paths import PATHS, force_path
 from qgoft.ops.givens.reference import pairs, reference_matrix
 from qgoft.ops.givens.released import mix_neighbours, released_reference_matrix
-from qgoft.ops.givens.tree import mix_pairs
+from qgoft.ops.givens.tree import mix_factors, mix_pairs, mixed_linear
 
 __all__ = [
+    "PATHS",
+    "Factors",
+    "build_factors",
+    "force_path",
+    "mix_factors",
+    "mixed_linear",
     "identity_blocks",
     "inverse_blocks",
     "mix_neighbours",

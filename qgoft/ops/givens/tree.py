@@ -1,21 +1,23 @@
-"""The product of all pairs by the tree factorisation: exact, without a d x d matrix, about one read and one write of x.
+"""Rows times the factors of the product: exact, without a d x d matrix, in pieces of rows that stay in the cache.
 
-Shapes: N rows, d width, b block width (a power of two), q = ceil(d / b) trees, L = ceil(log2 d) levels.
+Shapes: N rows, d width, n outputs of a linear layer, b block width, q = ceil(d / b) trees.
 The derivation is in the README beside this file.
 """
 
-import functools
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qgoft.ops.givens.factors import Factors, build_factors
+from qgoft.ops.givens.paths import choose_path, goes_through_weight
 from qgoft.ops.givens.reference import check_blocks
 
-# Measured on two CPU cores: 16 makes the product on the roots dominate at widths above 2000, 64 doubles the arithmetic of the trees.
-BLOCK_WIDTH = 32
+# Values in a piece of rows, 2 MB of float32: measured on two CPU cores with 2 MB of second-level cache; half and twice as many cost the
+# same within 5%, all rows at once 40% more at width 3072.
+PIECE = 2**19
 
 
 def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
@@ -28,151 +30,191 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
         transpose: apply the transposed product P_1^T ... P_L^T, which is the inverse when every block is a rotation.
 
     Returns:
-        [..., d] in the dtype of x. Differentiable once in both arguments. Saved for backward: x itself and the ceil(d / b)
-        root values of every row, beside matrices whose size does not depend on the number of rows.
+        [..., d] in the dtype of x. Differentiable once in both arguments. Saved for backward: x itself, beside matrices whose size
+        does not depend on the number of rows.
 
     Raises:
         ValueError: the blocks do not belong to width d, or d < 2.
     """
     d = x.shape[-1]
     check_blocks(blocks, d)
-    trees, roots = tree_matrices(blocks, d)
-    mixed: Tensor = _MixTrees.apply(x, trees.to(x.dtype), roots.to(x.dtype), transpose)
+    return mix_factors(x, build_factors(blocks, d), transpose=transpose)
+
+
+def mix_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tensor:
+    """`mix_pairs` with the factors already built. x [..., d], trees [q, b, b], roots [q, q] -> [..., d] in the dtype of x."""
+    if choose_path(x) == "graph":
+        return _mix_in_graph(x, factors, transpose)
+    mixed: Tensor = _Mix.apply(x, factors.trees, factors.roots, transpose)
     return mixed
 
 
-def tree_matrices(blocks: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """Dense factors of the product: one b x b matrix per tree, and one q x q matrix on the roots of the trees.
+def mixed_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """W (R x) + b with a frozen W, in one step: the rotation costs min(N, n) rows forward and nothing but x is kept for backward.
+
+    Where the weight has fewer rows than x, the weight is turned, W R, used and dropped; else the rows of x are. Backward is the same for
+    both: with g = W^T dL/dh, the gradients are those of `mix_pairs`, and no gradient of a weight is ever formed.
 
     Args:
-        blocks: [d-1, 2, 2].
+        x: [..., d].
+        factors: of the width d.
+        weight: [n, d], in the dtype of x, without a gradient of its own; a transposed view of [d, n] is fine.
+        bias: [n] or none, without a gradient of its own.
 
     Returns:
-        trees [q, b, b] and roots [q, q]; with d <= b, q is 1 and roots the 1 x 1 identity.
+        [..., n] in the dtype of x. Differentiable once in x and the factors.
+
+    Raises:
+        ValueError: the weight or the bias asks for a gradient.
     """
-    width = min(BLOCK_WIDTH, _next_power_of_two(d))
-    count = -(-d // width)
-    trees, rest = _build(blocks, d, width, count)
-    if count == 1:
-        return trees, torch.ones(1, 1, dtype=blocks.dtype, device=blocks.device)
-    roots, _ = _build(rest, count, _next_power_of_two(count), 1)
-    return trees, roots[0, :count, :count]
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError("mixed_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
+    if choose_path(x) == "graph":
+        return torch.nn.functional.linear(_mix_in_graph(x, factors, False), weight, bias)
+    h: Tensor = _MixedLinear.apply(x, factors.trees, factors.roots, weight, bias)
+    return h
 
 
-def _next_power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
-def _build(blocks: Tensor, d: int, width: int, count: int) -> tuple[Tensor, Tensor]:
-    """Matrices [count, width, width] of the first log2(width) levels, and the blocks of the levels that are left.
-
-    Only the root of a subtree is still needed by the levels above it, so a level turns the root rows of two subtrees, each of
-    length m, into two rows of length 2m: the new root row, and the row of coordinate m, which is finished. A level is one
-    multiplication for all nodes; in the end every finished row is put in its place with one scatter.
-    """
-    if width == 1:
-        return torch.ones(count, 1, 1, dtype=blocks.dtype, device=blocks.device), blocks
-    root = torch.ones(count * width, 1, dtype=blocks.dtype, device=blocks.device)
-    finished = []
-    used, stride = 0, 1
-    while stride < width:
-        present = max(0, -(-(d - stride) // (2 * stride)))
-        level = _pad_with_identities(blocks[used : used + present], count * width // (2 * stride))
-        children = root.view(-1, 2, stride)
-        rows = (level[:, :, :, None] * children[:, None]).flatten(2)
-        root = rows[:, 0]
-        finished.append(rows[:, 1].reshape(-1))
-        used, stride = used + present, 2 * stride
-    values = torch.cat((root.reshape(-1), *finished))
-    place = _places(width, count, blocks.device)
-    flat = torch.zeros(count * width * width, dtype=blocks.dtype, device=blocks.device)
-    return flat.index_copy(0, place, values).view(count, width, width), blocks[used:]
-
-
-def _pad_with_identities(level: Tensor, count: int) -> Tensor:
-    """Pairs beyond the width d do not exist: an identity leaves their coordinates alone."""
-    missing = count - len(level)
-    if missing == 0:
-        return level
-    identity = torch.eye(2, dtype=level.dtype, device=level.device).expand(missing, 2, 2)
-    return torch.cat((level, identity))
-
-
-@functools.lru_cache(maxsize=256)
-def _places(width: int, count: int, device: torch.device) -> Tensor:
-    """Where `_build` puts its rows: flat positions in [count, width, width], in the order root, level 1, level 2, ..."""
-    tree = torch.arange(count)[:, None, None] * width * width
-    column = torch.arange(width)
-    parts = [(tree + column).reshape(-1)]
-    for r in range(1, int(math.log2(width)) + 1):
-        span = 1 << r
-        first = torch.arange(0, width, span)[None, :, None]
-        row = first + span // 2
-        parts.append((tree + row * width + first + torch.arange(span)).reshape(-1))
-    return torch.cat(parts).to(device)
-
-
-def _multiply(x: Tensor, matrices: Tensor) -> Tensor:
-    """y[n, t] = matrices[t] x[n, t]: x [N, q, b] and matrices [q, b, b] -> contiguous [N, q, b]."""
-    return torch.bmm(x.transpose(0, 1), matrices.transpose(1, 2)).transpose(0, 1).contiguous()
-
-
-class _MixTrees(torch.autograd.Function):
-    """y = (roots on coordinates 0, b, 2b, ...) after blockdiag(trees), or its transpose. Saves x and the values at the roots."""
+class _Mix(torch.autograd.Function):
+    """y = R x or R^T x. Saves x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, trees: Tensor, roots: Tensor, transpose: bool) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            rows = _as_rows(x, trees)
-            if transpose:
-                values = rows[:, :, 0] @ roots
-                mixed = rows.clone()
-                mixed[:, :, 0] = values
-                y = _multiply(mixed, trees.transpose(1, 2))
-            else:
-                y = _multiply(rows, trees)
-                values = y[:, :, 0].clone()
-                y[:, :, 0] = values @ roots.T
-        ctx.save_for_backward(x, values, trees, roots)
+        ctx.save_for_backward(x, trees, roots)
         ctx.transpose = transpose
-        return _from_rows(y, x)
+        rows = x.reshape(-1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):
+            turn = _turn_back if transpose else _turn
+            return turn(rows, Factors(trees.to(x.dtype), roots.to(x.dtype))).view(x.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, values, trees, roots = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, trees, roots = ctx.saved_tensors
+        low = Factors(trees.to(x.dtype), roots.to(x.dtype))
+        rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
-            rows, grad_rows = _as_rows(x, trees), _as_rows(grad.to(x.dtype), trees)
             if ctx.transpose:
-                mixed = rows.clone()
-                mixed[:, :, 0] = values
-                grad_trees = torch.bmm(mixed.permute(1, 2, 0), grad_rows.transpose(0, 1))
-                grad_x = _multiply(grad_rows, trees)
-                grad_values = grad_x[:, :, 0].clone()
-                grad_roots = rows[:, :, 0].T @ grad_values
-                grad_x[:, :, 0] = grad_values @ roots.T
+                # <g, R^T x> = <x, R g>: the gradient of the factors is that of R with input g and gradient x.
+                factor_grad, _ = _gradients(grads, rows, low, overwrite=False, need_input=False)
+                grad_x = _turn(grads, low) if ctx.needs_input_grad[0] else None
             else:
-                # grad may be the caller's own tensor: the roots of a copy are overwritten.
-                grad_rows = grad_rows.clone()
-                grad_values = grad_rows[:, :, 0].clone()
-                grad_roots = grad_values.T @ values
-                grad_rows[:, :, 0] = grad_values @ roots
-                grad_trees = torch.bmm(grad_rows.permute(1, 2, 0), rows.transpose(0, 1))
-                grad_x = _multiply(grad_rows, trees.transpose(1, 2)) if ctx.needs_input_grad[0] else grad_rows
-        return _from_rows(grad_x, x) if ctx.needs_input_grad[0] else None, grad_trees, grad_roots, None
+                factor_grad, grad_x = _gradients(rows, grads, low, overwrite=False, need_input=ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.view(x.shape), factor_grad.trees.to(trees.dtype), factor_grad.roots.to(roots.dtype), None
 
 
-def _as_rows(x: Tensor, trees: Tensor) -> Tensor:
-    """[..., d] -> [N, q, b], padded with zeros where the last tree is wider than what is left of d."""
+class _MixedLinear(torch.autograd.Function):
+    """h = W R x + b. Saves x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, trees: Tensor, roots: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, trees, roots, weight)
+        rows = x.reshape(-1, x.shape[-1])
+        low = Factors(trees.to(x.dtype), roots.to(x.dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            if goes_through_weight(len(rows), len(weight)):
+                weight = _turn_back(weight, low)
+            else:
+                rows = _turn(rows, low)
+            return torch.nn.functional.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, trees, roots, weight = ctx.saved_tensors
+        low = Factors(trees.to(x.dtype), roots.to(x.dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
+            rows = x.reshape(-1, x.shape[-1])
+            factor_grad, grad_x = _gradients(rows, grads, low, overwrite=True, need_input=ctx.needs_input_grad[0])
+        grad_x = None if grad_x is None else grad_x.view(x.shape)
+        return grad_x, factor_grad.trees.to(trees.dtype), factor_grad.roots.to(roots.dtype), None, None
+
+
+def _pieces(rows: Tensor) -> Iterator[slice]:
+    count, d = rows.shape
+    step = max(64, PIECE // d)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
+def _as_trees(rows: Tensor, trees: Tensor) -> Tensor:
+    """[c, d] -> [c, q, b], padded with zeros where the last tree is wider than what is left of d."""
     count, width, _ = trees.shape
-    flat = x.reshape(-1, x.shape[-1])
-    missing = count * width - x.shape[-1]
+    missing = count * width - rows.shape[-1]
     if missing:
-        flat = torch.nn.functional.pad(flat, (0, missing))
-    return flat.view(-1, count, width) if flat.is_contiguous() else flat.reshape(-1, count, width)
+        rows = torch.nn.functional.pad(rows, (0, missing))
+    return rows.unflatten(-1, (count, width))
 
 
-def _from_rows(y: Tensor, like: Tensor) -> Tensor:
-    """[N, q, b] -> the shape of `like`, without the padding."""
-    d = like.shape[-1]
-    return y.view(-1, y.shape[1] * y.shape[2])[:, :d].reshape(like.shape)
+def _put(target: Tensor, mixed: Tensor) -> None:
+    """Write [q, c, b] into rows [c, d], without the padding."""
+    count, _, width = mixed.shape
+    if count * width == target.shape[-1]:
+        target.unflatten(-1, (count, width)).transpose(0, 1).copy_(mixed)
+    else:
+        target.copy_(mixed.transpose(0, 1).flatten(1)[:, : target.shape[-1]])
+
+
+def _turn(rows: Tensor, factors: Factors) -> Tensor:
+    """R on every row: [N, d] -> a new [N, d]."""
+    trees, roots = factors
+    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    for piece in _pieces(rows):
+        mixed = torch.bmm(_as_trees(rows[piece], trees).transpose(0, 1), trees.transpose(1, 2))
+        if len(trees) > 1:
+            mixed[:, :, 0] = roots @ mixed[:, :, 0]
+        _put(out[piece], mixed)
+    return out
+
+
+def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
+    """R^T on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R."""
+    trees, roots = factors
+    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    for piece in _pieces(rows):
+        part = _as_trees(rows[piece], trees)
+        if len(trees) > 1:
+            part = part.clone()
+            part[:, :, 0] = part[:, :, 0] @ roots
+        _put(out[piece], torch.bmm(part.transpose(0, 1), trees))
+    return out
+
+
+def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[Factors, Tensor | None]:
+    """Gradients of y = R x from those of y: of the factors in at least float32, and of x.
+
+    With overwrite, `grads` is used up and becomes the gradient of x.
+    """
+    trees, roots = factors
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    grad_trees, grad_roots = torch.zeros_like(trees, dtype=wide), torch.zeros_like(roots, dtype=wide)
+    out = grads if overwrite else (torch.empty(grads.shape, dtype=grads.dtype, device=grads.device) if need_input else None)
+    for piece in _pieces(rows):
+        inputs, upper = _as_trees(rows[piece], trees), _as_trees(grads[piece], trees)
+        if len(trees) > 1:
+            if not overwrite:
+                upper = upper.clone()
+            grad_values = upper[:, :, 0].clone()
+            # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
+            grad_roots += grad_values.T @ (inputs * trees[:, 0]).sum(-1)
+            upper[:, :, 0] = grad_values @ roots
+        grad_trees += torch.bmm(upper.permute(1, 2, 0), inputs.transpose(0, 1))
+        if need_input:
+            assert out is not None
+            _put(out[piece], torch.bmm(upper.transpose(0, 1), trees))
+    return Factors(grad_trees, grad_roots), out if need_input else None
+
+
+def _mix_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:
+    """The same product in differentiable operations alone, for compilers that trace."""
+    trees, roots = factors.trees.to(x.dtype), factors.roots.to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        parts = _as_trees(x, trees)
+        if transpose:
+            parts = torch.cat(((parts[..., 0] @ roots)[..., None], parts[..., 1:]), -1)
+            mixed = torch.einsum("...tj,tjk->...tk", parts, trees)
+        else:
+            mixed = torch.einsum("...tk,tjk->...tj", parts, trees)
+            mixed = torch.cat(((mixed[..., 0] @ roots.T)[..., None], mixed[..., 1:]), -1)
+    return mixed.flatten(-2)[..., : x.shape[-1]]

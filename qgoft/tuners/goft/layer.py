@@ -12,9 +12,34 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.ops.givens import identity_blocks, inverse_blocks, mix_neighbours, mix_pairs, rotation_blocks
+from qgoft.ops.givens import (
+    Factors,
+    build_factors,
+    identity_blocks,
+    inverse_blocks,
+    mix_factors,
+    mix_neighbours,
+    mix_pairs,
+    mixed_linear,
+    rotation_blocks,
+)
+from qgoft.ops.givens.paths import can_share
 from qgoft.ops.givens.released import check_even
 from qgoft.tuners.goft.config import GoftConfig
+from qgoft.tuners.goft.shared import Kind, SharedFactors
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Whether `base` does nothing but W x + b with a frozen weight: no subclass, no quantised or sharded weight, no hook, no patch."""
+    tensors = [base.weight] if base.bias is None else [base.weight, base.bias]
+    hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+    return (
+        type(base) in (nn.Linear, Conv1D)
+        and all(type(tensor) is nn.Parameter and not tensor.requires_grad for tensor in tensors)
+        and not hooks
+        and "forward" not in vars(base)
+        and not nn.utils.parametrize.is_parametrized(base)
+    )
 
 
 class GoftLayer(BaseTunerLayer):
@@ -23,8 +48,9 @@ class GoftLayer(BaseTunerLayer):
     adapter_layer_names = ("goft_theta", "goft_blocks", "goft_scale")
     other_param_names = ("goft_config",)
 
-    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Module, shared: SharedFactors, **kwargs: Any) -> None:
         self.base_layer = base_layer
+        self.shared = shared
         self.goft_theta = nn.ParameterDict({})
         self.goft_blocks = nn.ParameterDict({})
         self.goft_scale = nn.ParameterDict({})
@@ -42,6 +68,7 @@ class GoftLayer(BaseTunerLayer):
                 f"GOFT cannot adapt a layer of type {type(base).__name__}; supported are torch.nn.Linear and transformers' Conv1D. "
                 "Name only such layers in target_modules"
             )
+        shared.add(self)
 
     def update_layer(self, adapter_name: str, config: GoftConfig) -> None:
         """Add one adapter, at the identity unless `config.init_weights` is False."""
@@ -76,30 +103,47 @@ class GoftLayer(BaseTunerLayer):
             theta = math.pi * torch.tanh(theta)
         return rotation_blocks(theta)
 
+    def get_parameter_of(self, adapter_name: str) -> Tensor:
+        """The angles [d-1] or free blocks [d-1, 2, 2] of an adapter."""
+        return self.goft_blocks[adapter_name] if adapter_name in self.goft_blocks else self.goft_theta[adapter_name]
+
+    def get_kind(self, adapter_name: str) -> Kind:
+        config = self.goft_config[adapter_name]
+        return Kind(adapter_name, self.in_features, config.is_free, config.angle, self.get_parameter_of(adapter_name).dtype)
+
+    def get_factors(self, adapter_name: str) -> Factors:
+        """R of an adapter as its factors; the scales of GOFT* are part of the trees, R diag(v)."""
+        if can_share(self.get_parameter_of(adapter_name)):
+            factors = self.shared.factors(self, adapter_name)
+        else:
+            factors = build_factors(self.get_blocks(adapter_name), self.in_features)
+        if adapter_name not in self.goft_scale:
+            return factors
+        count, width, _ = factors.trees.shape
+        scale = nn.functional.pad(self.goft_scale[adapter_name], (0, count * width - self.in_features))
+        return Factors(factors.trees * scale.view(count, 1, width), factors.roots)
+
     def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
         """R x on features (GOFT*: R (v * x)), in the dtype of x."""
-        if adapter_name in self.goft_scale:
-            x = x * self.goft_scale[adapter_name].to(x.dtype)
-        blocks = self.get_blocks(adapter_name)
         if self.goft_config[adapter_name].is_released_version:
-            return mix_neighbours(x, blocks)
-        return mix_pairs(x, blocks)
+            return mix_neighbours(x, self.get_blocks(adapter_name))
+        return mix_factors(x, self.get_factors(adapter_name))
 
     def get_matrix(self, adapter_name: str) -> Tensor:
         """Dense R [d, d] of an adapter, as the forward applies it."""
         blocks = self.get_blocks(adapter_name)
         return self.rotate(torch.eye(self.in_features, dtype=blocks.dtype, device=blocks.device), adapter_name).T
 
-    def _has(self, adapter_name: str) -> bool:
+    def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.goft_config
 
 
 class GoftLinear(nn.Module, GoftLayer):
     """GOFT on torch.nn.Linear, or on transformers' Conv1D, whose weight is stored [d, n]."""
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoftConfig, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoftConfig, shared: SharedFactors, **kwargs: Any) -> None:
         super().__init__()
-        GoftLayer.__init__(self, base_layer, **kwargs)
+        GoftLayer.__init__(self, base_layer, shared, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -135,7 +179,7 @@ class GoftLinear(nn.Module, GoftLayer):
             ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            if not self._has(name):
+            if not self.has_adapter(name):
                 continue
             weight = self._merge_into_weight(name, undo=False)
             if safe_merge and not torch.isfinite(weight).all():
@@ -162,11 +206,24 @@ class GoftLinear(nn.Module, GoftLayer):
         elif adapter_names is not None:
             x = self._rotate_mixed(x, adapter_names)
         elif not self.merged:
-            # Merging in order gives W R1 R2, so the last adapter meets x first.
-            for name in reversed(self.active_adapters):
-                if self._has(name):
-                    x = self.rotate(x, name)
+            # Merging in order gives W R1 R2, so the last adapter meets x first, and the first one the weight.
+            names = [name for name in self.active_adapters if self.has_adapter(name)]
+            for name in reversed(names[1:]):
+                x = self.rotate(x, name)
+            if names:
+                return self._rotate_and_apply(x, names[0], *args, **kwargs)
         return self.base_layer(x, *args, **kwargs)
+
+    def _rotate_and_apply(self, x: Tensor, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """W (R x) + b: in one step where the base layer is a plain frozen one, else by rotating x and calling the layer."""
+        base = self.base_layer
+        if self.goft_config[adapter_name].is_released_version or args or kwargs or not _is_plain(base):
+            return self.base_layer(self.rotate(x, adapter_name), *args, **kwargs)
+        weight, bias = base.weight, base.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return mixed_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)
 
     def _rotate_mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         """Each item of the batch through its own adapter; "__base__" and adapters that this layer lacks leave it alone."""
@@ -180,7 +237,7 @@ class GoftLinear(nn.Module, GoftLayer):
             )
         mixed = x.clone()
         for name in dict.fromkeys(adapter_names):
-            if self._has(name):
+            if self.has_adapter(name):
                 rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
                 mixed = mixed.index_copy(0, rows, self.rotate(x[rows], name))
         return mixed

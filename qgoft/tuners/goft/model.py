@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qgoft.tuners.goft.config import GoftConfig
 from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
+from qgoft.tuners.goft.shared import SharedFactors
 
 
 class GoftModel(BaseTuner):
@@ -35,12 +36,18 @@ class GoftModel(BaseTuner):
         if isinstance(target, BaseTunerLayer):
             raise TypeError(f"{current_key} already carries a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
         try:
-            new_module = GoftLinear(target, adapter_name, goft_config)
+            new_module = GoftLinear(target, adapter_name, goft_config, self._shared_factors())
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
+
+    def _shared_factors(self) -> SharedFactors:
+        # peft replaces layers from inside its own __init__, before one of ours could have made the store.
+        if "_shared" not in vars(self):
+            object.__setattr__(self, "_shared", SharedFactors())
+        return self._shared
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """peft's own version copies `weight` and `bias` onto what replaces a layer. That is needless here, since the base layer itself is
@@ -78,7 +85,7 @@ class GoftModel(BaseTuner):
 
 def _active(model: nn.Module) -> list[tuple[GoftLayer, str]]:
     layers = (module for module in model.modules() if isinstance(module, GoftLayer))
-    return [(layer, name) for layer in layers for name in layer.active_adapters if layer._has(name)]
+    return [(layer, name) for layer in layers for name in layer.active_adapters if layer.has_adapter(name)]
 
 
 def orthogonality_penalty(model: nn.Module) -> Tensor:

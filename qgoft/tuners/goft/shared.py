@@ -1,0 +1,155 @@
+"""The factors of all adapted layers of one width, built together once per optimiser step.
+
+Building is a few dozen small calls, whatever the number of layers. A layer that asks for its factors compares its own parameter with the
+values the factors were made from, entry by entry, so that no way of writing to a parameter - an optimiser, a loaded state, `.data` - can
+leave stale factors behind; it costs microseconds. Every forward pass gets its own node in the graph, whose backward turns the gradients
+of all its layers into those of their parameters in one go, and which may run more than once: with accumulation, several losses, or
+reentrant checkpointing, each run adds what has arrived.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qgoft.ops.givens import Factors, rotation_blocks
+from qgoft.ops.givens.factors import Tape, grow, pull_back
+
+if TYPE_CHECKING:
+    from qgoft.tuners.goft.layer import GoftLayer
+
+
+class Kind(NamedTuple):
+    """What layers must have in common to be built together."""
+
+    adapter: str
+    width: int
+    is_free: bool
+    angle: str
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Build:
+    """One build: the parameters, a copy of their values, and everything made from them. `place` is the index of a layer, by identity."""
+
+    kind: Kind
+    parameters: list[Tensor]
+    values: Tensor
+    blocks: Tensor
+    factors: Factors
+    tape: Tape
+    place: dict[int, int]
+
+
+@dataclass
+class _Current:
+    """The newest build of a kind, the outputs of its newest node in the graph, and the layers that have taken theirs."""
+
+    build: _Build
+    outputs: tuple[Tensor, ...] = ()
+    taken: set[int] = field(default_factory=set)
+
+
+class SharedFactors:
+    """Hands every layer of a tuner its factors."""
+
+    def __init__(self) -> None:
+        self.layers: list[GoftLayer] = []
+        self._current: dict[Kind, _Current] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles carry the layers; what was built belongs to the graph of the original.
+        return {"layers": self.layers, "_current": {}}
+
+    def add(self, layer: "GoftLayer") -> None:
+        self.layers.append(layer)
+
+    def factors(self, layer: "GoftLayer", adapter: str) -> Factors:
+        """Factors of one adapter of one layer, differentiable in its parameter."""
+        parameter = layer.get_parameter_of(adapter)
+        kind = layer.get_kind(adapter)
+        current = self._current.get(kind)
+        if current is None or not _is_current(current.build, layer, parameter):
+            current = self._current[kind] = _Current(_build(kind, self._members(kind, layer, parameter)))
+        build = current.build
+        index = build.place[id(layer)]
+        if not (torch.is_grad_enabled() and parameter.requires_grad):
+            return Factors(build.factors.trees[index], build.factors.roots[index])
+        if not current.outputs or index in current.taken:
+            current.outputs = _Node.apply(build, *build.parameters)
+            current.taken = set()
+        current.taken.add(index)
+        count = len(build.parameters)
+        return Factors(current.outputs[index], current.outputs[count + index])
+
+    def _members(self, kind: Kind, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
+        """The layers to build with; the asking one alone where sharded parameters are only whole inside their own layer."""
+        alike = [other for other in self.layers if other.has_adapter(kind.adapter) and other.get_kind(kind.adapter) == kind]
+        members = [(other, other.get_parameter_of(kind.adapter)) for other in alike]
+        is_whole = all(type(p) in (Tensor, torch.nn.Parameter) and p.device == parameter.device for _, p in members)
+        if is_whole and any(other is layer for other in alike):
+            return members
+        return [(layer, parameter)]
+
+
+def _is_current(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
+    index = build.place.get(id(layer))
+    return index is not None and build.parameters[index] is parameter and torch.equal(build.values[index], parameter.detach())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _build(kind: Kind, members: list[tuple["GoftLayer", Tensor]]) -> _Build:
+    parameters = [parameter for _, parameter in members]
+    values = torch.stack(parameters)
+    blocks = values if kind.is_free else rotation_blocks(_angle(values, kind))
+    factors, tape = grow(blocks, kind.width)
+    place = {id(layer): index for index, (layer, _) in enumerate(members)}
+    return _Build(kind, parameters, values, blocks, factors, tape, place)
+
+
+def _angle(theta: Tensor, kind: Kind) -> Tensor:
+    return math.pi * torch.tanh(theta) if kind.angle == "tanh" else theta
+
+
+class _Node(torch.autograd.Function):
+    """Parameters of all layers -> trees of all layers, then roots of all layers. Nothing is computed forward: it is built already."""
+
+    @staticmethod
+    def forward(ctx: Any, build: _Build, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.build = build
+        ctx.set_materialize_grads(False)
+        return (*build.factors.trees.unbind(), *build.factors.roots.unbind())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        build: _Build = ctx.build
+        count = len(build.parameters)
+        reached = [index for index in range(count) if grads[index] is not None]
+        if not reached:
+            return None, *[None] * count
+        rows = slice(None) if len(reached) == count else torch.tensor(reached, device=build.values.device)
+        tape = build.tape if len(reached) == count else build.tape.select(rows)
+        arrived = Factors(
+            torch.stack([grads[index] for index in reached]),
+            torch.stack([grads[count + index] for index in reached]),
+        )
+        grad = pull_back(tape, arrived)
+        if not build.kind.is_free:
+            grad = _grad_of_angle(grad, build.blocks[rows], build.values[rows], build.kind)
+        result: list[Tensor | None] = [None] * count
+        for index, part in zip(reached, grad.unbind(), strict=True):
+            result[index] = part
+        return None, *result
+
+
+def _grad_of_angle(grad: Tensor, blocks: Tensor, theta: Tensor, kind: Kind) -> Tensor:
+    """Gradient [L, d-1] of the raw angles from that of the blocks [[cos, -sin], [sin, cos]]."""
+    cos, sin = blocks[..., 0, 0], blocks[..., 1, 0]
+    turned = (grad[..., 1, 0] - grad[..., 0, 1]) * cos - (grad[..., 0, 0] + grad[..., 1, 1]) * sin
+    return turned * (math.pi * (1 - torch.tanh(theta).square())) if kind.angle == "tanh" else turned
