@@ -4,7 +4,6 @@ Shapes: L layers of one width d, b block width (a power of two), q = ceil(d / b)
 The derivation is in the README beside this file.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from qgoft.ops.givens.paths import choose_path
 from qgoft.ops.givens.reference import check_blocks
+from qgoft.ops.givens.tables import keep_table
 
 # Measured on two CPU cores: 16 and 32 cost the same up to 3072, above it the product on the roots is cheaper with 32; 64 doubles the
 # arithmetic of the trees.
@@ -158,8 +158,7 @@ def _pad_with_identities(level: Tensor, count: int) -> Tensor:
     return torch.cat((level, identity), 1)
 
 
-@functools.lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@keep_table
 def _places(width: int, count: int, device: torch.device) -> Tensor:
     """Where `_grow` puts its rows: flat positions in [count, width, width], in the order root, level 1, level 2, ..."""
     tree = torch.arange(count)[:, None, None] * width * width

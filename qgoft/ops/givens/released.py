@@ -6,12 +6,11 @@ From stride 2 on the coefficients of one pair are thus spent on two different ne
 no rotation. PSOFT's published GOFT and qGOFT rows were run with it.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 
 from qgoft.ops.givens.reference import check_blocks, pairs
+from qgoft.ops.givens.tables import keep_table
 
 
 def check_even(d: int) -> None:
@@ -20,17 +19,22 @@ def check_even(d: int) -> None:
         raise ValueError(f"width d is {d}; the released second version pairs neighbours and needs an even width; use goft or qgoft")
 
 
-@functools.lru_cache(maxsize=64)
+@keep_table
 def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Indices into (blocks flattened, then 1, then 0) of c and t: two [levels, d] tables, largest stride first."""
-    levels = max(level for level, _, _ in pairs(d))
+    levels = (d - 1).bit_length()
     one, zero = 4 * (d - 1), 4 * (d - 1) + 1
     main = torch.full((levels, d), one)
     cross = torch.full((levels, d), zero)
-    for k, (level, i, j) in enumerate(pairs(d)):
-        row = levels - level
-        main[row, i], main[row, j] = 4 * k, 4 * k + 3
-        cross[row, i], cross[row, j] = 4 * k + 1, 4 * k + 2
+    before = 0
+    for level in range(levels):
+        stride = 1 << level
+        first = torch.arange(0, d - stride, 2 * stride)
+        block = 4 * (before + torch.arange(len(first)))
+        row = levels - 1 - level
+        main[row, first], main[row, first + stride] = block, block + 3
+        cross[row, first], cross[row, first + stride] = block + 1, block + 2
+        before += len(first)
     return main.to(device), cross.to(device)
 
 

@@ -1,0 +1,23 @@
+"""Index tables that depend on shapes alone: made once, kept, and made anew inside a compiler's trace, which cannot look into a cache."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def keep_table(function: Callable[P, T]) -> Callable[P, T]:
+    """Cache the result by the arguments. Made outside inference mode, so that it may be used in training later."""
+    kept = functools.lru_cache(maxsize=256)(torch.inference_mode(False)(function))
+
+    @functools.wraps(function)
+    def get(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        return kept(*args, **kwargs)
+
+    return get
