@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
-"""Time of a training step against LoRA r=8, on a DeBERTaV3-base-shaped model: what `make bench` prints.
+"""Time and memory of the operator, of layers, of a block and of whole models, every rival in one run: what `make bench` prints.
 
-The operator's tests run first; a wrong operator is not timed. The result is written to results/bench.json.
+    python scripts/bench.py                       on a CPU, some twenty minutes on two cores
+    python scripts/bench.py --parts product,model --only deberta --repeats 3
+    python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
+    python scripts/bench.py --show FILE           tables and figures of a record
+
+The operator's tests run first; a wrong operator is not timed. The record goes to results/bench/, tables and figures beside it.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +19,17 @@ from pathlib import Path
 import torch
 
 from qgoft import records
-from qgoft.bench.step import REFERENCE, Shape, measure, ratios
-from qgoft.report.layout import Table
+from qgoft.bench.measure import measure_products, measure_shape
+from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
+from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
+from qgoft.errors import QgoftError, choose
+from qgoft.report.bench import all_tables, draw_figures
 from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PARTS = ["product", "layer", "block", "model"]
+WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
+SETS = {"cpu": cpu_shapes, "paper": paper_shapes}
 
 
 def operator_is_right() -> bool:
@@ -27,55 +39,88 @@ def operator_is_right() -> bool:
     return done.returncode == 0
 
 
+def rivals_for(shape: Shape, wanted: list[str] | None) -> list[Rival]:
+    """The asked rivals and always the reference; without a wish, the slowest ones are left out of whole models."""
+    if wanted is not None:
+        return [rival for rival in RIVALS if rival.name in (*wanted, REFERENCE)]
+    return [rival for rival in RIVALS if rival.in_models or shape.part != "model"]
+
+
+def show(record: dict, folder: Path) -> None:
+    for table in all_tables(record):
+        print(table.terminal())
+        table.write(folder)
+    for path in draw_figures(record, folder):
+        print(f"figure: {os.path.relpath(path)}")
+
+
+def report_to_terminal(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\033[K{line}", end="\r", file=sys.stderr, flush=True)
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    shapes = [
+        shape
+        for shape in SETS[arguments.set]()
+        if shape.part in arguments.parts and (arguments.only is None or arguments.only.lower() in shape.name.lower())
+    ]
+    products = measure_products(WIDTHS, 2048, arguments.repeats, device, report_to_terminal) if "product" in arguments.parts else []
+    measured = [measure_shape(shape, rivals_for(shape, arguments.rivals), arguments.repeats, device, report_to_terminal) for shape in shapes]
+    return {
+        "kind": "bench",
+        "set": arguments.set,
+        "reference": REFERENCE,
+        "dtype": "float32",
+        "repeats": arguments.repeats,
+        "products": products,
+        "shapes": measured,
+        **records.code_provenance(REPOSITORY),
+        "packages": records.package_versions(),
+        "hardware": records.hardware(
+            device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
+        ),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--set", default="cpu", help="cpu, or the papers' shapes: paper")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
+    parser.add_argument("--only", help="part of the name of a shape")
+    parser.add_argument("--rivals", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench.json")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
+    parser.add_argument("--show", type=Path, help="print a record instead of measuring")
     arguments = parser.parse_args()
+    if arguments.show:
+        show(json.loads(arguments.show.read_text()), arguments.out)
+        return 0
+    choose("set of shapes", arguments.set, list(SETS), "set BENCH")
+    for part in arguments.parts:
+        choose("part", part, PARTS, "set --parts")
+    for name in arguments.rivals or []:
+        choose("rival", name, [rival.name for rival in RIVALS], "set --rivals")
     if not operator_is_right():
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1
     quiet_libraries()
-    torch.set_num_threads(arguments.threads)
-    shape = Shape(arguments.layers, arguments.batch, arguments.length)
-    timings = measure(shape, arguments.repeats, lambda line: print(line, end="\r", flush=True))
-    reference = next(timing for timing in timings if timing.name == REFERENCE)
-    title = f"training step, DeBERTaV3-base shape, {shape.layers} layers, batch {shape.batch} x {shape.length}, float32, {torch.get_num_threads()} threads"
-    table = Table("bench", title, ["", "trainable", "s/step", f"x {REFERENCE}", "middle half", "MB kept for backward"])
-    lines = []
-    for timing in timings:
-        median, low, high = ratios(timing, reference)
-        seconds = sorted(timing.seconds)[len(timing.seconds) // 2]
-        table.rows.append(
-            [
-                timing.name,
-                f"{timing.trainable:,}",
-                f"{seconds:.3f}",
-                f"{median:.2f}",
-                f"{low:.2f}-{high:.2f}",
-                f"{timing.saved_bytes / 1e6:.0f}",
-            ]
-        )
-        lines.append(
-            {"name": timing.name, "seconds": timing.seconds, "ratio": median, "low": low, "high": high, "saved_bytes": timing.saved_bytes}
-        )
-    print(table.terminal())
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "title": title,
-        "repeats": arguments.repeats,
-        "timings": lines,
-        **records.code_provenance(REPOSITORY),
-        "packages": records.package_versions(),
-        "hardware": records.hardware(device="cpu", threads=torch.get_num_threads(), processes=1),
-    }
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = run(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{arguments.set}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    show(record, arguments.out)
+    print(f"record: {os.path.relpath(path)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except QgoftError as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -38,3 +38,9 @@ def load_rows(paper: str, table: str) -> list[PublishedRow]:
         )
         for row in printed["rows"].values()
     ]
+
+
+def load_figures(paper: str, table: str) -> dict[str, Any]:
+    """One printed table as it stands: title, columns, and rows by name."""
+    printed: dict[str, Any] = yaml.safe_load((FOLDER / f"{paper}.yaml").read_text())[table]
+    return printed

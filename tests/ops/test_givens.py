@@ -155,8 +155,7 @@ def test_saves_its_input_and_nothing_else_that_grows(d, transpose):
         givens.mix_pairs(x, blocks, transpose=transpose)
     assert {t.data_ptr() for t in saved if t.numel() >= rows} >= {x.data_ptr()}
     others = {t.data_ptr(): t.numel() for t in saved if t.data_ptr() != x.data_ptr()}
-    roots = -(-d // factors.BLOCK_WIDTH)
-    assert sum(others.values()) <= roots * factors.BLOCK_WIDTH**2 + roots**2
+    assert sum(others.values()) <= sum(2 * count * width**2 for width, count in factors.geometry(d))
 
 
 def test_fresh_memory_is_never_read(monkeypatch):

@@ -68,17 +68,16 @@ def test_result_does_not_depend_on_the_pieces(d, transpose, monkeypatch):
 def test_factors_of_many_layers_are_those_of_each(d, layers):
     stacked = torch.stack([random_blocks(d, seed=seed) for seed in range(layers)]).requires_grad_()
     together, tape = factors.grow(stacked.detach(), d)
-    cotangent = factors.Factors(torch.randn_like(together.trees), torch.randn_like(together.roots))
+    cotangent = factors.Factors(tuple(torch.randn_like(stage) for stage in together.stages))
     grad = factors.pull_back(tape, cotangent)
     for index in range(layers):
         blocks = stacked[index].detach().requires_grad_()
         with givens.force_path("graph"):
             alone = givens.build_factors(blocks, d)
-        assert torch.equal(alone.trees, together.trees[index])
-        assert torch.equal(alone.roots, together.roots[index])
-        (expected,) = torch.autograd.grad(
-            (alone.trees * cotangent.trees[index]).sum() + (alone.roots * cotangent.roots[index]).sum(), blocks
-        )
+        for stage, all_of_it in zip(alone.stages, together.stages, strict=True):
+            assert torch.equal(stage, all_of_it[index])
+        total = sum((stage * c[index]).sum() for stage, c in zip(alone.stages, cotangent.stages, strict=True))
+        (expected,) = torch.autograd.grad(total, blocks)
         torch.testing.assert_close(grad[index], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -112,7 +111,7 @@ def test_precision(rows, outputs, dtype, tolerance):
 def test_saves_nothing_but_its_input():
     x, blocks, weight = torch.randn(512, 96, requires_grad=True), random_blocks(96, dtype=torch.float32).requires_grad_(), torch.randn(64, 96)
     built = givens.build_factors(blocks, 96)
-    known = {t.data_ptr() for t in (x, weight, *built)}
+    known = {t.data_ptr() for t in (x, weight, *built.stages)}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         givens.mixed_linear(x, built, weight)

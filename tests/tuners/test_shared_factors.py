@@ -245,7 +245,7 @@ def test_old_builds_are_freed():
     try:
         square()(model).backward()
         store = next(m for m in model.modules() if isinstance(m, GoftLayer)).shared
-        trees = [weakref.ref(current.build.factors.trees) for current in store._current.values()]
+        trees = [weakref.ref(current.build.factors.stages[0]) for current in store._current.values()]
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.1)

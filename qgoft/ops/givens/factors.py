@@ -1,6 +1,6 @@
-"""From 2x2 blocks to the two dense factors of their product, for many layers in one go, and the gradients back.
+"""From 2x2 blocks to the dense factors of their product, for many layers in one go, and the gradients back.
 
-Shapes: L layers of one width d, b block width (a power of two), q = ceil(d / b) trees a layer.
+Shapes: L layers of one width d; stage s has q_s trees of width b_s (a power of two, but for the last stage, which is one tree).
 The derivation is in the README beside this file.
 """
 
@@ -15,16 +15,22 @@ from qgoft.ops.givens.paths import choose_path
 from qgoft.ops.givens.reference import check_blocks
 from qgoft.ops.givens.tables import keep_table
 
-# Measured on two CPU cores: 16 and 32 cost the same up to 3072, above it the product on the roots is cheaper with 32; 64 doubles the
-# arithmetic of the trees.
-BLOCK_WIDTH = 32
+# Measured on two CPU cores, `make bench`: trees of 16 and 32 cost the same in arithmetic, 16 keep half the matrices; up to 64 roots are
+# cheaper in one dense product than in another stage.
+BLOCK_WIDTH = 16
+LAST_WIDTH = 64
 
 
 class Factors(NamedTuple):
-    """R = (roots on coordinates 0, b, 2b, ...) after blockdiag(trees). trees [..., q, b, b], roots [..., q, q]."""
+    """R as stages: the trees of stage 0 mix runs of b_0 neighbours, those of stage s the roots (first coordinates) of stage s-1.
 
-    trees: Tensor
-    roots: Tensor
+    stages: one [..., q_s, b_s, b_s] each; the last has q_s = 1. Every one but the last reaches over the end where b_s does not divide.
+    """
+
+    stages: tuple[Tensor, ...]
+
+    def to(self, dtype: torch.dtype) -> "Factors":
+        return Factors(tuple(stage.to(dtype) for stage in self.stages))
 
 
 class _Level(NamedTuple):
@@ -36,22 +42,25 @@ class _Level(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """The levels of the trees and those of the roots, and where their rows went."""
+    """The levels of each stage, and where their rows went."""
 
-    trees: list[_Level]
-    roots: list[_Level]
-    places: tuple[Tensor, Tensor]
+    levels: list[list[_Level]]
+    places: list[Tensor]
 
     def select(self, layers: Tensor) -> "Tape":
         """The tape of some of the layers, given by their indexes."""
-        trees, roots = ([_Level(level.blocks[layers], level.children[layers], level.present) for level in part] for part in self[:2])
-        return Tape(trees, roots, self.places)
+        chosen = [[_Level(level.blocks[layers], level.children[layers], level.present) for level in stage] for stage in self.levels]
+        return Tape(chosen, self.places)
 
 
-def geometry(d: int) -> tuple[int, int]:
-    """Block width b and number of trees q of width d."""
-    width = min(BLOCK_WIDTH, _next_power_of_two(d))
-    return width, -(-d // width)
+def geometry(d: int) -> list[tuple[int, int]]:
+    """Width of the trees and their number, stage by stage."""
+    stages = []
+    while d > LAST_WIDTH:
+        count = -(-d // BLOCK_WIDTH)
+        stages.append((BLOCK_WIDTH, count))
+        d = count
+    return [*stages, (d, 1)]
 
 
 def build_factors(blocks: Tensor, d: int) -> Factors:
@@ -66,28 +75,31 @@ def build_factors(blocks: Tensor, d: int) -> Factors:
     check_blocks(blocks, d)
     if choose_path(blocks) == "graph":
         factors, _ = grow(blocks[None], d)
-        return Factors(factors.trees[0], factors.roots[0])
-    return Factors(*_Build.apply(blocks, d))
+        return Factors(tuple(stage[0] for stage in factors.stages))
+    return Factors(_Build.apply(blocks, d))
 
 
 def grow(blocks: Tensor, d: int) -> tuple[Factors, Tape]:
-    """Factors of L layers at once. blocks [L, d-1, 2, 2] -> trees [L, q, b, b], roots [L, q, q] (the 1 x 1 identity where q is 1)."""
-    width, count = geometry(d)
-    trees, tree_levels, used = _grow(blocks, d, width, count)
-    root_width = _next_power_of_two(count)
-    roots, root_levels, _ = _grow(blocks[:, used:], count, root_width, 1)
-    places = (_places(width, count, blocks.device), _places(root_width, 1, blocks.device))
-    return Factors(trees, roots[:, 0, :count, :count]), Tape(tree_levels, root_levels, places)
+    """Factors of L layers at once. blocks [L, d-1, 2, 2] -> stages [L, q_s, b_s, b_s]."""
+    stages, tape = [], Tape([], [])
+    for width, count in geometry(d):
+        padded = _next_power_of_two(width)
+        matrices, levels, used = _grow(blocks, d, padded, count)
+        stages.append(matrices[:, :, :width, :width])
+        tape.levels.append(levels)
+        tape.places.append(_places(padded, count, blocks.device))
+        blocks, d = blocks[:, used:], count
+    return Factors(tuple(stages)), tape
 
 
 def pull_back(tape: Tape, grad: Factors) -> Tensor:
     """Gradient of the blocks [L, d-1, 2, 2] from that of the factors."""
-    parts = _shrink(tape.trees, grad.trees, tape.places[0])
-    if tape.roots:
-        width = 1 << len(tape.roots)
-        missing = width - grad.roots.shape[-1]
-        padded = torch.nn.functional.pad(grad.roots, (0, missing, 0, missing))
-        parts += _shrink(tape.roots, padded, tape.places[1])
+    parts = []
+    for levels, places, stage in zip(tape.levels, tape.places, grad.stages, strict=True):
+        missing = (1 << len(levels)) - stage.shape[-1]
+        if missing:
+            stage = torch.nn.functional.pad(stage, (0, missing, 0, missing))
+        parts += _shrink(levels, stage, places)
     return torch.cat(parts, 1)
 
 
@@ -95,14 +107,14 @@ class _Build(torch.autograd.Function):
     """One layer. The gradient is written out, since autograd through the levels costs five times as many calls."""
 
     @staticmethod
-    def forward(ctx: Any, blocks: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, blocks: Tensor, d: int) -> tuple[Tensor, ...]:
         factors, ctx.tape = grow(blocks[None], d)
-        return factors.trees[0], factors.roots[0]
+        return tuple(stage[0] for stage in factors.stages)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_trees: Tensor, grad_roots: Tensor) -> tuple[Tensor, None]:
-        return pull_back(ctx.tape, Factors(grad_trees[None], grad_roots[None]))[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return pull_back(ctx.tape, Factors(tuple(grad[None] for grad in grads)))[0], None
 
 
 def _next_power_of_two(n: int) -> int:

@@ -1,6 +1,6 @@
 """Rows times the factors of the product: exact, without a d x d matrix, in pieces of rows that stay in the cache.
 
-Shapes: N rows, d width, n outputs of a linear layer, b block width, q = ceil(d / b) trees.
+Shapes: N rows, d width, n outputs of a linear layer, c rows of a piece; stage s of the factors has q_s trees of width b_s.
 The derivation is in the README beside this file.
 """
 
@@ -42,10 +42,10 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
 
 
 def mix_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tensor:
-    """`mix_pairs` with the factors already built. x [..., d], trees [q, b, b], roots [q, q] -> [..., d] in the dtype of x."""
+    """`mix_pairs` with the factors already built. x [..., d] -> [..., d] in the dtype of x."""
     if choose_path(x) == "graph":
         return _mix_in_graph(x, factors, transpose)
-    mixed: Tensor = _Mix.apply(x, factors.trees, factors.roots, transpose)
+    mixed: Tensor = _Mix.apply(x, transpose, *factors.stages)
     return mixed
 
 
@@ -71,7 +71,7 @@ def mixed_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | Non
         raise ValueError("mixed_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
     if choose_path(x) == "graph":
         return torch.nn.functional.linear(_mix_in_graph(x, factors, False), weight, bias)
-    h: Tensor = _MixedLinear.apply(x, factors.trees, factors.roots, weight, bias)
+    h: Tensor = _MixedLinear.apply(x, weight, bias, *factors.stages)
     return h
 
 
@@ -79,56 +79,54 @@ class _Mix(torch.autograd.Function):
     """y = R x or R^T x. Saves x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, trees: Tensor, roots: Tensor, transpose: bool) -> Tensor:
-        ctx.save_for_backward(x, trees, roots)
+    def forward(ctx: Any, x: Tensor, transpose: bool, *stages: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *stages)
         ctx.transpose = transpose
         rows = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             turn = _turn_back if transpose else _turn
-            return turn(rows, Factors(trees.to(x.dtype), roots.to(x.dtype))).view(x.shape)
+            return turn(rows, Factors(stages).to(x.dtype)).view(x.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        x, trees, roots = ctx.saved_tensors
-        low = Factors(trees.to(x.dtype), roots.to(x.dtype))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *stages = ctx.saved_tensors
+        factors = Factors(tuple(stages)).to(x.dtype)
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             if ctx.transpose:
                 # <g, R^T x> = <x, R g>: the gradient of the factors is that of R with input g and gradient x.
-                factor_grad, _ = _gradients(grads, rows, low, overwrite=False, need_input=False)
-                grad_x = _turn(grads, low) if ctx.needs_input_grad[0] else None
+                factor_grad, _ = _gradients(grads, rows, factors, overwrite=False, need_input=False)
+                grad_x = _turn(grads, factors) if ctx.needs_input_grad[0] else None
             else:
-                factor_grad, grad_x = _gradients(rows, grads, low, overwrite=False, need_input=ctx.needs_input_grad[0])
-        return None if grad_x is None else grad_x.view(x.shape), factor_grad.trees.to(trees.dtype), factor_grad.roots.to(roots.dtype), None
+                factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=False, need_input=ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.view(x.shape), None, *factor_grad.to(stages[0].dtype).stages
 
 
 class _MixedLinear(torch.autograd.Function):
     """h = W R x + b. Saves x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, trees: Tensor, roots: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, trees, roots, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *stages: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, *stages)
         rows = x.reshape(-1, x.shape[-1])
-        low = Factors(trees.to(x.dtype), roots.to(x.dtype))
+        factors = Factors(stages).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             if goes_through_weight(len(rows), len(weight)):
-                weight = _turn_back(weight, low)
+                weight = _turn_back(weight, factors)
             else:
-                rows = _turn(rows, low)
+                rows = _turn(rows, factors)
             return torch.nn.functional.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        x, trees, roots, weight = ctx.saved_tensors
-        low = Factors(trees.to(x.dtype), roots.to(x.dtype))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *stages = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
-            rows = x.reshape(-1, x.shape[-1])
-            factor_grad, grad_x = _gradients(rows, grads, low, overwrite=True, need_input=ctx.needs_input_grad[0])
-        grad_x = None if grad_x is None else grad_x.view(x.shape)
-        return grad_x, factor_grad.trees.to(trees.dtype), factor_grad.roots.to(roots.dtype), None, None
+            rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages)).to(x.dtype)
+            factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.view(x.shape), None, None, *factor_grad.to(stages[0].dtype).stages
 
 
 def _pieces(rows: Tensor) -> Iterator[slice]:
@@ -139,7 +137,7 @@ def _pieces(rows: Tensor) -> Iterator[slice]:
 
 
 def _as_trees(rows: Tensor, trees: Tensor) -> Tensor:
-    """[c, d] -> [c, q, b], padded with zeros where the last tree is wider than what is left of d."""
+    """[..., d] -> [..., q, b], padded with zeros where the last tree is wider than what is left of d."""
     count, width, _ = trees.shape
     missing = count * width - rows.shape[-1]
     if missing:
@@ -158,27 +156,41 @@ def _put(target: Tensor, mixed: Tensor) -> None:
 
 def _turn(rows: Tensor, factors: Factors) -> Tensor:
     """R on every row: [N, d] -> a new [N, d]."""
-    trees, roots = factors
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for piece in _pieces(rows):
-        mixed = torch.bmm(_as_trees(rows[piece], trees).transpose(0, 1), trees.transpose(1, 2))
-        if len(trees) > 1:
-            mixed[:, :, 0] = roots @ mixed[:, :, 0]
-        _put(out[piece], mixed)
+        _turn_piece(rows[piece], factors.stages, out[piece])
     return out
+
+
+def _turn_piece(part: Tensor, stages: tuple[Tensor, ...], out: Tensor) -> None:
+    """R on [c, d] into `out`, which may be `part` itself."""
+    trees = stages[0]
+    if len(stages) == 1:
+        out.copy_(part @ trees[0].T)
+        return
+    mixed = torch.bmm(_as_trees(part, trees).transpose(0, 1), trees.transpose(1, 2))
+    values = mixed[:, :, 0].T
+    _turn_piece(values, stages[1:], values)
+    _put(out, mixed)
 
 
 def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
     """R^T on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R."""
-    trees, roots = factors
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for piece in _pieces(rows):
-        part = _as_trees(rows[piece], trees)
-        if len(trees) > 1:
-            part = part.clone()
-            part[:, :, 0] = part[:, :, 0] @ roots
-        _put(out[piece], torch.bmm(part.transpose(0, 1), trees))
+        _turn_piece_back(rows[piece], factors.stages, out[piece])
     return out
+
+
+def _turn_piece_back(part: Tensor, stages: tuple[Tensor, ...], out: Tensor) -> None:
+    """R^T on [c, d] into `out`, which may be `part` itself."""
+    trees = stages[0]
+    if len(stages) == 1:
+        out.copy_(part @ trees[0])
+        return
+    inputs = _as_trees(part, trees).clone()
+    _turn_piece_back(inputs[:, :, 0], stages[1:], inputs[:, :, 0])
+    _put(out, torch.bmm(inputs.transpose(0, 1), trees))
 
 
 def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[Factors, Tensor | None]:
@@ -186,35 +198,48 @@ def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool
 
     With overwrite, `grads` is used up and becomes the gradient of x.
     """
-    trees, roots = factors
     wide = torch.promote_types(rows.dtype, torch.float32)
-    grad_trees, grad_roots = torch.zeros_like(trees, dtype=wide), torch.zeros_like(roots, dtype=wide)
+    sums = [torch.zeros_like(stage, dtype=wide) for stage in factors.stages]
     out = grads if overwrite else (torch.empty(grads.shape, dtype=grads.dtype, device=grads.device) if need_input else None)
     for piece in _pieces(rows):
-        inputs, upper = _as_trees(rows[piece], trees), _as_trees(grads[piece], trees)
-        if len(trees) > 1:
-            if not overwrite:
-                upper = upper.clone()
-            grad_values = upper[:, :, 0].clone()
-            # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
-            grad_roots += grad_values.T @ (inputs * trees[:, 0]).sum(-1)
-            upper[:, :, 0] = grad_values @ roots
-        grad_trees += torch.bmm(upper.permute(1, 2, 0), inputs.transpose(0, 1))
-        if need_input:
-            assert out is not None
-            _put(out[piece], torch.bmm(upper.transpose(0, 1), trees))
-    return Factors(grad_trees, grad_roots), out if need_input else None
+        upper = grads[piece] if overwrite else grads[piece].clone()
+        _gradients_of_piece(rows[piece], upper, factors.stages, sums, out[piece] if need_input and out is not None else None)
+    return Factors(tuple(sums)), out if need_input else None
+
+
+def _gradients_of_piece(part: Tensor, upper: Tensor, stages: tuple[Tensor, ...], sums: list[Tensor], out: Tensor | None) -> None:
+    """Add the gradients of the stages for rows [c, d] with gradients `upper` [c, d], which is used up, and write that of the rows."""
+    trees = stages[0]
+    if len(stages) == 1:
+        sums[0][0] += upper.T @ part
+        if out is not None:
+            out.copy_(upper @ trees[0])
+        return
+    inputs, upper = _as_trees(part, trees), _as_trees(upper, trees)
+    # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
+    values = (inputs * trees[:, 0]).sum(-1)
+    _gradients_of_piece(values, upper[:, :, 0], stages[1:], sums[1:], upper[:, :, 0])
+    sums[0] += torch.bmm(upper.permute(1, 2, 0), inputs.transpose(0, 1))
+    if out is not None:
+        _put(out, torch.bmm(upper.transpose(0, 1), trees))
 
 
 def _mix_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:
     """The same product in differentiable operations alone, for compilers that trace."""
-    trees, roots = factors.trees.to(x.dtype), factors.roots.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        parts = _as_trees(x, trees)
-        if transpose:
-            parts = torch.cat(((parts[..., 0] @ roots)[..., None], parts[..., 1:]), -1)
-            mixed = torch.einsum("...tj,tjk->...tk", parts, trees)
-        else:
-            mixed = torch.einsum("...tk,tjk->...tj", parts, trees)
-            mixed = torch.cat(((mixed[..., 0] @ roots.T)[..., None], mixed[..., 1:]), -1)
+        return _mix_stages(x, factors.to(x.dtype).stages, transpose)
+
+
+def _mix_stages(x: Tensor, stages: tuple[Tensor, ...], transpose: bool) -> Tensor:
+    trees = stages[0]
+    if len(stages) == 1:
+        return x @ (trees[0] if transpose else trees[0].T)
+    parts = _as_trees(x, trees)
+    if transpose:
+        roots = _mix_stages(parts[..., 0], stages[1:], transpose)
+        mixed = torch.einsum("...tj,tjk->...tk", torch.cat((roots[..., None], parts[..., 1:]), -1), trees)
+    else:
+        mixed = torch.einsum("...tk,tjk->...tj", parts, trees)
+        roots = _mix_stages(mixed[..., 0], stages[1:], transpose)
+        mixed = torch.cat((roots[..., None], mixed[..., 1:]), -1)
     return mixed.flatten(-2)[..., : x.shape[-1]]

@@ -119,9 +119,10 @@ class GoftLayer(BaseTunerLayer):
             factors = build_factors(self.get_blocks(adapter_name), self.in_features)
         if adapter_name not in self.goft_scale:
             return factors
-        count, width, _ = factors.trees.shape
+        trees, *rest = factors.stages
+        count, width, _ = trees.shape
         scale = nn.functional.pad(self.goft_scale[adapter_name], (0, count * width - self.in_features))
-        return Factors(factors.trees * scale.view(count, 1, width), factors.roots)
+        return Factors((trees * scale.view(count, 1, width), *rest))
 
     def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
         """R x on features (GOFT*: R (v * x)), in the dtype of x."""

@@ -78,13 +78,12 @@ class SharedFactors:
         build = current.build
         index = build.place[id(layer)]
         if not (torch.is_grad_enabled() and parameter.requires_grad):
-            return Factors(build.factors.trees[index], build.factors.roots[index])
+            return Factors(tuple(stage[index] for stage in build.factors.stages))
         if not current.outputs or index in current.taken:
             current.outputs = _Node.apply(build, *build.parameters)
             current.taken = set()
         current.taken.add(index)
-        count = len(build.parameters)
-        return Factors(current.outputs[index], current.outputs[count + index])
+        return Factors(current.outputs[index :: len(build.parameters)])
 
     def _members(self, kind: Kind, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
         """The layers to build with; the asking one alone where sharded parameters are only whole inside their own layer."""
@@ -117,13 +116,13 @@ def _angle(theta: Tensor, kind: Kind) -> Tensor:
 
 
 class _Node(torch.autograd.Function):
-    """Parameters of all layers -> trees of all layers, then roots of all layers. Nothing is computed forward: it is built already."""
+    """Parameters of all layers -> the first stage of all layers, then the second of all ... Nothing is computed: it is built already."""
 
     @staticmethod
     def forward(ctx: Any, build: _Build, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.build = build
         ctx.set_materialize_grads(False)
-        return (*build.factors.trees.unbind(), *build.factors.roots.unbind())
+        return tuple(matrices for stage in build.factors.stages for matrices in stage.unbind())
 
     @staticmethod
     @once_differentiable
@@ -136,8 +135,7 @@ class _Node(torch.autograd.Function):
         rows = slice(None) if len(reached) == count else torch.tensor(reached, device=build.values.device)
         tape = build.tape if len(reached) == count else build.tape.select(rows)
         arrived = Factors(
-            torch.stack([grads[index] for index in reached]),
-            torch.stack([grads[count + index] for index in reached]),
+            tuple(torch.stack([grads[first + index] for index in reached]) for first in range(0, len(grads), count)),
         )
         grad = pull_back(tape, arrived)
         if not build.kind.is_free:

@@ -1,0 +1,197 @@
+"""What is timed: single layers, one transformer block, and whole models of published shape with random weights.
+
+Small vocabularies stand for the real ones: an embedding is looked up, not adapted, and its size would only fill the memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+VOCABULARY = 1000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One thing to time.
+
+    Attributes:
+        part: layer, block or model.
+        build: makes the module with random weights.
+        inputs: makes the keyword arguments of one forward from a batch size.
+        batch: items in a batch.
+        targets: regular expression for the full names of the adapted layers.
+        head: names of the modules that are trained in any case.
+        item: published table that holds figures of this shape.
+    """
+
+    name: str
+    part: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], dict[str, Tensor]]
+    batch: int
+    targets: str
+    head: tuple[str, ...] = ()
+    item: str | None = None
+
+
+class Layer(nn.Module):
+    """A single linear layer, and the mean of its squared output for a loss."""
+
+    def __init__(self, d: int, n: int):
+        super().__init__()
+        self.linear = nn.Linear(d, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: four projections of width d, and two layers of 4d between."""
+
+    def __init__(self, d: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
+        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        q, k, v = (layer(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+
+def layer(d: int, n: int, batch: int, length: int, *, of: str, item: str | None = None) -> Shape:
+    def inputs(size: int) -> dict[str, Tensor]:
+        return {"x": torch.randn(size, length, d)}
+
+    return Shape(f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear", item=item)
+
+
+def block(d: int, heads: int, batch: int, length: int, *, item: str | None = None) -> Shape:
+    def inputs(size: int) -> dict[str, Tensor]:
+        return {"x": torch.randn(size, length, d)}
+
+    targets = "query|key|value|out|up|down"
+    return Shape(f"block of width {d}, {batch} x {length}", "block", lambda: Block(d, heads), inputs, batch, targets, item=item)
+
+
+def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = None) -> Shape:
+    """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
+
+    def build() -> nn.Module:
+        return DebertaV2ForSequenceClassification(
+            DebertaV2Config(
+                vocab_size=VOCABULARY,
+                hidden_size=768,
+                num_hidden_layers=layers,
+                num_attention_heads=12,
+                intermediate_size=3072,
+                relative_attention=True,
+                position_buckets=256,
+                norm_rel_ebd="layer_norm",
+                share_att_key=True,
+                pos_att_type=["p2c", "c2p"],
+                position_biased_input=False,
+                type_vocab_size=0,
+                pooler_hidden_size=768,
+            )
+        )
+
+    def inputs(size: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.randint(0, VOCABULARY, (size, length)), "labels": torch.arange(size) % 2}
+
+    name = f"DeBERTaV3-base, {layers} layers, {batch} x {length}"
+    targets = r"deberta\.encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
+    return Shape(name, "model", build, inputs, batch, targets, ("classifier", "pooler"), item)
+
+
+def vit(batch: int, *, layers: int = 12, item: str | None = None) -> Shape:
+    """ViT-B/16 at 224 x 224: 197 tokens, 768 wide, 12 heads."""
+
+    def build() -> nn.Module:
+        return ViTForImageClassification(ViTConfig(num_hidden_layers=layers, num_labels=100))
+
+    def inputs(size: int) -> dict[str, Tensor]:
+        return {"pixel_values": torch.randn(size, 3, 224, 224), "labels": torch.arange(size) % 100}
+
+    targets = r"vit\..*\.\d+\..*(q_proj|k_proj|v_proj|o_proj|query|key|value|dense|fc1|fc2)"
+    return Shape(f"ViT-B/16, {layers} layers, {batch} x 197", "model", build, inputs, batch, targets, ("classifier",), item)
+
+
+def llama(
+    batch: int,
+    length: int,
+    *,
+    name: str = "LLaMA shape",
+    width: int = 2048,
+    between: int = 8192,
+    layers: int = 4,
+    heads: int = 32,
+    key_heads: int = 8,
+    item: str | None = None,
+) -> Shape:
+    """A LLaMA decoder, by default as wide as LLaMA-3.2-1B; all seven linear layers of every block are adapted."""
+
+    def build() -> nn.Module:
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=width,
+                intermediate_size=between,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=key_heads,
+            )
+        )
+
+    def inputs(size: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, VOCABULARY, (size, length))
+        return {"input_ids": ids, "labels": ids}
+
+    title = f"{name}, {width} wide, {layers} layers, {batch} x {length}"
+    return Shape(title, "model", build, inputs, batch, r"model\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj", (), item)
+
+
+def cpu_shapes() -> list[Shape]:
+    """What two cores time in some minutes."""
+    return [
+        layer(768, 768, 16, 128, of="DeBERTaV3-base, query"),
+        layer(768, 3072, 16, 128, of="DeBERTaV3-base, intermediate"),
+        layer(3072, 768, 16, 128, of="DeBERTaV3-base, output"),
+        layer(4096, 4096, 2, 256, of="LLaMA-2-7B, query"),
+        block(768, 12, 16, 128),
+        deberta(16, 128),
+        vit(16),
+        llama(4, 256),
+    ]
+
+
+def paper_shapes() -> list[Shape]:
+    """The shapes of PSOFT's tables 19-22 and of GOFT's table 10, and layers of the papers' decoders. For a GPU."""
+    shapes = [layer(4096, 4096, 64, 512, of="PSOFT table 19", item="psoft-iclr2026/table19")]
+    shapes += [layer(d, n, 16, 512, of=of) for of, sizes in DECODER_LAYERS.items() for d, n in sizes]
+    shapes.append(block(4096, 8, 32, 512, item="psoft-iclr2026/table20"))
+    shapes += [deberta(32, length, item="psoft-iclr2026/table21") for length in (64, 128, 256)]
+    shapes += [vit(batch, item="psoft-iclr2026/table22") for batch in (16, 32, 64)]
+    # GOFT's table 10 is QNLI; AdaLoRA's setup, which it follows, has length 512 and batches of 32.
+    shapes.append(deberta(32, 512, item="goft-icml2024/table10"))
+    return shapes
+
+
+DECODER_LAYERS = {
+    "LLaMA-2-7B": [(4096, 11008), (11008, 4096)],
+    "LLaMA-3.2-3B": [(3072, 3072), (3072, 8192), (8192, 3072)],
+    "LLaMA-3.1-8B": [(4096, 14336), (14336, 4096)],
+}

@@ -1,0 +1,186 @@
+"""From the record of a benchmark to its tables and figures."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from qgoft.report.layout import Table
+from qgoft.report.published import load_figures
+
+Record = dict[str, Any]
+Timing = dict[str, Any]
+
+
+def step_seconds(timing: Timing) -> list[float]:
+    """Forward, backward and update of every repeat together."""
+    return [sum(parts) for parts in zip(timing["forward"], timing["backward"], timing["update"], strict=True)]
+
+
+def ratios(ours: list[float], reference: list[float]) -> tuple[float, float, float]:
+    """Median and middle half of ours / reference, repeat by repeat."""
+    values = [a / b for a, b in zip(ours, reference, strict=True)]
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return median, low, high
+
+
+def fit_slope(widths: list[int], seconds: list[float]) -> float:
+    """Exponent p of cost ~ d^p by least squares on logarithms."""
+    x, y = [math.log(d) for d in widths], [math.log(s) for s in seconds]
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def find_reference(group: list[Timing], name: str) -> Timing:
+    return next(timing for timing in group if timing["name"] == name)
+
+
+def shape_table(number: int, line: Record, record: Record) -> Table:
+    """One shape: every rival's step, its ratio to the reference in the same repeats, and its bytes."""
+    name = record["reference"]
+    table = Table(
+        f"bench-{line['part']}{number}",
+        line["shape"],
+        ["", "trainable", "forward s", "backward s", "step s", f"x {name}", "middle half", "kept MB", "peak MB", "peak x"],
+    )
+    for group in line["groups"]:
+        reference = find_reference(group, name)
+        is_part = group is not line["groups"][0]
+        if is_part:
+            table.rules.append(len(table.rows))
+        for timing in group:
+            median, low, high = ratios(step_seconds(timing), step_seconds(reference))
+            table.rows.append(
+                [
+                    timing["name"] + (f", batch {timing['batch']}" if is_part else ""),
+                    f"{timing['trainable']:,}",
+                    *(f"{statistics.median(timing[phase]):.3f}" for phase in ("forward", "backward")),
+                    f"{statistics.median(step_seconds(timing)):.3f}",
+                    f"{median:.2f}",
+                    f"{low:.2f}-{high:.2f}",
+                    f"{timing['saved_bytes'] / 1e6:.0f}",
+                    f"{timing['peak_bytes'] / 1e6:.0f}",
+                    f"{timing['peak_bytes'] / reference['peak_bytes']:.2f}",
+                ]
+            )
+    return table
+
+
+def product_table(record: Record) -> Table:
+    """The product alone, forward and backward, by width."""
+    names = list(dict.fromkeys(line["name"] for line in record["products"]))
+    by_width: dict[int, dict[str, list[float]]] = {}
+    for line in record["products"]:
+        by_width.setdefault(line["width"], {})[line["name"]] = line["seconds"]
+    table = Table(
+        "bench-product",
+        f"the product alone, forward and backward, {record['products'][0]['rows']} rows, milliseconds",
+        ["width", *names, *(f"{name} / {names[0]}" for name in names[1:])],
+    )
+    for width, found in by_width.items():
+        times = [f"{1e3 * statistics.median(found[name]):.2f}" if name in found else "-" for name in names]
+        factors = [f"{ratios(found[name], found[names[0]])[0]:.0f}" if name in found else "-" for name in names[1:]]
+        table.rows.append([str(width), *times, *factors])
+    widths = list(by_width)
+    if len(widths) > 1:
+        slope = fit_slope(widths, [statistics.median(by_width[width][names[0]]) for width in widths])
+        table.notes.append(f"cost of the {names[0]} grows as d^{slope:.2f} from {widths[0]} to {widths[-1]}")
+    return table
+
+
+def published_tables(record: Record) -> list[Table]:
+    """The printed figures of every table that a timed shape belongs to."""
+    items = list(dict.fromkeys(line["item"] for line in record["shapes"] if line["item"])) or ["goft-icml2024/table10"]
+    tables = []
+    for item in items:
+        paper, name = item.split("/")
+        printed = load_figures(paper, name)
+        rows = [[row, *("-" if value is None else str(value) for value in values)] for row, values in printed["rows"].items()]
+        tables.append(Table(f"bench-published-{name}", f"published, {paper} {name}: {printed['title']}", ["", *printed["columns"]], rows))
+    return tables
+
+
+def all_tables(record: Record) -> list[Table]:
+    tables = [shape_table(number, line, record) for number, line in enumerate(record["shapes"])]
+    if record["products"]:
+        tables.append(product_table(record))
+    return [*tables, *published_tables(record)]
+
+
+def draw_figures(record: Record, folder: Path) -> list[Path]:
+    """Time and memory against the reference for blocks and models; cost of the product against its width. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
+    if lines:
+        drawn += _save(_cost_figure(lines, record["reference"]), folder / "bench-cost")
+    if record["products"]:
+        drawn += _save(_width_figure(record), folder / "bench-width")
+    return drawn
+
+
+def _save(figure: Any, stem: Path) -> list[Path]:
+    paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
+    for path in paths:
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return paths
+
+
+def _cost_figure(lines: list[Record], reference_name: str) -> Any:
+    names = list(dict.fromkeys(t["name"] for line in lines for t in line["groups"][0] if t["name"] != reference_name))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.42 * len(names) + 1.8), sharey=True)
+    height = 0.8 / len(lines)
+    for offset, line in enumerate(lines):
+        reference = find_reference(line["groups"][0], reference_name)
+        for timing in line["groups"][0]:
+            if timing is reference:
+                continue
+            place = names.index(timing["name"]) + (offset - (len(lines) - 1) / 2) * height
+            median, low, high = ratios(step_seconds(timing), step_seconds(reference))
+            label = line["shape"] if timing["name"] == names[0] else None
+            axes[0].barh(place, median, height * 0.9, xerr=[[median - low], [high - median]], color=f"C{offset}", label=label, error_kw={"lw": 1})
+            axes[1].barh(place, timing["peak_bytes"] / reference["peak_bytes"], height * 0.9, color=f"C{offset}")
+    table10 = load_figures("goft-icml2024", "table10")["rows"]
+    for name, values in table10.items():
+        if name in names:
+            axes[0].plot(values[0] / table10["lora"][0], names.index(name), "k*", ms=8, mfc="none")
+    axes[0].plot([], [], "k*", ms=8, mfc="none", label="published (GOFT table 10: QNLI, two RTX 3090)")
+    for axis, title in zip(axes, ("training step", "peak memory"), strict=True):
+        axis.axvline(1, color="0.3", lw=1, ls="--")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ends = axis.get_xlim()
+        axis.set_xticks([tick for tick in (0.5, 0.75, 1, 1.5, 2, 3, 5, 7, 10, 20, 50) if ends[0] <= tick <= ends[1]])
+        axis.set_xlabel(f"{title}, {reference_name} = 1")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=2, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _width_figure(record: Record) -> Any:
+    figure, axis = plt.subplots(figsize=(5.5, 3.8))
+    for name in dict.fromkeys(line["name"] for line in record["products"]):
+        found = [(line["width"], 1e3 * statistics.median(line["seconds"])) for line in record["products"] if line["name"] == name]
+        widths, times = [width for width, _ in found], [time for _, time in found]
+        label = name if len(found) < 2 else f"{name}: d^{fit_slope(widths, times):.2f}"
+        axis.loglog(widths, times, "o-", ms=4, label=label)
+    axis.set_xticks(widths := sorted({line["width"] for line in record["products"]}), [str(width) for width in widths], rotation=45)
+    axis.minorticks_off()
+    axis.set_xlabel("width d")
+    axis.set_ylabel(f"ms, forward and backward, {record['products'][0]['rows']} rows")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
