@@ -69,7 +69,9 @@ def run(arguments: argparse.Namespace) -> dict:
         if shape.part in arguments.parts and (arguments.only is None or arguments.only.lower() in shape.name.lower())
     ]
     products = measure_products(WIDTHS, 2048, arguments.repeats, device, report_to_terminal) if "product" in arguments.parts else []
-    measured = [measure_shape(shape, rivals_for(shape, arguments.rivals), arguments.repeats, device, report_to_terminal) for shape in shapes]
+    measured = [
+        measure_shape(shape, rivals_for(shape, arguments.rivals), arguments.repeats, device, report_to_terminal) for shape in shapes
+    ]
     return {
         "kind": "bench",
         "set": arguments.set,
@@ -91,7 +93,9 @@ def main() -> int:
     parser.add_argument("--set", default="cpu", help="cpu, or the papers' shapes: paper")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--only", help="part of the name of a shape")
-    parser.add_argument("--rivals", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones")
+    parser.add_argument(
+        "--rivals", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")

@@ -3,12 +3,15 @@
 What is compared is the ratio to LoRA r=8 within a repeat (qgoft.report.bench).
 """
 
+import ctypes
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +117,7 @@ def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: in
     for rival in rivals:
         report(f"{shape.name}: {rival.name}, memory")
         runners.append(Runner(rival, base, shape, inputs, device))
+        _return_freed_memory()
     for runner in runners:
         runner.step()
     gc.collect()
@@ -123,7 +127,17 @@ def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: in
             runner = runners[(index + repeat) % len(runners)]
             report(f"{shape.name}: round {repeat + 1}/{repeats}, {runner.timing.name}")
             runner.repeat()
+            if psutil.virtual_memory().available < psutil.virtual_memory().total / 3:
+                _return_freed_memory()
     return [runner.timing for runner in runners]
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps what is freed, in pieces that the next rival's sizes do not fit: four times the live bytes after a few rivals."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
@@ -140,4 +154,3 @@ def measure_products(widths: list[int], rows: int, repeats: int, device: str, re
             if repeat:
                 line["seconds"].append(_now(device) - start)
     return found
-

@@ -117,4 +117,3 @@ def product_inputs(rows: int, d: int, device: str) -> tuple[Tensor, Tensor]:
     """Rows [rows, d] and blocks [d-1, 2, 2] near the identity, both wanting gradients."""
     blocks = identity_blocks(d - 1, device=device) + 0.1 * torch.randn(d - 1, 2, 2, device=device)
     return torch.randn(rows, d, device=device, requires_grad=True), blocks.requires_grad_()
-

@@ -146,7 +146,9 @@ def _cost_figure(lines: list[Record], reference_name: str) -> Any:
             place = names.index(timing["name"]) + (offset - (len(lines) - 1) / 2) * height
             median, low, high = ratios(step_seconds(timing), step_seconds(reference))
             label = line["shape"] if timing["name"] == names[0] else None
-            axes[0].barh(place, median, height * 0.9, xerr=[[median - low], [high - median]], color=f"C{offset}", label=label, error_kw={"lw": 1})
+            axes[0].barh(
+                place, median, height * 0.9, xerr=[[median - low], [high - median]], color=f"C{offset}", label=label, error_kw={"lw": 1}
+            )
             axes[1].barh(place, timing["peak_bytes"] / reference["peak_bytes"], height * 0.9, color=f"C{offset}")
     table10 = load_figures("goft-icml2024", "table10")["rows"]
     for name, values in table10.items():

@@ -109,7 +109,11 @@ def test_precision(rows, outputs, dtype, tolerance):
 
 
 def test_saves_nothing_but_its_input():
-    x, blocks, weight = torch.randn(512, 96, requires_grad=True), random_blocks(96, dtype=torch.float32).requires_grad_(), torch.randn(64, 96)
+    x, blocks, weight = (
+        torch.randn(512, 96, requires_grad=True),
+        random_blocks(96, dtype=torch.float32).requires_grad_(),
+        torch.randn(64, 96),
+    )
     built = givens.build_factors(blocks, 96)
     known = {t.data_ptr() for t in (x, weight, *built.stages)}
     saved = []

@@ -131,7 +131,7 @@ class _MixedLinear(torch.autograd.Function):
 
 def _pieces(rows: Tensor) -> Iterator[slice]:
     count, d = rows.shape
-    step = max(64, PIECE // d)
+    step = max(256, PIECE // d)
     for start in range(0, count, step):
         yield slice(start, start + step)
 
@@ -145,6 +145,12 @@ def _as_trees(rows: Tensor, trees: Tensor) -> Tensor:
     return rows.unflatten(-1, (count, width))
 
 
+def _take(part: Tensor, trees: Tensor) -> Tensor:
+    """Rows [c, d] -> a new [q, c, b]: tree by tree, so that the products read memory in order. With rows a power of two apart, reading
+    them as they lie costs twice as much as this copy."""
+    return _as_trees(part, trees).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+
 def _put(target: Tensor, mixed: Tensor) -> None:
     """Write [q, c, b] into rows [c, d], without the padding."""
     count, _, width = mixed.shape
@@ -156,41 +162,28 @@ def _put(target: Tensor, mixed: Tensor) -> None:
 
 def _turn(rows: Tensor, factors: Factors) -> Tensor:
     """R on every row: [N, d] -> a new [N, d]."""
+    trees, *above = factors.stages
+    if not above:
+        return rows @ trees[0].T
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for piece in _pieces(rows):
-        _turn_piece(rows[piece], factors.stages, out[piece])
+        mixed = torch.bmm(_take(rows[piece], trees), trees.transpose(1, 2))
+        mixed[:, :, 0] = _turn_columns(mixed[:, :, 0], above)
+        _put(out[piece], mixed)
     return out
-
-
-def _turn_piece(part: Tensor, stages: tuple[Tensor, ...], out: Tensor) -> None:
-    """R on [c, d] into `out`, which may be `part` itself."""
-    trees = stages[0]
-    if len(stages) == 1:
-        out.copy_(part @ trees[0].T)
-        return
-    mixed = torch.bmm(_as_trees(part, trees).transpose(0, 1), trees.transpose(1, 2))
-    values = mixed[:, :, 0].T
-    _turn_piece(values, stages[1:], values)
-    _put(out, mixed)
 
 
 def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
     """R^T on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R."""
+    trees, *above = factors.stages
+    if not above:
+        return rows @ trees[0]
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for piece in _pieces(rows):
-        _turn_piece_back(rows[piece], factors.stages, out[piece])
+        inputs = _take(rows[piece], trees)
+        inputs[:, :, 0] = _turn_columns_back(inputs[:, :, 0], above)
+        _put(out[piece], torch.bmm(inputs, trees))
     return out
-
-
-def _turn_piece_back(part: Tensor, stages: tuple[Tensor, ...], out: Tensor) -> None:
-    """R^T on [c, d] into `out`, which may be `part` itself."""
-    trees = stages[0]
-    if len(stages) == 1:
-        out.copy_(part @ trees[0])
-        return
-    inputs = _as_trees(part, trees).clone()
-    _turn_piece_back(inputs[:, :, 0], stages[1:], inputs[:, :, 0])
-    _put(out, torch.bmm(inputs.transpose(0, 1), trees))
 
 
 def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[Factors, Tensor | None]:
@@ -198,30 +191,62 @@ def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool
 
     With overwrite, `grads` is used up and becomes the gradient of x.
     """
+    trees, *above = factors.stages
     wide = torch.promote_types(rows.dtype, torch.float32)
+    if not above:
+        return Factors(((grads.T @ rows).to(wide)[None],)), grads @ trees[0] if need_input else None
     sums = [torch.zeros_like(stage, dtype=wide) for stage in factors.stages]
-    out = grads if overwrite else (torch.empty(grads.shape, dtype=grads.dtype, device=grads.device) if need_input else None)
+    out = None
+    if need_input:
+        out = grads if overwrite else torch.empty(grads.shape, dtype=grads.dtype, device=grads.device)
     for piece in _pieces(rows):
-        upper = grads[piece] if overwrite else grads[piece].clone()
-        _gradients_of_piece(rows[piece], upper, factors.stages, sums, out[piece] if need_input and out is not None else None)
-    return Factors(tuple(sums)), out if need_input else None
-
-
-def _gradients_of_piece(part: Tensor, upper: Tensor, stages: tuple[Tensor, ...], sums: list[Tensor], out: Tensor | None) -> None:
-    """Add the gradients of the stages for rows [c, d] with gradients `upper` [c, d], which is used up, and write that of the rows."""
-    trees = stages[0]
-    if len(stages) == 1:
-        sums[0][0] += upper.T @ part
+        inputs, upper = _take(rows[piece], trees), _take(grads[piece], trees)
+        # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
+        values = (inputs * trees[:, :1]).sum(-1)
+        upper[:, :, 0] = _gradients_of_columns(values, upper[:, :, 0].contiguous(), above, sums[1:])
+        sums[0] += torch.bmm(upper.transpose(1, 2), inputs)
         if out is not None:
-            out.copy_(upper @ trees[0])
-        return
-    inputs, upper = _as_trees(part, trees), _as_trees(upper, trees)
-    # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
-    values = (inputs * trees[:, 0]).sum(-1)
-    _gradients_of_piece(values, upper[:, :, 0], stages[1:], sums[1:], upper[:, :, 0])
-    sums[0] += torch.bmm(upper.permute(1, 2, 0), inputs.transpose(0, 1))
-    if out is not None:
-        _put(out, torch.bmm(upper.transpose(0, 1), trees))
+            _put(out[piece], torch.bmm(upper, trees))
+    return Factors(tuple(sums)), out
+
+
+def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:
+    """The roots of the stage below as columns [d_s, c] -> [q_s, b_s, c], padded with zeros where the last tree reaches over the end."""
+    count, width, _ = trees.shape
+    missing = count * width - len(columns)
+    if missing:
+        columns = torch.nn.functional.pad(columns, (0, 0, 0, missing))
+    return columns.reshape(count, width, -1)
+
+
+def _turn_columns(columns: Tensor, stages: list[Tensor]) -> Tensor:
+    """The stages above the first on columns [d_s, c]. The order of memory suits products from the left, so that nothing is moved."""
+    trees, *above = stages
+    mixed = torch.bmm(trees, _stack_columns(columns, trees))
+    if above:
+        mixed[:, 0] = _turn_columns(mixed[:, 0], above)
+    return mixed.flatten(0, 1)[: len(columns)]
+
+
+def _turn_columns_back(columns: Tensor, stages: list[Tensor]) -> Tensor:
+    """The transpose of `_turn_columns`."""
+    trees, *above = stages
+    inputs = _stack_columns(columns, trees)
+    if above:
+        inputs = inputs.clone()
+        inputs[:, 0] = _turn_columns_back(inputs[:, 0], above)
+    return torch.bmm(trees.transpose(1, 2), inputs).flatten(0, 1)[: len(columns)]
+
+
+def _gradients_of_columns(columns: Tensor, grads: Tensor, stages: list[Tensor], sums: list[Tensor]) -> Tensor:
+    """Add the gradients of the stages for columns [d_s, c] with gradients [d_s, c], which are used up; return that of the columns."""
+    trees, *above = stages
+    inputs, upper = _stack_columns(columns, trees), _stack_columns(grads, trees)
+    if above:
+        values = torch.bmm(trees[:, :1], inputs)[:, 0]
+        upper[:, 0] = _gradients_of_columns(values, upper[:, 0].contiguous(), above, sums[1:])
+    sums[0] += torch.bmm(upper, inputs.transpose(1, 2))
+    return torch.bmm(trees.transpose(1, 2), upper).flatten(0, 1)[: len(columns)]
 
 
 def _mix_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:
