@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def keep_table(function: Callable[P, T]) -> Callable[P, T]:
     """Cache the result by the arguments. Made outside inference mode, so that it may be used in training later."""
-    kept = functools.lru_cache(maxsize=256)(torch.inference_mode(False)(function))
+    kept: Callable[P, T] = functools.lru_cache(maxsize=256)(torch.inference_mode(False)(function))  # type: ignore[assignment]
 
     @functools.wraps(function)
     def get(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -142,7 +142,7 @@ def _as_trees(rows: Tensor, trees: Tensor) -> Tensor:
     missing = count * width - rows.shape[-1]
     if missing:
         rows = torch.nn.functional.pad(rows, (0, missing))
-    return rows.unflatten(-1, (count, width))
+    return rows.reshape(*rows.shape[:-1], count, width)
 
 
 def _take(part: Tensor, trees: Tensor) -> Tensor:
@@ -200,14 +200,24 @@ def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool
     if need_input:
         out = grads if overwrite else torch.empty(grads.shape, dtype=grads.dtype, device=grads.device)
     for piece in _pieces(rows):
-        inputs, upper = _take(rows[piece], trees), _take(grads[piece], trees)
-        # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
-        values = (inputs * trees[:, :1]).sum(-1)
-        upper[:, :, 0] = _gradients_of_columns(values, upper[:, :, 0].contiguous(), above, sums[1:])
-        sums[0] += torch.bmm(upper.transpose(1, 2), inputs)
-        if out is not None:
-            _put(out[piece], torch.bmm(upper, trees))
+        _gradients_of_piece(rows[piece], grads[piece], factors, sums, None if out is None else out[piece])
     return Factors(tuple(sums)), out
+
+
+def _gradients_of_piece(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], out: Tensor | None) -> None:
+    """Add the gradients of the stages, and write that of the rows into `out`, which may be `grads`.
+
+    This is where a training step needs the most memory: no more than two pieces are alive at once.
+    """
+    trees, *above = factors.stages
+    inputs, upper = _take(rows, trees), _take(grads, trees)
+    # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
+    values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
+    upper[:, :, 0] = _gradients_of_columns(values, upper[:, :, 0].contiguous(), above, sums[1:])
+    sums[0] += torch.bmm(upper.transpose(1, 2), inputs)
+    del inputs
+    if out is not None:
+        _put(out, torch.bmm(upper, trees))
 
 
 def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:

@@ -1,0 +1,183 @@
+"""The benchmark measures what it says: bytes are counted right, rivals compute what they are named after, and the tables follow the record."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ops.test_givens import random_blocks, random_rows
+from torch import nn
+
+from qgoft.bench import measure, rivals, shapes
+from qgoft.bench.memory import LiveBytes, peak_bytes, saved_bytes
+from qgoft.bench.sparse import mix_neighbours_by_level, mix_sparse
+from qgoft.ops import givens
+from qgoft.ops.givens import factors
+from qgoft.report import bench as report
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECORD = REPOSITORY / "results" / "measured" / "bench" / "cpu.json"
+SMALL = [shapes.layer(64, 96, 2, 4, of="test"), shapes.block(64, 4, 4, 6)]
+
+
+def test_live_bytes_follow_what_is_made_and_dropped():
+    kept = torch.zeros(1000)
+    with LiveBytes([kept]) as mode:
+        assert mode.now == 4000
+        a = kept + 1
+        b = a.view(10, 100).T
+        assert mode.now == 8000, "a view is no new memory"
+        c = a * 2
+        del a, b
+        assert mode.now == 8000
+        del c
+    assert (mode.now, mode.peak) == (4000, 12000)
+
+
+def test_live_bytes_see_backward():
+    x = torch.zeros(1000, requires_grad=True)
+    with LiveBytes([x]) as mode:
+        x.exp().sum().backward()
+        assert x.grad is not None
+    assert mode.now == 8000
+    assert mode.peak >= 12000
+
+
+def test_saved_bytes_count_each_storage_once_and_no_weights():
+    layer = nn.Linear(10, 10)
+    x = torch.zeros(5, 10)
+    assert saved_bytes(layer, lambda: layer(x).sum()) == x.nbytes
+    assert saved_bytes(layer, lambda: (layer(x) + layer(x)).sum()) == x.nbytes
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("d", [2, 7, 64, 100])
+def test_sparse_products_are_the_operator(d, layout):
+    blocks, x = random_blocks(d).requires_grad_(), random_rows(3, d).requires_grad_()
+    cotangent = random_rows(3, d, seed=2)
+    ours = givens.mix_pairs(x, blocks)
+    theirs = mix_sparse(x, blocks, layout=layout)
+    for a, b in zip(
+        (theirs, *torch.autograd.grad(theirs, (x, blocks), cotangent)),
+        (ours, *torch.autograd.grad(ours, (x, blocks), cotangent)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [2, 64, 100])
+def test_the_release_by_levels_is_the_release(d):
+    blocks, x = random_blocks(d).requires_grad_(), random_rows(3, d).requires_grad_()
+    ours, theirs = givens.mix_neighbours(x, blocks), mix_neighbours_by_level(x, blocks)
+    torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-10)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, blocks)) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=["layer", "block"])
+@pytest.mark.parametrize("rival", rivals.RIVALS, ids=lambda rival: rival.name)
+def test_every_rival_shares_the_frozen_weights_and_trains_something_else(rival, shape):
+    torch.manual_seed(0)
+    base = shape.build()
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    runner = measure.Runner(rival, base, shape, shape.inputs(shape.batch), "cpu")
+    for name, p in base.named_parameters():
+        assert torch.equal(p, before[name]), f"{rival.name} changed {name}"
+        if rival.name != "full":
+            assert any(q is p for q in runner.module.parameters())
+    assert (runner.timing.trainable == 0) == (rival.name == "frozen")
+    assert len(runner.timing.forward) == 0
+    runner.repeat()
+    assert len(runner.timing.forward) == len(runner.timing.backward) == len(runner.timing.update) == 1
+
+
+def test_qgoft_keeps_one_copy_of_every_input_and_less_than_a_sixteenth_more():
+    """The count of issue and README: of a block, beside what frozen layers keep, one copy of the input of each adapted layer, shared by the
+    three projections that see the same one, and no more than 1/b of that beside matrices that do not grow with the rows."""
+    d, shape = 64, shapes.block(64, 4, 64, 32)
+    torch.manual_seed(0)
+    base, inputs = shape.build(), shape.inputs(shape.batch)
+    rows = shape.batch * 32
+    kept = {}
+    for rival in rivals.RIVALS:
+        if rival.name in ("frozen", "qgoft", "goft"):
+            module = rivals.put_on(rival, base, shape)
+            rivals.pass_gradients_below(module, shape)
+            kept[rival.name] = saved_bytes(module, lambda module=module: module(**inputs).sum())
+    different_inputs = 4 * rows * (d + d + d + 4 * d)
+    matrices = 6 * 4 * sum(count * width**2 for width, count in factors.geometry(4 * d)) * 2
+    for name in ("qgoft", "goft"):
+        assert kept[name] - kept["frozen"] <= different_inputs * (1 + 1 / factors.BLOCK_WIDTH) + matrices
+
+
+def test_peak_of_qgoft_is_not_above_lora():
+    shape = shapes.block(256, 4, 48, 64)
+    torch.manual_seed(0)
+    base, inputs = shape.build(), shape.inputs(shape.batch)
+    by_name = {rival.name: rival for rival in rivals.RIVALS}
+    peaks = {name: measure.Runner(by_name[name], base, shape, inputs, "cpu").timing.peak_bytes for name in ("qgoft", rivals.REFERENCE)}
+    assert peaks["qgoft"] <= peaks[rivals.REFERENCE]
+
+
+def test_peak_bytes_of_a_step_without_state():
+    x = torch.zeros(1000)
+    assert peak_bytes([x], lambda: x + 1, "cpu") == 8000
+
+
+def timing(name, seconds, batch=8):
+    return {
+        "name": name,
+        "trainable": 10,
+        "batch": batch,
+        "saved_bytes": 1_000_000,
+        "peak_bytes": 2_000_000 if name == "a" else 1_000_000,
+        "forward": seconds,
+        "backward": seconds,
+        "update": [0.0] * len(seconds),
+    }
+
+
+def made_up_record():
+    groups = [[timing("a", [1.0, 2.0, 1.0]), timing("b", [2.0, 1.0, 2.0])], [timing("a", [1.0] * 3, 2), timing("c", [3.0] * 3, 2)]]
+    products = [{"width": d, "name": name, "rows": 4, "seconds": [d**power * 1e-6]} for d in (8, 16, 32) for name, power in (("tree", 1), ("x", 2))]
+    line = {"shape": "block of test", "part": "block", "item": "psoft-iclr2026/table22", "groups": groups}
+    return {"reference": "a", "products": products, "shapes": [line]}
+
+
+def test_tables_are_ratios_within_a_repeat(tmp_path):
+    record = made_up_record()
+    table = report.shape_table(0, record["shapes"][0], record)
+    by_name = {row[0]: row for row in table.rows}
+    assert by_name["b"][5:7] == ["2.00", "1.25-2.00"], "the median of 2, 0.5 and 2"
+    assert by_name["b"][-1] == "0.50"
+    assert by_name["c, batch 2"][5] == "3.00", "against the reference with the same part of the batch"
+    product = report.product_table(record)
+    assert product.notes == ["cost of the tree grows as d^1.00 from 8 to 32"]
+    assert product.rows[-1] == ["32", "0.03", "1.02", "32"]
+    published = report.published_tables(record)[0]
+    assert ["qgoft_v2", "22.5", "44.7", "oom"] in published.rows
+    drawn = report.draw_figures(record, tmp_path)
+    assert {path.name for path in drawn} == {"bench-cost.svg", "bench-cost.png", "bench-width.svg", "bench-width.png"}
+    assert all(path.stat().st_size > 1000 for path in drawn)
+
+
+def test_committed_record_says_where_it_was_measured_and_is_interleaved():
+    record = json.loads(RECORD.read_text())
+    assert record["hardware"]["processor"]
+    assert record["commit"]
+    assert not record["dirty"]
+    for line in record["shapes"]:
+        for group in line["groups"]:
+            assert {len(t[phase]) for t in group for phase in ("forward", "backward", "update")} == {record["repeats"]}
+    assert report.all_tables(record)
+
+
+def test_unknown_words_are_refused_in_one_line():
+    for words, message in ((["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")):
+        done = subprocess.run([sys.executable, "scripts/bench.py", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
