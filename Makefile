@@ -16,6 +16,7 @@ NPROC ?= 1
 RECORDS ?= runs
 TORCH_INDEX ?=
 FAILFAST ?=
+BENCH ?= cpu
 ARGS ?=
 
 VENV := .venv
@@ -60,8 +61,8 @@ check: $(READY) ## style, types and the fast tests, in two minutes
 smoke: $(READY) ## a tiny run through to a table cell, in a minute
 	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.evaluations=1 results.root=results/smoke
 
-bench: $(READY) ## time and memory of a training step against LoRA, all rivals in one run; refuses if the operator's tests fail
-	@$(PY) scripts/bench.py $(ARGS)
+bench: $(READY) ## time and memory against LoRA, every rival in one run, 20 minutes (BENCH=paper: the papers' shapes, on a GPU)
+	@$(PY) scripts/bench.py --set $(BENCH) $(ARGS)
 
 counts: $(READY) ## trainable parameters of every method on the papers' shapes, beside the published counts
 	@$(PY) scripts/counts.py
@@ -73,7 +74,7 @@ fetch: $(READY) ## download data and weights of PROTOCOL once, for machines with
 	@$(call SUITE,glue) --action fetch $(ARGS)
 
 clean: ## remove .venv, caches and generated tables; keeps results/runs
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/multirun results/smoke *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/bench results/multirun results/smoke *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

@@ -142,7 +142,9 @@ def timing(name, seconds, batch=8):
 
 def made_up_record():
     groups = [[timing("a", [1.0, 2.0, 1.0]), timing("b", [2.0, 1.0, 2.0])], [timing("a", [1.0] * 3, 2), timing("c", [3.0] * 3, 2)]]
-    products = [{"width": d, "name": name, "rows": 4, "seconds": [d**power * 1e-6]} for d in (8, 16, 32) for name, power in (("tree", 1), ("x", 2))]
+    products = [
+        {"width": d, "name": name, "rows": 4, "seconds": [d**power * 1e-6]} for d in (8, 16, 32) for name, power in (("tree", 1), ("x", 2))
+    ]
     line = {"shape": "block of test", "part": "block", "item": "psoft-iclr2026/table22", "groups": groups}
     return {"reference": "a", "products": products, "shapes": [line]}
 
@@ -176,7 +178,11 @@ def test_committed_record_says_where_it_was_measured_and_is_interleaved():
 
 
 def test_unknown_words_are_refused_in_one_line():
-    for words, message in ((["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")):
+    for words, message in (
+        (["--set", "gpu"], "allowed are cpu, paper"),
+        (["--parts", "lyer"], "unknown part"),
+        (["--rivals", "lora"], "unknown rival"),
+    ):
         done = subprocess.run([sys.executable, "scripts/bench.py", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1

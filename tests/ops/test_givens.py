@@ -61,6 +61,34 @@ def test_equals_reference_with_gradients(d, transpose):
         assert (ours - theirs).abs().max() < 1e-12 * max(1.0, theirs.abs().max().item())
 
 
+def by_levels(x, blocks):
+    """The definition on vectors, one level at a time: for widths whose dense matrix would not fit."""
+    y, used, stride = x.clone(), 0, 1
+    while stride < x.shape[-1]:
+        i = torch.arange(0, x.shape[-1] - stride, 2 * stride)
+        part = blocks[used : used + len(i)]
+        first, second = y[..., i], y[..., i + stride]
+        y[..., i] = part[:, 0, 0] * first + part[:, 0, 1] * second
+        y[..., i + stride] = part[:, 1, 0] * first + part[:, 1, 1] * second
+        used, stride = used + len(i), 2 * stride
+    return y
+
+
+@pytest.mark.parametrize("d", [2, 3, 5, 17, 255, 257, 1023, 1025, 4099, 8192, 11008, 14336, 16381, 16384])
+def test_all_widths_up_to_16384(d):
+    blocks, x = random_blocks(d).requires_grad_(), random_rows(3, d).requires_grad_()
+    expected = by_levels(x.detach(), blocks.detach())
+    y = givens.mix_pairs(x, blocks)
+    assert (y - expected).abs().max() < 1e-12 * max(1.0, expected.abs().max().item())
+    # Gradients: that of x is R^T g by the transposed product, that of the blocks agrees with a central difference along a random direction.
+    g = random_rows(3, d, seed=2)
+    grad_x, grad_blocks = torch.autograd.grad(y, (x, blocks), g)
+    torch.testing.assert_close(givens.mix_pairs(g, blocks, transpose=True), grad_x, rtol=1e-11, atol=1e-11)
+    step = random_blocks(d, seed=5) * 1e-6
+    moved = (by_levels(x.detach(), blocks.detach() + step) - by_levels(x.detach(), blocks.detach() - step)) * g / 2
+    assert moved.sum().item() == pytest.approx((grad_blocks * step).sum().item(), rel=1e-6, abs=1e-12)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("d", WIDTHS)
 def test_lower_precision_against_float64(d, dtype, tolerance):

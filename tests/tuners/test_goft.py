@@ -362,6 +362,59 @@ def test_conv1d_of_gpt2(variant):
     assert_near(model(ids).logits, before)
 
 
+class Int8Linear(nn.Linear):
+    """Stands for the quantised layers of bitsandbytes: a subclass of Linear whose weight is stored as int8 and read by its forward alone."""
+
+    @classmethod
+    def of(cls, layer):
+        made = cls(layer.in_features, layer.out_features)
+        made.scale = layer.weight.detach().abs().max() / 127
+        made.weight = nn.Parameter((layer.weight.detach() / made.scale).round().to(torch.int8), requires_grad=False)
+        made.bias = layer.bias
+        return made
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_quantised_base_is_rotated_on_activations_and_left_alone(variant):
+    torch.manual_seed(0)
+    base = Toy()
+    base.first = Int8Linear.of(base.first)
+    stored = base.first.weight.clone()
+    model = wrap(variant, model=base, targets=("first",)).train()
+    layer = model.base_model.model.first
+    matrix = layer.get_matrix("default").detach()
+    expected = nn.functional.linear(rows(), (stored.float() * layer.base_layer.scale) @ matrix, layer.base_layer.bias)
+    torch.testing.assert_close(layer(rows()), expected, rtol=1e-5, atol=1e-5)
+    model(rows()).square().sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "goft_" in name)
+    assert torch.equal(layer.base_layer.weight, stored)
+    with pytest.raises(TypeError, match="without quantisation"):
+        model.merge_adapter()
+    assert torch.equal(layer.base_layer.weight, stored)
+    assert not layer.merged
+
+
+@pytest.mark.parametrize("kind", ["Linear4bit", "Linear8bitLt"])
+def test_bitsandbytes_base(kind):
+    bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes; test_quantised_base covers the same code with a stand-in")
+    torch.manual_seed(0)
+    base = Toy()
+    settings = {"compute_dtype": torch.float32} if kind == "Linear4bit" else {"has_fp16_weights": False}
+    quantised = getattr(bnb.nn, kind)(20, 34, **settings)
+    quantised.load_state_dict(base.first.state_dict())
+    base.first = quantised.to("cpu")
+    dense = (base.first(torch.eye(20)) - base.first.bias).detach()
+    stored = base.first.weight.data.clone()
+    model = wrap(model=base, targets=("first",))
+    layer = model.base_model.model.first
+    expected = rows() @ layer.get_matrix("default").detach().T @ dense + layer.base_layer.bias
+    torch.testing.assert_close(layer(rows()), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(layer.base_layer.weight.data, stored)
+
+
 def test_generate_with_beams_and_mixed_adapters():
     torch.manual_seed(0)
     base = GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=50, n_positions=32, bos_token_id=1, eos_token_id=2)).eval()

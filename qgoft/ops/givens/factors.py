@@ -15,10 +15,10 @@ from qgoft.ops.givens.paths import choose_path
 from qgoft.ops.givens.reference import check_blocks
 from qgoft.ops.givens.tables import keep_table
 
-# Measured on two CPU cores, `make bench`: trees of 16 and 32 cost the same in arithmetic, 16 keep half the matrices; up to 64 roots are
-# cheaper in one dense product than in another stage.
+# Measured on two CPU cores: trees of 16 and 32 cost the same, 16 keep half the matrices; up to 128 coordinates are
+# cheaper in one dense product than in trees and another stage.
 BLOCK_WIDTH = 16
-LAST_WIDTH = 64
+LAST_WIDTH = 128
 
 
 class Factors(NamedTuple):

@@ -167,6 +167,11 @@ class GoftLinear(nn.Module, GoftLayer):
 
     def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
         base = self.get_base_layer()
+        if type(base.weight) is not nn.Parameter or not base.weight.is_floating_point():
+            raise TypeError(
+                f"cannot merge into a {type(base).__name__} whose weight is a {type(base.weight).__name__} of {base.weight.dtype}: merging needs a "
+                "plain floating-point weight. Load the base model without quantisation, put the adapter on it, and merge there"
+            )
         stored = base.weight.data
         is_transposed = isinstance(base, Conv1D)
         turned = self._turn(stored.T if is_transposed else stored, adapter_name, undo=undo)
