@@ -35,6 +35,11 @@ $(READY): pyproject.toml
 	@$(PY) -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# On Linux the GPU kernels are tested in Triton's interpreter, with or without a GPU. Elsewhere their tests are skipped.
+$(VENV)/.triton: $(READY)
+	@test "$$(uname -s)" != Linux || { echo "adding triton for the tests of the GPU kernels (once, 1 GB)"; $(PY) -m pip install --quiet --editable '.[triton]'; }
+	@touch $@
+
 .PHONY: env glue table1 psoft-table2 test check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
@@ -50,7 +55,7 @@ psoft-table2: METHOD := full,goft_v2,qgoft_v2,boft,oft_v2,lora,pissa,dora,psoft,
 psoft-table2: $(READY) ## table 2 of PSOFT with its protocol and seeds
 	@$(call SUITE,glue) --all-seeds $(ARGS)
 
-test: $(READY) ## everything that a CPU can check, in ten minutes on two cores
+test: $(READY) $(VENV)/.triton ## everything that a CPU can check, in ten minutes on two cores
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q
 

@@ -23,6 +23,7 @@ from qgoft.bench.measure import measure_products, measure_shape
 from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.errors import QgoftError, choose
+from qgoft.ops.givens.paths import triton_works
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.train.quiet import quiet_libraries
 
@@ -50,6 +51,7 @@ def show(record: dict, folder: Path) -> None:
     for table in all_tables(record):
         print(table.terminal())
         table.write(folder)
+    print(f"GPU kernels (Triton): {record['triton']}")
     for path in draw_figures(record, folder):
         print(f"figure: {os.path.relpath(path)}")
 
@@ -57,6 +59,13 @@ def show(record: dict, folder: Path) -> None:
 def report_to_terminal(line: str) -> None:
     if sys.stderr.isatty():
         print(f"\033[K{line}", end="\r", file=sys.stderr, flush=True)
+
+
+def triton_state(device: str) -> str:
+    """What the record says about the GPU kernels: on a machine without a GPU they have been no more than interpreted, by the tests."""
+    if device != "cuda":
+        return "has not run on a device: there is no GPU here"
+    return "used" if triton_works() else "does not work on this device; matrix products were used"
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -78,6 +87,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "reference": REFERENCE,
         "dtype": "float32",
         "repeats": arguments.repeats,
+        "triton": triton_state(device),
         "products": products,
         "shapes": measured,
         **records.code_provenance(REPOSITORY),

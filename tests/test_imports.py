@@ -24,12 +24,12 @@ ALLOWED = {
     "_after_import": set(),
 }
 EVERYBODY = {"errors", "settings"}
-# Third-party packages that a part must not see. `ops` needs torch alone; `records` the standard library alone.
+# Third-party packages that a part must not see. `ops` needs torch alone (triton where there is a GPU); `records` the standard library alone.
 FORBIDDEN = {
     "report": {"torch", "transformers", "peft", "datasets", "hydra", "omegaconf"},
     "ledger": {"torch", "transformers", "peft", "hydra", "omegaconf"},
 }
-ONLY = {"ops": {"torch"}, "records": set(), "errors": set(), "settings": set()}
+ONLY = {"ops": {"torch", "triton"}, "records": set(), "errors": set(), "settings": set()}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 

@@ -25,12 +25,17 @@ class Factors(NamedTuple):
     """R as stages: the trees of stage 0 mix runs of b_0 neighbours, those of stage s the roots (first coordinates) of stage s-1.
 
     stages: one [..., q_s, b_s, b_s] each; the last has q_s = 1. Every one but the last reaches over the end where b_s does not divide.
+    path: what multiplies them (`paths.PATHS`); for triton the only stage is the blocks themselves, [d-1, 2, 2].
     """
 
     stages: tuple[Tensor, ...]
+    path: str = "trees"
 
     def to(self, dtype: torch.dtype) -> "Factors":
-        return Factors(tuple(stage.to(dtype) for stage in self.stages))
+        """Matrices in the dtype of the rows; blocks stay as they are, since the kernels compute in float32."""
+        if self.path == "triton":
+            return self
+        return Factors(tuple(stage.to(dtype) for stage in self.stages), self.path)
 
 
 class _Level(NamedTuple):
@@ -63,19 +68,23 @@ def geometry(d: int) -> list[tuple[int, int]]:
     return [*stages, (d, 1)]
 
 
-def build_factors(blocks: Tensor, d: int) -> Factors:
-    """Dense factors of the product; differentiable once.
+def build_factors(blocks: Tensor, d: int, path: str | None = None) -> Factors:
+    """Factors of the product; differentiable once.
 
     Args:
         blocks: [d-1, 2, 2].
+        path: what will multiply them; by default what suits the blocks.
 
     Raises:
         ValueError: the blocks do not belong to width d, or d < 2.
     """
     check_blocks(blocks, d)
-    if choose_path(blocks) == "graph":
+    path = path or choose_path(blocks)
+    if path == "triton":
+        return Factors((blocks,), path)
+    if path == "graph":
         factors, _ = grow(blocks[None], d)
-        return Factors(tuple(stage[0] for stage in factors.stages))
+        return Factors(tuple(stage[0] for stage in factors.stages), path)
     return Factors(_Build.apply(blocks, d))
 
 

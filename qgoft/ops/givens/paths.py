@@ -1,13 +1,17 @@
 """The one place where it is decided how a product is computed. Every way is exact; they differ in cost and in where they run."""
 
+import functools
+import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-# trees: pieces of rows with hand-written gradients; graph: differentiable operations alone, which a compiler can trace.
-PATHS = ("trees", "graph")
+# trees: stages of small matrices on pieces of rows; triton: all levels of a row on the chip of a GPU, from the 2x2 blocks themselves;
+# graph: differentiable operations alone, which a compiler can trace.
+PATHS = ("trees", "triton", "graph")
 _forced: list[str] = []
 
 
@@ -23,11 +27,34 @@ def force_path(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def choose_path(x: Tensor) -> str:
-    """How rows like x are multiplied."""
+def choose_path(*tensors: Tensor) -> str:
+    """How these rows and blocks are multiplied."""
     if _forced:
         return _forced[-1]
-    return "graph" if torch.compiler.is_compiling() else "trees"
+    if torch.compiler.is_compiling():
+        return "graph"
+    # The kernels compute in float32.
+    if all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_works():
+        return "triton"
+    return "trees"
+
+
+@functools.cache
+def triton_works() -> bool:
+    """Whether the kernels give the product on this machine's GPU: tried once, on a small case, before the first use."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return False
+    from qgoft.ops.givens import triton_kernels
+
+    try:
+        error = triton_kernels.self_check(torch.device("cuda"))
+    except Exception as failure:
+        warnings.warn(f"the Triton kernels do not run here ({failure}); the slower path of matrix products is used", stacklevel=2)
+        return False
+    if error > triton_kernels.TOLERANCE:
+        warnings.warn(f"the Triton kernels are wrong here by {error:.1e}; the slower path of matrix products is used", stacklevel=2)
+        return False
+    return True
 
 
 def goes_through_weight(rows: int, outputs: int) -> bool:

@@ -38,14 +38,14 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
     """
     d = x.shape[-1]
     check_blocks(blocks, d)
-    return mix_factors(x, build_factors(blocks, d), transpose=transpose)
+    return mix_factors(x, build_factors(blocks, d, choose_path(x, blocks)), transpose=transpose)
 
 
 def mix_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tensor:
     """`mix_pairs` with the factors already built. x [..., d] -> [..., d] in the dtype of x."""
-    if choose_path(x) == "graph":
+    if factors.path == "graph":
         return _mix_in_graph(x, factors, transpose)
-    mixed: Tensor = _Mix.apply(x, transpose, *factors.stages)
+    mixed: Tensor = _Mix.apply(x, transpose, factors.path, *factors.stages)
     return mixed
 
 
@@ -69,9 +69,9 @@ def mixed_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | Non
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("mixed_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
-    if choose_path(x) == "graph":
+    if factors.path == "graph":
         return torch.nn.functional.linear(_mix_in_graph(x, factors, False), weight, bias)
-    h: Tensor = _MixedLinear.apply(x, weight, bias, *factors.stages)
+    h: Tensor = _MixedLinear.apply(x, weight, bias, factors.path, *factors.stages)
     return h
 
 
@@ -79,19 +79,19 @@ class _Mix(torch.autograd.Function):
     """y = R x or R^T x. Saves x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, transpose: bool, *stages: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, transpose: bool, path: str, *stages: Tensor) -> Tensor:
         ctx.save_for_backward(x, *stages)
-        ctx.transpose = transpose
+        ctx.transpose, ctx.path = transpose, path
         rows = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             turn = _turn_back if transpose else _turn
-            return turn(rows, Factors(stages).to(x.dtype)).view(x.shape)
+            return turn(rows, Factors(stages, path).to(x.dtype)).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *stages = ctx.saved_tensors
-        factors = Factors(tuple(stages)).to(x.dtype)
+        factors = Factors(tuple(stages), ctx.path).to(x.dtype)
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             if ctx.transpose:
@@ -100,17 +100,18 @@ class _Mix(torch.autograd.Function):
                 grad_x = _turn(grads, factors) if ctx.needs_input_grad[0] else None
             else:
                 factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=False, need_input=ctx.needs_input_grad[0])
-        return None if grad_x is None else grad_x.view(x.shape), None, *factor_grad.to(stages[0].dtype).stages
+        return None if grad_x is None else grad_x.view(x.shape), None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
 class _MixedLinear(torch.autograd.Function):
     """h = W R x + b. Saves x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *stages: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, path: str, *stages: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, *stages)
+        ctx.path = path
         rows = x.reshape(-1, x.shape[-1])
-        factors = Factors(stages).to(x.dtype)
+        factors = Factors(stages, path).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             if goes_through_weight(len(rows), len(weight)):
                 weight = _turn_back(weight, factors)
@@ -124,9 +125,9 @@ class _MixedLinear(torch.autograd.Function):
         x, weight, *stages = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
-            rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages)).to(x.dtype)
+            rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages), ctx.path).to(x.dtype)
             factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
-        return None if grad_x is None else grad_x.view(x.shape), None, None, *factor_grad.to(stages[0].dtype).stages
+        return None if grad_x is None else grad_x.view(x.shape), None, None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
 def _pieces(rows: Tensor) -> Iterator[slice]:
@@ -162,6 +163,11 @@ def _put(target: Tensor, mixed: Tensor) -> None:
 
 def _turn(rows: Tensor, factors: Factors) -> Tensor:
     """R on every row: [N, d] -> a new [N, d]."""
+    if factors.path == "triton":
+        from qgoft.ops.givens import triton_kernels  # triton is there on machines with a GPU alone
+
+        turned: Tensor = triton_kernels.turn(rows, *factors.stages)
+        return turned
     trees, *above = factors.stages
     if not above:
         return rows @ trees[0].T
@@ -175,6 +181,11 @@ def _turn(rows: Tensor, factors: Factors) -> Tensor:
 
 def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
     """R^T on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R."""
+    if factors.path == "triton":
+        from qgoft.ops.givens import triton_kernels
+
+        turned: Tensor = triton_kernels.turn_back(rows, *factors.stages)
+        return turned
     trees, *above = factors.stages
     if not above:
         return rows @ trees[0]
@@ -186,22 +197,27 @@ def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
     return out
 
 
-def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[Factors, Tensor | None]:
+def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[list[Tensor], Tensor | None]:
     """Gradients of y = R x from those of y: of the factors in at least float32, and of x.
 
     With overwrite, `grads` is used up and becomes the gradient of x.
     """
+    if factors.path == "triton":
+        from qgoft.ops.givens import triton_kernels
+
+        grad_blocks, grad_rows = triton_kernels.gradients(rows, grads, *factors.stages, overwrite=overwrite, need_input=need_input)
+        return [grad_blocks], grad_rows
     trees, *above = factors.stages
     wide = torch.promote_types(rows.dtype, torch.float32)
     if not above:
-        return Factors(((grads.T @ rows).to(wide)[None],)), grads @ trees[0] if need_input else None
+        return [(grads.T @ rows).to(wide)[None]], grads @ trees[0] if need_input else None
     sums = [torch.zeros_like(stage, dtype=wide) for stage in factors.stages]
-    out = None
+    out: Tensor | None = None
     if need_input:
         out = grads if overwrite else torch.empty(grads.shape, dtype=grads.dtype, device=grads.device)
     for piece in _pieces(rows):
         _gradients_of_piece(rows[piece], grads[piece], factors, sums, None if out is None else out[piece])
-    return Factors(tuple(sums)), out
+    return sums, out
 
 
 def _gradients_of_piece(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], out: Tensor | None) -> None:

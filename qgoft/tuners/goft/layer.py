@@ -23,7 +23,7 @@ from qgoft.ops.givens import (
     mixed_linear,
     rotation_blocks,
 )
-from qgoft.ops.givens.paths import can_share
+from qgoft.ops.givens.paths import can_share, choose_path
 from qgoft.ops.givens.released import check_even
 from qgoft.tuners.goft.config import GoftConfig
 from qgoft.tuners.goft.shared import Kind, SharedFactors
@@ -116,13 +116,16 @@ class GoftLayer(BaseTunerLayer):
         if can_share(self.get_parameter_of(adapter_name)):
             factors = self.shared.factors(self, adapter_name)
         else:
-            factors = build_factors(self.get_blocks(adapter_name), self.in_features)
+            blocks = self.get_blocks(adapter_name)
+            # The kernels take blocks, which cannot carry the scales.
+            path = "trees" if adapter_name in self.goft_scale and choose_path(blocks) == "triton" else None
+            factors = build_factors(blocks, self.in_features, path)
         if adapter_name not in self.goft_scale:
             return factors
         trees, *rest = factors.stages
         count, width, _ = trees.shape
         scale = nn.functional.pad(self.goft_scale[adapter_name], (0, count * width - self.in_features))
-        return Factors((trees * scale.view(count, 1, width), *rest))
+        return Factors((trees * scale.view(count, 1, width), *rest), factors.path)
 
     def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
         """R x on features (GOFT*: R (v * x)), in the dtype of x."""

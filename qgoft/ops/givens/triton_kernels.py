@@ -1,0 +1,214 @@
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+"""The product on a GPU in one launch: a program reads its rows once, applies all levels in float32 on the chip, and writes once.
+
+Shapes: N rows, d width, D the power of two at or above d. Level r = 0 .. LEVELS-1 (counted from 0 here) has nodes at multiples of 2^(r+1).
+The tree is climbed by splitting neighbours: after level r only the first coordinates of subtrees of width 2^(r+1) go on, the others are done.
+
+What is compiled is Triton, not Python: types are its own, and tuples grow by addition.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qgoft.ops.givens.reference import reference_matrix
+
+# Values of a row times rows of a program: what fits the registers of eight warps beside the copies that a level makes.
+TILE = 8192
+# Programs of the gradient: each adds up its own part of the sums, so that the order of additions never changes.
+PROGRAMS = 264
+# Of `self_check`: float32 sums of a few hundred terms of size one.
+TOLERANCE = 1e-4
+
+
+@triton.jit
+def _load_blocks(blocks, first, d: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
+    """The four entries of every block of a level, as [1, nodes]; identities where the pair would reach beyond d."""
+    node = tl.arange(0, D >> (level + 1))
+    present = node * (2 << level) + (1 << level) < d
+    place = blocks + (first + node) * 4
+    a = tl.load(place, mask=present, other=1.0).to(tl.float32)[None, :]
+    b = tl.load(place + 1, mask=present, other=0.0).to(tl.float32)[None, :]
+    c = tl.load(place + 2, mask=present, other=0.0).to(tl.float32)[None, :]
+    e = tl.load(place + 3, mask=present, other=1.0).to(tl.float32)[None, :]
+    return a, b, c, e
+
+
+@triton.jit
+def _finished(D: tl.constexpr, level: tl.constexpr):
+    """The coordinate that each node of a level finishes, [1, nodes]."""
+    return (tl.arange(0, D >> (level + 1)) * (2 << level) + (1 << level))[None, :]
+
+
+@triton.jit
+def _pairs_of(d: tl.constexpr, level: tl.constexpr):
+    return (d - (1 << level) + (2 << level) - 1) // (2 << level)
+
+
+@triton.jit
+def _climb(root, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
+    """The two inputs of every pair of a level: [ROWS, 2 * nodes] -> twice [ROWS, nodes]."""
+    return tl.split(tl.reshape(root, (ROWS, D >> (level + 1), 2)))
+
+
+@triton.jit
+def _descend(upper, done, a, b, c, e, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
+    """The transposed block on every node: twice [ROWS, nodes] -> [ROWS, 2 * nodes]."""
+    return tl.reshape(tl.join(a * upper + c * done, b * upper + e * done), (ROWS, D >> level))
+
+
+@triton.jit
+def _add_to(place, value, present):
+    tl.store(place, tl.load(place, mask=present, other=0.0) + value, mask=present)
+
+
+@triton.jit
+def _turn_kernel(x, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+    inside = row < N
+    column = tl.arange(0, D)[None, :]
+    root = tl.load(x + row * d + column, mask=inside & (column < d), other=0.0).to(tl.float32)
+    first = 0
+    for level in tl.static_range(LEVELS):
+        even, odd = _climb(root, ROWS, D, level)
+        a, b, c, e = _load_blocks(blocks, first, d, D, level)
+        second = _finished(D, level)
+        tl.store(y + row * d + second, (c * even + e * odd).to(y.dtype.element_ty), mask=inside & (second < d))
+        root = a * even + b * odd
+        first += _pairs_of(d, level)
+    tl.store(y + row * d, root.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _turn_back_kernel(g, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+    inside = row < N
+    root = tl.load(g + row * d, mask=inside, other=0.0).to(tl.float32)
+    first = d - 1
+    for level in tl.static_range(LEVELS - 1, -1, -1):
+        first -= _pairs_of(d, level)
+        a, b, c, e = _load_blocks(blocks, first, d, D, level)
+        second = _finished(D, level)
+        done = tl.load(g + row * d + second, mask=inside & (second < d), other=0.0).to(tl.float32)
+        root = _descend(root, done, a, b, c, e, ROWS, D, level)
+    column = tl.arange(0, D)[None, :]
+    tl.store(y + row * d + column, root.to(y.dtype.element_ty), mask=inside & (column < d))
+
+
+@triton.jit
+def _gradients_kernel(
+    x,
+    g,
+    blocks,
+    out,
+    partial,
+    N,
+    tiles,
+    d: tl.constexpr,
+    D: tl.constexpr,
+    LEVELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    NEED_INPUT: tl.constexpr,
+):
+    """Every program takes tiles at equal distances, makes the inputs of each level again, and adds to its own slice of `partial`."""
+    program = tl.program_id(0)
+    mine = partial + program.to(tl.int64) * (d - 1) * 4
+    column = tl.arange(0, D)[None, :]
+    for tile in range(program, tiles, tl.num_programs(0)):
+        row = (tile * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+        inside = row < N
+        root = tl.load(x + row * d + column, mask=inside & (column < d), other=0.0).to(tl.float32)
+        evens = ()
+        odds = ()
+        first = 0
+        for level in tl.static_range(LEVELS):
+            even, odd = _climb(root, ROWS, D, level)
+            a, b, c, e = _load_blocks(blocks, first, d, D, level)
+            evens = evens + (even,)
+            odds = odds + (odd,)
+            root = a * even + b * odd
+            first += _pairs_of(d, level)
+        upper = tl.load(g + row * d, mask=inside, other=0.0).to(tl.float32)
+        first = d - 1
+        for level in tl.static_range(LEVELS - 1, -1, -1):
+            first -= _pairs_of(d, level)
+            a, b, c, e = _load_blocks(blocks, first, d, D, level)
+            second = _finished(D, level)
+            done = tl.load(g + row * d + second, mask=inside & (second < d), other=0.0).to(tl.float32)
+            node = tl.arange(0, D >> (level + 1))
+            present = node * (2 << level) + (1 << level) < d
+            place = mine + (first + node) * 4
+            _add_to(place, tl.sum(upper * evens[level], 0), present)
+            _add_to(place + 1, tl.sum(upper * odds[level], 0), present)
+            _add_to(place + 2, tl.sum(done * evens[level], 0), present)
+            _add_to(place + 3, tl.sum(done * odds[level], 0), present)
+            upper = _descend(upper, done, a, b, c, e, ROWS, D, level)
+        # `out` may be `g`: nobody writes before everybody has read. And the next tile adds to sums that are written.
+        tl.debug_barrier()
+        if NEED_INPUT:
+            tl.store(out + row * d + column, upper.to(out.dtype.element_ty), mask=inside & (column < d))
+
+
+def _layout(rows: Tensor) -> dict[str, int]:
+    count, d = rows.shape
+    width = triton.next_power_of_2(d)
+    tall = max(1, min(TILE // width, 16, triton.next_power_of_2(max(count, 1))))
+    return {"d": d, "D": width, "LEVELS": (d - 1).bit_length(), "ROWS": tall, "num_warps": 4 if width * tall <= 2048 else 8}
+
+
+def turn(rows: Tensor, blocks: Tensor) -> Tensor:
+    """R on every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
+    return _launch(_turn_kernel, rows, blocks)
+
+
+def turn_back(rows: Tensor, blocks: Tensor) -> Tensor:
+    """R^T on every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
+    return _launch(_turn_back_kernel, rows, blocks)
+
+
+def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
+    rows, blocks = rows.contiguous(), blocks.contiguous()
+    out = torch.empty_like(rows)
+    if len(rows):
+        layout = _layout(rows)
+        kernel[(triton.cdiv(len(rows), layout["ROWS"]),)](rows, blocks, out, len(rows), **layout)
+    return out
+
+
+def gradients(rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, need_input: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradients of y = R x from those of y: of the blocks [d-1, 2, 2] in float32, and of x. With overwrite, `grads` becomes that of x."""
+    rows, grads, blocks = rows.contiguous(), grads.contiguous(), blocks.contiguous()
+    out = (grads if overwrite else torch.empty_like(grads)) if need_input else None
+    layout = _layout(rows)
+    tiles = triton.cdiv(len(rows), layout["ROWS"])
+    programs = min(PROGRAMS, max(tiles, 1))
+    partial = torch.zeros(programs, len(blocks), 2, 2, dtype=torch.float32, device=rows.device)
+    if len(rows):
+        _gradients_kernel[(programs,)](
+            rows, grads, blocks, grads if out is None else out, partial, len(rows), tiles, NEED_INPUT=need_input, **layout
+        )
+    return partial.sum(0), out
+
+
+def self_check(device: torch.device) -> float:
+    """Largest difference, on a small case of an odd width, between the kernels and the product of the blocks one by one."""
+    d, count = 77, 37
+    generator = torch.Generator().manual_seed(0)
+    blocks = (torch.eye(2) + 0.3 * torch.randn(d - 1, 2, 2, generator=generator)).to(device)
+    rows, grads = (torch.randn(count, d, generator=generator).to(device) for _ in range(2))
+    with torch.enable_grad():
+        exact_rows, exact_blocks = rows.double().requires_grad_(), blocks.double().requires_grad_()
+        exact = exact_rows @ reference_matrix(exact_blocks, d).T
+        exact_grads = torch.autograd.grad(exact, (exact_rows, exact_blocks), grads.double())
+    grad_blocks, grad_rows = gradients(rows, grads.clone(), blocks, overwrite=True, need_input=True)
+    pairs = (
+        (turn(rows, blocks), exact),
+        (turn_back(grads, blocks), exact_grads[0]),
+        (grad_rows, exact_grads[0]),
+        (grad_blocks, exact_grads[1]),
+    )
+    return max(float((ours - theirs.detach()).abs().max()) for ours, theirs in pairs if ours is not None)

@@ -1,0 +1,112 @@
+"""The GPU kernels: in Triton's interpreter on any machine that has triton, on the device where there is one."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from ops.test_givens import random_blocks, random_rows
+
+from qgoft.ops import givens
+
+triton = pytest.importorskip("triton", reason="needs triton, which `make test` adds on Linux; the other paths are tested above")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WIDTHS = [2, 3, 7, 33, 64, 100, 257]
+
+
+def exact(x, blocks, g, *, transpose=False):
+    x, blocks = x.detach().double().requires_grad_(), blocks.detach().double().requires_grad_()
+    dense = givens.reference_matrix(blocks, x.shape[-1])
+    y = x @ (dense if transpose else dense.T)
+    return y, *torch.autograd.grad(y, (x, blocks), g.double())
+
+
+def assert_near(ours, theirs, bound):
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.double() - b).norm() <= bound * max(b.norm().item(), 1e-6)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_equals_reference_with_gradients(d, rows, transpose):
+    x, blocks = random_rows(rows, d, dtype=torch.float32).to(DEVICE).requires_grad_(), random_blocks(d, dtype=torch.float32).to(DEVICE)
+    blocks.requires_grad_()
+    g = random_rows(rows, d, dtype=torch.float32, seed=2).to(DEVICE)
+    with givens.force_path("triton"):
+        y = givens.mix_pairs(x, blocks, transpose=transpose)
+        ours = (y, *torch.autograd.grad(y, (x, blocks), g))
+    assert_near(ours, exact(x, blocks, g, transpose=transpose), 2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_half_precision_is_rounded_once(dtype, bound):
+    d = 100
+    x, blocks = random_rows(9, d, dtype=dtype).to(DEVICE).requires_grad_(), random_blocks(d, rotations=True, dtype=torch.float32).to(DEVICE)
+    blocks.requires_grad_()
+    g = random_rows(9, d, dtype=dtype, seed=2).to(DEVICE)
+    with givens.force_path("triton"):
+        y = givens.mix_pairs(x, blocks)
+        ours = (y, *torch.autograd.grad(y, (x, blocks), g))
+    assert (y.dtype, ours[1].dtype, ours[2].dtype) == (dtype, dtype, torch.float32)
+    assert_near(ours, exact(x, blocks, g), bound)
+
+
+@pytest.mark.parametrize(("rows", "outputs"), [(30, 12), (12, 30)])
+def test_layer_behind(rows, outputs):
+    d = 33
+    x, blocks = random_rows(rows, d, dtype=torch.float32).to(DEVICE).requires_grad_(), random_blocks(d, dtype=torch.float32).to(DEVICE)
+    blocks.requires_grad_()
+    weight, g = random_rows(outputs, d, dtype=torch.float32, seed=3).to(DEVICE), random_rows(rows, outputs, dtype=torch.float32).to(DEVICE)
+    with givens.force_path("triton"):
+        h = givens.mixed_linear(x, givens.build_factors(blocks, d), weight)
+        ours = (h, *torch.autograd.grad(h, (x, blocks), g))
+    exact_x, exact_blocks = x.detach().double().requires_grad_(), blocks.detach().double().requires_grad_()
+    theirs = exact_x @ givens.reference_matrix(exact_blocks, d).T @ weight.double().T
+    assert_near(ours, (theirs, *torch.autograd.grad(theirs, (exact_x, exact_blocks), g.double())), 2e-6)
+
+
+def test_gradients_are_the_same_every_time_and_no_rows_are_fine():
+    d = 100
+    blocks, x, g = random_blocks(d, dtype=torch.float32).to(DEVICE), random_rows(50, d, dtype=torch.float32).to(DEVICE), None
+    from qgoft.ops.givens import triton_kernels
+
+    g = random_rows(50, d, dtype=torch.float32, seed=2).to(DEVICE)
+    results = [triton_kernels.gradients(x, g, blocks, overwrite=False, need_input=True) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    empty, _ = triton_kernels.gradients(x[:0], g[:0], blocks, overwrite=False, need_input=True)
+    assert empty.shape == blocks.shape
+    assert not empty.any()
+    assert triton_kernels.turn(x[:0], blocks).shape == (0, d)
+
+
+def test_self_check_passes_and_would_notice(monkeypatch):
+    from qgoft.ops.givens import triton_kernels
+
+    assert triton_kernels.self_check(torch.device(DEVICE)) < triton_kernels.TOLERANCE
+    monkeypatch.setattr(triton_kernels, "turn", lambda rows, blocks: rows)
+    assert triton_kernels.self_check(torch.device(DEVICE)) > triton_kernels.TOLERANCE
+
+
+@pytest.mark.slow
+def test_kernels_compile_to_machine_code_of_a_gpu_that_is_not_here():
+    """Ahead of time, for compute capability 9.0, without a device: what the interpreter accepts, the compiler may still refuse."""
+    code = """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from qgoft.ops.givens import triton_kernels as k
+
+    layout = {"d": 1000, "D": 1024, "LEVELS": 10, "ROWS": 8}
+    for kernel, more in ((k._turn_kernel, {}), (k._turn_back_kernel, {}), (k._gradients_kernel, {"NEED_INPUT": True})):
+        constants = {**layout, **more}
+        kinds = {"blocks": "*fp32", "partial": "*fp32", "N": "i32", "tiles": "i32"}
+        signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in kernel.arg_names}
+        built = triton.compile(ASTSource(kernel, signature, constexprs=constants), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+        assert built.asm["cubin"]
+    print("compiled")
+    """
+    environment = {name: value for name, value in __import__("os").environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
