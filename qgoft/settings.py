@@ -244,6 +244,11 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     raise QgoftError(f"{name} is {value!r} of type {type(value).__name__}; a {wanted} is needed; change {name}")
 
 
+def method_label(method: str, variant: str) -> str:
+    """The spelling in tables and on the command line: lora@r8, and qgoft where there is nothing to choose."""
+    return method if method == variant else f"{method}@{variant}"
+
+
 def results_folder(settings: RunSettings) -> Path:
     """Where the run folders are."""
     return Path(settings.results.root) / "runs"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qgoft.methods.base import REGISTRY, parse_variant
 from qgoft.report.layout import Table
+from qgoft.settings import method_label
 
 # (outputs, inputs) of the adapted layers: six linear layers of twelve blocks; ViT-B/16's query and value.
 ALL_LINEAR = 12 * [(768, 768), (768, 768), (768, 768), (768, 768), (3072, 768), (768, 3072)]
@@ -37,8 +38,9 @@ def main() -> int:
     for method, variant, shapes, published, where, remark in ROWS:
         entry = REGISTRY[method]
         assert entry.count is not None
-        name = method if method == variant else f"{method}@{variant}"
-        table.rows.append([name, f"{entry.count(shapes, parse_variant(entry, variant)):,}", published, where, remark])
+        table.rows.append(
+            [method_label(method, variant), f"{entry.count(shapes, parse_variant(entry, variant)):,}", published, where, remark]
+        )
     print(table.terminal())
     table.write(Path(__file__).resolve().parents[1] / "results" / "tables")
     return 0

@@ -20,7 +20,7 @@ from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, identify
 from qgoft.records import RecordError, compute_key, read_records
 from qgoft.report.glue import Record, Row, build_table, row_label
-from qgoft.settings import RunSettings, settings_from_record, settings_in_key
+from qgoft.settings import RunSettings, method_label, settings_from_record, settings_in_key
 from qgoft.tasks.sources import TOKENIZER_FILES, data_patterns, remote_size
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -194,7 +194,7 @@ def collect_rows(cells: list[Cell], records: list[Record], *, is_context: bool =
     for cell in cells:
         record = matching(records, cell)
         method = cell.settings.method
-        name = method.name if method.name == method.variant else f"{method.name}@{method.variant}"
+        name = method_label(method.name, method.variant)
         label = f"random + {name}" if cell.settings.model.init == "random" else name
         row = rows.setdefault(label, Row(label, {}, is_context))
         if len(cell.words) > OWN_WORDS and is_altered(cell):

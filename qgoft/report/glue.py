@@ -11,6 +11,7 @@ from typing import Any
 
 from qgoft.report.layout import Table
 from qgoft.report.published import PublishedRow, load_rows
+from qgoft.settings import method_label
 
 Record = dict[str, Any]
 NAMES = {"mnli": "MNLI", "sst2": "SST-2", "cola": "CoLA", "qqp": "QQP", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B"}
@@ -66,7 +67,7 @@ class Row:
 
 def row_label(record: Record) -> str:
     """lora@r8; a random backbone is said first."""
-    name = record["method"] if record["method"] == record["variant"] else f"{record['method']}@{record['variant']}"
+    name = method_label(record["method"], record["variant"])
     return f"random + {name}" if record["settings"]["model"]["init"] == "random" else name
 
 
@@ -86,7 +87,7 @@ def build_table(protocol: str, rows: list[Row]) -> Table:
         if is_comparable:
             published = _published(paper, item, row)
             if published:
-                table.rows += _beside(row, published, tasks, is_comparable=_is_comparable(row, PAPER_MODEL))
+                table.rows += _beside(row, published, tasks, is_comparable=_is_comparable(row))
     majority = _majority(rows, tasks)
     if majority:
         table.rows.append(majority)
@@ -128,9 +129,9 @@ def _published(paper: str, item: str, row: Row) -> PublishedRow | None:
     return found[0] if found and record["settings"]["model"]["init"] == "pretrained" else None
 
 
-def _is_comparable(row: Row, paper_model: str) -> bool:
+def _is_comparable(row: Row) -> bool:
     """Only the paper's model, rows and rules may be subtracted from the paper's figures."""
-    return not row.mark() and all(record["model"] == paper_model for record in row.all())
+    return not row.mark() and all(record["model"] == PAPER_MODEL for record in row.all())
 
 
 def _number(value: Any) -> str:

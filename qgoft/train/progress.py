@@ -10,15 +10,14 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from qgoft.settings import RunSettings
+from qgoft.settings import RunSettings, method_label
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
 
 
 def run_name(settings: RunSettings) -> str:
-    method, variant = settings.method.name, settings.method.variant
-    full = method if variant == method else f"{method}@{variant}"
+    full = method_label(settings.method.name, settings.method.variant)
     return f"{settings.task.full_name:<11} {full}{' (random)' if settings.model.init == 'random' else ''}"
 
 
@@ -114,6 +113,6 @@ def _start_wandb(settings: RunSettings, folder: Path) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    name = f"{settings.task.full_name} {settings.method.name}@{settings.method.variant} seed {settings.seed}"
+    name = f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}"
     config = {"protocol": settings.protocol, "task": settings.task.full_name, "method": settings.method.name, "seed": settings.seed}
     return wandb.init(project=settings.wandb.project, name=name, mode=settings.wandb.mode, dir=str(folder), config=config)
