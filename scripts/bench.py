@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -123,6 +124,7 @@ def main() -> int:
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1
     quiet_libraries()
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     record = run(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.set}.json"

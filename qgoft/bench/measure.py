@@ -21,6 +21,8 @@ from qgoft.bench.shapes import Shape
 from qgoft.tuners import orthogonality_penalty
 
 PENALTY = 0.01
+# The gradient of a sparse matrix is computed densely, in d x d: beyond this width it takes seconds.
+SPARSE_WIDTH = 3072
 Report = Callable[[str], None]
 
 
@@ -141,8 +143,8 @@ def _return_freed_memory() -> None:
 
 
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
-    """Forward and backward of the product alone, by the tree at every width, and by the chain of sparse matrices up to 4096."""
-    runs = [(d, product) for d in widths for product in PRODUCTS if product.name == "tree" or d <= 4096]
+    """Forward and backward of the product alone, by the tree at every width, and by the chain of sparse matrices up to 3072."""
+    runs = [(d, product) for d in widths for product in PRODUCTS if product.name == "tree" or d <= SPARSE_WIDTH]
     found: list[dict[str, Any]] = [{"width": d, "name": product.name, "rows": rows, "seconds": []} for d, product in runs]
     prepared = {d: product_inputs(rows, d, device) for d in widths}
     for repeat in range(repeats + 1):
