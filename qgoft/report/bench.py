@@ -136,32 +136,32 @@ def _save(figure: Any, stem: Path) -> list[Path]:
 
 def _cost_figure(lines: list[Record], reference_name: str) -> Any:
     names = list(dict.fromkeys(t["name"] for line in lines for t in line["groups"][0] if t["name"] != reference_name))
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.42 * len(names) + 1.8), sharey=True)
-    height = 0.8 / len(lines)
+    # Points, since the axis is logarithmic and a bar would have no foot.
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.36 * len(names) + 1.6), sharey=True)
+    step = 0.6 / max(1, len(lines) - 1)
     for offset, line in enumerate(lines):
         reference = find_reference(line["groups"][0], reference_name)
-        for timing in line["groups"][0]:
-            if timing is reference:
-                continue
-            place = names.index(timing["name"]) + (offset - (len(lines) - 1) / 2) * height
-            median, low, high = ratios(step_seconds(timing), step_seconds(reference))
-            label = line["shape"] if timing["name"] == names[0] else None
-            axes[0].barh(
-                place, median, height * 0.9, xerr=[[median - low], [high - median]], color=f"C{offset}", label=label, error_kw={"lw": 1}
-            )
-            axes[1].barh(place, timing["peak_bytes"] / reference["peak_bytes"], height * 0.9, color=f"C{offset}")
+        others = [timing for timing in line["groups"][0] if timing is not reference]
+        places = [names.index(timing["name"]) - 0.3 * (len(lines) > 1) + offset * step for timing in others]
+        times = [ratios(step_seconds(timing), step_seconds(reference)) for timing in others]
+        spread = [[median - low for median, low, _ in times], [high - median for median, _, high in times]]
+        style = {"fmt": "o", "ms": 4.5, "color": f"C{offset}", "lw": 1}
+        axes[0].errorbar([median for median, _, _ in times], places, xerr=spread, label=line["shape"], **style)
+        axes[1].errorbar([timing["peak_bytes"] / reference["peak_bytes"] for timing in others], places, **style)
     table10 = load_figures("goft-icml2024", "table10")["rows"]
-    for name, values in table10.items():
-        if name in names:
-            axes[0].plot(values[0] / table10["lora"][0], names.index(name), "k*", ms=8, mfc="none")
-    axes[0].plot([], [], "k*", ms=8, mfc="none", label="published (GOFT table 10: QNLI, two RTX 3090)")
+    stars = [(values[0] / table10["lora"][0], names.index(name)) for name, values in table10.items() if name in names]
+    if stars:
+        axes[0].plot(*zip(*stars, strict=True), "k*", ms=9, mfc="none", label="published (GOFT table 10: QNLI, two RTX 3090)")
     for axis, title in zip(axes, ("training step", "peak memory"), strict=True):
         axis.axvline(1, color="0.3", lw=1, ls="--")
+        axis.grid(axis="y", color="0.92")
+        axis.set_axisbelow(True)
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         ends = axis.get_xlim()
-        axis.set_xticks([tick for tick in (0.5, 0.75, 1, 1.5, 2, 3, 5, 7, 10, 20, 50) if ends[0] <= tick <= ends[1]])
+        all_ticks = (0.5, 0.7, 1, 2, 5, 10, 20, 50, 100) if ends[1] > 5 * ends[0] else (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3)
+        ticks = [tick for tick in all_ticks if ends[0] <= tick <= ends[1]]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_xlabel(f"{title}, {reference_name} = 1")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
