@@ -4,6 +4,7 @@
     python scripts/bench.py                       on a CPU, some twenty minutes on two cores
     python scripts/bench.py --parts product,model --only deberta --repeats 3
     python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
+    python scripts/bench.py --keep-memory         the C library keeps freed memory instead of returning it (see docs/LOG.md)
     python scripts/bench.py --show FILE           tables and figures of a record
 
 The operator's tests run first; a wrong operator is not timed. The record goes to results/bench/, tables and figures beside it.
@@ -52,6 +53,8 @@ def show(record: dict, folder: Path) -> None:
     for table in all_tables(record):
         print(table.terminal())
         table.write(folder)
+    hardware = record["hardware"]
+    print(f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads; allocator: {record['allocator']}")
     print(f"GPU kernels (Triton): {record['triton']}")
     for path in draw_figures(record, folder):
         print(f"figure: {os.path.relpath(path)}")
@@ -60,6 +63,15 @@ def show(record: dict, folder: Path) -> None:
 def report_to_terminal(line: str) -> None:
     if sys.stderr.isatty():
         print(f"\033[K{line}", end="\r", file=sys.stderr, flush=True)
+
+
+# glibc's settings, read when a process starts: large arrays come from the heap too, and the heap never shrinks.
+KEEP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000", "MALLOC_TOP_PAD_": "67108864"}
+
+
+def restart_keeping_memory() -> None:
+    if any(os.environ.get(name) != value for name, value in KEEP.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
 
 
 def triton_state(device: str) -> str:
@@ -88,6 +100,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "reference": REFERENCE,
         "dtype": "float32",
         "repeats": arguments.repeats,
+        "allocator": "keeps freed memory" if arguments.keep_memory else "system default",
         "triton": triton_state(device),
         "products": products,
         "shapes": measured,
@@ -109,12 +122,15 @@ def main() -> int:
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
+    parser.add_argument("--keep-memory", action="store_true", help="with glibc: no page is returned to the system and faulted in again")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
     parser.add_argument("--show", type=Path, help="print a record instead of measuring")
     arguments = parser.parse_args()
     if arguments.show:
         show(json.loads(arguments.show.read_text()), arguments.out)
         return 0
+    if arguments.keep_memory:
+        restart_keeping_memory()
     choose("set of shapes", arguments.set, list(SETS), "set BENCH")
     for part in arguments.parts:
         choose("part", part, PARTS, "set --parts")
@@ -127,7 +143,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     record = run(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{arguments.set}.json"
+    path = arguments.out / f"{arguments.set}{'-keep' if arguments.keep_memory else ''}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     show(record, arguments.out)
     print(f"record: {os.path.relpath(path)}")

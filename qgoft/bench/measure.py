@@ -5,6 +5,7 @@ What is compared is the ratio to LoRA r=8 within a repeat (qgoft.report.bench).
 
 import ctypes
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -120,8 +121,6 @@ def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: in
         report(f"{shape.name}: {rival.name}, memory")
         runners.append(Runner(rival, base, shape, inputs, device))
         _return_freed_memory()
-    for runner in runners:
-        runner.step()
     gc.collect()
     for repeat in range(repeats):
         for index in range(len(runners)):
@@ -135,8 +134,8 @@ def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: in
 
 
 def _return_freed_memory() -> None:
-    """glibc keeps what is freed, in pieces that the next rival's sizes do not fit: four times the live bytes after a few rivals."""
-    if sys.platform == "linux":
+    """glibc holds what is freed in pieces that the next rival's sizes do not fit: four times the live bytes after a few rivals."""
+    if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

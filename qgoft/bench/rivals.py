@@ -42,7 +42,7 @@ RIVALS = [
     Rival(REFERENCE, ("lora", "r8"), in_models=True),
     Rival("dora r=8", ("dora", "r8")),
     Rival("oft b=32", ("oft", "b32"), in_models=True),
-    Rival("oft_v2 b=32", ("oft_v2", "b32"), in_models=True),
+    Rival("oft_v2 b=32", ("oft_v2", "b32")),
     Rival("boft b=8 m=2", ("boft", "b8m2")),
     Rival("hra r=8", ("hra", "r8")),
     Rival("psoft r=46", ("psoft", "r46")),
