@@ -12,10 +12,13 @@ The operator's tests run first; a wrong operator is not timed. The record goes t
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -61,8 +64,17 @@ def show(record: dict, folder: Path) -> None:
 
 
 def report_to_terminal(line: str) -> None:
+    """Every step on a terminal; in a log, one line for each thing that is timed."""
     if sys.stderr.isatty():
         print(f"\033[K{line}", end="\r", file=sys.stderr, flush=True)
+        return
+    subject = line.partition(":")[0]
+    if subject not in _announced:
+        _announced.add(subject)
+        print(f"timing {subject}", file=sys.stderr, flush=True)
+
+
+_announced: set[str] = set()
 
 
 # glibc's settings, read when a process starts: large arrays come from the heap too, and the heap never shrinks.
@@ -79,6 +91,21 @@ def triton_state(device: str) -> str:
     if device != "cuda":
         return "has not run on a device: there is no GPU here"
     return "used" if triton_works() else "does not work on this device; matrix products were used"
+
+
+def measure_in_process(arguments: argparse.Namespace, name: str, device: str) -> dict:
+    """One shape in a process of its own, which gives all its memory back, and takes no other shape down with it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure_named, arguments.set, name, arguments.rivals, arguments.repeats, arguments.threads, device).result()
+
+
+def measure_named(shapes: str, name: str, rivals: list[str] | None, repeats: int, threads: int, device: str) -> dict:
+    quiet_libraries()
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    shape = next(shape for shape in SETS[shapes]() if shape.name == name)
+    return measure_shape(shape, rivals_for(shape, rivals), repeats, device, report_to_terminal)
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -156,3 +183,6 @@ if __name__ == "__main__":
     except QgoftError as error:
         print(f"qgoft: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenProcessPool:
+        print("qgoft: a measuring process was killed, as happens where memory runs out; choose with --only or --rivals", file=sys.stderr)
+        sys.exit(1)

@@ -128,7 +128,7 @@ def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: in
             runner = runners[(index + repeat) % len(runners)]
             report(f"{shape.name}: round {repeat + 1}/{repeats}, {runner.timing.name}")
             runner.repeat()
-            if psutil.virtual_memory().available < psutil.virtual_memory().total / 3:
+            if psutil.Process().memory_info().rss > psutil.virtual_memory().total / 3:
                 _return_freed_memory()
     return [runner.timing for runner in runners]
 

@@ -67,6 +67,23 @@ def test_layer_behind(rows, outputs):
     assert_near(ours, (theirs, *torch.autograd.grad(theirs, (exact_x, exact_blocks), g.double())), 2e-6)
 
 
+@pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
+def test_tuner_with_the_kernels(variant):
+    """GOFT* stays on matrix products, since the kernels take blocks and no scales; the result is the same for all."""
+    from tuners.test_shared_factors import grads_of, make, rows
+
+    results = []
+    for path in ("trees", "triton"):
+        model = make(variant).to(DEVICE)
+        with givens.force_path(path):
+            y = model(rows().to(DEVICE))
+            y.square().sum().backward()
+        results.append({"y": y.detach(), **grads_of(model)})
+    assert len(results[0]) > 6
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_the_same_every_time_and_no_rows_are_fine():
     d = 100
     blocks, x, g = random_blocks(d, dtype=torch.float32).to(DEVICE), random_rows(50, d, dtype=torch.float32).to(DEVICE), None
