@@ -177,6 +177,19 @@ def test_committed_record_says_where_it_was_measured_and_is_interleaved():
     assert report.all_tables(record)
 
 
+def test_readme_quotes_the_committed_record():
+    record = json.loads(RECORD.read_text())
+    readme = (REPOSITORY / "README.md").read_text()
+    line = next(line for line in record["shapes"] if line["shape"].startswith("DeBERTaV3-base, 12 layers"))
+    group = line["groups"][0]
+    reference = report.find_reference(group, record["reference"])
+    for timing, name in zip(group, ("frozen layers", "LoRA r=8", "GOFT", "qGOFT"), strict=True):
+        if timing is not reference:
+            median, low, high = report.ratios(report.step_seconds(timing), report.step_seconds(reference))
+            peak = timing["peak_bytes"] / reference["peak_bytes"]
+            assert f"| {name} | {median:.2f} | {low:.2f}-{high:.2f} | {peak:.2f} |" in readme
+
+
 def test_unknown_words_are_refused_in_one_line():
     for words, message in (
         (["--set", "gpu"], "allowed are cpu, paper"),
