@@ -66,7 +66,7 @@ check: $(READY) ## style, types and the fast tests, in two minutes
 smoke: $(READY) ## a tiny run through to a table cell, in a minute
 	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.evaluations=1 results.root=results/smoke
 
-bench: $(READY) ## time and memory against LoRA, every rival in one run, 20 minutes (BENCH=paper: the papers' shapes, on a GPU)
+bench: $(READY) ## time and memory against LoRA, every rival in one run, half an hour (BENCH=paper: the papers' shapes, on a GPU)
 	@$(PY) scripts/bench.py --set $(BENCH) $(ARGS)
 
 counts: $(READY) ## trainable parameters of every method on the papers' shapes, beside the published counts

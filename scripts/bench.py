@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time and memory of the operator, of layers, of a block and of whole models, every rival in one run: what `make bench` prints.
 
-    python scripts/bench.py                       on a CPU, some twenty minutes on two cores
+    python scripts/bench.py                       on a CPU, half an hour on two cores
     python scripts/bench.py --parts product,model --only deberta --repeats 3
     python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
     python scripts/bench.py --keep-memory         the C library keeps freed memory instead of returning it (see docs/LOG.md)
@@ -17,14 +17,16 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qgoft import records
-from qgoft.bench.measure import measure_products, measure_shape
+from qgoft.bench.measure import measure_group, measure_products, plan_groups
 from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.errors import QgoftError, choose
@@ -93,40 +95,51 @@ def triton_state(device: str) -> str:
     return "used" if triton_works() else "does not work on this device; matrix products were used"
 
 
-def measure_in_process(arguments: argparse.Namespace, name: str, device: str) -> dict:
-    """One shape in a process of its own, which gives all its memory back, and takes no other shape down with it."""
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A process for each thing that is timed gives all its memory back, and what a kept heap makes slow, it makes slow for itself alone."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure_named, arguments.set, name, arguments.rivals, arguments.repeats, arguments.threads, device).result()
+        return pool.submit(function, *arguments).result()
 
 
-def measure_named(shapes: str, name: str, rivals: list[str] | None, repeats: int, threads: int, device: str) -> dict:
+def prepare_process(threads: int) -> None:
     quiet_libraries()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    shape = next(shape for shape in SETS[shapes]() if shape.name == name)
-    return measure_shape(shape, rivals_for(shape, rivals), repeats, device, report_to_terminal)
+
+
+def time_group(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+    prepare_process(threads)
+    shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
+    rivals = [rival for rival in RIVALS if rival.name in names]
+    return measure_group(shape, rivals, batch, repeats, device, report_to_terminal)
+
+
+def time_products(repeats: int, threads: int, device: str) -> list[dict]:
+    prepare_process(threads)
+    return measure_products(WIDTHS, 2048, repeats, device, report_to_terminal)
 
 
 def run(arguments: argparse.Namespace) -> dict:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    shapes = [
-        shape
-        for shape in SETS[arguments.set]()
-        if shape.part in arguments.parts and (arguments.only is None or arguments.only.lower() in shape.name.lower())
-    ]
-    products = measure_products(WIDTHS, 2048, arguments.repeats, device, report_to_terminal) if "product" in arguments.parts else []
-    measured = [
-        measure_shape(shape, rivals_for(shape, arguments.rivals), arguments.repeats, device, report_to_terminal) for shape in shapes
-    ]
+    repeats, threads = arguments.repeats, arguments.threads
+    torch.set_num_threads(threads)
+    products = in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else []
+    measured = []
+    for shape in SETS[arguments.set]():
+        if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
+            continue
+        groups = [
+            in_own_process(time_group, arguments.set, shape.name, [rival.name for rival in rivals], batch, repeats, threads, device)
+            for rivals, batch in plan_groups(rivals_for(shape, arguments.rivals), shape.batch)
+        ]
+        measured.append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
     return {
         "kind": "bench",
         "set": arguments.set,
         "reference": REFERENCE,
         "dtype": "float32",
-        "repeats": arguments.repeats,
+        "repeats": repeats,
         "allocator": "keeps freed memory" if arguments.keep_memory else "system default",
         "triton": triton_state(device),
         "products": products,
@@ -166,8 +179,6 @@ def main() -> int:
     if not operator_is_right():
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1
-    quiet_libraries()
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     record = run(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.set}{'-keep' if arguments.keep_memory else ''}.json"

@@ -98,20 +98,16 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def measure_shape(shape: Shape, rivals: Iterable[Rival], repeats: int, device: str, report: Report) -> dict[str, Any]:
-    """Time the rivals on one shape, interleaved; then, each alone beside the reference on its part of the batch, those that need that."""
+def plan_groups(rivals: Iterable[Rival], batch: int) -> list[tuple[list[Rival], int]]:
+    """Who is timed in one go, with which batch: all together, and each rival that needs a smaller batch alone beside the reference."""
     rivals = list(rivals)
-    together = [rival for rival in rivals if rival.divide == 1]
-    groups = [_measure_together(shape, together, shape.batch, repeats, device, report)]
+    groups = [([rival for rival in rivals if rival.divide == 1], batch)]
     reference = next(rival for rival in RIVALS if rival.name == REFERENCE)
-    for rival in rivals:
-        if rival.divide > 1:
-            part = max(1, shape.batch // rival.divide)
-            groups.append(_measure_together(shape, [reference, rival], part, repeats, device, report))
-    return {"shape": shape.name, "part": shape.part, "item": shape.item, "groups": [[asdict(t) for t in group] for group in groups]}
+    return groups + [([reference, rival], max(1, batch // rival.divide)) for rival in rivals if rival.divide > 1]
 
 
-def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[Timing]:
+def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
+    """Time rivals on one shape, interleaved."""
     torch.manual_seed(0)
     with torch.device(device):
         base = shape.build()
@@ -130,7 +126,7 @@ def _measure_together(shape: Shape, rivals: list[Rival], batch: int, repeats: in
             runner.repeat()
             if psutil.Process().memory_info().rss > psutil.virtual_memory().total / 3:
                 _return_freed_memory()
-    return [runner.timing for runner in runners]
+    return [asdict(runner.timing) for runner in runners]
 
 
 def _return_freed_memory() -> None:
