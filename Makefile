@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .SUFFIXES:
 
 PYTHON ?= python3
+SUITE ?= glue
 METHOD ?= qgoft
 TASKS ?=
 SEEDS ?=
@@ -22,7 +23,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-SUITE = $(PY) scripts/suite.py $(1) --method '$(METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
+RUN_SUITE = $(PY) scripts/suite.py $(1) --method '$(METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
 	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --records '$(RECORDS)' $(if $(FAILFAST),--failfast)
 # The libraries must not look for a GPU's tokenizer threads or a hub that the embedded protocol does not need.
 export TOKENIZERS_PARALLELISM := false
@@ -40,20 +41,26 @@ $(VENV)/.triton: $(READY)
 	@test "$$(uname -s)" != Linux || { echo "adding triton for the tests of the GPU kernels (once, 1 GB)"; $(PY) -m pip install --quiet --editable '.[triton]'; }
 	@touch $@
 
-.PHONY: env glue table1 psoft-table2 test check smoke bench counts status fetch clean help
+.PHONY: env glue squad table1 table4 psoft-table2 test check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
 glue: $(READY) ## main job: fine-tune and evaluate METHOD on GLUE, print the table beside the published one
-	@$(call SUITE,glue) $(ARGS)
+	@$(call RUN_SUITE,glue) $(ARGS)
+
+squad: $(READY) ## fine-tune and evaluate METHOD on SQuAD v1.1, print EM and F1 beside the published ones
+	@$(call RUN_SUITE,squad) $(ARGS)
 
 table1: $(READY) ## table 1 of GOFT with the protocol's seeds (METHOD is a list of its rows)
-	@$(call SUITE,glue) --all-seeds $(ARGS)
+	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
+
+table4: $(READY) ## table 4 of GOFT, SQuAD, with the protocol's seeds (METHOD is a list of its rows)
+	@$(call RUN_SUITE,squad) --all-seeds $(ARGS)
 
 psoft-table2: PROTOCOL := psoft_iclr26
 psoft-table2: METHOD := full,goft_v2,qgoft_v2,boft,oft_v2,lora,pissa,dora,psoft,goft,qgoft
 psoft-table2: $(READY) ## table 2 of PSOFT with its protocol and seeds
-	@$(call SUITE,glue) --all-seeds $(ARGS)
+	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
 
 test: $(READY) $(VENV)/.triton ## everything that a CPU can check, in ten minutes on two cores
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
@@ -72,11 +79,11 @@ bench: $(READY) ## time and memory against LoRA, every rival in one run, half an
 counts: $(READY) ## trainable parameters of every method on the papers' shapes, beside the published counts
 	@$(PY) scripts/counts.py
 
-status: $(READY) ## what is done of a planned sweep (METHOD, TASKS, SEEDS, PROTOCOL)
-	@$(call SUITE,glue) --action status $(ARGS)
+status: $(READY) ## what is done of a planned sweep (SUITE, METHOD, TASKS, SEEDS, PROTOCOL)
+	@$(call RUN_SUITE,$(SUITE)) --action status $(ARGS)
 
-fetch: $(READY) ## download data and weights of PROTOCOL once, for machines without a network (HF_HUB_OFFLINE=1)
-	@$(call SUITE,glue) --action fetch $(ARGS)
+fetch: $(READY) ## download data and weights of SUITE and PROTOCOL once, for machines without a network (HF_HUB_OFFLINE=1)
+	@$(call RUN_SUITE,$(SUITE)) --action fetch $(ARGS)
 
 clean: ## remove .venv, caches and generated tables; keeps results/runs
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/bench results/multirun results/smoke *.egg-info
@@ -86,6 +93,6 @@ help: ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 18
 	@echo
-	@echo "names and defaults: METHOD=qgoft (list; lora@r2 for a variant)  TASKS= (list, all)  SEEDS= (list, 0)  PROTOCOL=pocket"
+	@echo "names and defaults: SUITE=glue (of status and fetch)  METHOD=qgoft (list; lora@r2 for a variant)  TASKS= (list, all)  SEEDS= (list, 0)  PROTOCOL=pocket"
 	@echo "  MODEL= DATA= (directory instead of the hub)  JOBS=cores  LAUNCHER=basic|joblib|submitit_local|submitit_slurm  NPROC=1 (torchrun)"
 	@echo "  RECORDS=runs|measured (what tables read)  TORCH_INDEX= (wheel index for a CPU-only torch)  FAILFAST=1  ARGS= (Hydra overrides)"

@@ -28,6 +28,7 @@ class TaskSettings:
     config: str
     rows: dict[str, int]
     label_range: list[float] = field(default_factory=list)  # of a regression
+    options: dict[str, Any] = field(default_factory=dict)  # what one suite alone needs, such as the overlap of SQuAD's windows
 
     @property
     def is_regression(self) -> bool:
@@ -186,6 +187,8 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
         for part in path:
             node = node[part]
         del node[last]
+    if not data["task"]["options"]:  # came later than the first records, whose keys hold
+        del data["task"]["options"]
     return data
 
 

@@ -35,6 +35,7 @@ from qgoft.report.bench import all_tables, draw_figures
 from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+KILLED = "the process was killed, as happens where memory runs out; choose with --only or --rivals"
 PARTS = ["product", "layer", "block", "model"]
 WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
 SETS = {"cpu": cpu_shapes, "paper": paper_shapes}
@@ -125,15 +126,21 @@ def run(arguments: argparse.Namespace) -> dict:
     repeats, threads = arguments.repeats, arguments.threads
     torch.set_num_threads(threads)
     products = in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else []
-    measured = []
+    measured: list[dict] = []
+    failed: list[dict] = []
     for shape in SETS[arguments.set]():
         if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
             continue
-        groups = [
-            in_own_process(time_group, arguments.set, shape.name, [rival.name for rival in rivals], batch, repeats, threads, device)
-            for rivals, batch in plan_groups(rivals_for(shape, arguments.rivals), shape.batch)
-        ]
-        measured.append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
+        groups = []
+        for rivals, batch in plan_groups(rivals_for(shape, arguments.rivals), shape.batch):
+            names = [rival.name for rival in rivals]
+            try:
+                groups.append(in_own_process(time_group, arguments.set, shape.name, names, batch, repeats, threads, device))
+            except BrokenProcessPool:
+                failed.append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
+        # A part of the batch is compared with nothing else: without the whole batch there is no line.
+        if groups and groups[0][0]["batch"] == shape.batch:
+            measured.append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
     return {
         "kind": "bench",
         "set": arguments.set,
@@ -144,6 +151,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "triton": triton_state(device),
         "products": products,
         "shapes": measured,
+        "failed": failed,
         **records.code_provenance(REPOSITORY),
         "packages": records.package_versions(),
         "hardware": records.hardware(
@@ -185,7 +193,9 @@ def main() -> int:
     path.write_text(json.dumps(record, indent=1) + "\n")
     show(record, arguments.out)
     print(f"record: {os.path.relpath(path)}")
-    return 0
+    for line in record["failed"]:
+        print(f"qgoft: not timed: {line['shape']}, batch {line['batch']} ({', '.join(line['rivals'])}): {line['reason']}", file=sys.stderr)
+    return 1 if record["failed"] else 0
 
 
 if __name__ == "__main__":
@@ -194,6 +204,3 @@ if __name__ == "__main__":
     except QgoftError as error:
         print(f"qgoft: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenProcessPool:
-        print("qgoft: a measuring process was killed, as happens where memory runs out; choose with --only or --rivals", file=sys.stderr)
-        sys.exit(1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plan and run a suite, then print its table: what `make glue` and `make table1` call.
+"""Plan and run a suite, then print its table: what `make glue`, `make squad` and `make table1` call.
 
 python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -19,14 +20,14 @@ from _settings import CONFIGS, check_choice, choices, compose_settings, gap
 from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, identify
 from qgoft.records import RecordError, compute_key, read_records
-from qgoft.report.glue import Record, Row, build_table, row_label
+from qgoft.report.scores import SUITES, Record, Row, build_table, row_label
 from qgoft.settings import RunSettings, method_label, settings_from_record, settings_in_key
 from qgoft.tasks.sources import TOKENIZER_FILES, data_patterns, remote_size
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 # Seconds of one run where no record tells: only the embedded protocol has a known size.
-TYPICAL_SECONDS = {"pocket": 12}
+TYPICAL_SECONDS = {"pocket": 22}
 # protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
 OWN_WORDS = 4
 # Rows that say what the others are worth, from the committed records.
@@ -96,8 +97,9 @@ def compose_cells(words: tuple[str, ...], seeds: list[str]) -> list[Cell]:
 def announce(cells: list[Cell], done: int, records: list[Record], jobs: int, protocol: str) -> None:
     known: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        if record["protocol"] == protocol and record["cost"]["seconds"]:
-            known[record["method"]].append(record["cost"]["seconds"])
+        if record["protocol"] == protocol and record["status"] == "done":
+            times = [datetime.fromisoformat(record[name]) for name in ("started", "finished")]
+            known[record["method"]].append((times[1] - times[0]).total_seconds())
     seconds = 0.0
     for cell in cells:
         times = known.get(cell.settings.method.name) or [s for v in known.values() for s in v]
@@ -109,7 +111,7 @@ def announce(cells: list[Cell], done: int, records: list[Record], jobs: int, pro
         forecast = f"on {jobs} process{'es' if jobs > 1 else ''}; how long is not known yet"
     else:
         forecast = f"about {int(left) // 60} min {int(left) % 60:02d} s on {jobs} process{'es' if jobs > 1 else ''}"
-    suite = cells[0].settings.task.suite.upper()
+    suite = SUITES[cells[0].settings.task.suite]
     print(f"{suite}, protocol {protocol}: {len(cells)} runs planned, {done} done, {forecast}", flush=True)
 
 
@@ -214,7 +216,7 @@ def control_rows(arguments: argparse.Namespace, shown: set[str], methods: list[s
     cells = []
     for method, init in wanted:
         model = ["model=pocket_deberta_random"] if init == "random" else []
-        for task in choices("task"):
+        for task in (name for name in choices("task") if name.startswith(f"{arguments.suite}/")):
             seeds = [str(seed) for seed in protocol_seeds("pocket")]
             cells += compose_cells(("protocol=pocket", f"task={task}", f"method={method}", *model), seeds)
     return [row for row in collect_rows(cells, measured, is_context=True) if row.label not in shown]
@@ -228,7 +230,7 @@ def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) ->
     records = read_records(root / arguments.records)
     rows = collect_rows(cells, records)
     rows += control_rows(arguments, {row.label for row in rows}, split_list(arguments.method))
-    table = build_table(arguments.protocol, rows)
+    table = build_table(arguments.suite, arguments.protocol, rows)
     paths = table.write(root / "tables")
     print()
     print(table.terminal())

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -124,13 +123,13 @@ def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, d
             runner = runners[(index + repeat) % len(runners)]
             report(f"{shape.name}: round {repeat + 1}/{repeats}, {runner.timing.name}")
             runner.repeat()
-            if psutil.Process().memory_info().rss > psutil.virtual_memory().total / 3:
-                _return_freed_memory()
+            _return_freed_memory()
     return [asdict(runner.timing) for runner in runners]
 
 
 def _return_freed_memory() -> None:
-    """glibc holds what is freed in pieces that the next rival's sizes do not fit: four times the live bytes after a few rivals."""
+    """glibc holds what is freed in pieces that the next rival's sizes do not fit: four times the live bytes after a few rivals, until the
+    machine has no more. So everybody starts from the same state."""
     if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

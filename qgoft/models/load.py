@@ -1,6 +1,7 @@
 """Loading a backbone with a head for a task, in float32, by transformers' own classes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,31 +23,51 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
-    """Backbone with a new classification (or regression) head, float32, on the CPU.
-
-    dtype is always given: the published deberta-v3-base file is half precision and would be loaded as such. With
-    `model.init=random` the same architecture starts from random weights. The head is drawn from torch's random state.
+    """Backbone with a new classification (or regression) head, float32, on the CPU (`load_backbone`).
 
     Raises:
         QgoftError: the weights cannot be read, or do not fill the backbone.
     """
-    task, model = settings.task, settings.model
+    task = settings.task
+    changes = {"problem_type": "regression" if task.is_regression else "single_label_classification"}
+    labels = 1 if task.is_regression else len(task.labels)
+    return load_backbone(settings, folder, AutoModelForSequenceClassification, settings.model.head, num_labels=labels, changes=changes)
+
+
+def load_backbone(
+    settings: RunSettings, folder: Path, auto_class: Any, head: list[str], *, num_labels: int, changes: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """A backbone with the new head of one of transformers' task classes, float32, on the CPU.
+
+    dtype is always given: the published deberta-v3-base file is half precision and would be loaded as such. With
+    `model.init=random` the same architecture starts from random weights. The head is drawn from torch's random state.
+
+    Args:
+        auto_class: one of transformers' AutoModelFor classes.
+        head: names of the modules that the weights need not fill.
+        changes: further fields of the model's configuration.
+
+    Raises:
+        QgoftError: the weights cannot be read, or do not fill the backbone.
+    """
+    model = settings.model
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=1 if task.is_regression else len(task.labels), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
     except Exception as error:
         raise QgoftError(f"config.json in {folder} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
-    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    for name, value in (changes or {}).items():
+        setattr(config, name, value)
     if settings.train.drop_classifier is not None:
         _set_classifier_dropout(config, settings.train.drop_classifier)
-    if model.init == "random":
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     try:
-        built, report = AutoModelForSequenceClassification.from_pretrained(
+        if model.init == "random":
+            return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        built, report = auto_class.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # safetensors, torch and transformers each raise their own kind for a damaged file
         raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
-    missing = sorted(name for name in report["missing_keys"] if not any(part in model.head for part in name.split(".")))
+    missing = sorted(name for name in report["missing_keys"] if not any(part in head for part in name.split(".")))
     if missing or report["mismatched_keys"]:
         first = missing[0] if missing else next(iter(report["mismatched_keys"]))
         raise QgoftError(

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from qgoft.errors import QgoftError
 
@@ -37,7 +38,7 @@ def pocket_files(suite: str, task: str) -> Path:
     Raises:
         QgoftError: the suite has no embedded twin, or the cache cannot be written.
     """
-    if suite != "glue":
+    if suite not in WRITERS:
         raise QgoftError(f"suite {suite} has no embedded twin; choose another PROTOCOL, or set data.root")
     folder = cache_folder() / f"pocket-{generator_version()}" / suite / task
     if (folder / FINGERPRINT).is_file():
@@ -45,7 +46,7 @@ def pocket_files(suite: str, task: str) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=task + "."))
-        _write(task, part)
+        WRITERS[suite](task, part)
         try:
             part.rename(folder)
         except OSError:  # another process was first, with the same rows
@@ -57,7 +58,7 @@ def pocket_files(suite: str, task: str) -> Path:
     return folder
 
 
-def _write(task: str, folder: Path) -> None:
+def _write_glue(task: str, folder: Path) -> None:
     from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
 
     from qgoft.pocket.language.tasks import generate
@@ -78,6 +79,27 @@ def _write(task: str, folder: Path) -> None:
         texts = [name for name, value in rows[0].items() if isinstance(value, str)]
         features = Features({**{name: Value("string") for name in texts}, "label": label, "idx": Value("int32")})
         Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    _write_fingerprint(splits, folder)
+
+
+def _write_squad(task: str, folder: Path) -> None:
+    from datasets import Dataset, Features, List, Value, disable_progress_bars
+
+    from qgoft.pocket.language.reading import generate_reading
+
+    disable_progress_bars()
+    answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+    features = Features({**{name: Value("string") for name in ("id", "title", "context", "question")}, "answers": answers})
+    splits = generate_reading()
+    for split, rows in splits.items():
+        Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    _write_fingerprint(splits, folder)
+
+
+WRITERS = {"glue": _write_glue, "squad": _write_squad}
+
+
+def _write_fingerprint(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
     content = json.dumps(splits, sort_keys=True).encode()
     (folder / FINGERPRINT).write_text(hashlib.sha256(content).hexdigest() + "\n")
 

@@ -68,9 +68,12 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "fingerprint": (str, False),
         "rows": (dict, False),
         "subset": (bool, False),
+        "repairs": (dict, False),  # what was wrong with the data -> how often
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False)},
 }
+# Left out where there is nothing to say.
+_MAY_BE_ABSENT = {"provenance.data.repairs"}
 
 
 class RecordError(ValueError):
@@ -114,8 +117,12 @@ def _check(data: Any, fields: dict[str, tuple[Kind, bool]], where: str) -> None:
     if not isinstance(data, dict):
         raise RecordError(f"{where or 'record'} is {data!r}; an object is needed")
     for name in sorted(set(data) ^ set(fields)):
+        if f"{where}{name}" in _MAY_BE_ABSENT and name in fields:
+            continue
         raise RecordError(f"{where}{name} is {'unknown' if name in data else 'missing'}")
     for name, (kind, optional) in fields.items():
+        if name not in data:
+            continue
         value = data[name]
         if value is None and optional:
             continue

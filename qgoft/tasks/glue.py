@@ -9,22 +9,25 @@ MNLI has two validation sets. Both are reported; the choosing part is both (test
 
 import math
 from dataclasses import dataclass
+from importlib.metadata import version
 
-import numpy as np
-from datasets import ClassLabel, Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 from pyarrow import ArrowException
 from transformers import PreTrainedTokenizerBase
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
+from qgoft.tasks.cache import cached_rows
+from qgoft.tasks.halves import halve
 from qgoft.tasks.sources import DataFiles
 
-HALVES_SEED = 0
+# Raised by any change of what is read, checked or tokenised here, so that no cached rows of before are used.
+ROWS_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Rows of one task. `report` has one entry, or one per validation set of MNLI."""
+    """Token ids and labels of one task, not padded. `report` has one entry, or one per validation set of MNLI."""
 
     train: Dataset
     choose: Dataset | None
@@ -33,14 +36,27 @@ class Parts:
     is_subset: bool
 
 
-def load_parts(settings: RunSettings, files: DataFiles) -> Parts:
-    """Read, check and divide the rows.
+def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Parts:
+    """Read, check, tokenise and divide the rows. Tokenised splits are kept on disk, by checksum of what they are made from.
+
+    Returns:
+        Rows with `labels`, the names that the model takes, cut to `train.max_length`, and `idx` where the file has it.
 
     Raises:
         QgoftError: a file cannot be read, a column is missing, or a label is out of range.
     """
-    task = settings.task
-    data = {split: _read(task, split, [str(p) for p in paths]) for split, paths in files.files.items()}
+    task, length = settings.task, settings.train.max_length
+
+    def tokens(split: str) -> Dataset:
+        depends_on = {
+            "rows": [files.fingerprint, task.full_name, split, task.columns, task.labels, task.label_range, ROWS_VERSION],
+            "tokens": [tokenizer_sha256, length, version("tokenizers"), version("transformers")],
+        }
+        return cached_rows(
+            depends_on, lambda: tokenize(task, _read(task, split, [str(path) for path in files.files[split]]), tokenizer, length)
+        )
+
+    data = {split: tokens(split) for split in files.files}
     rows = {split: len(part) for split, part in data.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
     train = data["train"]
@@ -51,9 +67,8 @@ def load_parts(settings: RunSettings, files: DataFiles) -> Parts:
     if settings.splits == "validation":
         return Parts(train, None, report, rows, is_subset)
     name = "mismatched" if task.name == "mnli" else ""
-    order = np.random.default_rng(HALVES_SEED).permutation(len(report[name]))
-    half = len(order) // 2
-    return Parts(train, report[name].select(order[:half]), {name: report[name].select(order[half:])}, rows, is_subset)
+    first, second = halve(report[name])
+    return Parts(train, first, {name: second}, rows, is_subset)
 
 
 def _named(data: dict[str, Dataset], split: str) -> dict[str, Dataset]:
@@ -77,7 +92,7 @@ def _read(task: TaskSettings, split: str, paths: list[str]) -> Dataset:
     _check_labels(task, split, rows)
     for column in task.columns:
         # An empty string is a text (QQP has some); a missing one is damage.
-        if any(not isinstance(text, str) for text in rows[column]):
+        if rows.features[column].dtype not in ("string", "large_string") or rows.data.column(column).null_count:
             raise QgoftError(f"{task.full_name}, split {split}: column {column} has rows that are not text; correct the data")
     return rows.select_columns([*wanted, "idx"] if "idx" in rows.column_names else wanted)
 
@@ -100,9 +115,23 @@ def _check_labels(task: TaskSettings, split: str, rows: Dataset) -> None:
         )
 
 
-def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, list[int]]]:
+def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids of every row, cut to `max_length`, not padded; with the label under `labels`."""
-    texts = [list(rows[column]) for column in task.columns]
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-    names = [name for name in tokenizer.model_input_names if name in encoded]
-    return [{**{name: encoded[name][i] for name in names}, "labels": label} for i, label in enumerate(rows["label"])]
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)
+        return {**{name: encoded[name] for name in names}, "labels": batch["label"]}
+
+    names = [name for name in tokenizer.model_input_names if name in tokenizer(*[["a"]] * len(task.columns))]
+    kept = {"idx": rows.features["idx"]} if "idx" in rows.column_names else {}
+    features = Features({**kept, **{name: List(Value("int32")) for name in names}, "labels": Value(rows.features["label"].dtype)})
+    # A fingerprint is given, or the library would spend longer on hashing the function than on calling it.
+    return rows.map(
+        encode,
+        batched=True,
+        remove_columns=[name for name in rows.column_names if name not in kept],
+        features=features,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        new_fingerprint="tokens",
+    )

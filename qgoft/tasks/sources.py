@@ -78,10 +78,11 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
 
 
 def _directory(task: TaskSettings, root: Path) -> Path:
-    candidates = [root / task.suite / task.config, root / task.config]
-    for folder in candidates:
+    for folder in (root / task.suite / task.config, root / task.config):
         if folder.is_dir():
             return folder
+    if list((root / task.suite).glob("*.parquet")):  # a suite of one task needs no folder for it
+        return root / task.suite
     raise QgoftError(
         f"data.root={root} has no {task.suite}/{task.config} folder; needed is <root>/{task.suite}/{task.config}/<split>.parquet "
         "(docs/data.md gives the layout)"
@@ -181,6 +182,12 @@ def weights_sha256(folder: Path) -> str:
         )
     sums = [file_sha256(part) for part in parts]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Checksum of everything that a tokenizer in a model folder is read from."""
+    found = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in found).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

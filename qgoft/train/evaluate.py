@@ -1,62 +1,31 @@
-"""Predictions and scores of a classifier on tokenised rows."""
+"""Running a model over rows, and what comes of it."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import pyarrow.compute
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
+from transformers.utils import ModelOutput
 
-from qgoft.errors import Diverged
-from qgoft.settings import TaskSettings
-from qgoft.tasks.metrics import Scores, majority_score, standard_error
-
-Rows = list[dict[str, list[int]]]
+T = TypeVar("T")
+Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
 
 
 @dataclass
 class Outcome:
-    """Predictions and labels in the order of the rows, and the scores."""
+    """Predictions and labels of one part in the order of its items, and the scores in percent. `ids` tell the items apart."""
 
-    predictions: list[float]
-    labels: list[float]
+    ids: list[Any]
+    predictions: list[Any]
+    labels: list[Any]
     scores: dict[str, float | None]
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module, rows: Rows, collate: DataCollatorWithPadding, accelerator: Accelerator, batch_size: int, *, is_regression: bool
-) -> list[float]:
-    """Class numbers, or scores of a regression, in the order of the rows. Batches hold rows of like length; the order does not matter
-    to a score, and padding is masked."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-    share = order[accelerator.process_index :: accelerator.num_processes]
-    was_training = model.training
-    model.eval()
-    mine: list[float] = []
-    loader = DataLoader([rows[i] for i in share], batch_size=batch_size, collate_fn=collate)
-    for batch in loader:
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
-        logits = model(**batch).logits.float()
-        if not logits.isfinite().all():
-            raise Diverged("the model's predictions are not finite")
-        mine += (logits[:, 0] if is_regression else logits.argmax(-1)).tolist()
-    model.train(was_training)
-    if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        pairs = gather_object(list(zip(share, mine, strict=True)))
-    else:
-        pairs = list(zip(share, mine, strict=True))
-    return [value for _, value in sorted(pairs)]
-
-
-def score(task: TaskSettings, predictions: list[float], labels: list[float]) -> Outcome:
-    """All metrics of a task on one set of rows, in percent."""
-    metric = Scores(task.metrics, is_regression=task.is_regression)
-    return Outcome(predictions, labels, metric.compute(predictions=predictions, references=labels))
 
 
 @dataclass(frozen=True)
@@ -69,31 +38,29 @@ class Measured:
     majority: float | None
 
 
-def combine(task: TaskSettings, outcomes: dict[str, Outcome], train_labels: list[float]) -> dict[str, Measured]:
-    """Metric -> what was measured. With several sets (MNLI) each has its own, `<metric>_<set>`, beside the mean of the sets."""
-    found: dict[str, Measured] = {}
-    for name in task.metrics:
-        parts = [_measure(task, name, outcome, train_labels) for outcome in outcomes.values()]
-        for label, part in zip(outcomes, parts, strict=True):
-            if label:
-                found[f"{name}_{label}"] = part
-        found[name] = parts[0] if len(parts) == 1 else _mean(parts)
-    return found
+@torch.no_grad()
+def forward_rows(
+    model: nn.Module, rows: Dataset, collate: DataCollatorWithPadding, accelerator: Accelerator, batch_size: int, read: Read[T]
+) -> list[T]:
+    """What `read` takes from the model's output for every row, in the order of the rows.
 
+    Batches hold rows of like length; the order does not matter to a prediction, and padding is masked. Several processes share the rows.
 
-def _measure(task: TaskSettings, name: str, outcome: Outcome, train_labels: list[float]) -> Measured:
-    error = standard_error(name, outcome.predictions, outcome.labels)
-    majority = majority_score(name, outcome.labels, train_labels, is_regression=task.is_regression)
-    return Measured(outcome.scores[name], len(outcome.labels), error, majority)
-
-
-def _mean(parts: list[Measured]) -> Measured:
-    """Mean of independent sets."""
-
-    def mean(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(values) if len(known) == len(values) else None
-
-    errors = [part.standard_error for part in parts]
-    error = None if None in errors else math.hypot(*(e for e in errors if e is not None)) / len(parts)
-    return Measured(mean([p.value for p in parts]), sum(p.n for p in parts), error, mean([p.majority for p in parts]))
+    Args:
+        rows: token ids and masks, under the names that the model takes.
+        read: gets the output and the batch (without labels) and returns one thing per row.
+    """
+    lengths = pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
+    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    share = order[accelerator.process_index :: accelerator.num_processes]
+    was_training = model.training
+    model.eval()
+    mine: list[T] = []
+    for batch in DataLoader(rows.select(share), batch_size=batch_size, collate_fn=collate):
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
+        mine += read(model(**batch), batch)
+    model.train(was_training)
+    pairs = list(zip(share, mine, strict=True))
+    if accelerator.num_processes > 1:
+        pairs = gather_object(pairs)
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

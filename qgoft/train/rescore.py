@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify
-from qgoft.models import load_classifier
 from qgoft.records import read_record
 from qgoft.settings import settings_from_record
 from qgoft.train.evaluate import Measured
-from qgoft.train.run import Prepared, measure_report, prepare, report_parts
+from qgoft.train.run import Prepared, prepare, report_parts
 
 
 def rescore(
@@ -52,7 +51,7 @@ def rescore(
             )
     prepared = prepare(settings, identity)
     _load_trained(prepared, folder / "adapter", merge=merge)
-    return record, measure_report(prepared, report_parts(prepared))
+    return record, prepared.suite.measure(report_parts(prepared))
 
 
 def _load_trained(prepared: Prepared, folder: Path, *, merge: bool) -> None:
@@ -62,7 +61,7 @@ def _load_trained(prepared: Prepared, folder: Path, *, merge: bool) -> None:
         if missing.unexpected_keys:
             raise QgoftError(f"{folder} holds {missing.unexpected_keys[0]}, which this model lacks; it belongs to another base")
         return
-    base = load_classifier(prepared.settings, prepared.identity.model.folder)
+    base = prepared.suite.build_model()
     try:
         with warnings.catch_warnings():
             # peft only warns when the file lacks weights, and would then score the base model.

@@ -20,21 +20,19 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding
 
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import Identity, identify, world_size
 from qgoft.methods import Adapted, apply_method
-from qgoft.models import load_classifier, load_tokenizer
 from qgoft.settings import RunSettings
-from qgoft.tasks.glue import Parts, load_parts, tokenize
 from qgoft.tasks.metrics import HIGHER_IS_BETTER
-from qgoft.train.evaluate import Measured, Outcome, combine, predict, score
+from qgoft.train.evaluate import Measured, Outcome
 from qgoft.train.fit import Fitted, fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
+from qgoft.train.suites import Suite, build_suite
 from qgoft.tuners import orthogonality_error, orthogonality_penalty
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,10 +46,8 @@ class Prepared:
 
     settings: RunSettings
     identity: Identity
-    parts: Parts
+    suite: Suite
     adapted: Adapted
-    collate: DataCollatorWithPadding
-    rows: dict[str, list]  # train, choose, and report:<set>
     accelerator: Accelerator
 
 
@@ -87,21 +83,15 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     """
     accelerator = build_accelerator(settings)
     set_seed(settings.seed)
-    parts = load_parts(settings, identity.data)
-    tokenizer = load_tokenizer(identity.model.folder)
-    model = load_classifier(settings, identity.model.folder)
-    task, length = settings.task, settings.train.max_length
-    rows = {"train": tokenize(task, parts.train, tokenizer, length)}
-    if parts.choose is not None:
-        rows["choose"] = tokenize(task, parts.choose, tokenizer, length)
-    for name, part in parts.report.items():
-        rows[f"report:{name}"] = tokenize(task, part, tokenizer, length)
+    suite = build_suite(settings, identity)
+    model = suite.build_model()
     if settings.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     per_process = _batch_per_process(settings, accelerator)
-    total, _ = count_steps(settings.train, -(-len(rows["train"]) // (per_process * accelerator.num_processes)))
-    adapted = apply_method(model, settings.model, settings.method, total_steps=total)
-    return Prepared(settings, identity, parts, adapted, DataCollatorWithPadding(tokenizer), rows, accelerator)
+    total, _ = count_steps(settings.train, -(-len(suite.train) // (per_process * accelerator.num_processes)))
+    spec = settings.model if suite.head is None else dataclasses.replace(settings.model, head=suite.head)
+    adapted = apply_method(model, spec, settings.method, total_steps=total)
+    return Prepared(settings, identity, suite, adapted, accelerator)
 
 
 def build_accelerator(settings: RunSettings) -> Accelerator:
@@ -126,35 +116,23 @@ def train_loader(prepared: Prepared) -> DataLoader:
     """Shuffled by the run's seed."""
     generator = torch.Generator().manual_seed(prepared.settings.seed)
     size = _batch_per_process(prepared.settings, prepared.accelerator)
-    return DataLoader(prepared.rows["train"], batch_size=size, shuffle=True, collate_fn=prepared.collate, generator=generator)
-
-
-def evaluate_part(prepared: Prepared, name: str) -> Outcome:
-    """Predictions and scores on one part: choose, or report:<set>."""
-    task, rows = prepared.settings.task, prepared.rows[name]
-    size = prepared.settings.train.eval_batch_size
-    predictions = predict(prepared.adapted.model, rows, prepared.collate, prepared.accelerator, size, is_regression=task.is_regression)
-    return score(task, predictions, [row["labels"] for row in rows])
+    return DataLoader(prepared.suite.train, batch_size=size, shuffle=True, collate_fn=prepared.suite.collate, generator=generator)
 
 
 def report_parts(prepared: Prepared) -> dict[str, Outcome]:
-    return {name.removeprefix("report:"): evaluate_part(prepared, name) for name in prepared.rows if name.startswith("report:")}
-
-
-def measure_report(prepared: Prepared, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
-    return combine(prepared.settings.task, outcomes, prepared.parts.train["label"])
+    """Predictions and scores on every reported set."""
+    suite = prepared.suite
+    return {name: suite.evaluate(f"report:{name}", prepared.adapted.model, prepared.accelerator) for name in suite.reported}
 
 
 def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
     """Scores the part that the selection rule looks at; None for `last`."""
-    task, part = prepared.settings.task, MODE_OF_SCORES[prepared.settings.selection]
+    suite, part = prepared.suite, MODE_OF_SCORES[prepared.settings.selection]
     if part is None:
         return None
     if part == "report":
-        return lambda: measure_report(prepared, report_parts(prepared))[task.primary].value
-    # The choosing part of MNLI is one set, which its accuracy scores, whatever the reported metric is called.
-    metric = task.primary if task.primary in task.metrics else task.metrics[0]
-    return lambda: evaluate_part(prepared, "choose").scores[metric]
+        return lambda: suite.measure(report_parts(prepared))[prepared.settings.task.primary].value
+    return lambda: suite.choosing_score(suite.evaluate("choose", prepared.adapted.model, prepared.accelerator))
 
 
 def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
@@ -168,7 +146,7 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
         outcomes = report_parts(prepared)
         if prepared.accelerator.is_main_process:
             save_adapter(prepared, folder / "adapter")
-            _write_predictions(folder / "predictions.jsonl.gz", prepared, outcomes)
+            _write_predictions(folder / "predictions.jsonl.gz", outcomes)
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -185,7 +163,7 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
         traceback.print_exc()
     finally:
         tracker.close()
-    metrics = measure_report(prepared, outcomes) if outcomes else {}
+    metrics = prepared.suite.measure(outcomes) if outcomes else {}
     if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
     record = _record(prepared, started, fitted, metrics, status, reason)
@@ -240,8 +218,9 @@ def _record(
                 "source": data.source,
                 "revision": data.revision,
                 "fingerprint": data.fingerprint,
-                "rows": prepared.parts.rows,
-                "subset": prepared.parts.is_subset,
+                "rows": prepared.suite.rows,
+                "subset": prepared.suite.is_subset,
+                **({"repairs": prepared.suite.repairs} if prepared.suite.repairs else {}),
             },
             "model": {"source": model.source, "revision": model.revision, "sha256": model.sha256},
         },
@@ -289,13 +268,11 @@ def _save_weights(adapted: Adapted, folder: Path) -> None:
     save_file(trained, folder / "trained.safetensors")
 
 
-def _write_predictions(path: Path, prepared: Prepared, outcomes: dict[str, Outcome]) -> None:
+def _write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
     with gzip.GzipFile(path, "wb", mtime=0) as raw:
         for name, outcome in outcomes.items():
-            part = prepared.parts.report[name]
-            index = part["idx"] if "idx" in part.column_names else range(len(part))
-            for i, prediction, label in zip(index, outcome.predictions, outcome.labels, strict=True):
-                line = {"set": name, "idx": i, "prediction": prediction, "label": label}
+            for idx, prediction, label in zip(outcome.ids, outcome.predictions, outcome.labels, strict=True):
+                line = {"set": name, "idx": idx, "prediction": prediction, "label": label}
                 raw.write((json.dumps(line) + "\n").encode())
 
 

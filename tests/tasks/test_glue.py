@@ -7,9 +7,11 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify
+from qgoft.models import load_tokenizer
+from qgoft.pocket.weights import weights_folder
 from qgoft.settings import settings_in_key
-from qgoft.tasks import sources
-from qgoft.tasks.glue import load_parts, tokenize
+from qgoft.tasks import glue, sources
+from qgoft.tasks.glue import load_parts
 from qgoft.tasks.sources import find_data, split_names
 
 SENTENCES = ["the dog ran .", "a cat slept .", "two birds sang .", "the boy laughed ."]
@@ -35,7 +37,13 @@ def settings(root, *words):
 
 
 def load(s):
-    return load_parts(s, find_data(s.task, s.data, split_names(s.task, s.splits)))
+    tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
+    return load_parts(s, find_data(s.task, s.data, split_names(s.task, s.splits)), tokenizer, "pocket")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
 
 
 def test_directory_in_both_layouts(tmp_path):
@@ -168,14 +176,30 @@ def test_hub_errors_say_what_to_do(monkeypatch, error, message):
 
 
 def test_tokens_are_cut_and_carry_labels(tmp_path):
-    from qgoft.models import load_tokenizer
-    from qgoft.pocket.weights import weights_folder
+    write_rte(tmp_path / "rte")
+    rows = load(settings(tmp_path, "task=glue/rte", "train.max_length=6")).train
+    assert list(rows["labels"]) == [0, 1, 0, 1]
+    assert list(rows["idx"]) == [0, 1, 2, 3]
+    assert all(len(row["input_ids"]) == len(row["attention_mask"]) <= 6 for row in rows)
 
+
+def test_tokens_are_those_of_the_tokenizer_and_made_once(tmp_path, monkeypatch):
     write_rte(tmp_path / "rte")
     s = settings(tmp_path, "task=glue/rte")
-    rows = tokenize(s.task, load(s).train, load_tokenizer(weights_folder("pocket-deberta")), 6)
-    assert [row["labels"] for row in rows] == [0, 1, 0, 1]
-    assert all(len(row["input_ids"]) == len(row["attention_mask"]) <= 6 for row in rows)
+    first = load(s)
+    encoded = load_tokenizer(weights_folder("pocket-deberta"))([f"train {t}" for t in SENTENCES], SENTENCES)
+    assert list(first.train["input_ids"]) == encoded["input_ids"]
+    monkeypatch.setattr(glue, "tokenize", lambda *a: pytest.fail("tokenised again"))
+    again = load(s)
+    assert again.train[:] == first.train[:]
+    assert again.report[""][:] == first.report[""][:]
+
+
+def test_other_rows_are_tokenised_anew(tmp_path):
+    write_rte(tmp_path / "a" / "rte")
+    write_rte(tmp_path / "b" / "rte", texts=[text.upper() for text in SENTENCES])
+    one, two = (load(settings(tmp_path / name, "task=glue/rte")) for name in "ab")
+    assert list(one.train["input_ids"]) != list(two.train["input_ids"])
 
 
 def test_places_and_logging_do_not_change_the_key(tmp_path):

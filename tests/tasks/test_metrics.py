@@ -5,7 +5,8 @@ import pytest
 
 from qgoft.settings import TaskSettings
 from qgoft.tasks.metrics import Scores, majority_score, standard_error
-from qgoft.train.evaluate import Outcome, combine
+from qgoft.train.evaluate import Outcome
+from qgoft.train.suites.glue import combine
 
 P, R = [1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]
 
@@ -65,8 +66,8 @@ def task(**changes):
 
 def test_two_sets_are_averaged_and_kept():
     outcomes = {
-        "matched": Outcome([0, 0], [0, 0], {"accuracy": 100.0}),
-        "mismatched": Outcome([0, 1, 1, 1], [0, 0, 0, 1], {"accuracy": 50.0}),
+        "matched": Outcome([0, 1], [0, 0], [0, 0], {"accuracy": 100.0}),
+        "mismatched": Outcome([0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1], {"accuracy": 50.0}),
     }
     found = combine(task(), outcomes, [0, 0, 1])
     assert {name: m.value for name, m in found.items()} == {"accuracy_matched": 100.0, "accuracy_mismatched": 50.0, "accuracy": 75.0}
@@ -77,5 +78,5 @@ def test_two_sets_are_averaged_and_kept():
 
 def test_one_named_set_stands_for_the_task():
     """PSOFT's halves of MNLI report mismatched alone."""
-    found = combine(task(primary="accuracy_mismatched"), {"mismatched": Outcome([0, 1], [0, 0], {"accuracy": 50.0})}, [0])
+    found = combine(task(primary="accuracy_mismatched"), {"mismatched": Outcome([0, 1], [0, 1], [0, 0], {"accuracy": 50.0})}, [0])
     assert found["accuracy_mismatched"].value == found["accuracy"].value == 50.0

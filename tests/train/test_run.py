@@ -15,12 +15,10 @@ from safetensors.torch import load_file
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import identify
-from qgoft.models import load_classifier
 from qgoft.train import run as run_module
-from qgoft.train.evaluate import predict
 from qgoft.train.optim import count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
-from qgoft.train.run import evaluate_part, prepare, run
+from qgoft.train.run import prepare, run
 
 SHORT = ["train.max_steps=6", "train.evaluations=2"]
 
@@ -83,11 +81,10 @@ def test_reloaded_and_merged_adapter_scores_as_the_run_did(tmp_path, method):
     with gzip.open(identity.folder / "predictions.jsonl.gz", "rt") as file:
         recorded = [json.loads(line)["prediction"] for line in file]
     prepared = prepare(s, identity)
-    model = peft.PeftModel.from_pretrained(load_classifier(s, identity.model.folder), identity.folder / "adapter").eval()
-    rows = prepared.rows["report:"]
-    assert predict(model, rows, prepared.collate, prepared.accelerator, 128, is_regression=False) == recorded
-    merged = model.merge_and_unload()
-    again = predict(merged, rows, prepared.collate, prepared.accelerator, 128, is_regression=False)
+    suite = prepared.suite
+    model = peft.PeftModel.from_pretrained(suite.build_model(), identity.folder / "adapter").eval()
+    assert suite.evaluate("report:", model, prepared.accelerator).predictions == recorded
+    again = suite.evaluate("report:", model.merge_and_unload(), prepared.accelerator).predictions
     # Rounding may turn an item whose two logits are equal to seven digits; no more than that.
     assert sum(a != b for a, b in zip(again, recorded, strict=True)) <= 2
     assert "/" not in json.loads((identity.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -321,7 +318,7 @@ def test_steps_and_looks():
 def test_the_device_and_the_parts(tmp_path):
     s = settings(tmp_path)
     prepared = prepare(s, identify(s))
-    outcome = evaluate_part(prepared, "choose")
+    outcome = prepared.suite.evaluate("choose", prepared.adapted.model, prepared.accelerator)
     assert len(outcome.predictions) == 500
     assert set(outcome.predictions) <= {0, 1}
 

@@ -1,4 +1,4 @@
-"""The GLUE table: table 1 of GOFT, and PSOFT's table 2, measured beside published.
+"""Tables of scores, measured beside published: table 1 of GOFT and PSOFT's table 2 (GLUE), table 4 of GOFT (SQuAD).
 
 A cell is the mean over the seeds that are done, with the standard deviation over seeds where there are two or more. A missing cell is
 a dash. The average is over tasks and stands only where every task is there.
@@ -14,18 +14,57 @@ from qgoft.report.published import PublishedRow, load_rows
 from qgoft.settings import method_label
 
 Record = dict[str, Any]
-NAMES = {"mnli": "MNLI", "sst2": "SST-2", "cola": "CoLA", "qqp": "QQP", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B"}
-# protocol -> (paper, table) whose rows stand beside; is_comparable says whether differences may be taken.
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a printed table: its name there, its title here, and what of which record stands in it (no metric: the primary one)."""
+
+    printed: str
+    title: str
+    task: str
+    metric: str | None = None
+
+    def value(self, record: Record, what: str = "value") -> Any:
+        return record["metrics"][self.metric or record["primary"]][what]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A printed table."""
+
+    paper: str
+    table: str
+    title: str
+    columns: tuple[Column, ...]
+    has_average: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.table if self.paper.startswith("goft") else f"psoft-{self.table}"
+
+
+GLUE = {"mnli": "MNLI", "sst2": "SST-2", "cola": "CoLA", "qqp": "QQP", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B"}
+
+
+def _glue(*tasks: str) -> tuple[Column, ...]:
+    return tuple(Column(task, GLUE[task], task) for task in tasks)
+
+
+TABLE1 = Item("goft-icml2024", "table1", "Table 1", _glue("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"), has_average=True)
+PSOFT_TABLE2 = Item("psoft-iclr2026", "table2", "PSOFT table 2", _glue("cola", "stsb", "rte", "mrpc", "sst2", "qnli"), has_average=True)
+TABLE4 = Item("goft-icml2024", "table4", "Table 4", (Column("em", "EM", "v1", "exact_match"), Column("f1", "F1", "v1", "f1")))
+# (suite, protocol) -> the table whose rows stand beside, and whether differences may be taken.
 BESIDE = {
-    "pocket": ("goft-icml2024", "table1", False),
-    "small": ("goft-icml2024", "table1", False),
-    "goft_icml24": ("goft-icml2024", "table1", True),
-    "psoft_iclr26": ("psoft-iclr2026", "table2", True),
+    ("glue", "pocket"): (TABLE1, False),
+    ("glue", "small"): (TABLE1, False),
+    ("glue", "goft_icml24"): (TABLE1, True),
+    ("glue", "psoft_iclr26"): (PSOFT_TABLE2, True),
+    ("squad", "pocket"): (TABLE4, False),
+    ("squad", "small"): (TABLE4, False),
+    ("squad", "goft_icml24"): (TABLE4, True),
 }
-ORDER = {
-    "goft-icml2024": ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"],
-    "psoft-iclr2026": ["cola", "stsb", "rte", "mrpc", "sst2", "qnli"],
-}
+SUITES = {"glue": "GLUE", "squad": "SQuAD v1.1"}
 PAPER_MODEL = "deberta-v3-base"
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
@@ -71,33 +110,30 @@ def row_label(record: Record) -> str:
     return f"random + {name}" if record["settings"]["model"]["init"] == "random" else name
 
 
-def build_table(protocol: str, rows: list[Row]) -> Table:
-    """Table 1 (or PSOFT's 2) under a protocol, from rows of done records."""
-    paper, item, is_comparable = BESIDE[protocol]
-    tasks = ORDER[paper]
-    title = f"{'Table 1' if item == 'table1' else 'PSOFT table 2'} ({protocol})"
-    name = item if paper.startswith("goft") else f"psoft-{item}"
+def build_table(suite: str, protocol: str, rows: list[Row]) -> Table:
+    """The table of a suite under a protocol, from rows of done records."""
+    item, is_comparable = BESIDE[suite, protocol]
+    title = f"{item.title} ({protocol})"
     table = Table(
-        name if protocol in ("pocket", "psoft_iclr26") else f"{name}-{protocol}",
-        title,
-        [title, "#Param", *(NAMES[task] for task in tasks), "Avg"],
+        item.name if protocol in ("pocket", "psoft_iclr26") else f"{item.name}-{protocol}",
+        f"{SUITES[suite]}, protocol {protocol}",
+        [title, "#Param", *(column.title for column in item.columns), *(["Avg"] if item.has_average else [])],
     )
     for row in rows:
-        table.rows.append(_cells(row, tasks))
+        table.rows.append(_cells(row, item))
         if is_comparable:
-            published = _published(paper, item, row)
+            published = _published(item, row)
             if published:
-                table.rows += _beside(row, published, tasks, is_comparable=_is_comparable(row))
-    majority = _majority(rows, tasks)
+                table.rows += _beside(row, published, item, is_comparable=_is_comparable(row))
+    majority = _majority(rows, item)
     if majority:
         table.rows.append(majority)
-    table.notes = _notes(protocol, rows, load_rows(paper, item), tasks, is_comparable)
-    table.title = f"GLUE, protocol {protocol}"
+    table.notes = _notes(rows, load_rows(item.paper, item.table), item, is_comparable)
     return table
 
 
-def _values(row: Row, task: str) -> list[float]:
-    return [record["metrics"][record["primary"]]["value"] for record in row.records.get(task, [])]
+def _values(row: Row, column: Column) -> list[float]:
+    return [column.value(record) for record in row.records.get(column.task, [])]
 
 
 def _cell(values: list[float]) -> str:
@@ -107,25 +143,28 @@ def _cell(values: list[float]) -> str:
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
 
 
-def _average(row: Row, tasks: list[str]) -> float | None:
-    means = [statistics.fmean(values) for task in tasks if (values := _values(row, task))]
-    return statistics.fmean(means) if len(means) == len(tasks) else None
+def _average(row: Row, item: Item) -> float | None:
+    means = [statistics.fmean(values) for column in item.columns if (values := _values(row, column))]
+    return statistics.fmean(means) if len(means) == len(item.columns) else None
 
 
-def _cells(row: Row, tasks: list[str]) -> list[str]:
+def _cells(row: Row, item: Item) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.all()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
-    average = _average(row, tasks)
-    return [row.label + row.mark(), params, *(_cell(_values(row, task)) for task in tasks), "-" if average is None else f"{average:.1f}"]
+    cells = [row.label + row.mark(), params, *(_cell(_values(row, column)) for column in item.columns)]
+    if item.has_average:
+        average = _average(row, item)
+        cells.append("-" if average is None else f"{average:.1f}")
+    return cells
 
 
-def _published(paper: str, item: str, row: Row) -> PublishedRow | None:
+def _published(item: Item, row: Row) -> PublishedRow | None:
     if not row.all():
         return None
     record = row.all()[0]
     # The published counts of oft are those of full blocks; the row of the same block size stands beside ours with that reason.
     methods = (record["method"], record["method"] + "_paper")
-    found = [p for p in load_rows(paper, item) if p.method in methods and p.variant == record["variant"]]
+    found = [p for p in load_rows(item.paper, item.table) if p.method in methods and p.variant == record["variant"]]
     return found[0] if found and record["settings"]["model"]["init"] == "pretrained" else None
 
 
@@ -138,34 +177,38 @@ def _number(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float | int) else "-" if value is None else str(value).upper()
 
 
-def _beside(row: Row, published: PublishedRow, tasks: list[str], *, is_comparable: bool) -> list[list[str]]:
-    printed_row = ["  published", published.params, *(_number(published.values[task]) for task in tasks), _number(published.average)]
+def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: bool) -> list[list[str]]:
+    printed_row = ["  published", published.params, *_printed(published, item)]
     if not is_comparable:
         return [printed_row]
     differences = []
-    for task in tasks:
-        values, printed = _values(row, task), published.values[task]
+    for column in item.columns:
+        values, printed = _values(row, column), published.values[column.printed]
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
-    average = _average(row, tasks)
-    both = average is not None and published.average is not None
-    return [
-        printed_row,
-        ["  difference", "", *differences, f"{average - published.average:+.1f}" if both else "-"],  # type: ignore[operator]
-    ]
+    if item.has_average:
+        average = _average(row, item)
+        both = average is not None and published.average is not None
+        differences.append(f"{average - published.average:+.1f}" if both else "-")  # type: ignore[operator]
+    return [printed_row, ["  difference", "", *differences]]
 
 
-def _majority(rows: list[Row], tasks: list[str]) -> list[str] | None:
+def _printed(published: PublishedRow, item: Item) -> list[str]:
+    cells = [_number(published.values[column.printed]) for column in item.columns]
+    return [*cells, _number(published.average)] if item.has_average else cells
+
+
+def _majority(rows: list[Row], item: Item) -> list[str] | None:
     values: list[float | None] = []
-    for task in tasks:
-        records = [record for row in rows for record in row.records.get(task, [])]
-        values.append(records[0]["metrics"][records[0]["primary"]]["majority"] if records else None)
+    for column in item.columns:
+        records = [record for row in rows for record in row.records.get(column.task, [])]
+        values.append(column.value(records[0], "majority") if records else None)
     if all(value is None for value in values):
         return None
-    return ["majority class", "0", *("-" if value is None else f"{value:.1f}" for value in values), "-"]
+    return ["majority class", "0", *("-" if value is None else f"{value:.1f}" for value in values), *(["-"] if item.has_average else [])]
 
 
-def _notes(protocol: str, rows: list[Row], published: list[PublishedRow], tasks: list[str], is_comparable: bool) -> list[str]:
+def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_comparable: bool) -> list[str]:
     records = [record for row in rows for record in row.all()]
     if not records:
         return ["no run is done yet"]
@@ -185,12 +228,15 @@ def _notes(protocol: str, rows: list[Row], published: list[PublishedRow], tasks:
     if not is_comparable:
         for method in dict.fromkeys(record["method"] for record in own):
             for row in (p for p in published if p.method == method):
-                values = "  ".join(_number(row.values[task]) for task in tasks)
-                notes.append(f"published {method} (DeBERTaV3-base, other data; context only): {values} | {_number(row.average)}")
+                values = "  ".join(_number(row.values[column.printed]) for column in item.columns)
+                average = f" | {_number(row.average)}" if item.has_average else ""
+                notes.append(f"published {method} (DeBERTaV3-base, other data; context only): {values}{average}")
     subsets = [r for r in own if r["provenance"]["data"]["subset"]]
     if subsets:
         shown = "; ".join(f"{r['task']} {r['provenance']['data']['rows']}" for r in _one_per_task(subsets))
         notes.append(f"subset: rows differ from the official splits, not comparable with published figures: {shown}")
+    repairs = {(r["task"], what, count) for r in own for what, count in r["provenance"]["data"].get("repairs", {}).items()}
+    notes += [f"data of {task}: {count} {what}" for task, what, count in sorted(repairs)]
     sources = sorted({r["settings"]["method"]["source"] for r in own})
     notes.append(f"learning rates: {'; '.join(sources)}")
     commits = {r["provenance"]["commit"] for r in own}

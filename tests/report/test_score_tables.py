@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from qgoft.report.glue import Row, build_table
+from qgoft.report.scores import Row, build_table
 from qgoft.report.layout import Table
 from qgoft.report.published import load_rows
 from tests.records.test_records import RECORD
@@ -30,7 +30,7 @@ def rows_of(table):
 
 def test_measured_published_and_difference():
     records = {task: [record(task, 90.0)] for task in GOFT_TASKS}
-    table = build_table("goft_icml24", [Row("qgoft", records)])
+    table = build_table("glue", "goft_icml24", [Row("qgoft", records)])
     lines = rows_of(table)
     assert lines["qgoft"] == ["10,296", *["90.0"] * 8, "90.0"]
     assert lines["published"] == ["0.33M", "90.17", "96.33", "72.08", "91.34", "94.03", "88.45", "90.69", "91.72", "89.35"]
@@ -41,7 +41,7 @@ def test_measured_published_and_difference():
 
 
 def test_missing_cells_are_dashes_and_spoil_the_average():
-    table = build_table("goft_icml24", [Row("qgoft", {"rte": [record("rte", 80.0)]})])
+    table = build_table("glue", "goft_icml24", [Row("qgoft", {"rte": [record("rte", 80.0)]})])
     line = rows_of(table)["qgoft"]
     assert line.count("-") == 8
     assert line[-1] == "-"
@@ -49,13 +49,13 @@ def test_missing_cells_are_dashes_and_spoil_the_average():
 
 def test_spread_over_seeds():
     records = [record("rte", value, seed=seed) for seed, value in enumerate((80.0, 82.0, 84.0))]
-    table = build_table("goft_icml24", [Row("qgoft", {"rte": records})])
+    table = build_table("glue", "goft_icml24", [Row("qgoft", {"rte": records})])
     assert "82.0 ±2.0" in rows_of(table)["qgoft"]
     assert table.notes[0].startswith("n = 3 seeds, ± standard deviation over seeds")
 
 
 def test_pocket_has_published_figures_as_context_without_differences():
-    table = build_table("pocket", [Row("qgoft", {"rte": [record("rte", 80.0, protocol="pocket")]})])
+    table = build_table("glue", "pocket", [Row("qgoft", {"rte": [record("rte", 80.0, protocol="pocket")]})])
     assert "difference" not in rows_of(table)
     assert any("context only" in note and "88.45" in note for note in table.notes)
 
@@ -67,7 +67,7 @@ def test_subsets_mixed_commits_and_dirty_code_are_told():
     ]
     records[0]["provenance"]["commit"], records[1]["provenance"]["commit"] = "a", "b"
     records[1]["provenance"]["dirty"] = True
-    table = build_table("goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records})])
+    table = build_table("glue", "goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records})])
     assert "qgoft (subset)" in rows_of(table)
     text = " ".join(table.notes)
     assert "not comparable with published" in text
@@ -87,7 +87,7 @@ def test_subsets_mixed_commits_and_dirty_code_are_told():
 def test_what_is_not_comparable_has_no_difference(changes, altered, mark):
     made = record("rte", 80.0, **{k: v for k, v in changes.items() if k == "subset"})
     made.update({k: v for k, v in changes.items() if k != "subset"})
-    table = build_table("goft_icml24", [Row("qgoft", {"rte": [made]}, is_altered=altered)])
+    table = build_table("glue", "goft_icml24", [Row("qgoft", {"rte": [made]}, is_altered=altered)])
     lines = rows_of(table)
     assert "difference" not in lines
     assert lines["published"][6] == "88.45"
@@ -95,18 +95,20 @@ def test_what_is_not_comparable_has_no_difference(changes, altered, mark):
 
 
 def test_oom_is_printed_as_published():
-    table = build_table("psoft_iclr26", [Row("goft_v2", {"cola": [record("cola", 60.0, protocol="psoft_iclr26", method="goft_v2")]})])
+    table = build_table(
+        "glue", "psoft_iclr26", [Row("goft_v2", {"cola": [record("cola", 60.0, protocol="psoft_iclr26", method="goft_v2")]})]
+    )
     assert rows_of(table)["published"][2] == "OOM"
     assert rows_of(table)["difference"][1:] == ["-5.5", *["-"] * 6]
 
 
 def test_a_random_backbone_has_no_published_row():
-    table = build_table("goft_icml24", [Row("random + qgoft", {"rte": [record("rte", 50.0, init="random")]})])
+    table = build_table("glue", "goft_icml24", [Row("random + qgoft", {"rte": [record("rte", 50.0, init="random")]})])
     assert "published" not in rows_of(table)
 
 
 def test_no_records_no_crash():
-    assert build_table("pocket", [Row("qgoft", {})]).notes == ["no run is done yet"]
+    assert build_table("glue", "pocket", [Row("qgoft", {})]).notes == ["no run is done yet"]
 
 
 @pytest.mark.parametrize(("paper", "table"), [("goft-icml2024", "table1"), ("psoft-iclr2026", "table2")])

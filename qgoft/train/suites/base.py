@@ -1,0 +1,69 @@
+"""What a run must know about its task, whatever the suite."""
+
+from abc import ABC, abstractmethod
+
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from qgoft.ledger import Identity
+from qgoft.models import load_tokenizer
+from qgoft.settings import RunSettings
+from qgoft.tasks.sources import tokenizer_sha256
+from qgoft.train.evaluate import Measured, Outcome
+
+
+class Suite(ABC):
+    """Rows, model and scores of one task.
+
+    Attributes:
+        train: rows for training, under the names that the model takes.
+        parts: names of the parts that can be scored: choose, where something chooses, and report:<set> for each reported set.
+        rows: number of items of each split, and `is_subset`, whether they are others than the official numbers.
+        repairs: what was wrong with the data and how often; nothing is left out in silence.
+        head: names of the modules that are new for the task; None for those that the model's settings name.
+    """
+
+    head: list[str] | None = None
+
+    def __init__(self, settings: RunSettings, identity: Identity):
+        self.settings, self.identity = settings, identity
+        self.tokenizer = load_tokenizer(identity.model.folder)
+        self.tokenizer_sha256 = tokenizer_sha256(identity.model.folder)
+        self.collate = DataCollatorWithPadding(self.tokenizer)
+        self.train: Dataset
+        self.parts: list[str]
+        self.rows: dict[str, int]
+        self.is_subset: bool
+        self.repairs: dict[str, int] = {}
+        self.load()
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read and check the rows, and make what the model takes of them.
+
+        Raises:
+            QgoftError: something is wrong with them.
+        """
+
+    @abstractmethod
+    def build_model(self) -> PreTrainedModel:
+        """The backbone with a new head for this task. The head is drawn from torch's random state."""
+
+    @abstractmethod
+    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        """Predictions of a model on one part, and their scores."""
+
+    @abstractmethod
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        """Metrics of a record from the outcomes of all reported sets (set -> outcome)."""
+
+    def choosing_score(self, outcome: Outcome) -> float | None:
+        """What the selection rule compares."""
+        return outcome.scores[self.settings.task.primary]
+
+    @property
+    def reported(self) -> list[str]:
+        """Names of the reported sets; one empty name where there is one set."""
+        return [part.removeprefix("report:") for part in self.parts if part.startswith("report:")]

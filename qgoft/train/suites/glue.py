@@ -1,0 +1,98 @@
+"""GLUE: classification, and one regression, of sentences and pairs."""
+
+import math
+
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from qgoft.errors import Diverged
+from qgoft.models import load_classifier
+from qgoft.settings import TaskSettings
+from qgoft.tasks.glue import load_parts
+from qgoft.tasks.metrics import Scores, majority_score, standard_error
+from qgoft.train.evaluate import Measured, Outcome, forward_rows
+from qgoft.train.suites.base import Suite
+
+
+class Glue(Suite):
+    def load(self) -> None:
+        parts = load_parts(self.settings, self.identity.data, self.tokenizer, self.tokenizer_sha256)
+        self.scored = {} if parts.choose is None else {"choose": parts.choose}
+        self.scored |= {f"report:{name}": part for name, part in parts.report.items()}
+        self.train, self.parts = _model_input(parts.train), list(self.scored)
+        self.train_labels = list(parts.train["labels"])
+        self.rows, self.is_subset = parts.rows, parts.is_subset
+
+    def build_model(self) -> PreTrainedModel:
+        return load_classifier(self.settings, self.identity.model.folder)
+
+    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        task, rows = self.settings.task, self.scored[part]
+        read = _read_scores if task.is_regression else _read_classes
+        size = self.settings.train.eval_batch_size
+        predictions = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read)
+        labels = list(rows["labels"])
+        ids = list(rows["idx"]) if "idx" in rows.column_names else list(range(len(rows)))
+        metric = Scores(task.metrics, is_regression=task.is_regression)
+        return Outcome(ids, predictions, labels, metric.compute(predictions=predictions, references=labels))
+
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        return combine(self.settings.task, outcomes, self.train_labels)
+
+    def choosing_score(self, outcome: Outcome) -> float | None:
+        # The choosing part of MNLI is one set, which its accuracy scores, whatever the reported metric is called.
+        task = self.settings.task
+        return outcome.scores[task.primary if task.primary in task.metrics else task.metrics[0]]
+
+
+def _model_input(rows: Dataset) -> Dataset:
+    """Every column but the number of the row."""
+    return rows.select_columns([name for name in rows.column_names if name != "idx"])
+
+
+def _read_classes(output: ModelOutput, batch: dict[str, Tensor]) -> list[int]:
+    return _finite(output.logits).argmax(-1).tolist()
+
+
+def _read_scores(output: ModelOutput, batch: dict[str, Tensor]) -> list[float]:
+    return _finite(output.logits)[:, 0].tolist()
+
+
+def _finite(logits: Tensor) -> Tensor:
+    logits = logits.float()
+    if not logits.isfinite().all():
+        raise Diverged("the model's predictions are not finite")
+    return logits
+
+
+def combine(task: TaskSettings, outcomes: dict[str, Outcome], train_labels: list[float]) -> dict[str, Measured]:
+    """Metric -> what was measured. With several sets (MNLI) each has its own, `<metric>_<set>`, beside the mean of the sets."""
+    found: dict[str, Measured] = {}
+    for name in task.metrics:
+        parts = [_measure(task, name, outcome, train_labels) for outcome in outcomes.values()]
+        for label, part in zip(outcomes, parts, strict=True):
+            if label:
+                found[f"{name}_{label}"] = part
+        found[name] = parts[0] if len(parts) == 1 else _mean(parts)
+    return found
+
+
+def _measure(task: TaskSettings, name: str, outcome: Outcome, train_labels: list[float]) -> Measured:
+    error = standard_error(name, outcome.predictions, outcome.labels)
+    majority = majority_score(name, outcome.labels, train_labels, is_regression=task.is_regression)
+    return Measured(outcome.scores[name], len(outcome.labels), error, majority)
+
+
+def _mean(parts: list[Measured]) -> Measured:
+    """Mean of independent sets."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(values) if len(known) == len(values) else None
+
+    errors = [part.standard_error for part in parts]
+    error = None if None in errors else math.hypot(*(e for e in errors if e is not None)) / len(parts)
+    return Measured(mean([p.value for p in parts]), sum(p.n for p in parts), error, mean([p.majority for p in parts]))

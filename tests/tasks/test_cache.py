@@ -1,0 +1,62 @@
+"""Rows that were made once are read again, and never where anything they depend on has changed or a byte is wrong."""
+
+import pytest
+from datasets import Dataset
+
+from qgoft.tasks.cache import cached_rows
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
+    return tmp_path / "rows"
+
+
+class Maker:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [0, self.calls]})
+
+
+def test_rows_are_made_once(cache):
+    make = Maker()
+    first, second = (cached_rows({"rows": "a", "length": 3}, make) for _ in range(2))
+    assert make.calls == 1
+    assert first[:] == second[:] == {"input_ids": [[1, 2], [3]], "labels": [0, 1]}
+    assert first.features == second.features
+    assert [path.name for path in cache.iterdir()] == [next(cache.iterdir()).name], "nothing is left over"
+
+
+def test_any_change_of_what_they_depend_on_makes_them_anew(cache):
+    make = Maker()
+    cached_rows({"rows": "a", "length": 3}, make)
+    cached_rows({"rows": "a", "length": 4}, make)
+    cached_rows({"rows": "b", "length": 3}, make)
+    assert make.calls == 3
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "checksum.txt"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_copy_is_made_anew(cache, name, damage):
+    make = Maker()
+    cached_rows({"rows": "a"}, make)
+    path = next(cache.iterdir()) / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    assert cached_rows({"rows": "a"}, make)["labels"][:] == [0, 2]
+    assert cached_rows({"rows": "a"}, make)["labels"][:] == [0, 2], "and kept"
+    assert make.calls == 2
+
+
+def test_without_space_the_run_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "file"))
+    make = Maker()
+    assert cached_rows({"rows": "a"}, make)["labels"][:] == [0, 1]
+    assert cached_rows({"rows": "a"}, make)["labels"][:] == [0, 2]
