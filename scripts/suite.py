@@ -68,6 +68,10 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     suite = arguments.suite
     known = [name.removeprefix(f"{suite}/") for name in choices("task") if name.startswith(f"{suite}/")]
     tasks = split_list(arguments.tasks) or [task for task in known if not gap(arguments.protocol, f"{suite}/{task}", "")]
+    if not tasks:
+        raise QgoftError(
+            f"protocol {arguments.protocol} has no task of suite {suite}: {gap(arguments.protocol, f'{suite}/{known[0]}', '')}; change PROTOCOL"
+        )
     common = [f"protocol={arguments.protocol}"]
     if arguments.model:
         check_choice("model", arguments.model)

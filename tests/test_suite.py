@@ -112,3 +112,19 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1
     assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
+
+
+def test_a_suite_that_the_protocol_lacks_is_told(repository, tmp_path):
+    done = command(repository, tmp_path, "squad", "--protocol", "psoft_iclr26")
+    assert done.returncode == 2
+    assert done.stderr == "qgoft: protocol psoft_iclr26 has no task of suite squad: the paper did not run it; change PROTOCOL\n"
+
+
+def test_squad_runs_and_prints_its_table(repository, tmp_path):
+    done = command(repository, tmp_path, "squad", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "SQuAD v1.1, protocol pocket: 1 runs planned, 0 done" in done.stdout
+    header = next(line for line in done.stdout.splitlines() if "#Param" in line)
+    assert header.split()[-2:] == ["EM", "F1"]
+    assert "published qgoft (DeBERTaV3-base, other data; context only): 87.10  93.20" in done.stdout
+    assert (tmp_path / "tables" / "table4.tex").is_file()

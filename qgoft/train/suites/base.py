@@ -1,6 +1,7 @@
 """What a run must know about its task, whatever the suite."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -25,7 +26,7 @@ class Suite(ABC):
         head: names of the modules that are new for the task; None for those that the model's settings name.
     """
 
-    head: list[str] | None = None
+    head: ClassVar[list[str] | None] = None
 
     def __init__(self, settings: RunSettings, identity: Identity):
         self.settings, self.identity = settings, identity

@@ -1,5 +1,7 @@
 """SQuAD: the answer to a question is a span of its passage."""
 
+from typing import ClassVar
+
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from qgoft.train.suites.base import Suite
 
 
 class Squad(Suite):
-    head = ["qa_outputs"]
+    head: ClassVar[list[str]] = ["qa_outputs"]
 
     def load(self) -> None:
         parts = load_parts(self.settings, self.identity.data, self.tokenizer, self.tokenizer_sha256)

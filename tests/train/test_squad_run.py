@@ -1,0 +1,101 @@
+"""SQuAD through the loop: the record, the adapter scored again, other encoders, and damaged rows told."""
+
+import gzip
+import json
+
+import pytest
+from _settings import compose_settings
+from datasets import Dataset
+from transformers import BertConfig, BertModel
+
+from qgoft.errors import QgoftError
+from qgoft.ledger import identify
+from qgoft.models import load_tokenizer
+from qgoft.pocket.weights import weights_folder
+from qgoft.tasks.squad import exact_match_and_f1
+from qgoft.train.rescore import rescore
+from qgoft.train.run import run
+
+SHORT = ["task=squad/v1", "train.max_steps=12", "train.evaluations=2"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    s = compose_settings([*SHORT, f"results.root={tmp_path_factory.mktemp('squad')}"])
+    return run(s), identify(s).folder
+
+
+def test_record_and_predictions(done):
+    record, folder = done
+    assert record["status"] == "done"
+    assert record["primary"] == "f1"
+    assert set(record["metrics"]) == {"exact_match", "f1"}
+    assert record["metrics"]["f1"]["n"] == 2000
+    assert 0 < record["metrics"]["f1"]["standard_error"] < 2
+    assert record["metrics"]["f1"]["majority"] is None
+    assert record["params"]["trainable"] == 10296
+    assert record["params"]["head"] == 96 * 2 + 2
+    assert record["provenance"]["data"]["rows"] == {"train": 1000, "validation": 500, "test": 2000}
+    assert "repairs" not in record["provenance"]["data"]
+    with gzip.open(folder / "predictions.jsonl.gz", "rt") as file:
+        lines = [json.loads(line) for line in file]
+    found = exact_match_and_f1({line["idx"]: line["prediction"] for line in lines}, {line["idx"]: line["label"] for line in lines})
+    assert found["f1"] == pytest.approx(record["metrics"]["f1"]["value"])
+    assert found["n"] == 2000
+
+
+def test_the_saved_adapter_scores_the_same_merged_too(done):
+    record, folder = done
+    for merge, within in ((False, 1e-9), (True, 0.1)):
+        _, measured = rescore(folder, merge=merge)
+        for name, metric in measured.items():
+            assert metric.value == pytest.approx(record["metrics"][name]["value"], abs=within)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """Another encoder, with token types, which SQuAD's pairs make use of."""
+    folder = tmp_path / "bert"
+    tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def made_up(count, *, wrong=0):
+    rows = []
+    for i in range(count):
+        context = "the dog saw the cat . the bird heard the horse ."
+        rows.append(
+            {
+                "id": f"q{i}",
+                "title": "t",
+                "context": context,
+                "question": "what did the dog see ?",
+                "answers": {"text": ["a tree" if i < wrong else "the cat"], "answer_start": [12]},
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def test_another_encoder_on_a_directory_with_damaged_rows(tmp_path, bert):
+    folder = tmp_path / "data" / "squad"
+    folder.mkdir(parents=True)
+    made_up(64, wrong=3).to_parquet(folder / "train.parquet")
+    made_up(20).to_parquet(folder / "validation.parquet")
+    words = ["protocol=small", "method=qgoft", "task=squad/v1", f"model.path={bert}", f"data.root={tmp_path / 'data'}"]
+    s = compose_settings([*words, "train.max_steps=3", "train.max_length=64", "task.options.stride=16", f"results.root={tmp_path}"])
+    record = run(s)
+    assert record["status"] == "done"
+    data = record["provenance"]["data"]
+    assert data["subset"]
+    assert data["repairs"] == {"training answers that are not in their passage (target: none)": 3}
+    assert record["metrics"]["f1"]["n"] == 20
+    assert record["settings"]["splits"] == "validation"
+
+
+def test_a_tokenizer_without_offsets_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.is_fast", False)
+    with pytest.raises(QgoftError, match=r"tokenizer\.json"):
+        run(compose_settings([*SHORT, f"results.root={tmp_path}", "train.max_length=60"]))
