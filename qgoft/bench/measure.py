@@ -3,10 +3,7 @@
 What is compared is the ratio to LoRA r=8 within a repeat (qgoft.report.bench).
 """
 
-import ctypes
 import gc
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -115,7 +112,6 @@ def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, d
     for rival in rivals:
         report(f"{shape.name}: {rival.name}, memory")
         runners.append(Runner(rival, base, shape, inputs, device))
-        _return_freed_memory()
     gc.collect()
     for repeat in range(repeats):
         for index in range(len(runners)):
@@ -123,17 +119,7 @@ def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, d
             runner = runners[(index + repeat) % len(runners)]
             report(f"{shape.name}: round {repeat + 1}/{repeats}, {runner.timing.name}")
             runner.repeat()
-            _return_freed_memory()
     return [asdict(runner.timing) for runner in runners]
-
-
-def _return_freed_memory() -> None:
-    """glibc holds what is freed in pieces that the next rival's sizes do not fit: four times the live bytes after a few rivals, until the
-    machine has no more. So everybody starts from the same state."""
-    if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:

@@ -73,7 +73,8 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:
     weights = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, Any] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Nothing is handed back: a node that held its own output would be a circle that nobody frees.
         parts = [tensor]
         if tensor.is_sparse:
             parts = [tensor._indices(), tensor._values()]
@@ -83,9 +84,8 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:
             storage = part.untyped_storage()
             if storage.data_ptr() not in weights:
                 kept[storage.data_ptr()] = storage
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         out = forward()
     total = sum(storage.nbytes() for storage in kept.values())
     del out

@@ -1,8 +1,10 @@
 """The benchmark measures what it says: bytes are counted right, rivals compute what they are named after, and the tables follow the record."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,20 @@ def test_saved_bytes_count_each_storage_once_and_no_weights():
     x = torch.zeros(5, 10)
     assert saved_bytes(layer, lambda: layer(x).sum()) == x.nbytes
     assert saved_bytes(layer, lambda: (layer(x) + layer(x)).sum()) == x.nbytes
+
+
+def test_counting_saved_bytes_leaves_nothing_behind():
+    """An operation that saves its own output, as softmax and exp do, must not be kept alive by the count."""
+    x = torch.zeros(1000, requires_grad=True)
+    made = []
+
+    def forward():
+        made.append(weakref.ref((y := x.exp()).untyped_storage()))
+        return y.softmax(0).sum()
+
+    assert saved_bytes(nn.Identity(), forward) >= 8000
+    gc.collect()
+    assert made[0]() is None
 
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
