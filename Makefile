@@ -41,7 +41,7 @@ $(VENV)/.triton: $(READY)
 	@test "$$(uname -s)" != Linux || { echo "adding triton for the tests of the GPU kernels (once, 1 GB)"; $(PY) -m pip install --quiet --editable '.[triton]'; }
 	@touch $@
 
-.PHONY: env glue squad table1 table4 psoft-table2 test check smoke bench counts status fetch clean help
+.PHONY: env glue squad vtab table1 table3 table4 psoft-table2 test check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
@@ -51,8 +51,14 @@ glue: $(READY) ## main job: fine-tune and evaluate METHOD on GLUE, print the tab
 squad: $(READY) ## fine-tune and evaluate METHOD on SQuAD v1.1, print EM and F1 beside the published ones
 	@$(call RUN_SUITE,squad) $(ARGS)
 
+vtab: $(READY) ## fine-tune and evaluate METHOD on VTAB-1K's nineteen tasks (TASKS=dtd,svhn for some)
+	@$(call RUN_SUITE,vtab) $(ARGS)
+
 table1: $(READY) ## table 1 of GOFT with the protocol's seeds (METHOD is a list of its rows)
 	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
+
+table3: $(READY) ## table 3 of GOFT, VTAB-1K, with the protocol's seeds (METHOD is a list of its rows)
+	@$(call RUN_SUITE,vtab) --all-seeds $(ARGS)
 
 table4: $(READY) ## table 4 of GOFT, SQuAD, with the protocol's seeds (METHOD is a list of its rows)
 	@$(call RUN_SUITE,squad) --all-seeds $(ARGS)

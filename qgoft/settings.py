@@ -29,6 +29,7 @@ class TaskSettings:
     rows: dict[str, int]
     label_range: list[float] = field(default_factory=list)  # of a regression
     options: dict[str, Any] = field(default_factory=dict)  # what one suite alone needs, such as the overlap of SQuAD's windows
+    path: str | None = None  # directory of this task, where its name is not the task's (VTAB)
 
     @property
     def is_regression(self) -> bool:
@@ -89,6 +90,9 @@ class TrainSettings:
     precision: str  # no, bf16 or fp16
     gradient_checkpointing: bool
     drop_classifier: float | None  # dropout before the classifier; null: the model's own
+    drop_hidden: float | None = None  # dropout of the hidden states; null: the model's own
+    drop_path: float = 0.0  # stochastic depth of the last block; 0 at the first
+    drop_last: bool = False  # leave out the last batch of an epoch where it is not full
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class OptimSettings:
     warmup: float
     schedule: str  # linear, cosine or constant
     clip: float | None
+    floor: float = 0.0  # where the cosine ends
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class RunSettings:
     method: MethodSettings
     train: TrainSettings
     optim: OptimSettings
-    splits: str  # test, halves or validation: what is reported, and what chooses
+    splits: str  # test, halves, validation or whole: what is reported, and what chooses
     selection: str
     seed: int
     results: ResultsSettings = field(default_factory=ResultsSettings)
@@ -152,15 +157,18 @@ class RunSettings:
         ):
             if number is not None and number <= 0:
                 raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
-        if self.selection == "best_validation" and self.splits == "validation":
+        if self.selection == "best_validation" and self.splits in ("validation", "whole"):
             raise QgoftError(
-                "selection=best_validation would choose on the reported rows when splits=validation; use selection=last, "
-                "splits=halves, or selection=best_reported, which says so in the table"
+                f"selection=best_validation has no rows left to choose on when splits={self.splits}; use selection=last, "
+                "another splits, or selection=best_reported, which says so in the table"
             )
+        suite_splits = ("test", "whole") if self.task.suite == "vtab" else ("test", "halves", "validation")
+        if self.splits not in suite_splits:
+            raise QgoftError(f"splits is {self.splits!r}; suite {self.task.suite} has {', '.join(suite_splits)}; change splits")
 
 
 SELECTIONS = ("last", "best_validation", "best_reported")
-SPLITS = ("test", "halves", "validation")
+SPLITS = ("test", "halves", "validation", "whole")
 
 # Places, logging and what the record states by content instead (a checksum of the data and of the weights).
 NOT_IN_KEY = (
@@ -175,21 +183,30 @@ NOT_IN_KEY = (
     "task.rows",
     "task.hub",
     "task.config",
+    "task.path",
 )
+# What came later than the first records, with the value that those were made with: there it does not count, so that their keys hold.
+CAME_LATER = {"task.options": {}, "train.drop_hidden": None, "train.drop_path": 0.0, "train.drop_last": False, "optim.floor": 0.0}
 
 
 def settings_in_key(settings: RunSettings) -> dict[str, Any]:
     """The settings as plain data, without those that do not move a number."""
     data = dataclasses.asdict(settings)
     for name in NOT_IN_KEY:
-        *path, last = name.split(".")
-        node = data
-        for part in path:
-            node = node[part]
+        node, last = _parent(data, name)
         del node[last]
-    if not data["task"]["options"]:  # came later than the first records, whose keys hold
-        del data["task"]["options"]
+    for name, before in CAME_LATER.items():
+        node, last = _parent(data, name)
+        if node[last] == before:
+            del node[last]
     return data
+
+
+def _parent(data: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    *path, last = name.split(".")
+    for part in path:
+        data = data[part]
+    return data, last
 
 
 def settings_from_dict(data: dict[str, Any]) -> RunSettings:

@@ -87,7 +87,18 @@ def settings_of(config: DictConfig) -> RunSettings:
     data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "recipe", "protocol", "task")}
     data["protocol"] = resolved["protocol"]["name"]
     task = dict(resolved["task"])
-    rows = {"pocket": task.pop("pocket_rows"), "official": task.pop("official_rows")}
     task.pop("kind")
-    data["task"] = {**task, "rows": rows["pocket" if resolved["data"]["source"] == "pocket" else "official"]}
+    here, other = ("pocket", "official") if resolved["data"]["source"] == "pocket" else ("official", "pocket")
+    task["rows"] = task.pop(f"{here}_rows")
+    if f"{here}_classes" in task:
+        task["options"] = {**task.get("options", {}), "classes": task.pop(f"{here}_classes")}
+    data["task"] = {name: value for name, value in task.items() if not name.startswith(f"{other}_")}
     return settings_from_dict(data)
+
+
+def line_of(table: DictConfig, name: str) -> Any:
+    """The line of a task in a table of a protocol or a recipe, or the line `all` where one serves every task of a suite."""
+    return table[name] if name in table else table["all"]
+
+
+OmegaConf.register_new_resolver("line", line_of, replace=True)

@@ -121,13 +121,28 @@ def time_products(repeats: int, threads: int, device: str) -> list[dict]:
     return measure_products(WIDTHS, 2048, repeats, device, report_to_terminal)
 
 
-def run(arguments: argparse.Namespace) -> dict:
+def run(arguments: argparse.Namespace, path: Path) -> dict:
+    """Time everything that was asked for. The record is written after each shape, so that nothing is lost with what comes later."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     repeats, threads = arguments.repeats, arguments.threads
     torch.set_num_threads(threads)
-    products = in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else []
-    measured: list[dict] = []
-    failed: list[dict] = []
+    record: dict[str, Any] = {
+        "kind": "bench",
+        "set": arguments.set,
+        "reference": REFERENCE,
+        "dtype": "float32",
+        "repeats": repeats,
+        "allocator": "keeps freed memory" if arguments.keep_memory else "system default",
+        "triton": triton_state(device),
+        "products": in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else [],
+        "shapes": [],
+        "failed": [],
+        **records.code_provenance(REPOSITORY),
+        "packages": records.package_versions(),
+        "hardware": records.hardware(
+            device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
+        ),
+    }
     for shape in SETS[arguments.set]():
         if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
             continue
@@ -137,27 +152,13 @@ def run(arguments: argparse.Namespace) -> dict:
             try:
                 groups.append(in_own_process(time_group, arguments.set, shape.name, names, batch, repeats, threads, device))
             except BrokenProcessPool:
-                failed.append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
+                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
         # A part of the batch is compared with nothing else: without the whole batch there is no line.
         if groups and groups[0][0]["batch"] == shape.batch:
-            measured.append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
-    return {
-        "kind": "bench",
-        "set": arguments.set,
-        "reference": REFERENCE,
-        "dtype": "float32",
-        "repeats": repeats,
-        "allocator": "keeps freed memory" if arguments.keep_memory else "system default",
-        "triton": triton_state(device),
-        "products": products,
-        "shapes": measured,
-        "failed": failed,
-        **records.code_provenance(REPOSITORY),
-        "packages": records.package_versions(),
-        "hardware": records.hardware(
-            device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
-        ),
-    }
+            record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def main() -> int:
@@ -187,10 +188,8 @@ def main() -> int:
     if not operator_is_right():
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1
-    record = run(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.set}{'-keep' if arguments.keep_memory else ''}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record = run(arguments, path)
     show(record, arguments.out)
     print(f"record: {os.path.relpath(path)}")
     for line in record["failed"]:

@@ -9,6 +9,7 @@ from _settings import CONFIGS, choices, compose_settings, gap
 
 from qgoft.errors import QgoftError
 from qgoft.methods.base import REGISTRY, parse_variant
+from qgoft.tasks.vtab import GROUPS
 
 PROTOCOLS = ["pocket", "small", "goft_icml24", "psoft_iclr26"]
 METHODS = """full linear bitfit lora dora pissa adalora oft oft_v2 boft hra psoft goft goft_star qgoft goft_v2 qgoft_v2""".split()
@@ -17,7 +18,10 @@ METHODS = """full linear bitfit lora dora pissa adalora oft oft_v2 boft hra psof
 def test_the_groups_hold_what_the_suite_promises():
     assert choices("protocol") == sorted(PROTOCOLS)
     assert choices("method") == sorted(METHODS) == sorted(REGISTRY)
-    assert choices("task") == sorted([*(f"glue/{t}" for t in "mnli sst2 cola qqp qnli rte mrpc stsb".split()), "squad/v1"])
+    glue = [f"glue/{t}" for t in "mnli sst2 cola qqp qnli rte mrpc stsb".split()]
+    vtab = [f"vtab/{t}" for names in GROUPS.values() for t in (*names,)]
+    assert len(vtab) == 19
+    assert choices("task") == sorted([*glue, "squad/v1", *vtab, "vtab/digits"])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -111,7 +115,7 @@ def test_experiments_compose_and_name_real_cells(experiment):
         (["train.max_steps=many"], r"train.max_steps is 'many' of type str; a int is needed"),
         (["train.max_steps=0"], r"positive"),
         (["train.max_steps=null"], r"neither train.epochs nor train.max_steps"),
-        (["protocol=goft_icml24", "selection=best_validation"], r"would choose on the reported rows"),
+        (["protocol=goft_icml24", "selection=best_validation"], r"no rows left to choose on"),
     ],
 )
 def test_mistakes_are_one_line(words, message):
@@ -133,3 +137,44 @@ def test_recipes_hold_numbers_not_text():
     for path in CONFIGS.rglob("*.yaml"):
         for value in leaves(yaml.safe_load(path.read_text())):
             assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value)), f"{path.name}: {value}"
+
+
+def test_goft_tables_8_and_9_are_transcribed():
+    for method, penalty in (("goft", 0.0), ("qgoft", 0.001)):
+        s = compose_settings(["protocol=goft_icml24", "task=squad/v1", f"method={method}"])
+        assert (s.train.epochs, s.train.batch_size, s.optim.lr, s.method.penalty) == (10, 32, 8e-4, penalty)
+        assert (s.train.max_length, s.task.options["stride"], s.optim.warmup) == (384, 128, 1000)
+        assert s.method.source == "table 8"
+        s = compose_settings(["protocol=goft_icml24", "task=vtab/svhn", f"method={method}"])
+        assert (s.train.epochs, s.train.batch_size, s.optim.lr, s.optim.weight_decay, s.method.penalty) == (100, 64, 1e-3, 1e-4, penalty)
+        assert (s.train.drop_path, s.train.drop_last, s.optim.floor, s.optim.schedule) == (0.1, True, 1e-5, "cosine")
+        assert (s.method.targets, s.splits, s.selection, s.method.source) == ("query_value", "whole", "last", "table 9")
+        assert s.model.hub == "google/vit-base-patch16-224-in21k"
+
+
+def test_psoft_table_11_is_transcribed():
+    s = compose_settings(["protocol=psoft_iclr26", "task=vtab/dtd", "method=psoft"])
+    assert (s.train.epochs, s.train.batch_size, s.optim.weight_decay, s.optim.head_lr) == (50, 64, 1e-3, 5e-3)
+    assert (s.optim.schedule, s.optim.warmup, s.train.drop_hidden) == ("cosine", 0.1, 0.1)
+    assert (s.splits, s.selection, s.method.targets) == ("test", "best_validation", "all_linear")
+    assert s.optim.lr in (5e-4, 1e-3, 5e-3)
+
+
+def test_rows_of_table_4_have_the_printed_variants():
+    for method, variant in (("lora", "r2"), ("oft", "b4")):
+        assert compose_settings(["protocol=goft_icml24", "task=squad/v1", f"method={method}"]).method.variant == variant
+    for method, variant in (("lora", "r8"), ("oft", "b8")):
+        assert compose_settings(["protocol=goft_icml24", "task=vtab/dtd", f"method={method}"]).method.variant == variant
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=vtab/dtd", "splits=halves", "selection=last"], "suite vtab has test, whole"),
+        (["task=glue/rte", "splits=whole", "selection=last"], "suite glue has test, halves, validation"),
+        (["task=vtab/dtd", "splits=whole"], "no rows left to choose on"),
+    ],
+)
+def test_splits_that_a_suite_lacks(words, message):
+    with pytest.raises(QgoftError, match=message):
+        compose_settings(words)

@@ -11,7 +11,7 @@ from typing import Any
 
 from qgoft.errors import QgoftError
 
-GENERATOR = Path(__file__).parent / "language"
+GENERATORS = [Path(__file__).parent / name for name in ("language", "vision")]
 FINGERPRINT = "fingerprint.txt"
 
 
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 def generator_version() -> str:
     """Changes with any change of the generator's source, so that a stale cache is never read."""
     digest = hashlib.sha256()
-    for path in sorted(GENERATOR.glob("*.py")):
+    for path in sorted(path for folder in GENERATORS for path in folder.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -96,7 +96,54 @@ def _write_squad(task: str, folder: Path) -> None:
     _write_fingerprint(splits, folder)
 
 
-WRITERS = {"glue": _write_glue, "squad": _write_squad}
+def _write_vtab(task: str, folder: Path) -> None:
+    """train.parquet holds train800 and then val200, as the layout of VTAB's parquet folders has it."""
+    import numpy as np
+
+    splits = _digits() if task == "digits" else _drawn(task)
+    train = tuple(np.concatenate(parts) for parts in zip(splits["train800"], splits["val200"], strict=True))
+    digest = hashlib.sha256()
+    for name, (pictures, labels) in (("train", train), ("test", splits["test"])):
+        digest.update(f"{name} {pictures.shape}".encode() + pictures.tobytes() + np.asarray(labels, "<i8").tobytes())
+        _write_pictures(pictures, labels, folder / f"{name}.parquet")
+    (folder / FINGERPRINT).write_text(digest.hexdigest() + "\n")
+
+
+def _drawn(task: str) -> dict[str, Any]:
+    from qgoft.pocket.vision.tasks import SIZES, generate_pictures
+
+    return {split: generate_pictures(task, split) for split in SIZES}
+
+
+def _digits() -> dict[str, Any]:
+    """The handwritten digits that come with scikit-learn: 1797 real pictures, 8 x 8, grey from 0 to 16, in an order drawn by seed 0."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    order = np.random.default_rng(0).permutation(len(loaded.images))
+    pictures, labels = (loaded.images[order] * 15).astype(np.uint8), loaded.target[order]
+    parts = {"train800": slice(800), "val200": slice(800, 1000), "test": slice(1000, None)}
+    return {split: (pictures[part], labels[part]) for split, part in parts.items()}
+
+
+def _write_pictures(pictures: Any, labels: Any, path: Path) -> None:
+    import io
+
+    from datasets import Dataset, Features, Image, Value, disable_progress_bars
+    from PIL import Image as Pillow
+
+    disable_progress_bars()
+    encoded = []
+    for picture in pictures:
+        file = io.BytesIO()
+        Pillow.fromarray(picture).save(file, "png", compress_level=1)
+        encoded.append({"bytes": file.getvalue(), "path": None})
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)
+
+
+WRITERS = {"glue": _write_glue, "squad": _write_squad, "vtab": _write_vtab}
 
 
 def _write_fingerprint(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of scores, measured beside published: table 1 of GOFT and PSOFT's table 2 (GLUE), table 4 of GOFT (SQuAD).
+"""Tables of scores, measured beside published: table 1 of GOFT and PSOFT's table 2 (GLUE), table 4 of GOFT (SQuAD), table 3 of both (VTAB-1K).
 
 A cell is the mean over the seeds that are done, with the standard deviation over seeds where there are two or more. A missing cell is
 a dash. The average is over tasks and stands only where every task is there.
@@ -38,10 +38,34 @@ class Item:
     title: str
     columns: tuple[Column, ...]
     has_average: bool = False
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title and columns; the average is then that of the group means
+    beside: tuple[Column, ...] = ()  # what the paper has not, after the average
+
+    @property
+    def all_columns(self) -> tuple[Column, ...]:
+        return (*self.columns, *self.beside)
+
+    @property
+    def titles(self) -> list[str]:
+        averages = [*(title for title, _ in self.groups), "Avg"] if self.has_average else []
+        return [*(column.title for column in self.columns), *averages, *(column.title for column in self.beside)]
+
+    def averages(self, values: list[float | None]) -> list[float | None]:
+        """Group means, if there are groups, and the average, from the values of the columns; None where one is missing."""
+        if not self.has_average:
+            return []
+        by_name = dict(zip((column.printed for column in self.columns), values, strict=True))
+        means = [_mean([by_name[name] for name in names]) for _, names in self.groups]
+        return [*means, _mean(means)] if means else [_mean(values)]
 
     @property
     def name(self) -> str:
         return self.table if self.paper.startswith("goft") else f"psoft-{self.table}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 GLUE = {"mnli": "MNLI", "sst2": "SST-2", "cola": "CoLA", "qqp": "QQP", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B"}
@@ -54,6 +78,43 @@ def _glue(*tasks: str) -> tuple[Column, ...]:
 TABLE1 = Item("goft-icml2024", "table1", "Table 1", _glue("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"), has_average=True)
 PSOFT_TABLE2 = Item("psoft-iclr2026", "table2", "PSOFT table 2", _glue("cola", "stsb", "rte", "mrpc", "sst2", "qnli"), has_average=True)
 TABLE4 = Item("goft-icml2024", "table4", "Table 4", (Column("em", "EM", "v1", "exact_match"), Column("f1", "F1", "v1", "f1")))
+VTAB_GROUPS = (
+    (
+        "Nat",
+        {
+            "cifar": "CIFAR",
+            "caltech101": "Calt",
+            "dtd": "DTD",
+            "oxford_flowers102": "Flow",
+            "oxford_iiit_pet": "Pets",
+            "svhn": "SVHN",
+            "sun397": "Sun",
+        },
+    ),
+    ("Spec", {"patch_camelyon": "Cam", "eurosat": "Euro", "resisc45": "Res", "diabetic_retinopathy": "Ret"}),
+    (
+        "Str",
+        {
+            "clevr_count": "Count",
+            "clevr_dist": "Dist",
+            "dmlab": "DML",
+            "kitti": "KIT",
+            "dsprites_loc": "dLoc",
+            "dsprites_ori": "dOri",
+            "smallnorb_azi": "Azi",
+            "smallnorb_ele": "Ele",
+        },
+    ),
+)
+
+
+def _vtab(paper: str, title: str, *, with_digits: bool = False) -> Item:
+    columns = tuple(Column(task, short, task) for _, tasks in VTAB_GROUPS for task, short in tasks.items())
+    beside = (Column("digits", "Digits", "digits"),) if with_digits else ()
+    return Item(paper, "table3", title, columns, True, tuple((name, tuple(tasks)) for name, tasks in VTAB_GROUPS), beside)
+
+
+TABLE3, PSOFT_TABLE3 = _vtab("goft-icml2024", "Table 3"), _vtab("psoft-iclr2026", "PSOFT table 3")
 # (suite, protocol) -> the table whose rows stand beside, and whether differences may be taken.
 BESIDE = {
     ("glue", "pocket"): (TABLE1, False),
@@ -63,9 +124,13 @@ BESIDE = {
     ("squad", "pocket"): (TABLE4, False),
     ("squad", "small"): (TABLE4, False),
     ("squad", "goft_icml24"): (TABLE4, True),
+    ("vtab", "pocket"): (_vtab("goft-icml2024", "Table 3", with_digits=True), False),
+    ("vtab", "goft_icml24"): (TABLE3, True),
+    ("vtab", "psoft_iclr26"): (PSOFT_TABLE3, True),
 }
-SUITES = {"glue": "GLUE", "squad": "SQuAD v1.1"}
-PAPER_MODEL = "deberta-v3-base"
+SUITES = {"glue": "GLUE", "squad": "SQuAD v1.1", "vtab": "VTAB-1K"}
+MODEL_NAMES = {"glue": "DeBERTaV3-base", "squad": "DeBERTaV3-base", "vtab": "ViT-B/16"}
+PAPER_MODELS = {"glue": "deberta-v3-base", "squad": "deberta-v3-base", "vtab": "vit-base"}
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
     "oft": "#Param of oft: peft trains the skew-symmetric entries; the paper prints full b x b blocks",
@@ -117,7 +182,7 @@ def build_table(suite: str, protocol: str, rows: list[Row]) -> Table:
     table = Table(
         item.name if protocol in ("pocket", "psoft_iclr26") else f"{item.name}-{protocol}",
         f"{SUITES[suite]}, protocol {protocol}",
-        [title, "#Param", *(column.title for column in item.columns), *(["Avg"] if item.has_average else [])],
+        [title, "#Param", *item.titles],
     )
     for row in rows:
         table.rows.append(_cells(row, item))
@@ -143,19 +208,16 @@ def _cell(values: list[float]) -> str:
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
 
 
-def _average(row: Row, item: Item) -> float | None:
-    means = [statistics.fmean(values) for column in item.columns if (values := _values(row, column))]
-    return statistics.fmean(means) if len(means) == len(item.columns) else None
+def _averages(row: Row, item: Item) -> list[float | None]:
+    return item.averages([statistics.fmean(values) if (values := _values(row, column)) else None for column in item.columns])
 
 
 def _cells(row: Row, item: Item) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.all()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
-    cells = [row.label + row.mark(), params, *(_cell(_values(row, column)) for column in item.columns)]
-    if item.has_average:
-        average = _average(row, item)
-        cells.append("-" if average is None else f"{average:.1f}")
-    return cells
+    averages = ["-" if average is None else f"{average:.1f}" for average in _averages(row, item)]
+    cells = [[_cell(_values(row, column)) for column in columns] for columns in (item.columns, item.beside)]
+    return [row.label + row.mark(), params, *cells[0], *averages, *cells[1]]
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:
@@ -170,7 +232,7 @@ def _published(item: Item, row: Row) -> PublishedRow | None:
 
 def _is_comparable(row: Row) -> bool:
     """Only the paper's model, rows and rules may be subtracted from the paper's figures."""
-    return not row.mark() and all(record["model"] == PAPER_MODEL for record in row.all())
+    return not row.mark() and all(record["model"] == PAPER_MODELS[record["suite"]] for record in row.all())
 
 
 def _number(value: Any) -> str:
@@ -186,26 +248,34 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         values, printed = _values(row, column), published.values[column.printed]
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
-    if item.has_average:
-        average = _average(row, item)
-        both = average is not None and published.average is not None
-        differences.append(f"{average - published.average:+.1f}" if both else "-")  # type: ignore[operator]
-    return [printed_row, ["  difference", "", *differences]]
+    for ours, printed in zip(_averages(row, item), _printed_averages(published, item), strict=True):
+        differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
+    return [printed_row, ["  difference", "", *differences, *("" for _ in item.beside)]]
+
+
+def _printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
+    """The printed average; group means, which are not printed, from the printed cells."""
+    if not item.has_average:
+        return []
+    cells = [published.values[column.printed] for column in item.columns]
+    return [*item.averages([v if isinstance(v, float | int) else None for v in cells])[:-1], published.average]
 
 
 def _printed(published: PublishedRow, item: Item) -> list[str]:
     cells = [_number(published.values[column.printed]) for column in item.columns]
-    return [*cells, _number(published.average)] if item.has_average else cells
+    return [*cells, *(_number(average) for average in _printed_averages(published, item)), *("" for _ in item.beside)]
 
 
 def _majority(rows: list[Row], item: Item) -> list[str] | None:
     values: list[float | None] = []
-    for column in item.columns:
+    for column in item.all_columns:
         records = [record for row in rows for record in row.records.get(column.task, [])]
         values.append(column.value(records[0], "majority") if records else None)
     if all(value is None for value in values):
         return None
-    return ["majority class", "0", *("-" if value is None else f"{value:.1f}" for value in values), *(["-"] if item.has_average else [])]
+    cells = ["-" if value is None else f"{value:.1f}" for value in values]
+    middle, end = ["-" for _ in item.averages([None] * len(item.columns))], len(item.columns)
+    return ["majority class", "0", *cells[:end], *middle, *cells[end:]]
 
 
 def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_comparable: bool) -> list[str]:
@@ -230,7 +300,7 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
             for row in (p for p in published if p.method == method):
                 values = "  ".join(_number(row.values[column.printed]) for column in item.columns)
                 average = f" | {_number(row.average)}" if item.has_average else ""
-                notes.append(f"published {method} (DeBERTaV3-base, other data; context only): {values}{average}")
+                notes.append(f"published {method} ({MODEL_NAMES[own[0]['suite']]}, other data; context only): {values}{average}")
     subsets = [r for r in own if r["provenance"]["data"]["subset"]]
     if subsets:
         shown = "; ".join(f"{r['task']} {r['provenance']['data']['rows']}" for r in _one_per_task(subsets))

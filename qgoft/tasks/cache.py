@@ -1,4 +1,4 @@
-"""What is made from rows once and read many times, such as token ids: on disk, named after everything it depends on.
+"""What is made from rows once and read many times, such as token ids or decoded pictures: on disk, named after everything it depends on.
 
 It lies in the user's cache (QGOFT_CACHE) and may be deleted at any time. A copy that is not what was written is made again.
 """
@@ -13,51 +13,57 @@ from typing import Any
 from datasets import Dataset
 from pyarrow import ArrowException
 
+from qgoft.errors import QgoftError
 from qgoft.pocket.data import cache_folder
 from qgoft.records import canonical_json
 from qgoft.tasks.sources import file_sha256
 
-CHECKSUM = "checksum.txt"
+ROWS, CHECKSUM = "rows.arrow", "checksum.txt"
 
 
-def cached_rows(depends_on: dict[str, Any], make: Callable[[], Dataset]) -> Dataset:
-    """The rows that `make` returns, from disk where the same ones were made before.
+def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Dataset:
+    """Rows that lie on disk, made first where they are not there.
 
     Args:
-        depends_on: everything that decides what `make` returns, as plain data: checksums of its input, settings, versions of the libraries.
+        depends_on: everything that decides what `write` writes, as plain data: checksums of its input, settings, versions of the libraries.
+        write: gets a path and writes an Arrow file there.
+
+    Raises:
+        QgoftError: the cache cannot be written.
     """
     name = hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]
     folder = cache_folder() / "rows" / name
     rows = _read(folder)
     if rows is None:
-        rows = make()
-        _write(rows, folder)
+        try:
+            _make(folder, write)
+        except OSError as error:
+            raise QgoftError(
+                f"cannot write prepared rows to {folder.parent}: {error.strerror or error}; set QGOFT_CACHE to a folder with free space"
+            ) from error
+        rows = _read(folder)
+        assert rows is not None
     return rows
 
 
 def _read(folder: Path) -> Dataset | None:
     try:
-        if (folder / CHECKSUM).read_text() == _checksum(folder):
-            return Dataset.load_from_disk(folder)
-    except (OSError, ValueError, KeyError, ArrowException):
+        if (folder / CHECKSUM).read_text() == file_sha256(folder / ROWS):
+            return Dataset.from_file(str(folder / ROWS))
+    except (OSError, ValueError, ArrowException):
         pass
     return None
 
 
-def _write(rows: Dataset, folder: Path) -> None:
-    """All or nothing. Without space for it the run goes on: the rows are in memory."""
-    part = None
+def _make(folder: Path, write: Callable[[Path], None]) -> None:
+    """All or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
-        rows.save_to_disk(part)
-        (part / CHECKSUM).write_text(_checksum(part))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except (OSError, ArrowException):  # also where another process was first, with the same rows
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _checksum(folder: Path) -> str:
-    return "".join(f"{file_sha256(path)} {path.name}\n" for path in sorted(folder.iterdir()) if path.name != CHECKSUM)
+        write(part / ROWS)
+        (part / CHECKSUM).write_text(file_sha256(part / ROWS))
+        if _read(folder) is None:  # else another process was first, with the same rows
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

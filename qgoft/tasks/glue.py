@@ -10,6 +10,7 @@ MNLI has two validation sets. Both are reported; the choosing part is both (test
 import math
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 from pyarrow import ArrowException
@@ -53,7 +54,7 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
             "tokens": [tokenizer_sha256, length, version("tokenizers"), version("transformers")],
         }
         return cached_rows(
-            depends_on, lambda: tokenize(task, _read(task, split, [str(path) for path in files.files[split]]), tokenizer, length)
+            depends_on, lambda path: tokenize(task, _read(task, split, [str(p) for p in files.files[split]]), tokenizer, length, path)
         )
 
     data = {split: tokens(split) for split in files.files}
@@ -115,8 +116,8 @@ def _check_labels(task: TaskSettings, split: str, rows: Dataset) -> None:
         )
 
 
-def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Token ids of every row, cut to `max_length`, not padded; with the label under `labels`."""
+def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:
+    """Write the token ids of every row to an Arrow file: cut to `max_length`, not padded; with the label under `labels`."""
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)
@@ -126,12 +127,12 @@ def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBa
     kept = {"idx": rows.features["idx"]} if "idx" in rows.column_names else {}
     features = Features({**kept, **{name: List(Value("int32")) for name in names}, "labels": Value(rows.features["label"].dtype)})
     # A fingerprint is given, or the library would spend longer on hashing the function than on calling it.
-    return rows.map(
+    rows.map(
         encode,
         batched=True,
         remove_columns=[name for name in rows.column_names if name not in kept],
         features=features,
-        keep_in_memory=True,
+        cache_file_name=str(path),
         load_from_cache_file=False,
         new_fingerprint="tokens",
     )

@@ -10,6 +10,7 @@ from qgoft.errors import QgoftError
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
 from qgoft.settings import DataSettings, ModelSettings, TaskSettings
+from qgoft.tasks.picture_files import find_folder, list_checksum, split_files, unpack
 
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
@@ -37,6 +38,8 @@ class ModelFiles:
 def split_names(task: TaskSettings, splits: str) -> list[str]:
     """Splits that a run reads, train first. MNLI has two validation sets."""
     sets = ("_matched", "_mismatched") if task.name == "mnli" else ("",)
+    if task.suite == "vtab":
+        return ["train800val200", "test"] if splits == "whole" else ["train800", "val200", "test"]
     names = ["train", *(f"validation{s}" for s in sets)]
     if splits == "test":
         names += [f"test{s}" for s in sets]
@@ -45,7 +48,7 @@ def split_names(task: TaskSettings, splits: str) -> list[str]:
 
 def data_patterns(task: TaskSettings) -> list[str]:
     """The files of a dataset repository that a task reads."""
-    return [f"{task.config}/*.parquet", "README.md"]
+    return ["*.zip", "README.md"] if task.suite == "vtab" else [f"{task.config}/*.parquet", "README.md"]
 
 
 def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
@@ -57,7 +60,9 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     Raises:
         QgoftError: they cannot be had; the message says what is missing and what to do.
     """
-    is_pocket = data.source == "pocket" and data.root is None
+    is_pocket = data.source == "pocket" and data.root is None and task.path is None
+    if task.suite == "vtab" and not is_pocket:
+        return _find_pictures(task, data, splits)
     if is_pocket:
         folder, source, revision = pocket_files(task.suite, task.name), "pocket", None
     elif data.root is not None:
@@ -67,6 +72,8 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
         folder, source, revision = snapshot / task.config, task.hub, snapshot.name
         if not folder.is_dir():
             raise QgoftError(f"{task.hub} at {revision} has no folder {task.config} of parquet files; set data.root to a directory instead")
+    if task.suite == "vtab":
+        return DataFiles(source, revision, pocket_fingerprint(folder), split_files(folder, splits))
     files = {split: _split_files(folder, split, task) for split in splits}
     if is_pocket:
         return DataFiles(source, revision, pocket_fingerprint(folder), files)
@@ -74,6 +81,28 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     for split in splits:
         for path in files[split]:
             digest.update(f"{split} {file_sha256(path)}\n".encode())
+    return DataFiles(source, revision, digest.hexdigest(), files)
+
+
+def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
+    """The pictures of a VTAB task in one of the layouts of `picture_files`."""
+    source, revision = "directory", None
+    if task.path is not None:
+        folder = Path(task.path)
+        if not folder.is_dir():
+            raise QgoftError(f"task.path={folder} is no folder; give the one that holds train800.txt or train.parquet")
+    elif data.root is not None:
+        folder = find_folder(task.config, Path(data.root))
+    else:
+        snapshot = _download(task.hub, "dataset", data.revision, data_patterns(task))
+        archives = sorted(snapshot.glob("*.zip"))
+        if not archives:
+            raise QgoftError(f"{task.hub} at {snapshot.name} holds no zip; set data.root to a directory instead")
+        folder, source, revision = find_folder(task.config, unpack(archives[0], snapshot.name)), task.hub, snapshot.name
+    files = split_files(folder, splits)
+    digest = hashlib.sha256()
+    for split, (path,) in files.items():
+        digest.update(f"{split} {list_checksum(path) if path.suffix == '.txt' else file_sha256(path)}\n".encode())
     return DataFiles(source, revision, digest.hexdigest(), files)
 
 

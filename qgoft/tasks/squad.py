@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
             "tokens": [tokenizer_sha256, length, stride, version("tokenizers"), version("transformers")],
         }
         is_training = part == "train"
-        return cached_rows(depends_on, lambda: make_windows(rows(), tokenizer, length, stride, is_training=is_training))
+        return cached_rows(depends_on, lambda path: write_windows(rows(), tokenizer, length, stride, path, is_training=is_training))
 
     train = windows("train", lambda: read_rows(task, "train", files))
     held = {split: read_rows(task, split, files) for split in files.files if split != "train"}
@@ -118,8 +119,10 @@ def place_answer(context: str, text: str, start: int) -> tuple[int, int]:
     return (min(found, key=lambda place: abs(place - start)), MOVED) if found else (-1, ABSENT)
 
 
-def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, *, is_training: bool) -> Dataset:
-    """Windows of `max_length` tokens over every passage, each after its question.
+def write_windows(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, path: Path, *, is_training: bool
+) -> None:
+    """Write windows of `max_length` tokens over every passage, each after its question, to an Arrow file.
 
     Columns: the names that the model takes; `row`, the number of the question. For training `start_positions` and `end_positions`, first
     and last token of the answer (both 0 where the window does not hold all of it), and `repair`, where the answer was found. For
@@ -181,13 +184,13 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
             **{name: Value("int32") for name in numbers},
         }
     )
-    return rows.map(
+    rows.map(
         cut,
         batched=True,
         with_indices=True,
         remove_columns=rows.column_names,
         features=features,
-        keep_in_memory=True,
+        cache_file_name=str(path),
         load_from_cache_file=False,
         new_fingerprint="windows",
     )

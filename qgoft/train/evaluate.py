@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset as TorchDataset
 from transformers.utils import ModelOutput
 
 T = TypeVar("T")
 Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
+Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 
 @dataclass
@@ -38,25 +39,33 @@ class Measured:
     majority: float | None
 
 
+def token_lengths(rows: Dataset) -> list[int]:
+    return pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
+
+
 @torch.no_grad()
 def forward_rows(
-    model: nn.Module, rows: Dataset, collate: DataCollatorWithPadding, accelerator: Accelerator, batch_size: int, read: Read[T]
+    model: nn.Module,
+    rows: Dataset | TorchDataset,
+    collate: Collate,
+    accelerator: Accelerator,
+    batch_size: int,
+    read: Read[T],
+    lengths: list[int] | None = None,
 ) -> list[T]:
-    """What `read` takes from the model's output for every row, in the order of the rows.
-
-    Batches hold rows of like length; the order does not matter to a prediction, and padding is masked. Several processes share the rows.
+    """What `read` takes from the model's output for every row, in the order of the rows. Several processes share the rows.
 
     Args:
-        rows: token ids and masks, under the names that the model takes.
         read: gets the output and the batch (without labels) and returns one thing per row.
+        lengths: of the rows, where they differ: batches then hold rows of like length. The order does not matter to a prediction, and
+            padding is masked.
     """
-    lengths = pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
-    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    order = sorted(range(len(rows)), key=lambda i: -lengths[i]) if lengths else list(range(len(rows)))
     share = order[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
     model.eval()
     mine: list[T] = []
-    for batch in DataLoader(rows.select(share), batch_size=batch_size, collate_fn=collate):
+    for batch in DataLoader(Subset(rows, share), batch_size=batch_size, collate_fn=collate):
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
         mine += read(model(**batch), batch)
     model.train(was_training)

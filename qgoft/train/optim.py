@@ -42,4 +42,9 @@ def build_optimizer(adapted: Adapted, optim: OptimSettings) -> Optimizer:
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LRScheduler:
     warmup = math.ceil(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
     name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=min(warmup, total), num_training_steps=total)
+    more = {}
+    if optim.floor:
+        name, more = "cosine_with_min_lr", {"min_lr_rate": optim.floor / optim.lr}
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=min(warmup, total), num_training_steps=total, scheduler_specific_kwargs=more or None
+    )

@@ -71,7 +71,7 @@ class Tracker:
     def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress):
         self.settings, self.progress = settings, progress
         self.is_main = accelerator.is_main_process
-        self.file = open(folder / "history.jsonl", "w") if self.is_main else None  # noqa: SIM115 - closed in close()
+        self.file = open(folder / "history.jsonl", "w", buffering=1) if self.is_main else None  # noqa: SIM115 - closed in close()
         self.wandb = _start_wandb(settings, folder) if self.is_main and settings.wandb.mode != "disabled" else None
 
     def log(self, line: dict[str, Any]) -> None:

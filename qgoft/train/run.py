@@ -88,7 +88,8 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     if settings.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     per_process = _batch_per_process(settings, accelerator)
-    total, _ = count_steps(settings.train, -(-len(suite.train) // (per_process * accelerator.num_processes)))
+    batches, rest = divmod(len(suite.train), per_process * accelerator.num_processes)
+    total, _ = count_steps(settings.train, batches + (rest > 0 and not settings.train.drop_last))
     spec = settings.model if suite.head is None else dataclasses.replace(settings.model, head=suite.head)
     adapted = apply_method(model, spec, settings.method, total_steps=total)
     return Prepared(settings, identity, suite, adapted, accelerator)
@@ -116,7 +117,8 @@ def train_loader(prepared: Prepared) -> DataLoader:
     """Shuffled by the run's seed."""
     generator = torch.Generator().manual_seed(prepared.settings.seed)
     size = _batch_per_process(prepared.settings, prepared.accelerator)
-    return DataLoader(prepared.suite.train, batch_size=size, shuffle=True, collate_fn=prepared.suite.collate, generator=generator)
+    suite, drop_last = prepared.suite, prepared.settings.train.drop_last
+    return DataLoader(suite.train, batch_size=size, shuffle=True, drop_last=drop_last, collate_fn=suite.collate, generator=generator)
 
 
 def report_parts(prepared: Prepared) -> dict[str, Outcome]:
@@ -237,6 +239,7 @@ def _public_settings(settings: RunSettings) -> dict[str, Any]:
     data["results"]["root"] = None
     data["data"]["root"] = "directory" if settings.data.root else None
     data["model"]["path"] = "directory" if settings.model.path else None
+    data["task"]["path"] = "directory" if settings.task.path else None
     return data
 
 

@@ -20,7 +20,7 @@ from qgoft.ops.givens import factors
 from qgoft.report import bench as report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORD = REPOSITORY / "results" / "measured" / "bench" / "cpu.json"
+RECORDS = REPOSITORY / "results" / "measured" / "bench"
 SMALL = [shapes.layer(64, 96, 2, 4, of="test"), shapes.block(64, 4, 4, 6)]
 
 
@@ -182,8 +182,9 @@ def test_tables_are_ratios_within_a_repeat(tmp_path):
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
-def test_committed_record_says_where_it_was_measured_and_is_interleaved():
-    record = json.loads(RECORD.read_text())
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_records_say_where_they_were_measured_and_are_interleaved(path):
+    record = json.loads(path.read_text())
     assert record["hardware"]["processor"]
     assert record["commit"]
     assert not record["dirty"]
@@ -194,16 +195,20 @@ def test_committed_record_says_where_it_was_measured_and_is_interleaved():
 
 
 def test_readme_quotes_the_committed_record():
-    record = json.loads(RECORD.read_text())
+    record = json.loads((RECORDS / "cpu-models.json").read_text())
     readme = (REPOSITORY / "README.md").read_text()
-    line = next(line for line in record["shapes"] if line["shape"].startswith("DeBERTaV3-base, 12 layers"))
-    group = line["groups"][0]
-    reference = report.find_reference(group, record["reference"])
-    for timing, name in zip(group, ("frozen layers", "LoRA r=8", "GOFT", "qGOFT"), strict=True):
-        if timing is not reference:
-            median, low, high = report.ratios(report.step_seconds(timing), report.step_seconds(reference))
-            peak = timing["peak_bytes"] / reference["peak_bytes"]
-            assert f"| {name} | {median:.2f} | {low:.2f}-{high:.2f} | {peak:.2f} |" in readme
+    names = {"frozen": "frozen layers", "oft b=32": "OFT b=32", "goft": "GOFT", "qgoft": "qGOFT"}
+    groups = [
+        next(line for line in record["shapes"] if line["shape"].startswith(start))["groups"][0]
+        for start in ("DeBERTaV3-base, 12 layers, 16 x 128", "ViT-B/16, 12 layers, 16 x 197", "LLaMA shape, 2048 wide, 4 layers, 4 x 256")
+    ]
+    for name, title in names.items():
+        cells = []
+        for group in groups:
+            ours, reference = report.find_reference(group, name), report.find_reference(group, record["reference"])
+            median, low, high = report.ratios(report.step_seconds(ours), report.step_seconds(reference))
+            cells += [f"{median:.2f} ({low:.2f}-{high:.2f})", f"{ours['peak_bytes'] / reference['peak_bytes']:.2f}"]
+        assert f"| {title} | {' | '.join(cells)} |" in readme
 
 
 def test_unknown_words_are_refused_in_one_line():

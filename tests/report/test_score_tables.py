@@ -6,7 +6,7 @@ import pytest
 
 from qgoft.report.layout import Table
 from qgoft.report.published import load_rows
-from qgoft.report.scores import Row, build_table
+from qgoft.report.scores import TABLE3, Row, build_table
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
@@ -109,6 +109,65 @@ def test_a_random_backbone_has_no_published_row():
 
 def test_no_records_no_crash():
     assert build_table("glue", "pocket", [Row("qgoft", {})]).notes == ["no run is done yet"]
+
+
+VTAB = [column.task for column in TABLE3.columns]
+
+
+def vtab_row(value, tasks, **changes):
+    changes = {"suite": "vtab", "model": "vit-base", **changes}
+    return Row("qgoft", {task: [record(task, value, **changes)] for task in tasks})
+
+
+def test_vtab_averages_are_those_of_the_groups():
+    row = vtab_row(80.0, VTAB)
+    for task in ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"):
+        row.records[task] = [record(task, 50.0, suite="vtab", model="vit-base")]
+    table = build_table("vtab", "goft_icml24", [row])
+    lines = rows_of(table)
+    assert table.columns[-4:] == ["Nat", "Spec", "Str", "Avg"]
+    assert lines["qgoft"][-4:] == ["80.0", "50.0", "80.0", "70.0"]
+    assert lines["published"][-1] == "79.40"
+    assert lines["difference"][-1] == "-9.4"
+
+
+def test_real_digits_stand_outside_the_average():
+    row = vtab_row(80.0, VTAB, protocol="pocket")
+    row.records["digits"] = [record("digits", 10.0, protocol="pocket", suite="vtab")]
+    table = build_table("vtab", "pocket", [row])
+    line = rows_of(table)["qgoft"]
+    assert table.columns[-2:] == ["Avg", "Digits"]
+    assert line[-2:] == ["80.0", "10.0"]
+    assert len({len(cells) for cells in [table.columns, *table.rows]}) == 1
+    missing = build_table("vtab", "pocket", [vtab_row(80.0, VTAB[1:], protocol="pocket")])
+    assert rows_of(missing)["qgoft"][-5:] == ["-", "80.0", "80.0", "-", "-"]
+
+
+def test_squad_has_two_metrics_of_one_run():
+    made = record("v1", 0.0, suite="squad")
+    one = {"higher_is_better": True, "n": 100, "standard_error": 1.0, "majority": None}
+    made["metrics"] = {"exact_match": {"value": 87.0, **one}, "f1": {"value": 93.0, **one}}
+    made["primary"] = "f1"
+    made["provenance"]["data"]["repairs"] = {"training answers found elsewhere than stated": 2}
+    table = build_table("squad", "goft_icml24", [Row("qgoft", {"v1": [made]})])
+    lines = rows_of(table)
+    assert lines["qgoft"] == ["10,296", "87.0", "93.0"]
+    assert lines["published"] == ["0.33M", "87.10", "93.20"]
+    assert lines["difference"] == ["", "-0.1", "-0.2"]
+    assert "majority class" not in lines
+    assert "data of v1: 2 training answers found elsewhere than stated" in table.notes
+
+
+@pytest.mark.parametrize("table", ["goft-icml2024/table3", "psoft-iclr2026/table3"])
+def test_published_vtab_averages_are_those_of_the_group_means(table):
+    """Transcription, and an observation: PSOFT's row `full` alone prints the plain mean of its nineteen cells."""
+    for row in load_rows(*table.split("/")):
+        if row.average is None:
+            continue
+        found = TABLE3.averages([row.values[task] for task in VTAB])[-1]
+        plain = sum(row.values.values()) / 19
+        is_the_exception = (row.paper, row.method) == ("psoft-iclr2026", "full")
+        assert (plain if is_the_exception else found) == pytest.approx(row.average, abs=0.11), row.method
 
 
 @pytest.mark.parametrize(("paper", "table"), [("goft-icml2024", "table1"), ("psoft-iclr2026", "table2")])

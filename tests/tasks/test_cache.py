@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset
 
+from qgoft.errors import QgoftError
 from qgoft.tasks.cache import cached_rows
 
 
@@ -16,9 +17,10 @@ class Maker:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self):
+    def __call__(self, path):
         self.calls += 1
-        return Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [0, self.calls]})
+        made = Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [0, self.calls]})
+        made.map(lambda row: row, cache_file_name=str(path), new_fingerprint="made")
 
 
 def test_rows_are_made_once(cache):
@@ -38,7 +40,7 @@ def test_any_change_of_what_they_depend_on_makes_them_anew(cache):
     assert make.calls == 3
 
 
-@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "checksum.txt"])
+@pytest.mark.parametrize("name", ["rows.arrow", "checksum.txt"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_damaged_copy_is_made_anew(cache, name, damage):
     make = Maker()
@@ -54,9 +56,18 @@ def test_a_damaged_copy_is_made_anew(cache, name, damage):
     assert make.calls == 2
 
 
-def test_without_space_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "file"))
-    make = Maker()
-    assert cached_rows({"rows": "a"}, make)["labels"][:] == [0, 1]
-    assert cached_rows({"rows": "a"}, make)["labels"][:] == [0, 2]
+    with pytest.raises(QgoftError, match="set QGOFT_CACHE to a folder with free space"):
+        cached_rows({"rows": "a"}, Maker())
+
+
+def test_nothing_is_left_of_rows_that_could_not_be_made(cache):
+    def write(path):
+        path.write_bytes(b"half")
+        raise QgoftError("a picture is damaged")
+
+    with pytest.raises(QgoftError, match="damaged"):
+        cached_rows({"rows": "a"}, write)
+    assert not list(cache.iterdir())

@@ -3,7 +3,9 @@
 import gzip
 import json
 import string
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +25,10 @@ from qgoft.tasks.squad import (
     best_span,
     exact_match_and_f1,
     load_parts,
-    make_windows,
     normalise_answer,
     place_answer,
     question_scores,
+    write_windows,
 )
 
 
@@ -38,6 +40,12 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer(weights_folder("pocket-deberta"))
+
+
+def make_windows(questions, tokenizer, length, stride, *, is_training):
+    with tempfile.TemporaryDirectory() as folder:
+        write_windows(questions, tokenizer, length, stride, Path(folder) / "rows.arrow", is_training=is_training)
+        return Dataset.from_file(str(Path(folder) / "rows.arrow"))
 
 
 def question(name="q0", context="the dog saw the cat .", text="the cat", start=12, asked="what did the dog see ?"):

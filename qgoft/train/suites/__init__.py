@@ -6,8 +6,9 @@ from qgoft.settings import RunSettings
 from qgoft.train.suites.base import Suite
 from qgoft.train.suites.glue import Glue
 from qgoft.train.suites.squad import Squad
+from qgoft.train.suites.vtab import Vtab
 
-SUITES: dict[str, type[Suite]] = {"glue": Glue, "squad": Squad}
+SUITES: dict[str, type[Suite]] = {"glue": Glue, "squad": Squad, "vtab": Vtab}
 
 
 def build_suite(settings: RunSettings, identity: Identity) -> Suite:

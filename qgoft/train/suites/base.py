@@ -12,14 +12,14 @@ from qgoft.ledger import Identity
 from qgoft.models import load_tokenizer
 from qgoft.settings import RunSettings
 from qgoft.tasks.sources import tokenizer_sha256
-from qgoft.train.evaluate import Measured, Outcome
+from qgoft.train.evaluate import Collate, Measured, Outcome
 
 
 class Suite(ABC):
     """Rows, model and scores of one task.
 
     Attributes:
-        train: rows for training, under the names that the model takes.
+        train: rows for training, and `collate`, which makes a batch of some of them, under the names that the model takes.
         parts: names of the parts that can be scored: choose, where something chooses, and report:<set> for each reported set.
         rows: number of items of each split, and `is_subset`, whether they are others than the official numbers.
         repairs: what was wrong with the data and how often; nothing is left out in silence.
@@ -30,9 +30,7 @@ class Suite(ABC):
 
     def __init__(self, settings: RunSettings, identity: Identity):
         self.settings, self.identity = settings, identity
-        self.tokenizer = load_tokenizer(identity.model.folder)
-        self.tokenizer_sha256 = tokenizer_sha256(identity.model.folder)
-        self.collate = DataCollatorWithPadding(self.tokenizer)
+        self.collate: Collate
         self.train: Dataset
         self.parts: list[str]
         self.rows: dict[str, int]
@@ -68,3 +66,13 @@ class Suite(ABC):
     def reported(self) -> list[str]:
         """Names of the reported sets; one empty name where there is one set."""
         return [part.removeprefix("report:") for part in self.parts if part.startswith("report:")]
+
+
+class TextSuite(Suite):
+    """A suite of texts, with the tokenizer of the model."""
+
+    def __init__(self, settings: RunSettings, identity: Identity):
+        self.tokenizer = load_tokenizer(identity.model.folder)
+        self.tokenizer_sha256 = tokenizer_sha256(identity.model.folder)
+        super().__init__(settings, identity)
+        self.collate = DataCollatorWithPadding(self.tokenizer)

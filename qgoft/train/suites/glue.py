@@ -13,11 +13,11 @@ from qgoft.models import load_classifier
 from qgoft.settings import TaskSettings
 from qgoft.tasks.glue import load_parts
 from qgoft.tasks.metrics import Scores, majority_score, standard_error
-from qgoft.train.evaluate import Measured, Outcome, forward_rows
-from qgoft.train.suites.base import Suite
+from qgoft.train.evaluate import Measured, Outcome, forward_rows, token_lengths
+from qgoft.train.suites.base import TextSuite
 
 
-class Glue(Suite):
+class Glue(TextSuite):
     def load(self) -> None:
         parts = load_parts(self.settings, self.identity.data, self.tokenizer, self.tokenizer_sha256)
         self.scored = {} if parts.choose is None else {"choose": parts.choose}
@@ -33,7 +33,7 @@ class Glue(Suite):
         task, rows = self.settings.task, self.scored[part]
         read = _read_scores if task.is_regression else _read_classes
         size = self.settings.train.eval_batch_size
-        predictions = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read)
+        predictions = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read, token_lengths(rows))
         labels = list(rows["labels"])
         ids = list(rows["idx"]) if "idx" in rows.column_names else list(range(len(rows)))
         metric = Scores(task.metrics, is_regression=task.is_regression)

@@ -11,11 +11,11 @@ from transformers.utils import ModelOutput
 from qgoft.errors import Diverged
 from qgoft.models import load_backbone
 from qgoft.tasks.squad import MODEL_INPUT, answers_of, exact_match_and_f1, load_parts, question_scores
-from qgoft.train.evaluate import Measured, Outcome, forward_rows
-from qgoft.train.suites.base import Suite
+from qgoft.train.evaluate import Measured, Outcome, forward_rows, token_lengths
+from qgoft.train.suites.base import TextSuite
 
 
-class Squad(Suite):
+class Squad(TextSuite):
     head: ClassVar[list[str]] = ["qa_outputs"]
 
     def load(self) -> None:
@@ -31,7 +31,7 @@ class Squad(Suite):
     def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
         questions, windows, options = self.questions[part], self.windows[part], self.settings.task.options
         rows = windows.select_columns([name for name in windows.column_names if name in MODEL_INPUT])
-        logits = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_spans)
+        logits = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_spans, token_lengths(rows))
         texts = answers_of(questions, windows, logits, n_best=options["n_best"], max_tokens=options["max_answer_tokens"])
         ids, labels = list(questions["id"]), [answers["text"] for answers in questions["answers"]]
         scores = exact_match_and_f1(dict(zip(ids, texts, strict=True)), dict(zip(ids, labels, strict=True)))

@@ -1,0 +1,1 @@
+"""The pocket world for the eye: 32 x 32 pictures drawn from labels."""

@@ -1,0 +1,141 @@
+"""Where the pictures of a VTAB-1K task lie, and the checksum of what they hold. No torch, no decoding.
+
+Three layouts: the archive of the field (`<name>/train800.txt` with lines `images/train/0001.jpg 3`, beside the pictures), parquet files with
+encoded pictures (`<name>/train.parquet`, whose first 800 rows are train800 and whose next 200 are val200, and `<name>/test.parquet`), and the hub's one
+zip of the first.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from qgoft.errors import QgoftError
+from qgoft.pocket.data import cache_folder
+
+LISTS = ("train800", "val200", "train800val200", "test")
+# What an archive may hold: the hub's has about half a million pictures and 10 GB.
+MOST_FILES, MOST_BYTES = 2_000_000, 60 * 10**9
+
+
+def find_folder(name: str, root: Path) -> Path:
+    """The folder of a task below a root, in either layout.
+
+    Raises:
+        QgoftError: there is none.
+    """
+    for folder in (root / "vtab" / name, root / name):
+        if (folder / "train800val200.txt").is_file() or (folder / "train800.txt").is_file() or (folder / "train.parquet").is_file():
+            return folder
+    raise QgoftError(
+        f"data.root={root} has no folder {name} with train800.txt or train.parquet; needed is <root>/{name}/train800.txt and its pictures, or "
+        f"<root>/vtab/{name}/train.parquet (docs/data.md gives the layouts); a folder of another name goes in task.path"
+    )
+
+
+def split_files(folder: Path, splits: list[str]) -> dict[str, tuple[Path, ...]]:
+    """The file that says what a split holds: a list, or a parquet file.
+
+    Raises:
+        QgoftError: it is missing.
+    """
+    found = {}
+    is_listed = any((folder / f"{name}.txt").is_file() for name in LISTS)
+    for split in splits:
+        path = folder / (f"{split}.txt" if is_listed else "test.parquet" if split == "test" else "train.parquet")
+        if not path.is_file():
+            raise QgoftError(f"{folder} has no {path.name}, which split {split} needs; complete the data or set data.root or task.path")
+        found[split] = (path,)
+    return found
+
+
+def read_list(path: Path) -> list[tuple[Path, int]]:
+    """Pictures and labels of a list file.
+
+    Raises:
+        QgoftError: a line is not `path label`, the path leaves the folder, or the picture is missing.
+    """
+    root, found = path.parent.resolve(), []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        where = f"{path.name}, line {number}"
+        if not name or not label.isdigit():
+            raise QgoftError(
+                f"{where} of {path.parent.name} is {line!r}; needed is a path, a blank and the number of a class; correct the list"
+            )
+        picture = root / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise QgoftError(f"{where} of {path.parent.name} names {name}, outside the folder; only pictures below it may be named")
+        if not picture.is_file():
+            raise QgoftError(f"{where} of {path.parent.name} names {name}, which is not there; complete the data")
+        found.append((picture, int(label)))
+    if not found:
+        raise QgoftError(f"{path.name} of {path.parent.name} names no picture; complete the data")
+    return found
+
+
+def list_checksum(path: Path) -> str:
+    """Checksum of a list and of the bytes of all its pictures. It is kept while names, sizes and times of change stay the same."""
+    listed = read_list(path)
+    state = hashlib.sha256()
+    for picture, label in listed:
+        status = picture.stat()
+        state.update(f"{picture} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+    memo = cache_folder() / "checksums" / state.hexdigest()
+    if memo.is_file():
+        return memo.read_text()
+    content = hashlib.sha256()
+    for picture, label in listed:
+        content.update(hashlib.sha256(picture.read_bytes()).digest() + str(label).encode())
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        part = memo.with_name(f"{memo.name}.{os.getpid()}")
+        part.write_text(content.hexdigest())
+        part.rename(memo)
+    except OSError:
+        pass  # it is computed again next time
+    return content.hexdigest()
+
+
+def unpack(archive: Path, revision: str) -> Path:
+    """The folder that holds the tasks of the hub's zip, unpacked once into the user's cache.
+
+    Raises:
+        QgoftError: it cannot be unpacked, or holds what no archive of pictures should.
+    """
+    folder = cache_folder() / f"vtab-{revision}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+        try:
+            _unpack(archive, part)
+            part.rename(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            if not folder.is_dir():  # else another process was first
+                raise QgoftError(f"{archive.name} cannot be unpacked to {folder} ({error}); free space, or fetch it again") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    lists = sorted(folder.glob("**/train800val200.txt"))
+    if not lists:
+        raise QgoftError(f"{archive.name} holds no train800val200.txt; it is not VTAB-1K; set data.root to a directory instead")
+    return lists[0].parents[1]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        members = packed.infolist()
+        if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_BYTES:
+            raise QgoftError(
+                f"{archive.name} would unpack to more than {MOST_FILES:,} files or {MOST_BYTES / 1e9:.0f} GB; it is not VTAB-1K"
+            )
+        for member in members:
+            name = PurePosixPath(member.filename)
+            is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+            if name.is_absolute() or ".." in name.parts or "\\" in member.filename or is_link:
+                raise QgoftError(f"{archive.name} holds {member.filename!r}, which points outside its folder; it is not to be trusted")
+        # The sizes above are what the archive claims; reading on past them fails with BadZipFile.
+        packed.extractall(folder, members)

@@ -1,0 +1,98 @@
+"""From encoded pictures to tensors: decoding, what is wrong with them, and batches."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value
+from datasets.arrow_writer import ArrowWriter
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from qgoft.errors import QgoftError
+
+# Mean and deviation of ImageNet's channels, as both papers normalise.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NOT_A_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+Encoded = tuple[str, bytes | Path, int]  # a name for messages, the picture, its label
+
+
+def decode(picture: bytes | Path, size: int) -> tuple[np.ndarray, str]:
+    """A picture as [size, size, 3] uint8, resized by bicubic interpolation, and the mode it was stored in.
+
+    Grey, palette, transparent and CMYK pictures become RGB by Pillow's conversion.
+
+    Raises:
+        OSError and others of NOT_A_PICTURE: it is damaged.
+    """
+    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+        mode = opened.mode
+        rgb = opened.convert("RGB")
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(rgb), mode
+
+
+def write_examined(pictures: Iterator[Encoded], size: int, classes: int, path: Path, *, with_pixels: bool) -> None:
+    """Decode every picture once and write labels and modes, and with them the pixels where they will be read many times.
+
+    Raises:
+        QgoftError: a picture cannot be decoded, or a label is past the last class. All are counted, the first is named.
+    """
+    features = Features({"labels": Value("int64"), "mode": Value("string"), **({"pixels": Value("binary")} if with_pixels else {})})
+    damaged: list[str] = []
+    count = 0
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for name, picture, label in pictures:
+            count += 1
+            if not 0 <= label < classes:
+                raise QgoftError(f"{name} has label {label}; allowed are 0 to {classes - 1}; correct the data")
+            try:
+                pixels, mode = decode(picture, size)
+            except NOT_A_PICTURE as error:
+                damaged.append(f"{name} ({error})")
+                continue
+            writer.write({"labels": label, "mode": mode, **({"pixels": pixels.tobytes()} if with_pixels else {})})
+        writer.finalize()
+    if damaged:
+        raise QgoftError(
+            f"{len(damaged)} of {count} pictures cannot be decoded, the first is {damaged[0]}; they are truncated or no pictures: fetch them again"
+        )
+
+
+def count_modes(*parts: Dataset) -> dict[str, int]:
+    """How many pictures were not stored as RGB."""
+    modes = Counter(mode for part in parts for mode in part["mode"])
+    return {f"pictures of mode {mode}, read as RGB": count for mode, count in sorted(modes.items()) if mode != "RGB"}
+
+
+class PictureRows(TorchDataset):
+    """Pictures decoded when they are asked for: those that are read once."""
+
+    def __init__(self, pictures: Callable[[int], Encoded], count: int, size: int):
+        self.pictures, self.count, self.size = pictures, count, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        _, picture, label = self.pictures(index)
+        return {"pixels": decode(picture, self.size)[0].tobytes(), "labels": label}
+
+
+class PixelBatch:
+    """Rows with `pixels` (size * size * 3 bytes) and `labels` -> pixel_values [n, 3, size, size] float32, normalised, and labels [n]."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.mean, self.deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        stacked = np.stack([np.frombuffer(row["pixels"], np.uint8) for row in rows]).reshape(len(rows), self.size, self.size, 3)
+        pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(255)
+        return {"pixel_values": pixels.sub_(self.mean).div_(self.deviation), "labels": torch.tensor([row["labels"] for row in rows])}

@@ -1,0 +1,123 @@
+"""VTAB-1K (Zhai et al., 2019): nineteen sets of a thousand training pictures each, in three groups. Facts of a task: configs/task/vtab.
+
+Parts by `splits`:
+    test     trained on train800, chosen on val200, reported on the test set (PSOFT, table 11)
+    whole    trained on all thousand, reported on the test set; nothing may choose (GOFT, after FacT's framework)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from datasets import Dataset, Image
+from pyarrow import ArrowException
+
+from qgoft.errors import QgoftError
+from qgoft.settings import RunSettings, TaskSettings
+from qgoft.tasks.cache import cached_rows
+from qgoft.tasks.picture_files import read_list
+from qgoft.tasks.pictures import Encoded, PictureRows, count_modes, write_examined
+from qgoft.tasks.sources import DataFiles
+
+# Raised by any change of how pictures are read, so that no decoded pictures of before are used.
+PICTURES_VERSION = 1
+PARTS_OF_TRAIN = {"train800": range(800), "val200": range(800, 1000), "train800val200": range(1000)}
+GROUPS = {
+    "natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
+    "specialized": ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"),
+    "structured": ("clevr_count", "clevr_dist", "dmlab", "kitti", "dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows with pixels and labels for training and choosing; the reported pictures are decoded as they are read."""
+
+    train: Dataset
+    choose: Dataset | None
+    report: PictureRows
+    report_labels: list[int]
+    rows: dict[str, int]
+    is_subset: bool
+    repairs: dict[str, int]
+
+
+def load_parts(settings: RunSettings, files: DataFiles, size: int) -> Parts:
+    """Read the lists, decode what is trained on (kept on disk by checksum), and make sure that every reported picture can be decoded.
+
+    Args:
+        size: width and height that the model takes.
+
+    Raises:
+        QgoftError: a file or a picture is damaged or missing, or a label is past the last class.
+    """
+    task = settings.task
+    classes = task.options["classes"]
+
+    def examined(split: str, *, with_pixels: bool) -> Dataset:
+        depends_on = {
+            "rows": [files.fingerprint, task.full_name, split, classes, PICTURES_VERSION],
+            "pixels": [size, with_pixels, version("pillow")],
+        }
+        count, picture = open_split(task, split, files)
+        pictures = (picture(i) for i in range(count))
+        return cached_rows(depends_on, lambda path: write_examined(pictures, size, classes, path, with_pixels=with_pixels))
+
+    parts = {split: examined(split, with_pixels=split != "test") for split in files.files}
+    rows = {split: len(part) for split, part in parts.items()}
+    is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
+    repairs = count_modes(*parts.values())
+    names = ["pixels", "labels"]
+    train, choose = (parts["train800val200"], None) if settings.splits == "whole" else (parts["train800"], parts["val200"])
+    count, picture = open_split(task, "test", files)
+    return Parts(
+        train.select_columns(names),
+        None if choose is None else choose.select_columns(names),
+        PictureRows(picture, count, size),
+        list(parts["test"]["labels"]),
+        rows,
+        is_subset,
+        repairs,
+    )
+
+
+def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, Callable[[int], Encoded]]:
+    """Number of pictures of a split, and a function from a number to the encoded picture.
+
+    Raises:
+        QgoftError: the split cannot be read.
+    """
+    (path,) = files.files[split]
+    if path.suffix == ".txt":
+        listed = read_list(path)
+        return len(listed), lambda i: (f"{task.full_name}: {listed[i][0].name}", *listed[i])
+    try:
+        rows = Dataset.from_parquet(str(path))
+    except (ArrowException, OSError, ValueError, RuntimeError) as error:
+        raise QgoftError(
+            f"{task.full_name}: {path.name} cannot be read ({error.__cause__ or error}); it is damaged: fetch it again"
+        ) from error
+    for column in ("image", "label"):
+        if column not in rows.column_names:
+            raise QgoftError(
+                f"{task.full_name}: {path.name} has no column {column}; present are {', '.join(rows.column_names)}; needed image, label"
+            )
+    rows = rows.cast_column("image", Image(decode=False))
+    if split in PARTS_OF_TRAIN:
+        wanted = PARTS_OF_TRAIN[split]
+        rows = rows.select(range(wanted.start, min(wanted.stop, len(rows))))
+    if not len(rows):
+        raise QgoftError(
+            f"{task.full_name}: {path.name} has no rows for split {split}; train.parquet needs 800 rows of train800 and then 200 of val200"
+        )
+
+    def picture(i: int) -> Encoded:
+        row = rows[i]
+        return (
+            f"{task.full_name}: {path.name}, row {i} of {split}",
+            row["image"]["bytes"] or Path(row["image"]["path"] or ""),
+            int(row["label"]),
+        )
+
+    return len(rows), picture

@@ -1,0 +1,76 @@
+"""VTAB-1K: classification of pictures."""
+
+from typing import ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from qgoft.errors import Diverged, QgoftError
+from qgoft.models import load_backbone
+from qgoft.models.drop_path import set_drop_path
+from qgoft.tasks.metrics import Scores, majority_score, standard_error
+from qgoft.tasks.pictures import PixelBatch
+from qgoft.tasks.vtab import load_parts
+from qgoft.train.evaluate import Measured, Outcome, forward_rows
+from qgoft.train.suites.base import Suite
+
+
+class Vtab(Suite):
+    head: ClassVar[list[str]] = ["classifier"]
+
+    def load(self) -> None:
+        folder = self.identity.model.folder
+        try:
+            size = AutoConfig.from_pretrained(folder, trust_remote_code=False).image_size
+        except (OSError, ValueError, AttributeError) as error:
+            raise QgoftError(
+                f"config.json in {folder} names no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
+            ) from error
+        parts = load_parts(self.settings, self.identity.data, size)
+        self.collate = PixelBatch(size)
+        self.train, self.scored = parts.train, {"report:": parts.report}
+        self.labels = {"report:": parts.report_labels}
+        if parts.choose is not None:
+            self.scored["choose"], self.labels["choose"] = parts.choose, list(parts.choose["labels"])
+        self.parts = list(self.scored)
+        self.train_labels = list(parts.train["labels"])
+        self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
+
+    def build_model(self) -> PreTrainedModel:
+        train, task = self.settings.train, self.settings.task
+        changes = {} if train.drop_hidden is None else {"hidden_dropout_prob": train.drop_hidden}
+        folder = self.identity.model.folder
+        model = load_backbone(
+            self.settings, folder, AutoModelForImageClassification, self.head, num_labels=task.options["classes"], changes=changes
+        )
+        set_drop_path(model, train.drop_path)
+        return model
+
+    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        rows, labels, task = self.scored[part], self.labels[part], self.settings.task
+        predictions = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_classes)
+        metric = Scores(task.metrics)
+        return Outcome(list(range(len(labels))), predictions, labels, metric.compute(predictions=predictions, references=labels))
+
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        (outcome,) = outcomes.values()
+        ours, labels = outcome.predictions, outcome.labels
+        return {
+            name: Measured(
+                outcome.scores[name],
+                len(labels),
+                standard_error(name, ours, labels),
+                majority_score(name, labels, self.train_labels, is_regression=False),
+            )
+            for name in self.settings.task.metrics
+        }
+
+
+def _read_classes(output: ModelOutput, batch: dict[str, Tensor]) -> list[int]:
+    logits = output.logits.float()
+    if not torch.isfinite(logits).all():
+        raise Diverged("the model's predictions are not finite")
+    return logits.argmax(-1).tolist()

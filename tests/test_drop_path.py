@@ -1,0 +1,49 @@
+"""Stochastic depth: off outside training, right in the mean, rising with depth."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+from qgoft.errors import QgoftError
+from qgoft.models.drop_path import DropPath, set_drop_path
+
+
+def vit():
+    return ViTForImageClassification(
+        ViTConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4)
+    )
+
+
+def test_a_branch_is_dropped_whole_and_the_mean_stays():
+    torch.manual_seed(0)
+    drop, branch = DropPath(0.25).train(), torch.ones(20000, 2, 3)
+    out = drop(branch)
+    assert {round(v, 4) for v in out.unique().tolist()} == {0.0, round(1 / 0.75, 4)}
+    assert torch.equal(out[:, :1, :1].expand_as(out), out), "all of an item, or nothing"
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+    assert drop.eval()(branch) is branch
+
+
+def test_rates_rise_to_the_last_block():
+    model = vit()
+    set_drop_path(model, 0.1)
+    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1])
+    pixels = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(pixels).logits, model(pixels).logits)
+        torch.manual_seed(0)
+        assert not torch.equal(model.train()(pixels.repeat(40, 1, 1, 1)).logits, model.eval()(pixels.repeat(40, 1, 1, 1)).logits)
+
+
+def test_what_it_does_not_fit():
+    model = vit()
+    set_drop_path(model, 0.0)
+    assert not [module for module in model.modules() if isinstance(module, DropPath)]
+    with pytest.raises(QgoftError, match="from 0 to below 1"):
+        set_drop_path(model, 1.0)
+    bert = BertForSequenceClassification(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+    )
+    with pytest.raises(QgoftError, match="needs the blocks of a ViT"):
+        set_drop_path(bert, 0.1)
