@@ -20,13 +20,14 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qgoft import records
-from qgoft.bench.measure import measure_group, measure_products, plan_groups
+from qgoft.bench.measure import measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.errors import QgoftError, choose
@@ -116,6 +117,32 @@ def time_group(shapes: str, shape_name: str, names: list[str], batch: int, repea
     return measure_group(shape, rivals, batch, repeats, device, report_to_terminal)
 
 
+def serve_rival(channel: Connection, shapes: str, shape_name: str, name: str, batch: int, threads: int, device: str) -> None:
+    prepare_process(threads)
+    shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
+    serve(channel, shape, next(rival for rival in RIVALS if rival.name == name), batch, device)
+
+
+def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+    """Every rival in a process of its own, one step after the other."""
+    context, processes, channels = multiprocessing.get_context("spawn"), [], []
+    try:
+        for name in names:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve_rival, args=(theirs, shapes, shape_name, name, batch, threads, device), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            channels.append(ours)
+        return measure_in_turns(channels, [f"{shape_name}: {name}" for name in names], repeats, report_to_terminal)
+    except (EOFError, ConnectionError) as error:
+        raise BrokenProcessPool(KILLED) from error
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
 def time_products(repeats: int, threads: int, device: str) -> list[dict]:
     prepare_process(threads)
     return measure_products(WIDTHS, 2048, repeats, device, report_to_terminal)
@@ -147,10 +174,12 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
             continue
         groups = []
-        for rivals, batch in plan_groups(rivals_for(shape, arguments.rivals), shape.batch):
+        is_model = shape.part == "model"
+        for rivals, batch in plan_groups(rivals_for(shape, arguments.rivals), shape.batch, apart=is_model):
             names = [rival.name for rival in rivals]
+            words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:
-                groups.append(in_own_process(time_group, arguments.set, shape.name, names, batch, repeats, threads, device))
+                groups.append(time_in_turns(*words) if is_model else in_own_process(time_group, *words))
             except BrokenProcessPool:
                 record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
         # A part of the batch is compared with nothing else: without the whole batch there is no line.

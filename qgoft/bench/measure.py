@@ -1,4 +1,5 @@
-"""Interleaved timing: every repeat runs all rivals once, so that a slow moment of a shared machine falls on all of them.
+"""Interleaved timing: every repeat runs all rivals once, so that a slow moment of a shared machine falls on all of them. On whole models every
+rival has a process of its own, since what the C library does with memory depends on all that a process has done before.
 
 What is compared is the ratio to LoRA r=8 within a repeat (qgoft.report.bench).
 """
@@ -7,6 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ class Runner:
     def __init__(self, rival: Rival, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str):
         self.module = put_on(rival, base, shape)
         pass_gradients_below(self.module, shape)
-        self.inputs, self.device = inputs, device
+        self.base, self.inputs, self.device = base, inputs, device
         free = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(free, 1e-4, fused=True) if free else None
         self.has_penalty = rival.name.startswith("qgoft") and rival.mix is None
@@ -94,32 +96,77 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def plan_groups(rivals: Iterable[Rival], batch: int) -> list[tuple[list[Rival], int]]:
-    """Who is timed in one go, with which batch: all together, and each rival that needs a smaller batch alone beside the reference."""
-    rivals = list(rivals)
-    groups = [([rival for rival in rivals if rival.divide == 1], batch)]
+def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool) -> list[tuple[list[Rival], int]]:
+    """Who is timed in turns with whom, and with which batch; the reference is in every group.
+
+    Args:
+        apart: one group for each rival, as whole models need it: every process keeps gigabytes. A rival that needs a smaller batch is
+            always timed by itself beside the reference.
+    """
     reference = next(rival for rival in RIVALS if rival.name == REFERENCE)
-    return groups + [([reference, rival], max(1, batch // rival.divide)) for rival in rivals if rival.divide > 1]
+    others = [rival for rival in rivals if rival is not reference]
+    together = [rival for rival in others if rival.divide == 1]
+    groups = [[rival] for rival in together] if apart else [together]
+    found = [([reference, *group], batch) for group in groups or [[]]]
+    return found + [([reference, rival], max(1, batch // rival.divide)) for rival in others if rival.divide > 1]
 
 
 def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
-    """Time rivals on one shape, interleaved."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        base = shape.build()
-        inputs = shape.inputs(batch)
+    """Time rivals on one shape in this process, interleaved."""
     runners = []
     for rival in rivals:
         report(f"{shape.name}: {rival.name}, memory")
-        runners.append(Runner(rival, base, shape, inputs, device))
-    gc.collect()
-    for repeat in range(repeats):
-        for index in range(len(runners)):
-            # The order turns, so that nobody always runs after the same neighbour.
-            runner = runners[(index + repeat) % len(runners)]
-            report(f"{shape.name}: round {repeat + 1}/{repeats}, {runner.timing.name}")
-            runner.repeat()
+        runners.append(build_runner(rival, shape, batch, device, base=runners[0].base if runners else None))
+    for turn in turns(len(runners), repeats):
+        report(f"{shape.name}: {runners[turn].timing.name}")
+        runners[turn].repeat()
     return [asdict(runner.timing) for runner in runners]
+
+
+def build_runner(rival: Rival, shape: Shape, batch: int, device: str, *, base: nn.Module | None = None) -> Runner:
+    """A rival on a shape with random weights of seed 0, or on the weights of `base`."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        base = base or shape.build()
+        inputs = shape.inputs(batch)
+    runner = Runner(rival, base, shape, inputs, device)
+    gc.collect()
+    return runner
+
+
+def turns(count: int, repeats: int) -> Iterator[int]:
+    """Whose turn it is: all of them in every round, in an order that turns, so that nobody always runs after the same neighbour."""
+    for repeat in range(repeats):
+        for index in range(count):
+            yield (index + repeat) % count
+
+
+def serve(channel: Connection, shape: Shape, rival: Rival, batch: int, device: str) -> None:
+    """One rival in a process of its own, with its own heap as in training: a step for every True, the timing at the end."""
+    runner = build_runner(rival, shape, batch, device)
+    runner.step()
+    channel.send(None)
+    while channel.recv():
+        runner.repeat()
+        channel.send(None)
+    channel.send(asdict(runner.timing))
+
+
+def measure_in_turns(channels: list[Connection], names: list[str], repeats: int, report: Report) -> list[dict[str, Any]]:
+    """The other end of `serve`: let the processes step one after the other.
+
+    Raises:
+        EOFError, ConnectionError: one of them has died.
+    """
+    for channel in channels:
+        channel.recv()
+    for turn in turns(len(channels), repeats):
+        report(names[turn])
+        channels[turn].send(True)
+        channels[turn].recv()
+    for channel in channels:
+        channel.send(False)
+    return [channel.recv() for channel in channels]
 
 
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:

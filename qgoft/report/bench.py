@@ -50,12 +50,14 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
         line["shape"],
         ["", "trainable", "forward s", "backward s", "step s", f"x {name}", "middle half", "kept MB", "peak MB", "peak x"],
     )
-    for group in line["groups"]:
+    for number_of_group, group in enumerate(line["groups"]):
         reference = find_reference(group, name)
-        is_part = group is not line["groups"][0]
+        is_part = group[0]["batch"] != line["groups"][0][0]["batch"]
         if is_part:
             table.rules.append(len(table.rows))
         for timing in group:
+            if timing is reference and number_of_group and not is_part:
+                continue  # it is timed again with every rival that has a group of its own
             median, low, high = ratios(step_seconds(timing), step_seconds(reference))
             table.rows.append(
                 [
@@ -134,20 +136,26 @@ def _save(figure: Any, stem: Path) -> list[Path]:
     return paths
 
 
+def full_batch(line: Record, reference_name: str) -> list[tuple[Timing, Timing]]:
+    """Every rival that was timed with the whole batch, and the reference that ran in turns with it."""
+    batch = line["groups"][0][0]["batch"]
+    groups = [group for group in line["groups"] if group[0]["batch"] == batch]
+    return [(timing, find_reference(group, reference_name)) for group in groups for timing in group if timing["name"] != reference_name]
+
+
 def _cost_figure(lines: list[Record], reference_name: str) -> Any:
-    names = list(dict.fromkeys(t["name"] for line in lines for t in line["groups"][0] if t["name"] != reference_name))
+    names = list(dict.fromkeys(t["name"] for line in lines for t, _ in full_batch(line, reference_name)))
     # Points, since the axis is logarithmic and a bar would have no foot.
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.36 * len(names) + 1.6), sharey=True)
     step = 0.6 / max(1, len(lines) - 1)
     for offset, line in enumerate(lines):
-        reference = find_reference(line["groups"][0], reference_name)
-        others = [timing for timing in line["groups"][0] if timing is not reference]
-        places = [names.index(timing["name"]) - 0.3 * (len(lines) > 1) + offset * step for timing in others]
-        times = [ratios(step_seconds(timing), step_seconds(reference)) for timing in others]
+        pairs = full_batch(line, reference_name)
+        places = [names.index(timing["name"]) - 0.3 * (len(lines) > 1) + offset * step for timing, _ in pairs]
+        times = [ratios(step_seconds(timing), step_seconds(reference)) for timing, reference in pairs]
         spread = [[median - low for median, low, _ in times], [high - median for median, _, high in times]]
         style = {"fmt": "o", "ms": 4.5, "color": f"C{offset}", "lw": 1}
         axes[0].errorbar([median for median, _, _ in times], places, xerr=spread, label=line["shape"], **style)
-        axes[1].errorbar([timing["peak_bytes"] / reference["peak_bytes"] for timing in others], places, **style)
+        axes[1].errorbar([timing["peak_bytes"] / reference["peak_bytes"] for timing, reference in pairs], places, **style)
     table10 = load_figures("goft-icml2024", "table10")["rows"]
     stars = [(values[0] / table10["lora"][0], names.index(name)) for name, values in table10.items() if name in names]
     if stars:

@@ -2,8 +2,10 @@
 
 import gc
 import json
+import multiprocessing
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 
@@ -143,6 +145,37 @@ def test_peak_bytes_of_a_step_without_state():
     assert peak_bytes([x], lambda: x + 1, "cpu") == 8000
 
 
+def test_groups_all_hold_the_reference():
+    def names(groups):
+        return [([rival.name for rival in group], batch) for group, batch in groups]
+
+    by_name = {rival.name: rival for rival in rivals.RIVALS}
+    some = [by_name[name] for name in ("frozen", "lora r=8", "qgoft", "qgoft_v2 as released")]
+    last = (["lora r=8", "qgoft_v2 as released"], 4)
+    assert names(measure.plan_groups(some, 16, apart=False)) == [(["lora r=8", "frozen", "qgoft"], 16), last]
+    assert names(measure.plan_groups(some, 16, apart=True)) == [(["lora r=8", "frozen"], 16), (["lora r=8", "qgoft"], 16), last]
+
+
+def test_everybody_has_a_turn_in_every_round_and_another_neighbour():
+    assert list(measure.turns(3, 3)) == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+
+
+def test_rivals_of_their_own_step_in_turns():
+    channels, threads = [], []
+    by_name = {rival.name: rival for rival in rivals.RIVALS}
+    for name in ("lora r=8", "qgoft"):
+        ours, theirs = multiprocessing.Pipe()
+        thread = threading.Thread(target=measure.serve, args=(theirs, SMALL[0], by_name[name], 2, "cpu"))
+        thread.start()
+        channels.append(ours)
+        threads.append(thread)
+    found = measure.measure_in_turns(channels, ["a", "b"], 3, lambda line: None)
+    for thread in threads:
+        thread.join()
+    assert [timing["name"] for timing in found] == ["lora r=8", "qgoft"]
+    assert all(len(timing["forward"]) == 3 for timing in found)
+
+
 def timing(name, seconds, batch=8):
     return {
         "name": name,
@@ -198,14 +231,17 @@ def test_readme_quotes_the_committed_record():
     record = json.loads((RECORDS / "cpu-models.json").read_text())
     readme = (REPOSITORY / "README.md").read_text()
     names = {"frozen": "frozen layers", "oft b=32": "OFT b=32", "goft": "GOFT", "qgoft": "qGOFT"}
-    groups = [
-        next(line for line in record["shapes"] if line["shape"].startswith(start))["groups"][0]
+    shapes = [
+        {t["name"]: (t, reference) for t, reference in report.full_batch(line, record["reference"])}
         for start in ("DeBERTaV3-base, 12 layers, 16 x 128", "ViT-B/16, 12 layers, 16 x 197", "LLaMA shape, 2048 wide, 4 layers, 4 x 256")
+        for line in record["shapes"]
+        if line["shape"].startswith(start)
     ]
+    assert shapes
     for name, title in names.items():
         cells = []
-        for group in groups:
-            ours, reference = report.find_reference(group, name), report.find_reference(group, record["reference"])
+        for shape in shapes:
+            ours, reference = shape[name]
             median, low, high = report.ratios(report.step_seconds(ours), report.step_seconds(reference))
             cells += [f"{median:.2f} ({low:.2f}-{high:.2f})", f"{ours['peak_bytes'] / reference['peak_bytes']:.2f}"]
         assert f"| {title} | {' | '.join(cells)} |" in readme
