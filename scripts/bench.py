@@ -170,6 +170,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
         ),
     }
+    write(record, path)
     for shape in SETS[arguments.set]():
         if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
             continue
@@ -185,9 +186,13 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         # A part of the batch is compared with nothing else: without the whole batch there is no line.
         if groups and groups[0][0]["batch"] == shape.batch:
             record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        write(record, path)
     return record
+
+
+def write(record: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> int:
