@@ -2,5 +2,6 @@
 
 from qgoft.methods import givens, library, whole
 from qgoft.methods.base import Adapted, Method, apply_method, method_names, parse_variant
+from qgoft.methods.merged import merged
 
-__all__ = ["Adapted", "Method", "apply_method", "givens", "library", "method_names", "parse_variant", "whole"]
+__all__ = ["Adapted", "Method", "apply_method", "givens", "library", "merged", "method_names", "parse_variant", "whole"]

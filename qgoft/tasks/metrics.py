@@ -23,7 +23,6 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
     "pearson": lambda p, r: _correlation(pearsonr, p, r),
     "spearman": lambda p, r: _correlation(spearmanr, p, r),
 }
-HIGHER_IS_BETTER = True  # of every metric here
 
 
 class Scores(evaluate.Metric):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from transformers.utils import ModelOutput
 
+HIGHER_IS_BETTER = True  # of every metric that a suite measures
 T = TypeVar("T")
 Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]

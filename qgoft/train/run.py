@@ -24,10 +24,9 @@ from torch.utils.data import DataLoader
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import Identity, identify, world_size
-from qgoft.methods import Adapted, apply_method
+from qgoft.methods import Adapted, apply_method, merged
 from qgoft.settings import RunSettings
-from qgoft.tasks.metrics import HIGHER_IS_BETTER
-from qgoft.train.evaluate import Measured, Outcome
+from qgoft.train.evaluate import HIGHER_IS_BETTER, Measured, Outcome
 from qgoft.train.fit import Fitted, fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
@@ -132,9 +131,14 @@ def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
     suite, part = prepared.suite, MODE_OF_SCORES[prepared.settings.selection]
     if part is None:
         return None
-    if part == "report":
-        return lambda: suite.measure(report_parts(prepared))[prepared.settings.task.primary].value
-    return lambda: suite.choosing_score(suite.evaluate("choose", prepared.adapted.model, prepared.accelerator))
+
+    def choose() -> float | None:
+        with merged(prepared.adapted):
+            if part == "report":
+                return suite.measure(report_parts(prepared))[prepared.settings.task.primary].value
+            return suite.choosing_score(suite.evaluate(part, prepared.adapted.model, prepared.accelerator))
+
+    return choose
 
 
 def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
@@ -145,7 +149,8 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
     reset_peak_memory()
     try:
         fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), tracker.log)
-        outcomes = report_parts(prepared)
+        with merged(prepared.adapted):
+            outcomes = report_parts(prepared)
         if prepared.accelerator.is_main_process:
             save_adapter(prepared, folder / "adapter")
             _write_predictions(folder / "predictions.jsonl.gz", outcomes)

@@ -12,7 +12,6 @@ from qgoft.errors import Diverged
 from qgoft.models import load_classifier
 from qgoft.settings import TaskSettings
 from qgoft.tasks.glue import load_parts
-from qgoft.tasks.metrics import Scores, majority_score, standard_error
 from qgoft.train.evaluate import Measured, Outcome, forward_rows, token_lengths
 from qgoft.train.suites.base import TextSuite
 
@@ -36,6 +35,8 @@ class Glue(TextSuite):
         predictions = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read, token_lengths(rows))
         labels = list(rows["labels"])
         ids = list(rows["idx"]) if "idx" in rows.column_names else list(range(len(rows)))
+        from qgoft.tasks.metrics import Scores  # its libraries take half a second to import, which training need not wait for
+
         metric = Scores(task.metrics, is_regression=task.is_regression)
         return Outcome(ids, predictions, labels, metric.compute(predictions=predictions, references=labels))
 
@@ -81,6 +82,8 @@ def combine(task: TaskSettings, outcomes: dict[str, Outcome], train_labels: list
 
 
 def _measure(task: TaskSettings, name: str, outcome: Outcome, train_labels: list[float]) -> Measured:
+    from qgoft.tasks.metrics import majority_score, standard_error
+
     error = standard_error(name, outcome.predictions, outcome.labels)
     majority = majority_score(name, outcome.labels, train_labels, is_regression=task.is_regression)
     return Measured(outcome.scores[name], len(outcome.labels), error, majority)

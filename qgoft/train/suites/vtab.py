@@ -11,7 +11,6 @@ from transformers.utils import ModelOutput
 from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_backbone
 from qgoft.models.drop_path import set_drop_path
-from qgoft.tasks.metrics import Scores, majority_score, standard_error
 from qgoft.tasks.pictures import PixelBatch
 from qgoft.tasks.vtab import load_parts
 from qgoft.train.evaluate import Measured, Outcome, forward_rows
@@ -52,10 +51,14 @@ class Vtab(Suite):
     def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
         rows, labels, task = self.scored[part], self.labels[part], self.settings.task
         predictions = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_classes)
+        from qgoft.tasks.metrics import Scores  # its libraries take half a second to import, which training need not wait for
+
         metric = Scores(task.metrics)
         return Outcome(list(range(len(labels))), predictions, labels, metric.compute(predictions=predictions, references=labels))
 
     def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        from qgoft.tasks.metrics import majority_score, standard_error
+
         (outcome,) = outcomes.values()
         ours, labels = outcome.predictions, outcome.labels
         return {
