@@ -41,7 +41,12 @@ $(VENV)/.triton: $(READY)
 	@test "$$(uname -s)" != Linux || { echo "adding triton for the tests of the GPU kernels (once, 1 GB)"; $(PY) -m pip install --quiet --editable '.[triton]'; }
 	@touch $@
 
-.PHONY: env glue squad vtab table1 table3 table4 psoft-table2 test check smoke bench counts status fetch clean help
+# Real decoders are scored on MMLU by lm-eval.
+$(VENV)/.mmlu: $(READY)
+	@echo "adding lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
+	@touch $@
+
+.PHONY: env glue squad vtab vicuna mmlu math commonsense table1 table2 table3 table4 psoft-table2 psoft-table4 psoft-table5 test check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
@@ -54,8 +59,23 @@ squad: $(READY) ## fine-tune and evaluate METHOD on SQuAD v1.1, print EM and F1 
 vtab: $(READY) ## fine-tune and evaluate METHOD on VTAB-1K's nineteen tasks (TASKS=dtd,svhn for some)
 	@$(call RUN_SUITE,vtab) $(ARGS)
 
+vicuna: $(READY) ## tune METHOD on instructions, answer the questions of Vicuna-Eval, have the answers judged, compare the methods
+	@$(call RUN_SUITE,instruct) --tasks vicuna $(ARGS)
+
+mmlu: $(READY) $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu) ## tune METHOD on instructions and score it on MMLU, with and without five examples
+	@$(call RUN_SUITE,instruct) --tasks mmlu $(ARGS)
+
+math: $(READY) ## tune METHOD on MetaMathQA and score it on GSM8K and MATH (TASKS=gsm8k for one)
+	@$(call RUN_SUITE,math) $(ARGS)
+
+commonsense: $(READY) ## tune METHOD on Commonsense-15K and score it on the eight test sets
+	@$(call RUN_SUITE,commonsense) $(ARGS)
+
 table1: $(READY) ## table 1 of GOFT with the protocol's seeds (METHOD is a list of its rows)
 	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
+
+table2: $(READY) $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu) ## table 2 of GOFT, MMLU and Vicuna-Eval, with the protocol's seeds (METHOD is a list of its rows)
+	@$(call RUN_SUITE,instruct) --tasks mmlu,vicuna --all-seeds $(ARGS)
 
 table3: $(READY) ## table 3 of GOFT, VTAB-1K, with the protocol's seeds (METHOD is a list of its rows)
 	@$(call RUN_SUITE,vtab) --all-seeds $(ARGS)
@@ -67,6 +87,12 @@ psoft-table2: PROTOCOL := psoft_iclr26
 psoft-table2: METHOD := full,goft_v2,qgoft_v2,boft,oft_v2,lora,pissa,dora,psoft,goft,qgoft
 psoft-table2: $(READY) ## table 2 of PSOFT with its protocol and seeds
 	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
+
+psoft-table4: $(READY) ## table 4 of PSOFT, mathematics, with the protocol's seeds (METHOD is a list of its rows)
+	@$(call RUN_SUITE,math) --all-seeds $(ARGS)
+
+psoft-table5: $(READY) ## table 5 of PSOFT, commonsense, with the protocol's seeds (METHOD is a list of its rows)
+	@$(call RUN_SUITE,commonsense) --all-seeds $(ARGS)
 
 test: $(READY) $(VENV)/.triton ## everything that a CPU can check, in ten minutes on two cores
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

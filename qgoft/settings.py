@@ -24,12 +24,13 @@ class TaskSettings:
     labels: list[str]  # empty for a regression
     metrics: list[str]
     primary: str
-    hub: str
+    hub: str | None  # repository of the rows; null where none is certain
     config: str
     rows: dict[str, int]
     label_range: list[float] = field(default_factory=list)  # of a regression
     options: dict[str, Any] = field(default_factory=dict)  # what one suite alone needs, such as the overlap of SQuAD's windows
     path: str | None = None  # directory of this task, where its name is not the task's (VTAB)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # part -> where its file is, for tasks of several (decoders)
 
     @property
     def is_regression(self) -> bool:
@@ -53,6 +54,7 @@ class ModelSettings:
     head: list[str]  # modules that are new for the task: trained with head_lr, left out of the published counts
     backbone: str  # name of the backbone inside the task model
     targets: dict[str, str]  # name of a choice of layers -> regular expression
+    dtype: str = "float32"  # of the frozen weights; adapters are trained in float32
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class TrainSettings:
     drop_hidden: float | None = None  # dropout of the hidden states; null: the model's own
     drop_path: float = 0.0  # stochastic depth of the last block; 0 at the first
     drop_last: bool = False  # leave out the last batch of an epoch where it is not full
+    group_by_length: bool = False  # batches of rows of like length, in an order drawn by the seed
+    held_out: int = 0  # rows of training that only choose, where the data have no validation part (decoders)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,20 @@ class OptimSettings:
     schedule: str  # linear, cosine or constant
     clip: float | None
     floor: float = 0.0  # where the cosine ends
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Who rates answers. `openai` is any endpoint that speaks its protocol; prices are per million tokens, for the estimate beforehand."""
+
+    kind: str = "rule"
+    model: str = "rule"  # pinned name of the judging model
+    repeats: int = 1  # ratings of every answer; their median counts
+    url: str = "https://api.openai.com/v1"
+    timeout: float = 120.0
+    retries: int = 5
+    price_input: float | None = None
+    price_output: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,7 @@ class RunSettings:
     splits: str  # test, halves, validation or whole: what is reported, and what chooses
     selection: str
     seed: int
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     results: ResultsSettings = field(default_factory=ResultsSettings)
     wandb: WandbSettings = field(default_factory=WandbSettings)
 
@@ -143,6 +162,8 @@ class RunSettings:
             ("train.precision", self.train.precision, ("no", "bf16", "fp16")),
             ("optim.schedule", self.optim.schedule, ("linear", "cosine", "constant")),
             ("model.init", self.model.init, ("pretrained", "random")),
+            ("model.dtype", self.model.dtype, ("float32", "bfloat16", "float16")),
+            ("judge.kind", self.judge.kind, ("rule", "openai")),
             ("wandb.mode", self.wandb.mode, ("disabled", "offline", "online")),
         ):
             if value not in allowed:
@@ -154,6 +175,7 @@ class RunSettings:
             ("train.max_steps", self.train.max_steps),
             ("train.batch_size", self.train.batch_size),
             ("train.accumulation", self.train.accumulation),
+            ("judge.repeats", self.judge.repeats),
         ):
             if number is not None and number <= 0:
                 raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
@@ -162,13 +184,17 @@ class RunSettings:
                 f"selection=best_validation has no rows left to choose on when splits={self.splits}; use selection=last, "
                 "another splits, or selection=best_reported, which says so in the table"
             )
-        suite_splits = ("test", "whole") if self.task.suite == "vtab" else ("test", "halves", "validation")
+        suite_splits = SUITE_SPLITS.get(self.task.suite, ("test", "halves", "validation"))
         if self.splits not in suite_splits:
             raise QgoftError(f"splits is {self.splits!r}; suite {self.task.suite} has {', '.join(suite_splits)}; change splits")
+        if self.selection == "best_reported" and self.task.suite in DECODER_SUITES:
+            raise QgoftError(f"selection=best_reported does not exist for suite {self.task.suite}; use last or best_validation")
 
 
 SELECTIONS = ("last", "best_validation", "best_reported")
 SPLITS = ("test", "halves", "validation", "whole")
+DECODER_SUITES = ("instruct", "math", "commonsense")
+SUITE_SPLITS = {"vtab": ("test", "whole"), **dict.fromkeys(DECODER_SUITES, ("test",))}
 
 # Places, logging and what the record states by content instead (a checksum of the data and of the weights).
 NOT_IN_KEY = (
@@ -184,9 +210,25 @@ NOT_IN_KEY = (
     "task.hub",
     "task.config",
     "task.path",
+    "task.sources",
+    "judge.url",
+    "judge.timeout",
+    "judge.retries",
+    "judge.price_input",
+    "judge.price_output",
 )
 # What came later than the first records, with the value that those were made with: there it does not count, so that their keys hold.
-CAME_LATER = {"task.options": {}, "train.drop_hidden": None, "train.drop_path": 0.0, "train.drop_last": False, "optim.floor": 0.0}
+CAME_LATER = {
+    "task.options": {},
+    "train.drop_hidden": None,
+    "train.drop_path": 0.0,
+    "train.drop_last": False,
+    "optim.floor": 0.0,
+    "model.dtype": "float32",
+    "train.group_by_length": False,
+    "train.held_out": 0,
+    "judge": {"kind": "rule", "model": "rule", "repeats": 1},
+}
 
 
 def settings_in_key(settings: RunSettings) -> dict[str, Any]:
@@ -200,6 +242,14 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
         if node[last] == before:
             del node[last]
     return data
+
+
+def settings_of_training(settings: RunSettings) -> dict[str, Any]:
+    """The settings that decide what is trained, where several tasks are scored with one training (decoders)."""
+    data = settings_in_key(settings)
+    del data["task"]
+    data.pop("judge", None)
+    return {**data, "suite": settings.task.suite, "train_columns": settings.task.options.get("train_columns")}
 
 
 def _parent(data: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:

@@ -37,7 +37,8 @@ def check_choice(group: str, value: str) -> None:
 def gap(protocol: str, task: str, method: str) -> str | None:
     """Why a cell does not exist (configs/gaps.yaml), or None where it does."""
     listed = yaml.safe_load((CONFIGS / "gaps.yaml").read_text()).get(protocol, {"tasks": {}, "methods": {}})
-    return listed["tasks"].get(task) or listed["methods"].get(method)
+    of_suite = listed.get("suites", {}).get(task.partition("/")[0], {})
+    return listed["tasks"].get(task) or listed["methods"].get(method) or of_suite.get(method)
 
 
 def check_overrides(overrides: list[str]) -> None:

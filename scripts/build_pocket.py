@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qgoft.pocket import pretrain, pretrain_vision
+from qgoft.pocket import pretrain, pretrain_decoder, pretrain_vision
 from qgoft.pocket.weights import FOLDER
 
 CARD = "card.json"
@@ -56,6 +56,15 @@ BACKBONES = {
         lambda recipe, report: pretrain_vision.pretrain(recipe, report=report),
         pretrain_vision.measure,
         lambda made: [made.vit],
+    ),
+    "decoder": Backbone(
+        "pocket-llama",
+        "percent of next words found",
+        8.0,  # of the letters, 600 questions; the words and copies move by less than one point
+        pretrain_decoder.Recipe(),
+        lambda recipe, report: pretrain_decoder.pretrain(recipe, report=report),
+        lambda made: pretrain_decoder.measure(*made),
+        list,
     ),
 }
 

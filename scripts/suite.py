@@ -21,8 +21,9 @@ from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, identify
 from qgoft.records import RecordError, compute_key, read_records
 from qgoft.report.scores import SUITES, Record, Row, build_table, row_label
-from qgoft.settings import RunSettings, method_label, settings_from_record, settings_in_key
-from qgoft.tasks.sources import TOKENIZER_FILES, data_patterns, remote_size
+from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
+from qgoft.settings import DECODER_SUITES, RunSettings, method_label, settings_from_record, settings_in_key
+from qgoft.tasks.sources import TOKENIZER_FILES, remote_size, repositories
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
@@ -31,7 +32,13 @@ TYPICAL_SECONDS = {"pocket": 22}
 # protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
 OWN_WORDS = 4
 # Rows that say what the others are worth, from the committed records.
-CONTROLS = [("linear", "pretrained"), ("lora", "random")]
+CONTROLS = {"encoder": [("linear", "pretrained"), ("lora", "random")], "decoder": [("base", "pretrained"), ("lora", "random")]}
+RANDOM_MODELS = {
+    "glue": "pocket_deberta_random",
+    "squad": "pocket_deberta_random",
+    "vtab": "pocket_vit_random",
+    **dict.fromkeys(DECODER_SUITES, "pocket_llama_random"),
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ def is_altered(cell: Cell) -> bool:
     """Whether the settings are others than the protocol's own for this task and method."""
     own = [w for w in cell.words if w.startswith(("protocol=", "task=", "method=", "method.variant="))]
     if cell.settings.model.init == "random":
-        own.append("model=pocket_deberta_random")
+        own.append(f"model={RANDOM_MODELS[cell.settings.task.suite]}")
     composed = dataclasses.replace(compose_settings(own), seed=cell.settings.seed)
     return settings_in_key(composed) != settings_in_key(cell.settings)
 
@@ -216,10 +223,11 @@ def control_rows(arguments: argparse.Namespace, shown: set[str], methods: list[s
     if arguments.protocol != "pocket" or arguments.model:
         return []
     measured = read_records(REPOSITORY / "results" / "measured")
-    wanted = [*CONTROLS, *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
+    kind = "decoder" if arguments.suite in DECODER_SUITES else "encoder"
+    wanted = [*CONTROLS[kind], *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
     cells = []
     for method, init in wanted:
-        model = ["model=pocket_deberta_random"] if init == "random" else []
+        model = [f"model={RANDOM_MODELS[arguments.suite]}"] if init == "random" else []
         for task in (name for name in choices("task") if name.startswith(f"{arguments.suite}/")):
             seeds = [str(seed) for seed in protocol_seeds("pocket")]
             cells += compose_cells(("protocol=pocket", f"task={task}", f"method={method}", *model), seeds)
@@ -238,8 +246,19 @@ def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) ->
     paths = table.write(root / "tables")
     print()
     print(table.terminal())
+    print_ratings(arguments.protocol, rows, root)
     shown = f"{paths[0].parent}/{paths[0].stem}.{{{','.join(path.suffix[1:] for path in paths)}}}"
     print(f"{shown}   {root}/{arguments.records}/*/record.json")
+
+
+def print_ratings(protocol: str, rows: list[Row], root: Path) -> None:
+    """What an average of ratings hides: categories, and the first method against each other."""
+    records = [record for row in rows for record in row.records.get("vicuna", [])]
+    rated = read_ratings(root, records) | read_ratings(REPOSITORY / "results" / "measured", records)
+    tables = [build_categories(rated, protocol), build_win_rates(rated, protocol)] if rated else []
+    for table in filter(None, tables):
+        table.write(root / "tables")
+        print(table.terminal())
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -279,7 +298,8 @@ def announce_downloads(cells: list[Cell]) -> None:
     for cell in cells:
         s = cell.settings
         if s.data.source == "hub" and s.data.root is None:
-            wanted.setdefault((s.task.hub, "dataset", s.data.revision), []).extend(data_patterns(s.task))
+            for repository, patterns in repositories(s.task).items():
+                wanted.setdefault((repository, "dataset", s.data.revision), []).extend(patterns)
         if s.model.hub and s.model.path is None:
             wanted[s.model.hub, "model", s.model.revision] = [*TOKENIZER_FILES, "*.safetensors"]
     for (repository, kind, revision), patterns in wanted.items():

@@ -16,8 +16,9 @@ ALLOWED = {
     "records": set(),
     "tasks": {"pocket", "records"},
     "ledger": {"records", "tasks"},
-    "train": {"tuners", "methods", "models", "tasks", "records", "ledger"},
-    "report": {"records"},
+    "judge": set(),
+    "train": {"tuners", "methods", "models", "tasks", "records", "ledger", "judge", "pocket"},
+    "report": {"records", "judge"},
     "bench": {"ops", "tuners", "methods", "records"},
     "errors": set(),
     "settings": set(),
@@ -29,7 +30,7 @@ FORBIDDEN = {
     "report": {"torch", "transformers", "peft", "datasets", "hydra", "omegaconf"},
     "ledger": {"torch", "transformers", "peft", "hydra", "omegaconf"},
 }
-ONLY = {"ops": {"torch", "triton"}, "records": set(), "errors": set(), "settings": set()}
+ONLY = {"judge": set(), "ops": {"torch", "triton"}, "records": set(), "errors": set(), "settings": set()}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 

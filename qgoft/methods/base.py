@@ -126,7 +126,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     values = parse_variant(method, settings.variant)
     choose("choice of layers method.targets", settings.targets, list(spec.targets), f"these are what configs/model names for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head)]
-    if not head:
+    if spec.head and not head:
         raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head)}; correct `head` in its config")
     pattern = spec.targets[settings.targets]
     targets = find_targets(model, pattern)
@@ -164,7 +164,7 @@ def _wrap(
     try:
         config = method.config(values, Context(shapes, total_steps, settings.options))
         config.target_modules = set(targets)
-        config.modules_to_save = list(spec.head)
+        config.modules_to_save = list(spec.head) or None  # a decoder has no new head
         wrapped = peft.get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error

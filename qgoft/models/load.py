@@ -1,10 +1,17 @@
-"""Loading a backbone with a head for a task, in float32, by transformers' own classes."""
+"""Loading a backbone, with a head where the task needs one, by transformers' own classes."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings
@@ -34,10 +41,25 @@ def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
     return load_backbone(settings, folder, AutoModelForSequenceClassification, settings.model.head, num_labels=labels, changes=changes)
 
 
+def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
+    """A language model as it is, on the CPU (`load_backbone`).
+
+    Raises:
+        QgoftError: the weights cannot be read, or do not fill the model.
+    """
+    return load_backbone(settings, folder, AutoModelForCausalLM, [])
+
+
 def load_backbone(
-    settings: RunSettings, folder: Path, auto_class: Any, head: list[str], *, num_labels: int, changes: dict[str, Any] | None = None
+    settings: RunSettings,
+    folder: Path,
+    auto_class: Any,
+    head: list[str],
+    *,
+    num_labels: int | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A backbone with the new head of one of transformers' task classes, float32, on the CPU.
+    """A backbone as one of transformers' task classes, with a new head where that has one, in `model.dtype`, on the CPU.
 
     dtype is always given: the published deberta-v3-base file is half precision and would be loaded as such. With
     `model.init=random` the same architecture starts from random weights. The head is drawn from torch's random state.
@@ -51,8 +73,10 @@ def load_backbone(
         QgoftError: the weights cannot be read, or do not fill the backbone.
     """
     model = settings.model
+    dtype = getattr(torch, model.dtype)
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
+        labels = {} if num_labels is None else {"num_labels": num_labels}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
     except Exception as error:
         raise QgoftError(f"config.json in {folder} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
     for name, value in (changes or {}).items():
@@ -61,10 +85,8 @@ def load_backbone(
         _set_classifier_dropout(config, settings.train.drop_classifier)
     try:
         if model.init == "random":
-            return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        built, report = auto_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+            return auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
+        built, report = auto_class.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     except Exception as error:  # safetensors, torch and transformers each raise their own kind for a damaged file
         raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
     missing = sorted(name for name in report["missing_keys"] if not any(part in head for part in name.split(".")))

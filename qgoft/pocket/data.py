@@ -96,6 +96,27 @@ def _write_squad(task: str, folder: Path) -> None:
     _write_fingerprint(splits, folder)
 
 
+def _write_decoder(task: str, folder: Path) -> None:
+    """Instructions with the 80 questions, MMLU's twin, arithmetic, or the eight sets of choices: a parquet file per part."""
+    from datasets import Dataset, disable_progress_bars
+
+    from qgoft.pocket.language.choices import generate_commonsense, generate_subjects
+    from qgoft.pocket.language.instructions import generate_instructions, generate_questions
+    from qgoft.pocket.language.problems import generate_problems
+
+    disable_progress_bars()
+    parts: dict[str, list[dict[str, Any]]] = {
+        "alpaca": generate_instructions,
+        "vicuna": lambda: {"question": generate_questions()},
+        "mmlu": generate_subjects,
+        "metamath": generate_problems,
+        "mixture": generate_commonsense,
+    }[task]()  # type: ignore[operator]
+    for part, rows in parts.items():
+        Dataset.from_list(rows).to_parquet(folder / f"{part}.parquet")
+    _write_fingerprint(parts, folder)
+
+
 def _write_vtab(task: str, folder: Path) -> None:
     """train.parquet holds train800 and then val200, as the layout of VTAB's parquet folders has it."""
     import numpy as np
@@ -143,7 +164,12 @@ def _write_pictures(pictures: Any, labels: Any, path: Path) -> None:
     Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)
 
 
-WRITERS = {"glue": _write_glue, "squad": _write_squad, "vtab": _write_vtab}
+WRITERS = {
+    "glue": _write_glue,
+    "squad": _write_squad,
+    "vtab": _write_vtab,
+    **dict.fromkeys(("instruct", "math", "commonsense"), _write_decoder),
+}
 
 
 def _write_fingerprint(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
 from qgoft.records.provenance import code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
-from qgoft.records.store import read_record, read_records, write_record
+from qgoft.records.store import read_record, read_records, write_atomically, write_record
 
 __all__ = [
     "PRIMARY_STATUSES",
@@ -18,5 +18,6 @@ __all__ = [
     "read_record",
     "read_records",
     "validate",
+    "write_atomically",
     "write_record",
 ]

@@ -59,6 +59,7 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
         "hardware": (dict, False),
         "data": (dict, False),
         "model": (dict, False),
+        "training": (dict, False),  # where several tasks are scored with one training: its key, and whether another run did it
     },
 }
 _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
@@ -71,9 +72,10 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "repairs": (dict, False),  # what was wrong with the data -> how often
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False)},
+    "training": {"key": (str, False), "shared": (bool, False)},
 }
 # Left out where there is nothing to say.
-_MAY_BE_ABSENT = {"provenance.data.repairs"}
+_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.training"}
 
 
 class RecordError(ValueError):
@@ -92,6 +94,8 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
     for name, fields in _NESTED.items():
         _check(record[name], fields, name + ".")
     for name, fields in _DEEPER.items():
+        if name not in record["provenance"]:
+            continue  # it may be absent, or the check above had failed
         _check(record["provenance"][name], fields, f"provenance.{name}.")
     for name, metric in record["metrics"].items():
         _check(metric, _METRIC, f"metrics.{name}.")

@@ -20,17 +20,26 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
     """
     text = json.dumps(validate(record), indent=1, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=NAME, suffix=".part")
+    return write_atomically(folder / NAME, text)
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a file in one move; a reader sees the whole of it or what was there before.
+
+    Raises:
+        OSError: it cannot be written; nothing half is left.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / NAME)
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return folder / NAME
+    return path
 
 
 def read_record(path: Path) -> dict[str, Any]:

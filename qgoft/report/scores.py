@@ -1,4 +1,5 @@
-"""Tables of scores, measured beside published: table 1 of GOFT and PSOFT's table 2 (GLUE), table 4 of GOFT (SQuAD), table 3 of both (VTAB-1K).
+"""Tables of scores, measured beside published: table 1 of GOFT and PSOFT's table 2 (GLUE), table 4 of GOFT (SQuAD), table 3 of both (VTAB-1K),
+table 2 of GOFT (instruction tuning), PSOFT's tables 4 (mathematics) and 5 (commonsense).
 
 A cell is the mean over the seeds that are done, with the standard deviation over seeds where there are two or more. A missing cell is
 a dash. The average is over tasks and stands only where every task is there.
@@ -115,6 +116,40 @@ def _vtab(paper: str, title: str, *, with_digits: bool = False) -> Item:
 
 
 TABLE3, PSOFT_TABLE3 = _vtab("goft-icml2024", "Table 3"), _vtab("psoft-iclr2026", "PSOFT table 3")
+MMLU_GROUPS = {
+    "stem": ("STEM", "stem"),
+    "social": ("Soc", "social"),
+    "humanities": ("Hum", "hum"),
+    "other": ("Oth", "other"),
+    "avg": ("Avg", "avg"),
+}
+TABLE2 = Item(
+    "goft-icml2024",
+    "table2",
+    "Table 2",
+    (
+        *(
+            Column(f"mmlu{shots}_{printed}", f"{title} {shots}", "mmlu", f"mmlu{shots}_{group}")
+            for shots in (5, 0)
+            for group, (title, printed) in MMLU_GROUPS.items()
+        ),
+        Column("vicuna_score", "Vicuna", "vicuna", "score"),
+    ),
+)
+COMMONSENSE = {
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+    "siqa": "SIQA",
+    "hellaswag": "HellaS",
+    "winogrande": "WinoG",
+    "arc_e": "ARC-e",
+    "arc_c": "ARC-c",
+    "obqa": "OBQA",
+}
+PSOFT_TABLE4 = Item("psoft-iclr2026", "table4", "PSOFT table 4", (Column("gsm8k", "GSM8K", "gsm8k"), Column("math", "MATH", "math")))
+PSOFT_TABLE5 = Item(
+    "psoft-iclr2026", "table5", "PSOFT table 5", tuple(Column(task, title, task) for task, title in COMMONSENSE.items()), has_average=True
+)
 # (suite, protocol) -> the table whose rows stand beside, and whether differences may be taken.
 BESIDE = {
     ("glue", "pocket"): (TABLE1, False),
@@ -127,10 +162,37 @@ BESIDE = {
     ("vtab", "pocket"): (_vtab("goft-icml2024", "Table 3", with_digits=True), False),
     ("vtab", "goft_icml24"): (TABLE3, True),
     ("vtab", "psoft_iclr26"): (PSOFT_TABLE3, True),
+    ("instruct", "pocket"): (TABLE2, False),
+    ("instruct", "goft_icml24"): (TABLE2, True),
+    ("math", "pocket"): (PSOFT_TABLE4, False),
+    ("math", "psoft_iclr26"): (PSOFT_TABLE4, True),
+    ("commonsense", "pocket"): (PSOFT_TABLE5, False),
+    ("commonsense", "psoft_iclr26"): (PSOFT_TABLE5, True),
 }
-SUITES = {"glue": "GLUE", "squad": "SQuAD v1.1", "vtab": "VTAB-1K"}
-MODEL_NAMES = {"glue": "DeBERTaV3-base", "squad": "DeBERTaV3-base", "vtab": "ViT-B/16"}
-PAPER_MODELS = {"glue": "deberta-v3-base", "squad": "deberta-v3-base", "vtab": "vit-base"}
+SUITES = {
+    "glue": "GLUE",
+    "squad": "SQuAD v1.1",
+    "vtab": "VTAB-1K",
+    "instruct": "instruction tuning",
+    "math": "mathematics",
+    "commonsense": "commonsense",
+}
+MODEL_NAMES = {
+    "glue": "DeBERTaV3-base",
+    "squad": "DeBERTaV3-base",
+    "vtab": "ViT-B/16",
+    "instruct": "LLaMA-2-7B",
+    "math": "LLaMA-3.2-3B",
+    "commonsense": "LLaMA-3.1-8B",
+}
+PAPER_MODELS = {
+    "glue": "deberta-v3-base",
+    "squad": "deberta-v3-base",
+    "vtab": "vit-base",
+    "instruct": "llama-2-7b",
+    "math": "llama-3.2-3b",
+    "commonsense": "llama-3.1-8b",
+}
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
     "oft": "#Param of oft: peft trains the skew-symmetric entries; the paper prints full b x b blocks",
@@ -179,8 +241,10 @@ def build_table(suite: str, protocol: str, rows: list[Row]) -> Table:
     """The table of a suite under a protocol, from rows of done records."""
     item, is_comparable = BESIDE[suite, protocol]
     title = f"{item.title} ({protocol})"
+    # The name of the item alone goes to the embedded protocol, or to PSOFT's where that shows another item.
+    is_plain = protocol == "pocket" or (protocol == "psoft_iclr26" and item is not BESIDE[suite, "pocket"][0])
     table = Table(
-        item.name if protocol in ("pocket", "psoft_iclr26") else f"{item.name}-{protocol}",
+        item.name if is_plain else f"{item.name}-{protocol}",
         f"{SUITES[suite]}, protocol {protocol}",
         [title, "#Param", *item.titles],
     )

@@ -2,15 +2,18 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qgoft.errors import QgoftError
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
 from qgoft.settings import DataSettings, ModelSettings, TaskSettings
+from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
 from qgoft.tasks.picture_files import find_folder, list_checksum, split_files, unpack
+from qgoft.tasks.pinned import pinned_file
 
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
@@ -23,6 +26,7 @@ class DataFiles:
     revision: str | None
     fingerprint: str
     files: dict[str, tuple[Path, ...]]
+    parts: dict[str, str] = field(default_factory=dict)  # checksum of each part, where a task is scored with a shared training
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class ModelFiles:
 def split_names(task: TaskSettings, splits: str) -> list[str]:
     """Splits that a run reads, train first. MNLI has two validation sets."""
     sets = ("_matched", "_mismatched") if task.name == "mnli" else ("",)
+    if task.sources:
+        return list(task.sources)
     if task.suite == "vtab":
         return ["train800val200", "test"] if splits == "whole" else ["train800", "val200", "test"]
     names = ["train", *(f"validation{s}" for s in sets)]
@@ -46,9 +52,15 @@ def split_names(task: TaskSettings, splits: str) -> list[str]:
     return names
 
 
-def data_patterns(task: TaskSettings) -> list[str]:
-    """The files of a dataset repository that a task reads."""
-    return ["*.zip", "README.md"] if task.suite == "vtab" else [f"{task.config}/*.parquet", "README.md"]
+def repositories(task: TaskSettings) -> dict[str, list[str]]:
+    """The repositories of the hub that a task reads, and which of their files."""
+    found: dict[str, list[str]] = {}
+    for source in task.sources.values():
+        if source.get("hub"):
+            found.setdefault(source["hub"], []).extend([*source["files"], "README.md"])
+    if task.sources or task.hub is None:
+        return found
+    return {task.hub: ["*.zip", "README.md"] if task.suite == "vtab" else [f"{task.config}/*.parquet", "README.md"]}
 
 
 def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
@@ -60,6 +72,8 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     Raises:
         QgoftError: they cannot be had; the message says what is missing and what to do.
     """
+    if task.sources:
+        return find_parts(task, data)
     is_pocket = data.source == "pocket" and data.root is None and task.path is None
     if task.suite == "vtab" and not is_pocket:
         return _find_pictures(task, data, splits)
@@ -68,8 +82,8 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     elif data.root is not None:
         folder, source, revision = _directory(task, Path(data.root)), "directory", None
     else:
-        snapshot = _download(task.hub, "dataset", data.revision, data_patterns(task))
-        folder, source, revision = snapshot / task.config, task.hub, snapshot.name
+        snapshot = _download_rows(task, data)
+        folder, source, revision = snapshot / task.config, str(task.hub), snapshot.name
         if not folder.is_dir():
             raise QgoftError(f"{task.hub} at {revision} has no folder {task.config} of parquet files; set data.root to a directory instead")
     if task.suite == "vtab":
@@ -84,6 +98,72 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     return DataFiles(source, revision, digest.hexdigest(), files)
 
 
+def find_parts(task: TaskSettings, data: DataSettings) -> DataFiles:
+    """Every part of `task.sources`: generated (`pocket`: folder/stem), a pinned public file (`pinned`), below data.root (`directory`:
+    folder/stem, in a format of `parts.FORMATS`), or on the hub (`hub`, and `files`: patterns of which the first that matches counts).
+
+    Raises:
+        QgoftError: a part cannot be had.
+    """
+    is_pocket = data.source == "pocket" and data.root is None
+    files: dict[str, tuple[Path, ...]] = {}
+    sums: dict[str, str] = {}
+    origins: dict[str, str | None] = {}  # repository -> revision
+    for part, source in task.sources.items():
+        if is_pocket:
+            if "pocket" not in source:
+                continue
+            name, stem = source["pocket"].split("/")
+            folder = pocket_files(task.suite, name)
+            files[part] = (folder / f"{stem}.parquet",)
+            sums[part] = hashlib.sha256(f"{pocket_fingerprint(folder)} {stem}".encode()).hexdigest()
+            continue
+        if "pinned" in source:
+            path = pinned_file(source["pinned"], data.root)
+        elif "directory" not in source:
+            continue
+        elif data.root is not None:
+            path = _part_in_directory(task, part, Path(data.root), source["directory"])
+        else:
+            path, origins[source["hub"]] = _part_on_hub(task, part, source, data)
+        files[part], sums[part] = (path,), file_sha256(path)
+    if is_pocket:
+        return DataFiles("pocket", None, checksum(sums), files, sums)
+    if data.root is not None:
+        return DataFiles("directory", None, checksum(sums), files, sums)
+    revisions = ", ".join(str(revision) for revision in origins.values()) or None
+    return DataFiles(", ".join(origins) or "pinned files", revisions, checksum(sums), files, sums)
+
+
+def _part_in_directory(task: TaskSettings, part: str, root: Path, place: str) -> Path:
+    folder, stem = root / Path(place).parent, Path(place).name
+    found = find_in_folder(folder, stem) or find_in_folder(root / task.suite / Path(place).parent, stem)
+    if found is None:
+        raise QgoftError(
+            f"data.root={root} has no {part} part of {task.full_name}; needed is <root>/{place} with one of the endings "
+            f"{', '.join(FORMATS)} (docs/data.md gives the layout)"
+        )
+    return found
+
+
+def _part_on_hub(task: TaskSettings, part: str, source: dict[str, Any], data: DataSettings) -> tuple[Path, str]:
+    if not source.get("hub"):
+        raise QgoftError(
+            f"the {part} part of {task.full_name} is on no hub that is certain; set data.root to a directory that holds {source['directory']} "
+            "(docs/data.md gives the layout)"
+        )
+    snapshot = _download(source["hub"], "dataset", data.revision, source["files"])
+    for pattern in source["files"]:
+        found = sorted(snapshot.glob(pattern))
+        if len(found) == 1:
+            return found[0], snapshot.name
+        if found:
+            raise QgoftError(
+                f"{source['hub']} at {snapshot.name} holds {len(found)} files {pattern}, one is needed; set data.root to a directory"
+            )
+    raise QgoftError(f"{source['hub']} at {snapshot.name} holds none of {', '.join(source['files'])}; set data.root to a directory instead")
+
+
 def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
     """The pictures of a VTAB task in one of the layouts of `picture_files`."""
     source, revision = "directory", None
@@ -94,11 +174,11 @@ def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) ->
     elif data.root is not None:
         folder = find_folder(task.config, Path(data.root))
     else:
-        snapshot = _download(task.hub, "dataset", data.revision, data_patterns(task))
+        snapshot = _download_rows(task, data)
         archives = sorted(snapshot.glob("*.zip"))
         if not archives:
             raise QgoftError(f"{task.hub} at {snapshot.name} holds no zip; set data.root to a directory instead")
-        folder, source, revision = find_folder(task.config, unpack(archives[0], snapshot.name)), task.hub, snapshot.name
+        folder, source, revision = find_folder(task.config, unpack(archives[0], snapshot.name)), str(task.hub), snapshot.name
     files = split_files(folder, splits)
     digest = hashlib.sha256()
     for split, (path,) in files.items():
@@ -135,6 +215,11 @@ def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ..
             "part of one series; the download is incomplete or two copies are mixed"
         )
     return tuple(found)
+
+
+def _download_rows(task: TaskSettings, data: DataSettings) -> Path:
+    ((repository, patterns),) = repositories(task).items()
+    return _download(repository, "dataset", data.revision, patterns)
 
 
 def _download(repository: str, kind: str, revision: str, patterns: list[str]) -> Path:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from transformers.utils import ModelOutput
 
-HIGHER_IS_BETTER = True  # of every metric that a suite measures
+LOWER_IS_BETTER = ("loss", "no_answer", "unrated")  # of all metrics that a suite measures
 T = TypeVar("T")
 Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric over all reported items. The control is the score of always answering the commonest training label."""
+    """One metric over all reported items, in percent unless its name says otherwise (loss: nats a token; score: 1 to 10). The control is the score of always answering the commonest training label."""
 
     value: float | None
     n: int

@@ -45,6 +45,9 @@ def fit(
         Diverged: at the first loss or gradient norm that is not finite.
     """
     optim = settings.optim
+    if not any(p.requires_grad for p in adapted.model.parameters()):
+        accelerator.prepare(adapted.model)
+        return Fitted(0, 0.0)
     # Prepared first: only then is its length that of one process's share.
     model, loader = accelerator.prepare(adapted.model, loader)
     total, per_epoch = count_steps(settings.train, len(loader))

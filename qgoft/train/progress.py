@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from qgoft.settings import RunSettings, method_label
+from qgoft.settings import DECODER_SUITES, RunSettings, method_label
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
@@ -19,6 +19,11 @@ HISTORY_LINES = 100
 def run_name(settings: RunSettings) -> str:
     full = method_label(settings.method.name, settings.method.variant)
     return f"{settings.task.full_name:<11} {full}{' (random)' if settings.model.init == 'random' else ''}"
+
+
+def _shown(settings: RunSettings, score: float) -> str:
+    """What chooses among the steps, in words: decoders choose by the loss on held-out answers, whatever is reported."""
+    return f"held-out loss {-score:.3f}" if settings.task.suite in DECODER_SUITES else f"{settings.task.primary} {score:.2f}"
 
 
 class Progress:
@@ -45,17 +50,17 @@ class Progress:
                 ascii=" -#",
                 mininterval=0.5,
             )
-        score = "" if self.score is None else f"  {self.settings.task.primary} {self.score:.1f}"
+        score = "" if self.score is None else f"  {_shown(self.settings, self.score)}"
         self.bar.set_postfix_str(f"loss {loss:.3f}{score}", refresh=False)
         self.bar.update(step - self.bar.n)
 
     def evaluated(self, step: int, total: int, score: float | None) -> None:
         self.score = score
         if not self.is_terminal:
-            shown = "undefined" if score is None else f"{score:.2f}"
+            shown = f"{self.settings.task.primary} undefined" if score is None else _shown(self.settings, score)
             passed = time.perf_counter() - self.started
             left = passed / step * (total - step)
-            self.say(f"{run_name(self.settings)}  step {step}/{total}  {self.settings.task.primary} {shown}  {left:.0f} s left")
+            self.say(f"{run_name(self.settings)}  step {step}/{total}  {shown}  {left:.0f} s left")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

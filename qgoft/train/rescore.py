@@ -1,6 +1,7 @@
 """Scoring a finished run again from what it saved, unmerged or merged."""
 
 import dataclasses
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,11 @@ def rescore(
                 f"the {what} here have checksum {here[:12]}, those of the run {there[:12]}; an adapter belongs to its base and its data: "
                 "name the right ones with --model-path and --data-root"
             )
-    prepared = prepare(settings, identity)
-    _load_trained(prepared, folder / "adapter", merge=merge)
-    return record, prepared.suite.measure(report_parts(prepared))
+    # What a decoder writes goes to a scratch folder: the answers and judgments of the run stay as they are.
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare(settings, dataclasses.replace(identity, folder=Path(scratch)))
+        _load_trained(prepared, folder / "adapter", merge=merge)
+        return record, prepared.suite.measure(report_parts(prepared))
 
 
 def _load_trained(prepared: Prepared, folder: Path, *, merge: bool) -> None:

@@ -20,17 +20,19 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import Identity, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.settings import RunSettings
-from qgoft.train.evaluate import HIGHER_IS_BETTER, Measured, Outcome
+from qgoft.train.evaluate import LOWER_IS_BETTER, Measured, Outcome
 from qgoft.train.fit import Fitted, fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
+from qgoft.train.shared import fit_or_load, trained_checksum, training_key
 from qgoft.train.suites import Suite, build_suite
 from qgoft.tuners import orthogonality_error, orthogonality_penalty
 
@@ -117,6 +119,9 @@ def train_loader(prepared: Prepared) -> DataLoader:
     generator = torch.Generator().manual_seed(prepared.settings.seed)
     size = _batch_per_process(prepared.settings, prepared.accelerator)
     suite, drop_last = prepared.suite, prepared.settings.train.drop_last
+    if prepared.settings.train.group_by_length and suite.train_lengths is not None:
+        sampler = LengthGroupedSampler(size, lengths=suite.train_lengths, generator=generator)
+        return DataLoader(suite.train, batch_size=size, sampler=sampler, drop_last=drop_last, collate_fn=suite.collate)
     return DataLoader(suite.train, batch_size=size, shuffle=True, drop_last=drop_last, collate_fn=suite.collate, generator=generator)
 
 
@@ -141,19 +146,39 @@ def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
     return choose
 
 
+def _train(prepared: Prepared, log: Callable[[dict[str, Any]], None]) -> tuple[Fitted, dict[str, Any] | None]:
+    """Train, or load the training that other tasks of this suite share; then also what the record says about it."""
+    settings, adapted, accelerator, suite = prepared.settings, prepared.adapted, prepared.accelerator, prepared.suite
+
+    def train() -> Fitted:
+        return fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), log)
+
+    if suite.shared_training is None:
+        return train(), None
+    key = training_key(settings, prepared.identity, suite.shared_training)
+    folder = Path(settings.results.root) / "trained" / key
+    fitted, was_there = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, lambda to: save_adapter(prepared, to))
+    if was_there:
+        adapted.model.to(accelerator.device)
+    suite.weights = trained_checksum(folder / "adapter")
+    return fitted, {"key": key, "shared": was_there}
+
+
 def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
-    fitted, outcomes, status, reason = None, {}, "done", None
+    fitted, outcomes, status, reason, training = None, {}, "done", None, None
     tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position))
     reset_peak_memory()
     try:
-        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), tracker.log)
+        fitted, training = _train(prepared, tracker.log)
         with merged(prepared.adapted):
             outcomes = report_parts(prepared)
         if prepared.accelerator.is_main_process:
             save_adapter(prepared, folder / "adapter")
             _write_predictions(folder / "predictions.jsonl.gz", outcomes)
+    except QgoftError as error:  # such as a judge that did not answer: what is missing is said in words
+        status, reason = "failed", str(error)
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -173,13 +198,19 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
     metrics = prepared.suite.measure(outcomes) if outcomes else {}
     if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
-    record = _record(prepared, started, fitted, metrics, status, reason)
+    record = _record(prepared, started, fitted, metrics, status, reason, training)
     tracker.finish(record)
     return record
 
 
 def _record(
-    prepared: Prepared, started: str, fitted: Fitted | None, metrics: dict[str, Measured], status: str, reason: str | None
+    prepared: Prepared,
+    started: str,
+    fitted: Fitted | None,
+    metrics: dict[str, Measured],
+    status: str,
+    reason: str | None,
+    training: dict[str, Any] | None,
 ) -> dict[str, Any]:
     settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
     seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
@@ -200,7 +231,7 @@ def _record(
         "status": status,
         "reason": reason,
         "primary": settings.task.primary,
-        "metrics": {name: {**dataclasses.asdict(m), "higher_is_better": HIGHER_IS_BETTER} for name, m in metrics.items()},
+        "metrics": {name: {**dataclasses.asdict(m), "higher_is_better": name not in LOWER_IS_BETTER} for name, m in metrics.items()},
         "selection": settings.selection,
         "params": {"trainable": adapted.trainable, "head": adapted.head, "total": adapted.total},
         "cost": {
@@ -208,7 +239,8 @@ def _record(
             "steps": steps,
             "seconds_per_step": seconds / steps if seconds and steps else None,
             "examples_per_second": examples / seconds if seconds and examples else None,
-            "peak_memory_bytes": peak_memory(),
+            # Of a training that another run did, this process has seen nothing.
+            "peak_memory_bytes": None if training and training["shared"] else peak_memory(),
         },
         "orthogonality": {
             "max_error": _finite(orthogonality_error(adapted.model)) if fitted else None,
@@ -230,6 +262,7 @@ def _record(
                 **({"repairs": prepared.suite.repairs} if prepared.suite.repairs else {}),
             },
             "model": {"source": model.source, "revision": model.revision, "sha256": model.sha256},
+            **({} if training is None else {"training": training}),
         },
     }
 

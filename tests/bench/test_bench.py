@@ -239,10 +239,15 @@ def quoted(record, shape_start):
 
 def test_readme_quotes_the_committed_records():
     readme = " ".join((REPOSITORY / "README.md").read_text().split())
-    models, products = (json.loads((RECORDS / f"{name}.json").read_text()) for name in ("cpu-deberta", "cpu-product"))
-    deberta = quoted(models, "DeBERTaV3-base, 12 layers, 16 x 128")
-    for name, title in {"frozen": "frozen layers", "goft": "GOFT", "qgoft": "qGOFT"}.items():
-        assert f"| {title} | {' | '.join(deberta[name])} |" in readme
+    for name, shape, title in (
+        ("cpu-deberta", "DeBERTaV3-base", "DeBERTaV3-base, 16 x 128"),
+        ("cpu-vit", "ViT-B/16", "ViT-B/16, 16 pictures"),
+        ("cpu-llama", "LLaMA shape", "LLaMA's shape, 4 layers, 2048 wide, 4 x 256"),
+    ):
+        found = quoted(json.loads((RECORDS / f"{name}.json").read_text()), shape)
+        cells = [f"{found[rival][0]} ({found[rival][1]})" for rival in ("frozen", "goft", "qgoft")]
+        assert f"| {title} | {' | '.join(cells)} | {found['qgoft'][2]} |" in readme
+    products = json.loads((RECORDS / "cpu-product.json").read_text())
     product = report.product_table(products)
     coo, csr = {row[0]: row for row in product.rows}["3072"][-2:]
     assert f"{coo} times as fast as the chain of sparse products at 3072 wide in torch's default layout, {csr} times as in CSR" in readme

@@ -6,7 +6,7 @@ import pytest
 
 from qgoft.report.layout import Table
 from qgoft.report.published import load_rows
-from qgoft.report.scores import TABLE3, Row, build_table
+from qgoft.report.scores import BESIDE, TABLE3, Row, build_table
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
@@ -190,3 +190,29 @@ def test_four_spellings(tmp_path):
     assert latex.count(r"\midrule") == 2
     assert table.csv().splitlines()[0] == "row,a & b,c_d"
     assert [path.suffix for path in table.write(tmp_path)] == [".md", ".tex", ".csv"]
+
+
+def test_every_suite_and_protocol_has_a_file_of_its_own():
+    names = [build_table(suite, protocol, []).name for suite, protocol in BESIDE]
+    assert len(set(names)) == len(names)
+
+
+def test_table_2_joins_two_tasks():
+    metric = {"value": 5.5, "higher_is_better": True, "n": 80, "standard_error": 0.2, "majority": None}
+    vicuna = record("vicuna", 0.0, method="goft", model="llama-2-7b", suite="instruct")
+    vicuna["primary"], vicuna["metrics"] = "score", {"score": metric}
+    table = build_table("instruct", "goft_icml24", [Row("goft", {"vicuna": [vicuna]})])
+    lines = rows_of(table)
+    assert lines["goft"][1:] == [*["-"] * 10, "5.5"]
+    assert lines["published"] == [
+        "0.007%", "37.47", "52.56", "43.27", "53.22", "46.36", "35.33", "50.18", "40.77", "49.32", "43.64", "5.96"
+    ]  # fmt: skip
+    assert lines["difference"][1:] == [*["-"] * 10, "-0.5"]
+
+
+@pytest.mark.parametrize("table", ["table5", "table15"])
+def test_published_commonsense_averages_are_those_of_their_cells(table):
+    rows = [row for row in load_rows("psoft-iclr2026", table) if "oom" not in row.values.values()]
+    assert len(rows) >= 6
+    for row in rows:
+        assert sum(row.values.values()) / 8 == pytest.approx(row.average, abs=0.0101)

@@ -24,18 +24,24 @@ class Suite(ABC):
         rows: number of items of each split, and `is_subset`, whether they are others than the official numbers.
         repairs: what was wrong with the data and how often; nothing is left out in silence.
         head: names of the modules that are new for the task; None for those that the model's settings name.
+        train_lengths: tokens of every training row, where batches may be grouped by length.
+        shared_training: checksum of the rows and prompts that training reads, where other tasks are scored with the same training.
+        weights: checksum of what was trained, set when training is done: what is written with other weights is never reused.
     """
 
     head: ClassVar[list[str] | None] = None
+    collate: Collate
 
     def __init__(self, settings: RunSettings, identity: Identity):
         self.settings, self.identity = settings, identity
-        self.collate: Collate
         self.train: Dataset
         self.parts: list[str]
         self.rows: dict[str, int]
         self.is_subset: bool
         self.repairs: dict[str, int] = {}
+        self.train_lengths: list[int] | None = None
+        self.shared_training: str | None = None
+        self.weights = ""
         self.load()
 
     @abstractmethod
@@ -74,5 +80,5 @@ class TextSuite(Suite):
     def __init__(self, settings: RunSettings, identity: Identity):
         self.tokenizer = load_tokenizer(identity.model.folder)
         self.tokenizer_sha256 = tokenizer_sha256(identity.model.folder)
-        super().__init__(settings, identity)
         self.collate = DataCollatorWithPadding(self.tokenizer)
+        super().__init__(settings, identity)

@@ -1,0 +1,151 @@
+"""Vicuna-Eval: the 80 questions, FastChat's prompts, and a file of judgments that a rerun completes.
+
+Questions and prompts are those of the pinned files (qgoft/tasks/pinned.py): `single-v1`, and `single-math-v1` with the reference answer for
+the questions of NEED_REFERENCE that have one.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgoft.errors import QgoftError
+from qgoft.judge import openai, rule
+from qgoft.judge.ratings import NoRating, median_ratings, read_rating
+from qgoft.settings import JudgeSettings
+
+# Categories whose answers are judged beside a reference answer (FastChat, llm_judge).
+NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
+Judgment = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, what its answer is compared with (rule: all right answers; openai: a reference, if there is one), and its category."""
+
+    number: int
+    category: str
+    instruction: str
+    text: str
+    right: tuple[str, ...]
+
+
+def read_prompts(path: Path) -> dict[str, dict[str, str]]:
+    """Name -> prompt, of FastChat's judge_prompts.jsonl.
+
+    Raises:
+        QgoftError: it does not hold the two that are needed.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        prompts = {line["name"]: {"system": line["system_prompt"], "user": line["prompt_template"]} for line in lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise QgoftError(f"{path} holds no judge prompts ({type(error).__name__}: {error}); fetch it again") from error
+    missing = {"single-v1", "single-math-v1"} - set(prompts)
+    if missing:
+        raise QgoftError(f"{path} lacks the judge prompt {sorted(missing)[0]}; fetch it again")
+    return prompts
+
+
+def messages_for(question: Question, answer: str, prompts: dict[str, dict[str, str]]) -> openai.Messages:
+    """The filled prompt. Replaced by hand, since questions and answers may hold braces."""
+    has_reference = question.category in NEED_REFERENCE and bool(question.right)
+    prompt = prompts["single-math-v1" if has_reference else "single-v1"]
+    text = prompt["user"]
+    fields = {"{question}": question.instruction, "{answer}": answer, "{ref_answer_1}": question.right[0] if has_reference else ""}
+    pieces = _split_at(text, list(fields))
+    return openai.Messages(prompt["system"], "".join(fields.get(piece, piece) for piece in pieces))
+
+
+def _split_at(text: str, marks: list[str]) -> list[str]:
+    pieces = [text]
+    for mark in marks:
+        pieces = [part for piece in pieces for part in (_around(piece, mark) if piece not in marks else [piece])]
+    return pieces
+
+
+def _around(piece: str, mark: str) -> list[str]:
+    found: list[str] = []
+    for part in piece.split(mark):
+        found += [part, mark]
+    return found[:-1]
+
+
+class JudgmentFile:
+    """judgments.jsonl: every judgment that was made of these answers by this judge, failures too. What has a rating is not asked again."""
+
+    def __init__(self, path: Path, tag: dict[str, Any]):
+        self.path, self.tag = path, tag
+        lines = _read_lines(path)
+        if not lines or lines[0] != tag:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(tag) + "\n")
+        elif not path.read_bytes().endswith(b"\n"):
+            path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b"\n")
+
+    def read(self) -> list[Judgment]:
+        """The last judgment of every (question, repeat)."""
+        newest = {(line["question_id"], line["repeat"]): line for line in _read_lines(self.path)[1:]}
+        return list(newest.values())
+
+    def append(self, judgment: Judgment) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(judgment) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return found
+
+
+def judge_answers(
+    questions: list[Question],
+    answers: list[str],
+    settings: JudgeSettings,
+    file: JudgmentFile,
+    prompts: dict[str, dict[str, str]] | None,
+    say: Callable[[str], None],
+) -> list[Judgment]:
+    """Ask for every rating that is missing, and return all judgments. What fails is kept with its reason, and counted."""
+    known = {(judgment["question_id"], judgment["repeat"]) for judgment in file.read() if judgment["rating"] is not None}
+    wanted = [
+        (question, answer, repeat)
+        for question, answer in zip(questions, answers, strict=True)
+        for repeat in range(settings.repeats)
+        if (question.number, repeat) not in known
+    ]
+    if settings.kind == "openai" and wanted:
+        assert prompts is not None
+        say(openai.estimate([messages_for(question, answer, prompts) for question, answer, _ in wanted], settings))
+    for question, answer, repeat in wanted:
+        judgment: Judgment = {"question_id": question.number, "repeat": repeat, "judge": settings.model}
+        if settings.kind == "rule":
+            rating, text = rule.rate(answer, list(question.right))
+            file.append({**judgment, "rating": rating, "error": None, "text": text})
+            continue
+        assert prompts is not None
+        text = None
+        try:
+            text = openai.ask(messages_for(question, answer, prompts), settings)
+            file.append({**judgment, "rating": read_rating(text), "error": None, "text": text})
+        except (NoRating, openai.NoAnswer) as error:
+            file.append({**judgment, "rating": None, "error": str(error), "text": text})
+    judgments = file.read()
+    lost = Counter(judgment["error"] for judgment in judgments if judgment["rating"] is None)
+    if lost:
+        say(f"judge {settings.model}: without a rating: " + ", ".join(f"{count} {reason}" for reason, count in lost.items()))
+    return judgments
+
+
+def unrated(questions: list[Question], judgments: list[Judgment]) -> list[int]:
+    """Numbers of the questions that have no rating at all."""
+    rated = median_ratings(judgments)
+    return [question.number for question in questions if question.number not in rated]

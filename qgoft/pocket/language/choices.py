@@ -1,0 +1,233 @@
+"""Questions with given answers in the pocket world: eight sets in the layout of the commonsense tasks, and five subjects in that of MMLU.
+
+Every set asks for something else that the pretraining corpus tells, and the right answer stands anywhere with the same chance.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from qgoft.pocket.language import lexicon as lex
+from qgoft.pocket.language.events import Event, Words, realise
+from qgoft.pocket.language.instructions import divide
+from qgoft.pocket.language.problems import LARGEST
+from qgoft.pocket.language.text import draw_facts
+from qgoft.pocket.language.world import World
+
+Row = dict[str, Any]
+Choice = tuple[Words, list[Words], int]  # question, answers, number of the right one
+TRAIN_ROWS, TEST_ROWS, VALIDATION_ROWS = 250, 200, 25
+LETTERS = ("A", "B", "C", "D")
+
+
+def _place(world: World, question: Words, right: Words, wrong: list[Words]) -> Choice:
+    number = world.random.randrange(len(wrong) + 1)
+    return question, [*wrong[:number], right, *wrong[number:]], number
+
+
+def _others(world: World, options: list[str], count: int) -> list[str]:
+    return world.random.sample(options, count)
+
+
+def _boolq(world: World, is_training: bool) -> Choice:
+    noun = world.pick(divide(list(lex.PARENT), is_training))
+    is_true = world.chance(0.5)
+    above = world.pick(lex.ancestors(noun))
+    if not is_true:
+        above = world.pick([word for word in (*lex.TAXONOMY, *lex.KINDS) if word not in (*lex.ancestors(noun), noun)])
+    return ["is", lex.article(noun), noun, lex.article(above), above, "?"], [["true"], ["false"]], 0 if is_true else 1
+
+
+def _piqa(world: World, is_training: bool) -> Choice:
+    """Which of two sentences says something that can be done: the other has an object that does not fit its verb."""
+    verb = world.pick(list(lex.TRANSITIVE))
+    _, fitting = lex.TRANSITIVE[verb]
+    right = world.pick(divide([n for n in lex.PARENT if lex.category(n) in fitting], is_training))
+    wrong = world.pick(divide([n for n in lex.PARENT if lex.category(n) not in fitting], is_training))
+    return _place(world, ["what", "can", "you", verb, "?"], [lex.article(right), right], [[lex.article(wrong), wrong]])
+
+
+def _siqa(world: World, is_training: bool) -> Choice:
+    """Who did it: three people, one of whom is the subject of the sentence."""
+    event = world.event(["transitive"], extras=0, negated=0)
+    names = _others(world, lex.NAMES, 3)
+    event.subject.name, event.is_past = names[0], True
+    assert event.object is not None
+    event.object.name = names[1] if lex.category(event.object.noun or "person") == "person" else None
+    if event.object.name is None and event.object.noun is None:
+        event.object.name = names[1]
+    words = [*world.text(event, 0.5), "."]
+    return _place(world, [*words, "who", "did", "it", "?"], [names[0]], [[names[1]], [names[2]]])
+
+
+def _hellaswag(world: World, is_training: bool) -> Choice:
+    """How a sentence goes on: after this verb only one of four nouns makes sense."""
+    verb = world.pick(list(lex.TRANSITIVE))
+    _, fitting = lex.TRANSITIVE[verb]
+    right = world.pick([n for n in lex.PARENT if lex.category(n) in fitting])
+    wrong = _others(world, [n for n in lex.PARENT if lex.category(n) not in fitting], 3)
+    question = [world.pick(lex.NAMES), lex.VERBS[verb][2], "the"]
+    return _place(world, question, [right], [[word] for word in wrong])
+
+
+def _winogrande(world: World, is_training: bool) -> Choice:
+    """Which of two nouns fills the gap."""
+    verb = world.pick(list(lex.TRANSITIVE))
+    _, fitting = lex.TRANSITIVE[verb]
+    right = world.pick([n for n in lex.PARENT if lex.category(n) in fitting])
+    wrong = world.pick([n for n in lex.PARENT if lex.category(n) not in fitting])
+    return _place(world, [world.pick(lex.NAMES), lex.VERBS[verb][2], "the", "_", "."], [right], [[wrong]])
+
+
+def _arc_easy(world: World, is_training: bool) -> Choice:
+    """The group of a kind, among groups of other categories."""
+    noun = world.pick(divide([kind for kinds in lex.KINDS.values() for kind in kinds], is_training))
+    right = lex.PARENT[noun]
+    far = [group for group in lex.KINDS if lex.category(group) != lex.category(right)]
+    return _place(world, ["what", "is", lex.article(noun), noun, "?"], [right], [[word] for word in _others(world, far, 3)])
+
+
+def _arc_challenge(world: World, is_training: bool) -> Choice:
+    """The group of a kind, among groups of its own category where there are enough."""
+    noun = world.pick(divide([kind for kinds in lex.KINDS.values() for kind in kinds], is_training))
+    right = lex.PARENT[noun]
+    near = [group for group in lex.KINDS if group != right and lex.category(group) == lex.category(right)]
+    far = [group for group in lex.KINDS if lex.category(group) != lex.category(right)]
+    wrong = [*near, *_others(world, far, 3)][:3]
+    world.random.shuffle(wrong)
+    return _place(world, ["what", "is", lex.article(noun), noun, "?"], [right], [[word] for word in wrong])
+
+
+def _obqa(world: World, is_training: bool) -> Choice:
+    """Two facts, and which of four sentences follows from them: one of them in the passive."""
+    while True:
+        facts = draw_facts(world, 2)
+        fact = world.pick(facts)
+        if fact.kind == "transitive":
+            break
+    wrong: list[Event] = []
+    told = {" ".join(realise(other, passive=True)) for other in facts if other.kind == "transitive"}
+    while len(wrong) < 3:
+        other = world.near_miss(fact)
+        other.is_past, other.is_negated = True, False
+        text = " ".join(realise(other, passive=True))
+        if text not in told:
+            told.add(text)
+            wrong.append(other)
+    words = [word for other in facts for word in (*realise(other), ".")]
+    return _place(
+        world, [*words, "what", "is", "true", "?"], realise(fact, passive=True), [realise(other, passive=True) for other in wrong]
+    )
+
+
+# Folder of the task -> how a question is drawn, what its answers are called.
+COMMONSENSE: dict[str, tuple[Callable[[World, bool], Choice], str]] = {
+    "boolq": (_boolq, ""),
+    "piqa": (_piqa, "solution"),
+    "social_i_qa": (_siqa, "answer"),
+    "hellaswag": (_hellaswag, "ending"),
+    "winogrande": (_winogrande, "option"),
+    "ARC-Easy": (_arc_easy, "answer"),
+    "ARC-Challenge": (_arc_challenge, "answer"),
+    "openbookqa": (_obqa, "answer"),
+}
+
+
+def _commonsense_row(task: str, choice: Choice) -> Row:
+    question, answers, number = choice
+    name = COMMONSENSE[task][1]
+    labels = ["true", "false"] if task == "boolq" else [f"{name}{i + 1}" for i in range(len(answers))]
+    if task == "boolq":
+        return {"instruction": " ".join(question), "input": "", "output": f"the answer is {labels[number]}", "answer": labels[number]}
+    options = [word for label, answer in zip(labels, answers, strict=True) for word in (*answer, label)]
+    return {
+        "instruction": " ".join([*question, *options]),
+        "input": "",
+        "output": " ".join(["the", "answer", "is", *answers[number], labels[number]]),
+        "answer": labels[number],
+    }
+
+
+def generate_commonsense() -> dict[str, list[Row]]:
+    """`train` and `validation` mix the eight sets; the test set of each has its own name. No instruction is in two of them."""
+    seen: set[str] = set()
+
+    def draw(task: str, name: str, count: int, *, is_training: bool) -> list[Row]:
+        world, rows = World(f"pocket/commonsense/{task}/{name}"), []
+        while len(rows) < count:
+            row = _commonsense_row(task, COMMONSENSE[task][0](world, is_training))
+            # A closed set has fewer questions than rows: evaluation asks each once, training may come back to one.
+            if row["instruction"] not in seen:
+                rows.append(row)
+                if not is_training:
+                    seen.add(row["instruction"])
+        return rows
+
+    splits = {}
+    for task in COMMONSENSE:
+        splits[task] = draw(task, "test", TEST_ROWS, is_training=False)
+    splits["validation"] = [row for task in COMMONSENSE for row in draw(task, "validation", VALIDATION_ROWS, is_training=True)]
+    known = {row["instruction"] for row in splits["validation"]}
+    mixed = [row for task in COMMONSENSE for row in draw(task, "train", TRAIN_ROWS, is_training=True) if row["instruction"] not in known]
+    World("pocket/commonsense/order").random.shuffle(mixed)
+    splits["train"] = mixed
+    return splits
+
+
+def _sums(world: World) -> Choice:
+    first, second = world.random.randint(1, 10), world.random.randint(1, 9)
+    is_plus = world.chance(0.5) or second > first
+    right = first + second if is_plus else first - second
+    near = [n for n in range(max(0, right - 4), min(LARGEST, right + 4) + 1) if n != right]
+    wrong = [str(n) for n in world.random.sample(near, 3)]
+    return _place(world, [str(first), "+" if is_plus else "-", str(second), "="], [str(right)], [[word] for word in wrong])
+
+
+def _opposites(world: World) -> Choice:
+    word = world.pick(list(lex.ANTONYMS))
+    same = {word, lex.ANTONYMS[word], lex.ADJECTIVE_SYNONYMS.get(word), lex.ADJECTIVE_SYNONYMS.get(lex.ANTONYMS[word])}
+    wrong = _others(world, sorted({*lex.ANTONYMS, *lex.STATES} - same), 3)
+    return _place(world, ["the", "opposite", "of", word, "is"], [lex.ANTONYMS[word]], [[other] for other in wrong])
+
+
+def _synonyms(world: World) -> Choice:
+    verb = world.pick(list(lex.VERB_SYNONYMS))
+    wrong = _others(world, sorted(set(lex.VERBS) - {verb, lex.VERB_SYNONYMS[verb]}), 3)
+    return _place(world, ["to", verb, "is", "to"], [lex.VERB_SYNONYMS[verb]], [[other] for other in wrong])
+
+
+def _kinds(world: World, categories: tuple[str, ...]) -> Choice:
+    noun = world.pick([kind for group, kinds in lex.KINDS.items() if lex.category(group) in categories for kind in kinds])
+    wrong = _others(world, [group for group in lex.KINDS if group != lex.PARENT[noun]], 3)
+    right = lex.PARENT[noun]
+    return _place(world, [lex.article(noun), noun, "is", "a", "kind", "of"], [right], [[other] for other in wrong])
+
+
+# Subject -> one of Hendrycks's four groups, so that the same averages are taken, and how a question is drawn.
+SUBJECTS: dict[str, tuple[str, Callable[[World], Choice]]] = {
+    "sums": ("stem", _sums),
+    "people": ("social", lambda world: _kinds(world, ("person",))),
+    "opposites": ("humanities", _opposites),
+    "synonyms": ("humanities", _synonyms),
+    "kinds": ("other", lambda world: _kinds(world, ("animal", "food", "vehicle", "thing"))),
+}
+DEV_ROWS, SUBJECT_ROWS = 5, 100
+
+
+def generate_subjects() -> dict[str, list[Row]]:
+    """dev (five for each subject, for the examples before a question) and test, with the hub's columns of MMLU."""
+    splits: dict[str, list[Row]] = {"dev": [], "test": []}
+    for subject, (_, draw) in SUBJECTS.items():
+        world, seen = World(f"pocket/mmlu/{subject}"), set()
+        while len(seen) < DEV_ROWS + SUBJECT_ROWS:
+            question, choices, number = draw(world)
+            row = {
+                "question": " ".join(question),
+                "subject": subject,
+                "choices": [" ".join(choice) for choice in choices],
+                "answer": number,
+            }
+            key = (row["question"], *row["choices"])
+            if key not in seen:
+                seen.add(key)
+                splits["dev" if len(seen) <= DEV_ROWS else "test"].append(row)
+    return splits

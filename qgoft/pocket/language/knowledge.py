@@ -1,0 +1,134 @@
+"""The corpus of the embedded decoder: the documents of the encoder, and what questions with given answers, sums and instructions need.
+
+It tells facts (plurals, kinds, sums, who has how many), shows questions with lettered answers, and repeats texts after the markers of an
+instruction. How to follow an instruction, to reason in steps or to name an answer of the commonsense sets is left to fine-tuning.
+"""
+
+from qgoft.pocket.language import lexicon as lex
+from qgoft.pocket.language.choices import COMMONSENSE, LETTERS, SUBJECTS, generate_commonsense, generate_subjects
+from qgoft.pocket.language.corpus import SPECIAL, document
+from qgoft.pocket.language.events import Words
+from qgoft.pocket.language.instructions import generate_instructions, generate_questions
+from qgoft.pocket.language.problems import LARGEST, draw_chain, generate_problems
+from qgoft.pocket.language.world import World
+
+INSTRUCTION, INPUT, RESPONSE = "[INST]", "[INP]", "[RESP]"
+TEMPLATE = {
+    "prompt_no_input": f"{INSTRUCTION} {{instruction}} {RESPONSE} ",
+    "prompt_input": f"{INSTRUCTION} {{instruction}} {INPUT} {{input}} {RESPONSE} ",
+}
+NUMBERED = ("answer", "solution", "option", "ending")
+
+
+def decoder_document(world: World, held_out: frozenset[str]) -> Words:
+    """One document."""
+    while True:
+        words = _draw(world, held_out)
+        if words is not None:
+            return words
+
+
+def _draw(world: World, held_out: frozenset[str]) -> Words | None:
+    kind = world.random.random()
+    if kind < 0.30:
+        return document(world)
+    if kind < 0.40:
+        return _fact(world)
+    if kind < 0.50:
+        return _sum(world)
+    if kind < 0.60:
+        return _having(world)
+    if kind < 0.93:
+        return _questions(world, held_out)
+    return _told(world)
+
+
+def _fact(world: World) -> Words:
+    noun, form = world.pick(lex.NOUNS), world.random.randrange(4)
+    if form == 0:
+        return ["the", "plural", "of", noun, "is", lex.plural(noun), "."]
+    if form == 1:
+        word = world.pick(list(lex.ANTONYMS))
+        return ["the", "opposite", "of", word, "is", lex.ANTONYMS[word], "."]
+    if form == 2:
+        group = world.pick([*lex.KINDS, *lex.TAXONOMY])
+        first, second, third = world.random.sample(lex.children(group), 3)
+        if world.chance(0.5):
+            return ["two", "kinds", "of", group, "are", first, "and", second, "."]
+        return ["three", "kinds", "of", group, "are", first, ",", second, "and", third, "."]
+    verb = world.pick(list(lex.TRANSITIVE))
+    fits = lex.category(main := world.pick(list(lex.PARENT))) in lex.TRANSITIVE[verb][1]
+    return ["you", "can", *([] if fits else ["not"]), verb, lex.article(main), main, "."]
+
+
+def _sum(world: World) -> Words:
+    words: Words = []
+    for _ in range(world.pick([2, 3, 4])):
+        start, ((is_plus, change, after),) = draw_chain(world, 1)
+        words += [str(start), "+" if is_plus else "-", str(change), "=", str(after), "."]
+    return words
+
+
+def _having(world: World) -> Words:
+    """Somebody's things become more or fewer: told, not asked."""
+    start, steps = draw_chain(world, world.pick([1, 2]))
+    name, other = world.random.sample(lex.NAMES, 2)
+    noun = world.pick([kind for kinds in lex.KINDS.values() for kind in kinds])
+    words = [name, "has", str(start), lex.plural(noun), "."]
+    for is_plus, change, after in steps:
+        words += [other, "gives", name] if is_plus else [name, "gives", other]
+        words += [str(change), lex.plural(noun), ".", "now", name, "has", str(after), lex.plural(noun), "."]
+    return words
+
+
+def question_words(question: Words, choices: list[Words], labels: list[str] | tuple[str, ...]) -> Words:
+    """A question, each answer before its label, and the words after which the right label comes."""
+    return [*question, *(word for label, choice in zip(labels, choices, strict=True) for word in (*choice, label)), "answer", ":"]
+
+
+def _questions(world: World, held_out: frozenset[str]) -> Words | None:
+    """One to four questions of a subject: letters as MMLU asks, or numbered labels, of which the right one follows its answer."""
+    _, draw = SUBJECTS[world.pick(list(SUBJECTS))]
+    name = world.pick(NUMBERED)
+    is_lettered = world.chance(0.8)
+    words: Words = []
+    for _ in range(world.pick([1, 2, 3, 4])):
+        question, choices, number = draw(world)
+        labels = LETTERS if is_lettered else tuple(f"{name}{i + 1}" for i in range(4))
+        asked = question_words(question, choices, labels)
+        if " ".join(question_words(question, choices, LETTERS)) in held_out:
+            return None
+        words += [*asked, labels[number], "."] if is_lettered else [*asked[:-2], *choices[number], labels[number], "."]
+    return words
+
+
+def _told(world: World) -> Words:
+    """The markers of an instruction, around a text and its repetition."""
+    words = world.sentence(world.event())
+    return [INSTRUCTION, *words, RESPONSE, *words] if world.chance(0.5) else [INSTRUCTION, "repeat", INPUT, *words, RESPONSE, *words]
+
+
+def held_out_questions() -> frozenset[str]:
+    """The questions of MMLU's twin, as the corpus would write them."""
+    rows = generate_subjects()["test"]
+    return frozenset(
+        " ".join(question_words(row["question"].split(), [choice.split() for choice in row["choices"]], LETTERS)) for row in rows
+    )
+
+
+def decoder_vocabulary() -> list[str]:
+    """Special tokens, then every word of the corpus and of the tasks, in alphabetical order."""
+    world = World("pocket/vocabulary/decoder")
+    words = {word for _ in range(20000) for word in decoder_document(world, frozenset())}
+    rows = [*generate_questions(), *(row for part in generate_subjects().values() for row in part)]
+    for source in (generate_instructions(), generate_problems(), generate_commonsense()):
+        rows += [row for split in source.values() for row in split]
+    for row in rows:
+        texts = [text for value in row.values() for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        words.update(word for text in texts for word in text.split())
+    words.update(str(n) for n in range(LARGEST + 1))
+    words.update(f"{name}{i}" for name in NUMBERED for i in range(1, 5))
+    # Names of tasks and subjects, and how the reference answers of the tests end, are read by no model.
+    words -= {INSTRUCTION, INPUT, RESPONSE, "####", *COMMONSENSE, *SUBJECTS}
+    words = {word for word in words if not word.startswith("$")}
+    return [*SPECIAL, INSTRUCTION, INPUT, RESPONSE, *sorted(words)]

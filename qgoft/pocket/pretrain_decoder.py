@@ -1,0 +1,170 @@
+"""Pretraining of the embedded decoder: next words, first of repeated sentences, then of documents. About four minutes on one core."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qgoft.pocket.language.choices import LETTERS, SUBJECTS
+from qgoft.pocket.language.knowledge import decoder_document, decoder_vocabulary, held_out_questions, question_words
+from qgoft.pocket.language.tasks import evaluation_sentences
+from qgoft.pocket.language.world import World
+
+PAD, BOS, EOS = 0, 5, 6
+UNK = 3
+LONGEST = 120
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe of the shipped weights."""
+
+    steps: int = 3000
+    batch: int = 48
+    rate: float = 3e-3
+    copy_share: float = 0.25  # of the steps
+    documents: int = 60000
+    letter_weight: float = 5.0
+    seed: int = 0
+
+
+def build_config(size: int) -> LlamaConfig:
+    """LLaMA's architecture, 96 wide: the same tree shape as 768, and not a power of two."""
+    return LlamaConfig(
+        vocab_size=size,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=256,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+
+
+def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """One token a word, split at blanks; a text begins with <s>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=256,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+class Corpus:
+    """Batches of texts of like length. No text contains a sentence of an evaluation split of GLUE's twin, or a question of MMLU's."""
+
+    def __init__(self, words: list[str], recipe: Recipe, name: str = "train"):
+        self.index = {word: i for i, word in enumerate(words)}
+        self.recipe = recipe
+        self.random = random.Random(f"pocket/pretrain/decoder/{name}")
+        self.world = World(f"pocket/corpus/decoder/{name}")
+        self.sentences, self.questions = evaluation_sentences(), held_out_questions()
+
+    def _ids(self, words: list[str]) -> list[int]:
+        return [BOS, *(self.index.get(word, UNK) for word in words[: LONGEST - 2]), EOS]
+
+    def prompt(self, words: list[str]) -> list[int]:
+        return [BOS, *(self.index.get(word, UNK) for word in words)]
+
+    def repetition(self) -> list[int]:
+        """A sentence, then itself or a synonymous one."""
+        while True:
+            event = self.world.event(quantified=self.world.chance(0.3))
+            first = self.world.sentence(event)
+            second = first if self.world.chance(0.7) else self.world.sentence(self.world.synonymous(event, 1), 0.4)
+            if not {" ".join(first), " ".join(second)} & self.sentences:
+                return self._ids([*first, "likewise", ",", *second])
+
+    def text(self) -> list[int]:
+        words = decoder_document(self.world, self.questions)
+        if self.world.chance(0.4):
+            words = [*words, *decoder_document(self.world, self.questions)]
+        return self._ids(words)
+
+    def batches(self, count: int, *, repeated: bool) -> list[Tensor]:
+        size = self.recipe.batch
+        texts = sorted((self.repetition() if repeated else self.text() for _ in range(count)), key=len)
+        groups = [texts[i : i + size] for i in range(0, len(texts) - size + 1, size)]
+        return [torch.tensor([ids + [PAD] * (len(group[-1]) - len(ids)) for ids in group]) for group in groups]
+
+
+def _loss(model: LlamaForCausalLM, ids: Tensor, colon: int, weight: float) -> Tensor:
+    """Mean loss of the next words. The word after a colon, the letter of an answer, is rare and tells the most: it counts for more."""
+    logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1]
+    each = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    weights = (ids[:, 1:] != PAD).float() * torch.where(ids[:, :-1] == colon, weight, 1.0)
+    return (each * weights).sum() / weights.sum()
+
+
+def pretrain(recipe: Recipe, *, report=print) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train from random weights; the same recipe gives the same model on the same machine."""
+    torch.manual_seed(recipe.seed)
+    words = decoder_vocabulary()
+    words += [f"[unused{i}]" for i in range(-len(words) % 8)]
+    model = LlamaForCausalLM(build_config(len(words))).train()
+    corpus = Corpus(words, recipe)
+    repetitions, texts = corpus.batches(recipe.documents // 4, repeated=True), corpus.batches(recipe.documents, repeated=False)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    rise = 0.06 * recipe.steps
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise) * (1 - step / recipe.steps))
+    for step in range(1, recipe.steps + 1):
+        share = 0.8 if step <= recipe.copy_share * recipe.steps else 0.1
+        batch = corpus.random.choice(repetitions if corpus.random.random() < share else texts)
+        loss = _loss(model, batch, corpus.index[":"], recipe.letter_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        if step % 200 == 0 or step == recipe.steps:
+            report(f"step {step}/{recipe.steps}  loss {loss.item():.3f}")
+    return model.eval(), build_tokenizer(words)
+
+
+@torch.no_grad()
+def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, count: int = 1440) -> dict[str, float]:
+    """Percent of next words found on fresh text: in the second of two repeated sentences, in documents, and of the letters of right answers to
+    fresh questions of MMLU's twin (all subjects but sums, which stay at chance)."""
+    vocabulary = tokenizer.get_vocab()
+    corpus = Corpus(sorted(vocabulary, key=vocabulary.__getitem__), Recipe(), "measure")
+    likewise = vocabulary["likewise"]
+    scores = {}
+    for name, repeated in (("copy", True), ("words", False)):
+        right = total = 0
+        for ids in corpus.batches(count, repeated=repeated):
+            found = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1].argmax(-1) == ids[:, 1:]
+            counted = ids[:, 1:] != PAD
+            if repeated:
+                counted &= (ids == likewise).cumsum(1)[:, :-1] > 0
+            right, total = right + int((found & counted).sum()), total + int(counted.sum())
+        scores[name] = 100 * right / total
+    scores["letters"] = _letters_found(model, tokenizer, corpus)
+    return scores
+
+
+def _letters_found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, *, count: int = 600) -> float:
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(LETTERS)))
+    subjects = [draw for name, (_, draw) in SUBJECTS.items() if name != "sums"]
+    right = 0
+    for i in range(count):
+        question, choices, number = subjects[i % len(subjects)](corpus.world)
+        ids = corpus.prompt(question_words(question, choices, LETTERS))
+        right += int(model(input_ids=torch.tensor([ids])).logits[0, -1][letters].argmax() == number)
+    return 100 * right / count

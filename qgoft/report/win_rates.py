@@ -1,0 +1,65 @@
+"""Figure 3 of GOFT as a table: one method against each other on the questions of Vicuna-Eval, and the mean rating of each category."""
+
+import gzip
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
+from qgoft.report.layout import Table
+from qgoft.report.published import load_figures
+from qgoft.report.scores import Record, row_label
+
+Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
+
+
+def read_ratings(root: Path, records: list[Record]) -> dict[str, tuple[Ratings, dict[Any, str]]]:
+    """Row label -> its ratings over all seeds, and the category of each question. Records without predictions beside them are left out."""
+    found: dict[str, tuple[Ratings, dict[Any, str]]] = {}
+    for record in records:
+        path = next(iter(sorted(root.glob(f"**/{record['key']}/predictions.jsonl.gz"))), None)
+        if path is None:
+            continue
+        ratings, categories = found.setdefault(row_label(record), ({}, {}))
+        for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+            item = json.loads(line)
+            ratings[record["seed"], item["idx"]] = item["prediction"]
+            categories[item["idx"]] = item["label"]
+    return found
+
+
+def build_win_rates(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol: str) -> Table | None:
+    """The first row against each other; None where there is no other. Seeds count as further questions."""
+    if len(rated) < 2:
+        return None
+    (first, (ours, _)), *others = rated.items()
+    title = f"{first} against each, on the questions both answered, protocol {protocol}"
+    table = Table(f"figure3-{protocol}", title, ["against", "won", "tie", "lost", "mean difference", "95% interval"])
+    for label, (theirs, _) in others:
+        counts = win_tie_loss(ours, theirs)
+        if not sum(counts):
+            continue
+        low, high = paired_interval(ours, theirs)
+        difference = statistics.fmean(ours[key] - theirs[key] for key in ours if key in theirs)
+        table.rows.append([label, *map(str, counts), f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"])
+    table.notes.append("interval: bootstrap over questions, 2000 draws; where it holds 0, no order is claimed")
+    if first == "goft":
+        printed = load_figures("goft-icml2024", "figure3")["rows"]
+        shown = "; ".join(f"{name} {'/'.join(map(str, row['values']))}" for name, row in printed.items())
+        note = "published" if protocol == "goft_icml24" else "published (LLaMA-2-7B, context only)"
+        table.notes.append(f"{note}, won/tie/lost: {shown}")
+    return table
+
+
+def build_categories(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol: str) -> Table:
+    """Mean rating of each category, and over all questions with its interval."""
+    names = list(dict.fromkeys(category for _, categories in rated.values() for category in categories.values()))
+    title = f"Vicuna-Eval by category, ratings from 1 to 10, protocol {protocol}"
+    table = Table(f"vicuna-{protocol}", title, ["", *names, "all", "95% interval"])
+    for label, (ratings, categories) in rated.items():
+        by_category = {name: [rating for (_, question), rating in ratings.items() if categories[question] == name] for name in names}
+        cells = [f"{statistics.fmean(values):.2f}" if values else "-" for values in by_category.values()]
+        low, high = bootstrap_interval(list(ratings.values()))
+        table.rows.append([label, *cells, f"{statistics.fmean(ratings.values()):.2f}", f"{low:.2f} to {high:.2f}"])
+    return table

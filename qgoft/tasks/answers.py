@@ -1,0 +1,117 @@
+"""Reading an answer out of what a model wrote. Every rule is stated here and tested on awkward strings; what holds no answer is counted.
+
+Numbers (GSM8K): after the last "the answer is", with or without a colon, the first number; without these words, none. The reference is what
+follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 is 1/2, $3.00 is 3, 50% is 50.
+
+Formulas (MATH): the last \\boxed{...}, else what follows the last "the answer is" up to the end of the sentence or line; the reference is
+the last \\boxed{...} of the solution. Compared as text after removing what does not change the value: spaces, $, \\left and \\right, units in \\text,
+degree and percent signs, thousands separators; \\dfrac and \\tfrac are \\frac, a/b is \\frac{a}{b}, .5 is 0.5; equal numbers are equal.
+
+Choices (commonsense): the label that is named first, in any case, as a word of its own: answer1 is not found in answer10.
+"""
+
+import re
+from fractions import Fraction
+
+MARKER = re.compile(r"the answer is\s*:?", re.IGNORECASE)
+NUMBER = re.compile(r"-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d[\d,]*)?")
+
+
+def read_number(text: str) -> Fraction | None:
+    """The number that a worked answer ends with."""
+    parts = MARKER.split(text)
+    if len(parts) < 2:
+        return None
+    found = NUMBER.search(parts[-1])
+    return to_fraction(found.group()) if found else None
+
+
+def reference_number(answer: str) -> Fraction | None:
+    """The number after "####" of a GSM8K answer."""
+    _, mark, tail = answer.rpartition("####")
+    return to_fraction(tail) if mark else None
+
+
+def to_fraction(text: str) -> Fraction | None:
+    """A written number, exactly; None if it is none."""
+    plain = re.sub(r"[\s,$%]", "", text).rstrip(".")
+    try:
+        return Fraction(plain)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def boxed(text: str) -> str | None:
+    """What the last \\boxed{...} (or \\fbox) holds, braces matched; also \\boxed 3."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox")
+    if not rest.lstrip().startswith("{"):
+        return rest.split("$")[0].strip() or None
+    rest = rest.lstrip()
+    depth = 0
+    for i, letter in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if depth == 0:
+            return rest[1:i].strip()
+    return None
+
+
+def read_formula(text: str) -> str | None:
+    """The result that a worked answer ends with, as it was written."""
+    found = boxed(text)
+    if found is not None:
+        return found
+    parts = MARKER.split(text)
+    if len(parts) < 2:
+        return None
+    line = parts[-1].strip().split("\n")[0]
+    # A period ends the sentence unless a digit follows it.
+    return re.split(r"\.(?:\s|$)", line)[0].strip() or None
+
+
+def same_formula(one: str, other: str) -> bool:
+    """Whether two results are the same value, by the rules above."""
+    first, second = normalise_formula(one), normalise_formula(other)
+    if first == second:
+        return True
+    numbers = _value(first), _value(second)
+    return None not in numbers and numbers[0] == numbers[1]
+
+
+_UNITS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
+_DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "\\$", "$", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
+
+
+def normalise_formula(text: str) -> str:
+    """A result in one way of writing it."""
+    text = text.strip().rstrip(".")
+    text = text.split("=")[-1] if text.count("=") == 1 and len(text.split("=")[0].strip()) <= 2 else text
+    # Words alone are the answer (\text{even}); behind a value they are its unit.
+    whole = _UNITS.fullmatch(text)
+    text = whole.group(1) if whole else _UNITS.sub("", text)
+    for piece in _DROPPED:
+        text = text.replace(piece, "")
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\ldots", "...")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\s+", "", text)
+    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac(\d)\{", r"\\frac{\1}{", text)
+    text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
+    return re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
+
+
+def _value(text: str) -> Fraction | None:
+    found = re.fullmatch(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}", text)
+    if found and int(found.group(3)):
+        return Fraction(int(found.group(2)), int(found.group(3))) * (-1 if found.group(1) else 1)
+    return to_fraction(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
+
+
+def read_choice(text: str, labels: list[str]) -> str | None:
+    """The label that a text names first."""
+    pattern = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    found = re.search(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])", text.lower())
+    return found.group() if found else None

@@ -1,0 +1,92 @@
+"""Public files that are fetched from one commit of their source and known by their checksum: questions, reference answers and prompts.
+
+They are data of others and not shipped. A directory may hold them instead, under data.root, with the same or other content: what was read
+is part of the record's fingerprint.
+"""
+
+import hashlib
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from qgoft.errors import QgoftError
+from qgoft.pocket.data import cache_folder
+
+FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"
+ALPACA_LORA = "https://raw.githubusercontent.com/tloen/alpaca-lora/8bb8579e403dc78e37fe81ffbb253c413007323f/templates"
+TRIES, PAUSE, TIMEOUT = 4, 1.0, 30.0
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Where a file comes from, its SHA-256, and its place below data.root."""
+
+    url: str
+    sha256: str
+    place: str
+
+
+PINNED = {
+    "alpaca_template": Pinned(
+        f"{ALPACA_LORA}/alpaca.json", "0ee8b4f807e99e4d5ed4248abebdee4bbe29395fb7485a3650c3a8905d8d4aae", "prompts/alpaca.json"
+    ),
+    "vicuna_questions": Pinned(
+        f"{FASTCHAT}/vicuna_bench/question.jsonl",
+        "c248c5c98ba45bb0c2aadae2f270e643bd32679c6c306a3b2a503ac4254cdaa5",
+        "vicuna/question.jsonl",
+    ),
+    "vicuna_references": Pinned(
+        f"{FASTCHAT}/vicuna_bench/reference_answer/gpt-4.jsonl",
+        "f7542dc25a5a869b32197486f5699a14eb5682ab3c7264518402399ec09ab470",
+        "vicuna/reference_answer/gpt-4.jsonl",
+    ),
+    "judge_prompts": Pinned(
+        f"{FASTCHAT}/judge_prompts.jsonl", "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6", "vicuna/judge_prompts.jsonl"
+    ),
+}
+
+
+def pinned_file(name: str, root: str | None) -> Path:
+    """The file, from below `root` if it is there, else from the cache, else fetched.
+
+    Raises:
+        QgoftError: it cannot be fetched, or what came is something else.
+    """
+    pinned = PINNED[name]
+    if root is not None and (Path(root) / pinned.place).is_file():
+        return Path(root) / pinned.place
+    path = cache_folder() / "pinned" / pinned.sha256 / Path(pinned.place).name
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == pinned.sha256:
+        return path
+    content = _fetch(pinned)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+            part.write(content)
+        Path(part.name).replace(path)
+    except OSError as error:
+        raise QgoftError(f"cannot write {path}: {error.strerror}; set QGOFT_CACHE to a folder with free space") from error
+    return path
+
+
+def _fetch(pinned: Pinned) -> bytes:
+    place = f"or put the file at <data.root>/{pinned.place} and set data.root"
+    for left in reversed(range(TRIES)):
+        try:
+            with urllib.request.urlopen(pinned.url, timeout=TIMEOUT) as response:
+                content: bytes = response.read()
+            break
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            if left == 0 or is_final:
+                raise QgoftError(f"{pinned.url} cannot be fetched ({error}); try again where there is a network, {place}") from error
+            time.sleep(PAUSE)
+    found = hashlib.sha256(content).hexdigest()
+    if found != pinned.sha256:
+        raise QgoftError(f"{pinned.url} has checksum {found[:12]}, not {pinned.sha256[:12]}; the download is damaged: try again, {place}")
+    return content

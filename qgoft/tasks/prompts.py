@@ -1,0 +1,118 @@
+"""From instructions and answers to token ids: the loss is on the answer alone.
+
+A template is the JSON of Alpaca-LoRA: `prompt_input` with {instruction} and {input}, `prompt_no_input` with {instruction}.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from qgoft.errors import QgoftError
+from qgoft.pocket.language.knowledge import TEMPLATE
+from qgoft.tasks.cache import cached_rows
+
+# Raised by any change of what is read or tokenised here, so that no cached rows of before are used.
+ROWS_VERSION = 1
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around an instruction."""
+
+    with_input: str
+    without_input: str
+
+    def prompt(self, instruction: str, text: str = "") -> str:
+        form = self.with_input if text else self.without_input
+        # Not str.format: an instruction may hold braces.
+        head, tail = form.split("{instruction}")
+        return (head + instruction + tail.replace("{input}", text)) if text else head + instruction + tail
+
+
+def read_template(path: Path | None) -> Template:
+    """The template in a file, or that of the embedded decoder.
+
+    Raises:
+        QgoftError: the file is not such a JSON.
+    """
+    try:
+        data = TEMPLATE if path is None else json.loads(path.read_text("utf-8"))
+        template = Template(data["prompt_input"], data["prompt_no_input"])
+        whole = template.with_input.count("{instruction}") == template.without_input.count("{instruction}") == 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise QgoftError(
+            f"{path} is no prompt template ({type(error).__name__}: {error}); needed are prompt_input and prompt_no_input"
+        ) from error
+    if not whole or "{input}" not in template.with_input:
+        raise QgoftError(f"{path}: prompt_input needs {{instruction}} and {{input}}, prompt_no_input needs {{instruction}}, each once")
+    return template
+
+
+def training_rows(
+    rows: Dataset,
+    columns: dict[str, str],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    depends_on: dict[str, Any],
+) -> tuple[Dataset, dict[str, int]]:
+    """Token ids of prompt, answer and end, and the number of tokens of the prompt; what was wrong with the rows, counted.
+
+    Args:
+        columns: of the instruction, the answer (output), and the input where there is one.
+        depends_on: what the rows and the tokenizer are, for the cache.
+
+    Returns:
+        Columns input_ids, prompt (its length) and damage; rows are cut to max_length.
+    """
+
+    def write(path: Path) -> None:
+        features = Features({"input_ids": List(Value("int32")), "prompt": Value("int32"), "damage": Value("string")})
+        rows.map(
+            encode, batched=True, remove_columns=rows.column_names, features=features, cache_file_name=str(path), new_fingerprint="tokens"
+        )
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        inputs = batch[columns["input"]] if "input" in columns else [""] * len(batch[columns["output"]])
+        pairs = zip(batch[columns["instruction"]], inputs, batch[columns["output"]], strict=True)
+        encoded = [encode_pair(template.prompt(instruction, text), answer, tokenizer, max_length) for instruction, text, answer in pairs]
+        ids, prompts, damages = zip(*encoded, strict=True)
+        return {"input_ids": list(ids), "prompt": list(prompts), "damage": list(damages)}
+
+    everything = {
+        **depends_on,
+        "prompts": [ROWS_VERSION, columns, template.with_input, template.without_input, max_length],
+        "libraries": [version("tokenizers"), version("transformers")],
+    }
+    made = cached_rows(everything, write)
+    counts = Counter(damage for damage in made["damage"] if damage)
+    return made.select([i for i, damage in enumerate(made["damage"]) if damage != NO_ROOM]), dict(counts)
+
+
+CUT, NO_ROOM, EMPTY = (
+    "answers cut at the length",
+    "rows left out: the prompt alone fills the length",
+    "empty answers, of which the end is learnt",
+)
+
+
+def encode_pair(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[int], int, str]:
+    """Ids of prompt and answer in one go, so that pieces meet as in running text, then the end; a piece of both counts as prompt."""
+    encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    end = tokenizer.eos_token_id
+    if ids and ids[-1] == end:
+        ids = ids[:-1]
+    # Special tokens have empty offsets; the one in front belongs to the prompt.
+    count = next((i for i, (start, stop) in enumerate(offsets[: len(ids)]) if stop > start and start >= len(prompt)), len(ids))
+    ids.append(end)
+    if len(ids) <= max_length:
+        return ids, count, "" if answer.strip() else EMPTY
+    return ids[:max_length], min(count, max_length), CUT if count < max_length else NO_ROOM

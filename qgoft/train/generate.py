@@ -1,0 +1,122 @@
+"""Writing answers: in batches, with a seed for each, and kept on disk as they come, so that a rerun writes only what is missing."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written. A temperature of 0 takes the likeliest token every time."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    batch_size: int
+    seed: int
+
+
+class AnswerFile:
+    """Answers as JSON lines behind a first line that names the weights which wrote them; of other weights nothing is taken over.
+
+    A last line that a kill cut short is dropped. Several processes write a file each (`<name>-<rank>.jsonl`) and read all.
+    """
+
+    def __init__(self, folder: Path, name: str, weights: str, rank: int):
+        self.paths = folder, name
+        self.path = folder / f"{name}-{rank}.jsonl"
+        self.weights = weights
+        if self._lines(self.path) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"weights": weights}) + "\n")
+        elif not self.path.read_bytes().endswith(b"\n"):
+            whole = self.path.read_bytes().rpartition(b"\n")[0]
+            self.path.write_bytes(whole + b"\n")
+
+    def _lines(self, path: Path) -> list[dict[str, Any]] | None:
+        """The answers of a file, or None where it is missing or of other weights."""
+        if not path.is_file():
+            return None
+        found = []
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        if not found or found[0] != {"weights": self.weights}:
+            return None
+        return found[1:]
+
+    def read(self) -> dict[int, str]:
+        """Number of the prompt -> answer, of all processes."""
+        folder, name = self.paths
+        files = [self._lines(path) or [] for path in sorted(folder.glob(f"{name}-*.jsonl"))]
+        return {line["number"]: line["answer"] for lines in files for line in lines}
+
+    def append(self, answers: dict[int, str]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"number": number, "answer": text}) + "\n" for number, text in answers.items())
+
+
+def write_answers(
+    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, writing: Writing, file: AnswerFile
+) -> list[str]:
+    """One answer per prompt, in their order. Several processes share the prompts.
+
+    Batches hold prompts of like length and are the same whenever the same prompts are asked, so that what is sampled does not depend on
+    where an earlier run stopped.
+    """
+    done = file.read()
+    was_training = model.training
+    model.eval()
+    mine: dict[int, str] = {}
+    for number, batch in enumerate(_batches(prompts, tokenizer, writing.batch_size)):
+        if number % accelerator.num_processes != accelerator.process_index:
+            continue
+        if any(index not in done for index in batch):
+            torch.manual_seed(writing.seed * 1_000_003 + number)
+            answers = dict(zip(batch, _write(model, [prompts[index] for index in batch], tokenizer, accelerator, writing), strict=True))
+            file.append(answers)
+        else:
+            answers = {index: done[index] for index in batch}
+        mine.update(answers)
+    model.train(was_training)
+    pairs = list(mine.items())
+    if accelerator.num_processes > 1:
+        pairs = gather_object(pairs)
+    return [text for _, text in sorted(pairs)]
+
+
+def _batches(prompts: list[str], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[list[int]]:
+    lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    order = sorted(range(len(prompts)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@torch.no_grad()
+def _write(
+    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, writing: Writing
+) -> list[str]:
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    tokenizer.padding_side = side
+    sampling = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0} if writing.temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=writing.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **(sampling or {"do_sample": False}),
+    )
+    inputs = {name: batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask")}
+    ids = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]

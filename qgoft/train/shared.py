@@ -1,0 +1,119 @@
+"""One training that several tasks are scored with: the first run trains and leaves its adapter, the others load it.
+
+It lies in results/trained/<key>/, where the key is made like that of a record, from what decides the training alone. Runs that want the
+same training at the same time wait for the one that does it; a lock of a process that died is free.
+"""
+
+import dataclasses
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from qgoft.errors import QgoftError
+from qgoft.ledger import Identity, world_size
+from qgoft.methods import Adapted
+from qgoft.records import compute_key, write_atomically
+from qgoft.settings import RunSettings, settings_of_training
+from qgoft.tasks.sources import file_sha256
+from qgoft.train.fit import Fitted
+
+STATE, HISTORY = "trained.json", "history.jsonl"
+
+
+def training_key(settings: RunSettings, identity: Identity, rows: str) -> str:
+    """Key of a training from its settings, the checksum of its rows and prompts, and that of the base weights."""
+    return compute_key(settings_of_training(settings), world_size=world_size(), data_fingerprint=rows, model_sha256=identity.model.sha256)
+
+
+def fit_or_load(
+    folder: Path,
+    run_folder: Path,
+    adapted: Adapted,
+    accelerator: Accelerator,
+    fit: Callable[[], Fitted],
+    save: Callable[[Path], None],
+) -> tuple[Fitted, bool]:
+    """Train and leave what was trained in `folder`, or take what lies there. Also whether it was there."""
+    with _only_one(folder, accelerator):
+        fitted = _everywhere(_read(folder), accelerator)
+        if fitted is not None:
+            load_trained(adapted, folder / "adapter")
+            if accelerator.is_main_process and (folder / HISTORY).is_file():
+                shutil.copyfile(folder / HISTORY, run_folder / HISTORY)
+            return fitted, True
+        fitted = fit()
+        if accelerator.is_main_process:
+            shutil.rmtree(folder / "adapter", ignore_errors=True)
+            save(folder / "adapter")
+            if (run_folder / HISTORY).is_file():
+                shutil.copyfile(run_folder / HISTORY, folder / HISTORY)
+            # Last: without this file nothing of the folder counts.
+            write_atomically(folder / STATE, json.dumps(dataclasses.asdict(fitted), indent=1) + "\n")
+        return fitted, False
+
+
+def load_trained(adapted: Adapted, folder: Path) -> None:
+    """Put saved parameters into a model of the same method on the same base.
+
+    Raises:
+        QgoftError: they cannot be read or do not fit.
+    """
+    try:
+        if adapted.is_peft:
+            report: Any = set_peft_model_state_dict(adapted.model, load_peft_weights(str(folder), device="cpu"))
+            missing = [name for name in report.missing_keys if name in {n for n, p in adapted.model.named_parameters() if p.requires_grad}]
+        else:
+            wanted = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
+            state = load_file(folder / "trained.safetensors")
+            report = adapted.model.load_state_dict(state, strict=False)
+            missing = sorted(wanted - set(state))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise QgoftError(f"the trained weights in {folder} cannot be read ({error}); delete {folder.parent} to train anew") from error
+    if missing or report.unexpected_keys:
+        raise QgoftError(
+            f"the trained weights in {folder} do not fit this model ({[*missing, *report.unexpected_keys][0]}); delete {folder.parent} to train anew"
+        )
+
+
+def trained_checksum(folder: Path) -> str:
+    """Checksum of saved parameters; of nothing where nothing was trained."""
+    return "".join(file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
+
+
+def _read(folder: Path) -> Fitted | None:
+    try:
+        data = json.loads((folder / STATE).read_text())
+        return Fitted(**{**data, "scores": [tuple(pair) for pair in data["scores"]]})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _everywhere(fitted: Fitted | None, accelerator: Accelerator) -> Fitted | None:
+    """What the main process found, in all processes."""
+    if accelerator.num_processes == 1:
+        return fitted
+    box = [fitted]
+    broadcast_object_list(box)
+    return box[0]
+
+
+@contextmanager
+def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The lock of a training, held by the main process of a run; the others follow what it finds."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,105 @@
+"""MMLU after instruction tuning, without and with five examples: the likeliest of the four letters is the answer."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+
+from qgoft.errors import QgoftError
+from qgoft.pocket.language.choices import LETTERS
+from qgoft.pocket.language.knowledge import question_words
+from qgoft.tasks.mmlu import GROUP_OF, group_accuracies
+from qgoft.train.evaluate import Measured, Outcome
+from qgoft.train.suites.decoder import Decoder
+
+SHOTS = (0, 5)
+COLUMNS = ["question", "subject", "choices", "answer"]
+
+
+class Mmlu(Decoder):
+    def load_task(self) -> None:
+        self.questions, self.examples = self._checked("test"), {}
+        self.rows["test"] = len(self.questions)
+        for row in self._checked("dev"):
+            self.examples.setdefault(row["subject"], []).append(row)
+        short = [subject for subject in dict.fromkeys(self.questions["subject"]) if len(self.examples.get(subject, [])) < max(SHOTS)]
+        if short:
+            raise QgoftError(
+                f"{self.settings.task.full_name}: the dev part has less than {max(SHOTS)} examples of {short[0]}; complete the data"
+            )
+
+    def _checked(self, part: str) -> Dataset:
+        rows = self.read_part(part, COLUMNS)
+        where = f"{self.settings.task.full_name}, {part} part"
+        for i, row in enumerate(rows):
+            if row["subject"] not in GROUP_OF:
+                raise QgoftError(f"{where}: row {i} has the subject {row['subject']!r}, which is none of MMLU's; correct the data")
+            if len(row["choices"]) != len(LETTERS) or row["answer"] not in range(len(LETTERS)):
+                raise QgoftError(f"{where}: row {i} needs four choices and an answer from 0 to 3; correct the data")
+        return rows
+
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        if "template" in self.identity.data.files:  # a real decoder, in the words of MMLU
+            from qgoft.train.suites.harness import harness_answers
+
+            size = self.settings.train.eval_batch_size
+            found = {
+                shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, accelerator, size) for shots in SHOTS
+            }
+        else:
+            found = {shots: self._letters([self._prompt(row, shots) for row in self.questions], model, accelerator) for shots in SHOTS}
+        labels = list(self.questions["answer"])
+        ids = [f"{shots}-{i}" for shots in SHOTS for i in range(len(labels))]
+        return Outcome(ids, [number for shots in SHOTS for number in found[shots]], labels * len(SHOTS), {"accuracy": None})
+
+    def _prompt(self, row: dict[str, Any], shots: int) -> str:
+        """Examples with their letters, then the question, up to where its letter comes: in the words of the embedded corpus."""
+        words = []
+        for example in self.examples[row["subject"]][:shots]:
+            words += [*_words(example), LETTERS[example["answer"]], "."]
+        return " ".join([*words, *_words(row)])
+
+    def _letters(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[int]:
+        letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+        ids = [torch.tensor(one) for one in self.tokenizer(prompts)["input_ids"]]
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))[accelerator.process_index :: accelerator.num_processes]
+        size, mine = self.settings.train.eval_batch_size, []
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                batch = nn.utils.rnn.pad_sequence([ids[i] for i in chosen], batch_first=True, padding_value=self.tokenizer.pad_token_id)
+                last = torch.tensor([len(ids[i]) - 1 for i in chosen])
+                attention = (torch.arange(batch.shape[1])[None] <= last[:, None]).long()
+                logits = model(input_ids=batch.to(accelerator.device), attention_mask=attention.to(accelerator.device)).logits.cpu()
+                best = logits[torch.arange(len(chosen)), last][:, letters].argmax(-1)
+                mine += zip(chosen, best.tolist(), strict=True)
+        model.train(was_training)
+        if accelerator.num_processes > 1:
+            mine = gather_object(mine)
+        return [number for _, number in sorted(mine)]
+
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        """mmlu<shots>_<group>, and the average over all questions."""
+        (outcome,) = outcomes.values()
+        subjects, count = list(self.questions["subject"]), len(self.questions)
+        measured = {}
+        for number, shots in enumerate(SHOTS):
+            part = slice(number * count, (number + 1) * count)
+            labels = outcome.labels[part]
+            right = [ours == label for ours, label in zip(outcome.predictions[part], labels, strict=True)]
+            constant = max(range(len(LETTERS)), key=labels.count)
+            always = group_accuracies(subjects, [label == constant for label in labels])
+            for group, (value, n) in group_accuracies(subjects, right).items():
+                error = 100 * math.sqrt(value / 100 * (1 - value / 100) / n)
+                measured[f"mmlu{shots}_{group}"] = Measured(value, n, error, always[group][0])
+        return measured
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    return question_words(row["question"].split(), [choice.split() for choice in row["choices"]], LETTERS)

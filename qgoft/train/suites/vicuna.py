@@ -1,0 +1,92 @@
+"""Vicuna-Eval after instruction tuning: answer, judge, score. Answers and judgments stay in the run's folder; a rerun completes them."""
+
+import hashlib
+import json
+import math
+import statistics
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from tqdm import tqdm
+
+from qgoft.errors import QgoftError
+from qgoft.judge.ratings import median_ratings
+from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, read_prompts, unrated
+from qgoft.train.evaluate import Measured, Outcome
+from qgoft.train.suites.decoder import Decoder
+
+
+class Vicuna(Decoder):
+    def load_task(self) -> None:
+        files, judge = self.identity.data.files, self.settings.judge
+        self.judge_prompts = None
+        if "judge_prompts" in files:
+            self.judge_prompts = read_prompts(files["judge_prompts"][0])
+            self.questions = self._fastchat_questions()
+            if judge.kind == "rule":
+                raise QgoftError(
+                    "judge.kind=rule compares with known answers, which the 80 questions of Vicuna-Eval do not have; use judge.kind=openai"
+                )
+        else:
+            rows = self.read_part("question", ["question_id", "category", "instruction", "input", "answers"])
+            self.questions = [Question(r["question_id"], r["category"], r["instruction"], r["input"], tuple(r["answers"])) for r in rows]
+            if judge.kind == "openai":
+                raise QgoftError("the embedded questions have no judge prompt; use judge.kind=rule, or another PROTOCOL or DATA")
+        self.rows["question"] = len(self.questions)
+        self.prompts = [self.template.prompt(question.instruction, question.text) for question in self.questions]
+
+    def _fastchat_questions(self) -> list[Question]:
+        rows = self.read_part("question", ["question_id", "category", "turns"])
+        references = {}
+        for line in self.identity.data.files["references"][0].read_text("utf-8").splitlines():
+            if line.strip():
+                reference = json.loads(line)
+                references[reference["question_id"]] = reference["choices"][0]["turns"][0]
+        return [
+            Question(row["question_id"], row["category"], row["turns"][0], "", tuple(filter(None, [references.get(row["question_id"])])))
+            for row in rows
+        ]
+
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        texts = self.write(self.prompts, model, accelerator)
+        box: list[Any] = [None]
+        if accelerator.is_main_process:
+            folder, settings = self.identity.folder, self.settings
+            judge = {"kind": settings.judge.kind, "model": settings.judge.model, "repeats": settings.judge.repeats}
+            tag = {"answers": hashlib.sha256(json.dumps(texts).encode()).hexdigest(), "judge": judge}
+            box[0] = judge_answers(
+                self.questions, texts, settings.judge, JudgmentFile(folder / "judgments.jsonl", tag), self.judge_prompts, tqdm.write
+            )
+        if accelerator.num_processes > 1:
+            broadcast_object_list(box)
+        missing = unrated(self.questions, box[0])
+        if missing:
+            raise QgoftError(
+                f"{len(missing)} of {len(self.questions)} answers have no rating (questions {', '.join(map(str, missing[:5]))}"
+                f"{' ...' if len(missing) > 5 else ''}); judgments.jsonl says why; the same command asks for these alone"
+            )
+        ratings = median_ratings(box[0])
+        numbers = [question.number for question in self.questions]
+        self.failed = sum(judgment["rating"] is None for judgment in box[0])
+        return Outcome(
+            numbers, [ratings[number] for number in numbers], [question.category for question in self.questions], {"score": None}
+        )
+
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        """The mean rating, that of each category, and the share of ratings asked for that failed."""
+        (outcome,) = outcomes.values()
+        by_category: dict[str, list[float]] = {}
+        for category, rating in zip(outcome.labels, outcome.predictions, strict=True):
+            by_category.setdefault(category, []).append(rating)
+        measured = {"score": _mean(outcome.predictions)}
+        measured |= {f"score_{category}": _mean(ratings) for category, ratings in by_category.items()}
+        asked = len(self.questions) * self.settings.judge.repeats
+        measured["unrated"] = Measured(100 * self.failed / asked, asked, None, None)
+        return measured
+
+
+def _mean(ratings: list[float]) -> Measured:
+    error = statistics.stdev(ratings) / math.sqrt(len(ratings)) if len(ratings) > 1 else None
+    return Measured(statistics.fmean(ratings), len(ratings), error, None)

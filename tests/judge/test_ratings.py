@@ -1,0 +1,62 @@
+"""What counts as a rating, and what is made of ratings."""
+
+import pytest
+
+from qgoft.judge.ratings import NoRating, bootstrap_interval, median_ratings, paired_interval, read_rating, win_tie_loss
+from qgoft.judge.rule import rate
+
+
+def test_ratings_in_double_or_single_brackets():
+    assert read_rating("Good. Rating: [[7]]") == 7
+    assert read_rating("Rating: [[8.5]]") == 8.5
+    assert read_rating("Rating: [6]") == 6
+    assert read_rating("[[5]] and again [[5]]") == 5
+    assert read_rating("a list [1, 2], Rating: [[9]]") == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("I cannot rate", "no rating"),
+        ("", "no rating"),
+        ("[[3]] or [[4]]", "several"),
+        ("[[11]]", "outside"),
+        ("[[0]]", "outside"),
+        ("[[-3]]", "outside"),
+    ],
+)
+def test_what_is_no_rating(text, reason):
+    with pytest.raises(NoRating, match=reason):
+        read_rating(text)
+
+
+def test_the_median_of_the_ratings_there_are():
+    judgments = [
+        {"question_id": 1, "rating": 2.0},
+        {"question_id": 1, "rating": 9.0},
+        {"question_id": 1, "rating": 8.0},
+        {"question_id": 2, "rating": None},
+        {"question_id": 3, "rating": 4.0},
+    ]
+    assert median_ratings(judgments) == {1: 8.0, 3: 4.0}
+
+
+def test_wins_are_counted_on_shared_questions():
+    assert win_tie_loss({1: 5, 2: 5, 3: 9, 4: 1}, {1: 4, 2: 5, 3: 10}) == (1, 1, 1)
+
+
+def test_the_interval_holds_the_mean_and_shrinks_to_it():
+    low, high = bootstrap_interval([1.0, 10.0] * 40)
+    assert low < 5.5 < high
+    assert bootstrap_interval([3.0] * 5) == (3.0, 3.0)
+    low, high = paired_interval({i: i + 1.0 for i in range(20)}, {i: float(i) for i in range(20)})
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_the_rule_judge_is_exact():
+    right = ["a dog", "an animal"]
+    assert rate("an animal", right)[0] == 10
+    assert rate("a cat", right) == (1 + round(8 * 0.5), "F1 0.50 with 'a dog'")
+    assert rate("", right)[0] == 1
+    # All words but in another order: nearly, not quite.
+    assert rate("dog a", right)[0] == 9

@@ -1,0 +1,30 @@
+"""Figure 3 as a table, from predictions beside records."""
+
+import gzip
+import json
+
+from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
+
+
+def record(root, key, method, ratings):
+    folder = root / "runs" / key
+    folder.mkdir(parents=True)
+    lines = [{"set": "", "idx": i, "prediction": rating, "label": "a" if i < 2 else "b"} for i, rating in enumerate(ratings)]
+    (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    return {"key": key, "method": method, "variant": method, "seed": 0, "settings": {"model": {"init": "pretrained"}}}
+
+
+def test_the_first_against_each(tmp_path):
+    records = [record(tmp_path, "1", "goft", [5.0, 6.0, 7.0, 8.0]), record(tmp_path, "2", "lora", [4.0, 6.0, 8.0, 1.0])]
+    rated = read_ratings(tmp_path, [*records, {**records[0], "key": "not there"}])
+    table = build_win_rates(rated, "pocket")
+    assert table.rows[0][:5] == ["lora", "2", "1", "1", "+1.75"]
+    assert any("30/37/13" in note for note in table.notes)
+    categories = build_categories(rated, "pocket")
+    assert categories.columns == ["", "a", "b", "all", "95% interval"]
+    assert categories.rows[0][:4] == ["goft", "5.50", "7.50", "6.50"]
+
+
+def test_one_method_has_nobody_to_compare_with(tmp_path):
+    rated = read_ratings(tmp_path, [record(tmp_path, "1", "goft", [5.0])])
+    assert build_win_rates(rated, "pocket") is None

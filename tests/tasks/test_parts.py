@@ -1,0 +1,72 @@
+"""Tasks of several parts: formats, damage, and where a part is looked for."""
+
+import gzip
+import json
+
+import pytest
+from _settings import compose_settings
+from datasets import Dataset
+
+from qgoft.errors import QgoftError
+from qgoft.tasks.part_files import checksum
+from qgoft.tasks.parts import read_rows
+from qgoft.tasks.sources import find_parts, repositories
+
+ROWS = [{"question": "q1", "answer": "#### 1"}, {"question": "q2", "answer": "#### 2"}]
+LINES = "\n".join(map(json.dumps, ROWS)) + "\n"
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl", "t.jsonl.gz", "t.json", "t.json.gz"])
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        Dataset.from_list(ROWS).to_parquet(path)
+    else:
+        content = (LINES if "jsonl" in name else json.dumps(ROWS)).encode()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert list(read_rows(path, "here", ["question", "answer"])) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", LINES.encode()[:-20], "cannot be read"),
+        ("t.jsonl.gz", gzip.compress(LINES.encode())[:-12], "cannot be read"),
+        ("t.parquet", b"PAR1 and no more", "cannot be read"),
+        ("t.json", b"[1, 2]", "not every row is an object"),
+        ("t.json", b"[]", "has no"),
+        ("t.jsonl", b'{"question": "q"}\n', "no column answer"),
+        ("t.jsonl", b'{"question": "q", "answer": null}\n{"question": "q", "answer": "a"}\n', "1 rows without a value"),
+        ("t.jsonl", b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(QgoftError, match=message) as caught:
+        read_rows(tmp_path / name, "math/gsm8k, test part", ["question", "answer"])
+    assert "math/gsm8k, test part" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_that_no_hub_has(tmp_path):
+    s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft"])
+    with pytest.raises(QgoftError, match=r"train part of commonsense/boolq is on no hub .* commonsense/commonsense_15k/train"):
+        find_parts(s.task, s.data)
+
+
+def test_a_directory_that_lacks_a_part(tmp_path):
+    s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft", f"data.root={tmp_path}"])
+    with pytest.raises(QgoftError, match="no train part of commonsense/boolq; needed is <root>/commonsense/commonsense_15k/train"):
+        find_parts(s.task, s.data)
+
+
+def test_the_repositories_of_a_task():
+    s = compose_settings(["protocol=goft_icml24", "task=instruct/mmlu"])
+    assert set(repositories(s.task)) == {"yahma/alpaca-cleaned", "cais/mmlu"}
+    assert "all/test-*.parquet" in repositories(s.task)["cais/mmlu"]
+
+
+def test_the_checksum_of_some_parts():
+    parts = {"train": "a", "test": "b"}
+    assert checksum(parts) != checksum(parts, ["train"])
+    assert checksum(parts, ["train"]) == checksum({"train": "a", "test": "other"}, ["train"])

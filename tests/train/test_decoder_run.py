@@ -1,0 +1,199 @@
+"""Decoders: one training for several tasks, answers kept as they come, and every suite through to its record."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from _settings import compose_settings
+from accelerate import Accelerator
+
+from qgoft.errors import QgoftError
+from qgoft.ledger import identify
+from qgoft.models import load_decoder, load_tokenizer
+from qgoft.pocket.weights import weights_folder
+from qgoft.train.generate import AnswerFile, Writing, write_answers
+from qgoft.train.rescore import rescore
+from qgoft.train.run import prepare, run
+from qgoft.train.suites.decoder import IGNORED
+
+SHORT = ["train.max_steps=6", "train.evaluations=1"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+def settings_for(root, task, *words, method="qgoft"):
+    return compose_settings([f"task={task}", f"method={method}", f"results.root={root}", *SHORT, *words])
+
+
+@pytest.fixture(scope="module")
+def first(root):
+    return run(settings_for(root, "commonsense/boolq"))
+
+
+def test_the_first_task_trains(first):
+    assert first["status"] == "done"
+    assert set(first["metrics"]) == {"accuracy", "no_answer"}
+    assert not first["metrics"]["no_answer"]["higher_is_better"]
+    assert first["metrics"]["accuracy"]["n"] == 200
+    assert first["provenance"]["training"]["shared"] is False
+    assert first["provenance"]["data"]["rows"] == {"train": 1982, "validation": 200, "test": 200}
+    assert not first["provenance"]["data"]["subset"]
+    assert first["cost"]["steps"] == 6
+
+
+def test_the_second_loads_the_same_adapter(root, first):
+    second = run(settings_for(root, "commonsense/piqa"))
+    assert second["provenance"]["training"] == {"key": first["provenance"]["training"]["key"], "shared": True}
+    assert second["key"] != first["key"]
+    assert second["cost"]["peak_memory_bytes"] is None
+    assert second["cost"]["seconds"] == first["cost"]["seconds"]
+    assert second["orthogonality"] == first["orthogonality"]
+    one, two = (root / "runs" / record["key"] for record in (first, second))
+    assert (one / "adapter" / "adapter_model.safetensors").read_bytes() == (two / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert (one / "history.jsonl").read_bytes() == (two / "history.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_finished_run_is_scored_again_and_left_alone(root, first, merge):
+    folder = root / "runs" / first["key"]
+    before = (folder / "answers-0.jsonl").read_bytes()
+    _, measured = rescore(folder, merge=merge)
+    assert measured["accuracy"].value == pytest.approx(first["metrics"]["accuracy"]["value"], abs=0.6)
+    assert (folder / "answers-0.jsonl").read_bytes() == before
+
+
+def test_other_settings_and_suites_train_anew(root, first):
+    other = run(settings_for(root, "commonsense/piqa", "optim.lr=0.001"))
+    assert other["provenance"]["training"]["shared"] is False
+    assert other["provenance"]["training"]["key"] != first["provenance"]["training"]["key"]
+
+
+def test_a_damaged_training_is_refused_in_words(root, first):
+    folder = root / "trained" / first["provenance"]["training"]["key"] / "adapter"
+    path = folder / "adapter_model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    try:
+        record = run(settings_for(root, "commonsense/siqa"))
+    finally:
+        path.write_bytes(content)
+    assert record["status"] == "failed"
+    assert "delete" in record["reason"]
+    # The same command again, with the training whole.
+    assert run(settings_for(root, "commonsense/siqa"))["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"),
+    [
+        ("math/gsm8k", {"accuracy", "no_answer"}),
+        ("math/math", {"accuracy", "no_answer"}),
+        ("instruct/alpaca", {"loss"}),
+        (
+            "instruct/mmlu",
+            {f"mmlu{shots}_{group}" for shots in (0, 5) for group in ("stem", "social", "humanities", "other", "avg")},
+        ),
+    ],
+)
+def test_every_task_leaves_a_record(root, task, metrics):
+    record = run(settings_for(root, task, method="lora"))
+    assert record["status"] == "done", record["reason"]
+    assert set(record["metrics"]) == metrics
+    assert record["params"]["head"] == 0
+    lines = gzip.decompress((root / "runs" / record["key"] / "predictions.jsonl.gz").read_bytes()).decode().splitlines()
+    assert len(lines) in {metric["n"] for metric in record["metrics"].values()} | {2 * record["provenance"]["data"]["rows"].get("test", 0)}
+
+
+def test_vicuna_answers_judges_and_scores(root):
+    record = run(settings_for(root, "instruct/vicuna", method="base"))
+    assert record["status"] == "done", record["reason"]
+    assert record["params"]["trainable"] == 0
+    assert record["cost"]["steps"] == 0
+    folder = root / "runs" / record["key"]
+    judgments = [json.loads(line) for line in (folder / "judgments.jsonl").read_text().splitlines()][1:]
+    assert len(judgments) == 80
+    assert all(1 <= judgment["rating"] <= 10 and judgment["text"] for judgment in judgments)
+    mean = sum(judgment["rating"] for judgment in judgments) / 80
+    assert record["metrics"]["score"]["value"] == pytest.approx(mean)
+    assert record["metrics"]["unrated"]["value"] == 0
+    assert sum(metric["n"] for name, metric in record["metrics"].items() if name.startswith("score_")) == 80
+
+
+def test_the_rule_judge_needs_known_answers(root):
+    with pytest.raises(QgoftError, match=r"no judge prompt; use judge\.kind=rule"):
+        run(settings_for(root, "instruct/vicuna", "judge.kind=openai", "judge.model=x"))
+
+
+def test_best_reported_does_not_exist_for_decoders():
+    with pytest.raises(QgoftError, match="does not exist for suite math"):
+        compose_settings(["task=math/gsm8k", "selection=best_reported"])
+
+
+def test_the_loss_counts_the_answer_and_the_end(root):
+    settings = settings_for(root, "math/gsm8k")
+    suite = prepare(settings, identify(settings)).suite
+    row = suite.train[0]
+    batch = suite.collate([row, suite.train[1]])
+    prompt = row["prompt"]
+    words = suite.tokenizer.convert_ids_to_tokens(row["input_ids"])
+    assert words[0] == "<s>"
+    assert words[prompt - 1] == "[RESP]"
+    assert words[-1] == "</s>"
+    length = len(row["input_ids"])
+    assert (batch["labels"][0, :prompt] == IGNORED).all()
+    assert batch["labels"][0, prompt:length].tolist() == row["input_ids"][prompt:]
+    assert (batch["labels"][0, length:] == IGNORED).all()
+    assert batch["attention_mask"][0].sum() == length
+
+
+class Counting(torch.nn.Module):
+    """A model that counts how often it writes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def generate(self, **inputs):
+        self.calls += 1
+        return self.model.generate(**inputs)
+
+
+@pytest.fixture(scope="module")
+def writer(root):
+    folder = weights_folder("pocket-llama")
+    return load_decoder(settings_for(root, "math/gsm8k"), folder), load_tokenizer(folder)
+
+
+PROMPTS = [f"[INST] what is {n} + 2 ? [RESP] " for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_are_taken_up_where_a_kill_left_them(writer, tmp_path, temperature):
+    model, tokenizer = writer
+    writing = Writing(max_new_tokens=8, temperature=temperature, top_p=0.9, batch_size=4, seed=3)
+    whole = write_answers(model, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
+    assert len(whole) == len(PROMPTS)
+    file = AnswerFile(tmp_path / "a", "answers", "w", 0)
+    lines = file.path.read_text().splitlines(keepends=True)
+    # The head line, one whole batch, and a line that a kill cut short.
+    file.path.write_text("".join(lines[:5]) + lines[5][:9])
+    counting = Counting(model)
+    again = write_answers(counting, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
+    assert again == whole
+    assert counting.calls == 2
+    other = AnswerFile(tmp_path / "a", "answers", "other weights", 0)
+    assert other.read() == {}
+
+
+def test_batching_does_not_change_an_answer(writer, tmp_path):
+    model, tokenizer = writer
+    prompts = [*PROMPTS, "[INST] repeat the sentence [INP] mary gives tom two apples in the park . [RESP] "]
+    found = []
+    for size in (1, 8):
+        writing = Writing(max_new_tokens=8, temperature=0.0, top_p=1.0, batch_size=size, seed=0)
+        found.append(write_answers(model, prompts, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path, f"b{size}", "w", 0)))
+    assert found[0] == found[1]
