@@ -17,9 +17,11 @@ Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
 def read_ratings(root: Path, records: list[Record]) -> dict[str, tuple[Ratings, dict[Any, str]]]:
     """Row label -> its ratings over all seeds, and the category of each question. Records without predictions beside them are left out."""
     found: dict[str, tuple[Ratings, dict[Any, str]]] = {}
+    # A committed record lies in a folder with a readable name, so the key is read from the record itself.
+    folders = {json.loads(path.read_text())["key"]: path.parent for path in sorted(root.rglob("record.json"))}
     for record in records:
-        path = next(iter(sorted(root.glob(f"**/{record['key']}/predictions.jsonl.gz"))), None)
-        if path is None:
+        path = folders.get(record["key"], root) / "predictions.jsonl.gz"
+        if not path.is_file():
             continue
         ratings, categories = found.setdefault(row_label(record), ({}, {}))
         for line in gzip.decompress(path.read_bytes()).decode().splitlines():

@@ -11,6 +11,7 @@ def record(root, key, method, ratings):
     folder.mkdir(parents=True)
     lines = [{"set": "", "idx": i, "prediction": rating, "label": "a" if i < 2 else "b"} for i, rating in enumerate(ratings)]
     (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    (folder / "record.json").write_text(json.dumps({"key": key}))
     return {"key": key, "method": method, "variant": method, "seed": 0, "settings": {"model": {"init": "pretrained"}}}
 
 
