@@ -16,7 +16,7 @@ ALLOWED = {
     "records": set(),
     "tasks": {"pocket", "records"},
     "ledger": {"records", "tasks"},
-    "judge": set(),
+    "judge": {"records"},
     "train": {"tuners", "methods", "models", "tasks", "records", "ledger", "judge", "pocket"},
     "report": {"records", "judge"},
     "bench": {"ops", "tuners", "methods", "records"},

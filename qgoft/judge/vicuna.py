@@ -14,6 +14,7 @@ from typing import Any
 from qgoft.errors import QgoftError
 from qgoft.judge import openai, rule
 from qgoft.judge.ratings import NoRating, median_ratings, read_rating
+from qgoft.records import TaggedLines, read_tagged
 from qgoft.settings import JudgeSettings
 
 # Categories whose answers are judged beside a reference answer (FastChat, llm_judge).
@@ -77,33 +78,15 @@ class JudgmentFile:
     """judgments.jsonl: every judgment that was made of these answers by this judge, failures too. What has a rating is not asked again."""
 
     def __init__(self, path: Path, tag: dict[str, Any]):
-        self.path, self.tag = path, tag
-        lines = _read_lines(path)
-        if not lines or lines[0] != tag:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(tag) + "\n")
-        elif not path.read_bytes().endswith(b"\n"):
-            path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b"\n")
+        self.tag, self.lines = tag, TaggedLines(path, tag)
 
     def read(self) -> list[Judgment]:
         """The last judgment of every (question, repeat)."""
-        newest = {(line["question_id"], line["repeat"]): line for line in _read_lines(self.path)[1:]}
+        newest = {(line["question_id"], line["repeat"]): line for line in read_tagged(self.lines.path, self.tag) or []}
         return list(newest.values())
 
     def append(self, judgment: Judgment) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(judgment) + "\n")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return found
+        self.lines.append([judgment])
 
 
 def judge_answers(

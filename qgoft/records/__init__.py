@@ -1,6 +1,7 @@
 """The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
 
 from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
+from qgoft.records.lines import TaggedLines, read_tagged
 from qgoft.records.provenance import code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
 from qgoft.records.store import read_record, read_records, write_atomically, write_record
@@ -10,6 +11,7 @@ __all__ = [
     "RESULTS_VERSION",
     "SCHEMA",
     "RecordError",
+    "TaggedLines",
     "canonical_json",
     "code_provenance",
     "compute_key",
@@ -17,6 +19,7 @@ __all__ = [
     "package_versions",
     "read_record",
     "read_records",
+    "read_tagged",
     "validate",
     "write_atomically",
     "write_record",

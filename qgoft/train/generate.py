@@ -1,16 +1,16 @@
 """Writing answers: in batches, with a seed for each, and kept on disk as they come, so that a rerun writes only what is missing."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from qgoft.records import TaggedLines, read_tagged
 
 
 @dataclass(frozen=True)
@@ -25,45 +25,19 @@ class Writing:
 
 
 class AnswerFile:
-    """Answers as JSON lines behind a first line that names the weights which wrote them; of other weights nothing is taken over.
-
-    A last line that a kill cut short is dropped. Several processes write a file each (`<name>-<rank>.jsonl`) and read all.
-    """
+    """Answers of the weights that wrote them. Several processes write a file each (`<name>-<rank>.jsonl`) and read all."""
 
     def __init__(self, folder: Path, name: str, weights: str, rank: int):
-        self.paths = folder, name
-        self.path = folder / f"{name}-{rank}.jsonl"
-        self.weights = weights
-        if self._lines(self.path) is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"weights": weights}) + "\n")
-        elif not self.path.read_bytes().endswith(b"\n"):
-            whole = self.path.read_bytes().rpartition(b"\n")[0]
-            self.path.write_bytes(whole + b"\n")
-
-    def _lines(self, path: Path) -> list[dict[str, Any]] | None:
-        """The answers of a file, or None where it is missing or of other weights."""
-        if not path.is_file():
-            return None
-        found = []
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        if not found or found[0] != {"weights": self.weights}:
-            return None
-        return found[1:]
+        self.folder, self.name, self.tag = folder, name, {"weights": weights}
+        self.mine = TaggedLines(folder / f"{name}-{rank}.jsonl", self.tag)
 
     def read(self) -> dict[int, str]:
         """Number of the prompt -> answer, of all processes."""
-        folder, name = self.paths
-        files = [self._lines(path) or [] for path in sorted(folder.glob(f"{name}-*.jsonl"))]
+        files = [read_tagged(path, self.tag) or [] for path in sorted(self.folder.glob(f"{self.name}-*.jsonl"))]
         return {line["number"]: line["answer"] for lines in files for line in lines}
 
     def append(self, answers: dict[int, str]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"number": number, "answer": text}) + "\n" for number, text in answers.items())
+        self.mine.append([{"number": number, "answer": text} for number, text in answers.items()])
 
 
 def write_answers(

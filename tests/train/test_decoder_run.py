@@ -178,9 +178,9 @@ def test_answers_are_taken_up_where_a_kill_left_them(writer, tmp_path, temperatu
     whole = write_answers(model, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
     assert len(whole) == len(PROMPTS)
     file = AnswerFile(tmp_path / "a", "answers", "w", 0)
-    lines = file.path.read_text().splitlines(keepends=True)
+    lines = file.mine.path.read_text().splitlines(keepends=True)
     # The head line, one whole batch, and a line that a kill cut short.
-    file.path.write_text("".join(lines[:5]) + lines[5][:9])
+    file.mine.path.write_text("".join(lines[:5]) + lines[5][:9])
     counting = Counting(model)
     again = write_answers(counting, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
     assert again == whole

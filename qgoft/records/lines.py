@@ -1,0 +1,37 @@
+"""JSON lines that grow while a run goes on and are taken up by the next one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class TaggedLines:
+    """A file of JSON lines behind a first line, the tag, that says what they belong to.
+
+    Of another tag nothing is taken over: the file begins anew. A last line that a kill cut short is dropped.
+    """
+
+    def __init__(self, path: Path, tag: dict[str, Any]):
+        self.path = path
+        if read_tagged(path, tag) is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(tag) + "\n")
+        elif not path.read_bytes().endswith(b"\n"):
+            path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b"\n")
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def read_tagged(path: Path, tag: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The lines behind the tag, up to the first that is not whole; None where the file is missing or of another tag."""
+    if not path.is_file():
+        return None
+    found = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found[1:] if found and found[0] == tag else None
