@@ -22,6 +22,7 @@ class Squad(TextSuite):
         parts = load_parts(self.settings, self.identity.data, self.tokenizer, self.tokenizer_sha256)
         self.questions, self.windows = parts.questions, parts.windows
         self.train = parts.train.select_columns([name for name in parts.train.column_names if name not in ("row", "repair")])
+        self.train_lengths = token_lengths(self.train)
         self.parts = list(parts.questions)
         self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
 
