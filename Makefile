@@ -14,6 +14,7 @@ DATA ?=
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 LAUNCHER ?=
 NPROC ?= 1
+ACCELERATE ?=
 RECORDS ?= runs
 TORCH_INDEX ?=
 FAILFAST ?=
@@ -24,7 +25,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN_SUITE = $(PY) scripts/suite.py $(1) --method '$(METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
-	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --records '$(RECORDS)' $(if $(FAILFAST),--failfast)
+	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' $(if $(FAILFAST),--failfast)
 # The libraries must not look for a GPU's tokenizer threads or a hub that the embedded protocol does not need.
 export TOKENIZERS_PARALLELISM := false
 
@@ -126,5 +127,5 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 18
 	@echo
 	@echo "names and defaults: SUITE=glue (of status and fetch)  METHOD=qgoft (list; lora@r2 for a variant)  TASKS= (list, all)  SEEDS= (list, 0)  PROTOCOL=pocket"
-	@echo "  MODEL= DATA= (directory instead of the hub)  JOBS=cores  LAUNCHER=basic|joblib|submitit_local|submitit_slurm  NPROC=1 (torchrun)"
+	@echo "  MODEL= DATA= (directory instead of the hub)  JOBS=cores  LAUNCHER=basic|joblib|submitit_local|submitit_slurm  NPROC=1 (torchrun)  ACCELERATE=fsdp2|deepspeed_zero2"
 	@echo "  RECORDS=runs|measured (what tables read)  TORCH_INDEX= (wheel index for a CPU-only torch)  FAILFAST=1  ARGS= (Hydra overrides)"

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from _settings import CONFIGS, check_choice, choices, compose_settings, gap
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, choose
 from qgoft.ledger import Identity, identify
 from qgoft.records import RecordError, compute_key, read_records
 from qgoft.report.scores import SUITES, Record, Row, build_table, row_label
@@ -134,7 +134,7 @@ def launch(pending: list[Cell], arguments: argparse.Namespace) -> int:
         task, seed = (next(w.partition("=")[2] for w in cell.words if w.startswith(f"{name}=")) for name in ("task", "seed"))
         groups[shared][task].append(seed)
     if arguments.nproc > 1:
-        return sum(_torchrun(cell, arguments.nproc) != 0 for cell in pending)
+        return sum(_call([*processes(arguments), str(SCRIPTS / "train.py"), *cell.words]) != 0 for cell in pending)
     failed = 0
     for shared, tasks in groups.items():
         by_seeds: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -152,9 +152,13 @@ def launch(pending: list[Cell], arguments: argparse.Namespace) -> int:
     return failed
 
 
-def _torchrun(cell: Cell, processes: int) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return _call([*command, str(SCRIPTS / "train.py"), *cell.words])
+def processes(arguments: argparse.Namespace) -> list[str]:
+    """The command that starts a run in several processes: torchrun, or accelerate with a file of configs/accelerate."""
+    python = [sys.executable, "-m"]
+    if not arguments.accelerate:
+        return [*python, "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments.nproc}"]
+    file = CONFIGS / "accelerate" / f"{arguments.accelerate}.yaml"
+    return [*python, "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(arguments.nproc)]
 
 
 def _call(command: list[str]) -> int:
@@ -274,11 +278,16 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--launcher", default="")
     parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--accelerate", default="", help="a file of configs/accelerate, for several GPUs")
     parser.add_argument("--records", default="runs", choices=["runs", "measured"])
     parser.add_argument("--action", default="run", choices=["run", "table", "status", "fetch"])
     parser.add_argument("--failfast", action="store_true")
     parser.add_argument("overrides", nargs="*", help="any further Hydra overrides")
     arguments = parser.parse_intermixed_args(words)
+    if arguments.accelerate:
+        choose("accelerate", arguments.accelerate, choices("accelerate"), "change ACCELERATE")
+        if arguments.nproc < 2:
+            raise QgoftError(f"ACCELERATE={arguments.accelerate} divides a run among processes; set NPROC to the number of GPUs")
     if not arguments.seeds:
         check_choice("protocol", arguments.protocol)
         arguments.seeds = ",".join(map(str, protocol_seeds(arguments.protocol))) if arguments.all_seeds else "0"

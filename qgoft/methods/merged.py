@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from qgoft.methods.base import Adapted
 
@@ -20,7 +21,8 @@ def merged(adapted: Adapted) -> Iterator[None]:
     """
     layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]
-    if not layers or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
+    is_divided = any(isinstance(module, FSDPModule) for module in adapted.model.modules())
+    if not layers or is_divided or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
         yield
         return
     kept = [base.weight.data.clone() for base in bases]

@@ -15,6 +15,7 @@ from qgoft.errors import Diverged
 from qgoft.methods import Adapted
 from qgoft.settings import RunSettings
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
+from qgoft.train.sharding import backward
 from qgoft.tuners import orthogonality_penalty
 
 Log = Callable[[dict[str, Any]], None]
@@ -48,13 +49,12 @@ def fit(
     if not any(p.requires_grad for p in adapted.model.parameters()):
         accelerator.prepare(adapted.model)
         return Fitted(0, 0.0)
-    # Prepared first: only then is its length that of one process's share.
-    model, loader = accelerator.prepare(adapted.model, loader)
+    # Together: FSDP2 and DeepSpeed change the parameters, and only a prepared loader has the length of one process's share.
+    plain = build_optimizer(adapted, optim)
+    model, optimizer, loader = accelerator.prepare(adapted.model, plain, loader)
     total, per_epoch = count_steps(settings.train, len(loader))
     looks = evaluation_steps(settings.train, total, per_epoch) if choose else set()
-    optimizer = build_optimizer(adapted, optim)
-    schedule = build_schedule(optimizer, optim, total)
-    optimizer = accelerator.prepare(optimizer)
+    schedule = build_schedule(plain, optim, total)
     trained = [p for p in adapted.model.parameters() if p.requires_grad]
     fitted, best, epoch = Fitted(0, 0.0), None, 0
     clock = time.perf_counter()
@@ -65,8 +65,8 @@ def fit(
         for batch in loader:
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
-                penalty = orthogonality_penalty(adapted.model) if settings.method.penalty else loss.new_zeros(())
-                accelerator.backward(loss + settings.method.penalty * penalty)
+                penalty = orthogonality_penalty(adapted.model) if settings.method.penalty else None
+                backward(accelerator, model, loss, None if penalty is None else settings.method.penalty * penalty)
                 norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
                 # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
                 _stop_unless_finite(loss, None if accelerator.scaler else norm, fitted.steps + 1)
@@ -80,8 +80,8 @@ def fit(
                 optimizer.zero_grad()
             if not is_step:
                 continue
-            lr = schedule.get_last_lr()[0]
-            log({"step": fitted.steps, "total": total, "loss": loss.item(), "penalty": penalty.item(), "norm": float(norm), "lr": lr})
+            lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
+            log({"step": fitted.steps, "total": total, "loss": loss.item(), "penalty": of_blocks, "norm": float(norm), "lr": lr})
             if fitted.steps in looks:
                 fitted.seconds += time.perf_counter() - clock
                 score = choose()

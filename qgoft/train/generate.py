@@ -92,5 +92,6 @@ def _write(
         **(sampling or {"do_sample": False}),
     )
     inputs = {name: batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask")}
-    ids = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    # Each process has its own prompts and all weights (train/sharding.py): none waits for another.
+    ids = model.generate(**inputs, generation_config=config, synced_gpus=False)[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]

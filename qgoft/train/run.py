@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -32,6 +33,7 @@ from qgoft.train.fit import Fitted, fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
+from qgoft.train.sharding import check_sharding, gather_state, whole
 from qgoft.train.shared import fit_or_load, trained_checksum, training_key
 from qgoft.train.suites import Suite, build_suite
 from qgoft.tuners import orthogonality_error, orthogonality_penalty
@@ -104,7 +106,9 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
     if settings.train.precision == "fp16" and on_cpu:
         # accelerate would train in float32 without a word.
         raise QgoftError("train.precision=fp16 does not work on this machine, which has no CUDA device; use no or bf16")
-    return Accelerator(cpu=on_cpu, mixed_precision=settings.train.precision, gradient_accumulation_steps=settings.train.accumulation)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings.train.precision, gradient_accumulation_steps=settings.train.accumulation)
+    check_sharding(accelerator, settings, _batch_per_process(settings, accelerator))
+    return accelerator
 
 
 def _batch_per_process(settings: RunSettings, accelerator: Accelerator) -> int:
@@ -138,7 +142,7 @@ def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
         return None
 
     def choose() -> float | None:
-        with merged(prepared.adapted):
+        with whole(prepared.adapted.model), merged(prepared.adapted):
             if part == "report":
                 return suite.measure(report_parts(prepared))[prepared.settings.task.primary].value
             return suite.choosing_score(suite.evaluate(part, prepared.adapted.model, prepared.accelerator))
@@ -172,10 +176,10 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
     reset_peak_memory()
     try:
         fitted, training = _train(prepared, tracker.log)
-        with merged(prepared.adapted):
+        with whole(prepared.adapted.model), merged(prepared.adapted):
             outcomes = report_parts(prepared)
+        save_adapter(prepared, folder / "adapter")
         if prepared.accelerator.is_main_process:
-            save_adapter(prepared, folder / "adapter")
             _write_predictions(folder / "predictions.jsonl.gz", outcomes)
     except QgoftError as error:  # such as a judge that did not answer: what is missing is said in words
         status, reason = "failed", str(error)
@@ -217,6 +221,9 @@ def _record(
     is_free = settings.method.name.startswith("qgoft")
     examples = steps * settings.train.batch_size * settings.train.accumulation if steps else None
     data, model = identity.data, identity.model
+    with whole(adapted.model):
+        max_error = _finite(orthogonality_error(adapted.model)) if fitted else None
+        penalty = _finite(orthogonality_penalty(adapted.model).item()) if fitted and is_free else None
     return {
         "schema": records.SCHEMA,
         "key": identity.key,
@@ -242,10 +249,7 @@ def _record(
             # Of a training that another run did, this process has seen nothing.
             "peak_memory_bytes": None if training and training["shared"] else peak_memory(),
         },
-        "orthogonality": {
-            "max_error": _finite(orthogonality_error(adapted.model)) if fitted else None,
-            "penalty": _finite(orthogonality_penalty(adapted.model).item()) if fitted and is_free else None,
-        },
+        "orthogonality": {"max_error": max_error, "penalty": penalty},
         "started": started,
         "finished": _now(),
         "settings": _public_settings(settings),
@@ -282,11 +286,14 @@ def _public_settings(settings: RunSettings) -> dict[str, Any]:
 
 
 def save_adapter(prepared: Prepared, folder: Path) -> None:
-    """What was trained: peft's own format, or the freed parameters as safetensors. Never pickle."""
-    adapted = prepared.adapted
+    """What was trained: peft's own format, or the freed parameters as safetensors. Never pickle. All processes call it, the main one writes."""
+    adapted, accelerator = prepared.adapted, prepared.accelerator
+    state = gather_state(adapted.model)
+    if not accelerator.is_main_process:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _save_weights(adapted, folder)
+        _save_weights(adapted, state, folder)
     except SafetensorError as error:  # it tells a full disk by text alone
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -301,11 +308,12 @@ def save_adapter(prepared: Prepared, folder: Path) -> None:
         (folder / "README.md").unlink(missing_ok=True)
 
 
-def _save_weights(adapted: Adapted, folder: Path) -> None:
+def _save_weights(adapted: Adapted, state: dict[str, Tensor] | None, folder: Path) -> None:
     if adapted.is_peft:
-        adapted.model.save_pretrained(folder)
+        adapted.model.save_pretrained(folder, state_dict=state)
         return
-    trained = {name: p.detach().contiguous().cpu() for name, p in adapted.model.named_parameters() if p.requires_grad}
+    parameters = dict(adapted.model.named_parameters())
+    trained = {n: (state or parameters)[n].detach().contiguous().cpu() for n, p in parameters.items() if p.requires_grad}
     save_file(trained, folder / "trained.safetensors")
 
 

@@ -54,11 +54,13 @@ def fit_or_load(
         fitted = fit()
         if accelerator.is_main_process:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
-            save(folder / "adapter")
+        save(folder / "adapter")
+        if accelerator.is_main_process:
             if (run_folder / HISTORY).is_file():
                 shutil.copyfile(run_folder / HISTORY, folder / HISTORY)
             # Last: without this file nothing of the folder counts.
             write_atomically(folder / STATE, json.dumps(dataclasses.asdict(fitted), indent=1) + "\n")
+        accelerator.wait_for_everyone()  # what was trained is read by all of them
         return fitted, False
 
 

@@ -98,7 +98,8 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     if not free:
         device = next((p.device for p in model.parameters()), None)
         return torch.zeros((), device=device)
-    blocks = torch.cat([block.float() for block in free])
+    # FSDP2 gives each process a part of a parameter; the penalty is that of the whole.
+    blocks = torch.cat([(block.full_tensor() if hasattr(block, "full_tensor") else block).float() for block in free])
     return (blocks[:, :, 0] * blocks[:, :, 1]).sum(-1).square().sum()
 
 

@@ -60,10 +60,11 @@ class SharedFactors:
     def __init__(self) -> None:
         self.layers: list[GoftLayer] = []
         self._current: dict[Kind, _Current] = {}
+        self._is_divided = False  # FSDP2: a parameter is whole only while its own block is at work
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles carry the layers; what was built belongs to the graph of the original.
-        return {"layers": self.layers, "_current": {}}
+        return {"layers": self.layers, "_current": {}, "_is_divided": self._is_divided}
 
     def add(self, layer: "GoftLayer") -> None:
         self.layers.append(layer)
@@ -80,6 +81,9 @@ class SharedFactors:
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return Factors(tuple(stage[index] for stage in build.factors.stages))
         if not current.outputs or index in current.taken:
+            if not self._is_whole(build):
+                current = self._current[kind] = _Current(_build(kind, self._members(kind, layer, parameter)))
+                build, index = current.build, current.build.place[id(layer)]
             current.outputs = _Node.apply(build, *build.parameters)
             current.taken = set()
         current.taken.add(index)
@@ -89,10 +93,17 @@ class SharedFactors:
         """The layers to build with; the asking one alone where sharded parameters are only whole inside their own layer."""
         alike = [other for other in self.layers if other.has_adapter(kind.adapter) and other.get_kind(kind.adapter) == kind]
         members = [(other, other.get_parameter_of(kind.adapter)) for other in alike]
-        is_whole = all(type(p) in (Tensor, torch.nn.Parameter) and p.device == parameter.device for _, p in members)
-        if is_whole and any(other is layer for other in alike):
-            return members
-        return [(layer, parameter)]
+        self._is_divided |= any(type(p) not in (Tensor, torch.nn.Parameter) for _, p in members)
+        is_together = all(p.device == parameter.device for _, p in members) and any(other is layer for other in alike)
+        return members if is_together and not self._is_divided else [(layer, parameter)]
+
+    def _is_whole(self, build: _Build) -> bool:
+        """Whether the layers still hold the parameters of a build: after an evaluation on gathered weights they are divided again, and a node
+        of all layers would hand its gradients to blocks that have done their part."""
+        if len(build.parameters) == 1:
+            return True
+        own = {id(layer): layer for layer in self.layers if id(layer) in build.place}
+        return all(own[key].get_parameter_of(build.kind.adapter) is build.parameters[index] for key, index in build.place.items())
 
 
 def _is_current(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
