@@ -2,10 +2,11 @@
 """Choose the learning rates that no paper prints, and write them into configs/recipe.
 
     python scripts/tune.py pocket                    all methods, six rates each, on cola, rte and stsb at seed 0
+    python scripts/tune.py pocket_math --methods lora,qgoft
     python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
 
 Every method gets the same ratios around its stated centre (configs/tuning.yaml). A rate is judged by the best score on the choosing
-part alone; the reported part is not read. Finished trials are kept in results/tuning/<protocol>.jsonl and not repeated.
+part alone; the reported part is not read. Finished trials are kept in results/tuning/<name>.jsonl and not repeated.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import yaml
 from _settings import CONFIGS, compose_settings
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, choose
 
 
 def format_rate(rate: float) -> str:
@@ -29,8 +30,9 @@ def format_rate(rate: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def plan(protocol: str, methods: list[str] | None) -> tuple[list[tuple[str, float, str]], dict]:
-    spec = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())[protocol]
+def plan(name: str, methods: list[str] | None) -> tuple[list[tuple[str, float, str]], dict]:
+    specs = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
+    spec = specs[choose("name of a search", name, list(specs), "configs/tuning.yaml lists them")]
     chosen = methods or list(spec["centres"])
     trials = [
         (method, float(format_rate(spec["centres"][method] * ratio)), task)
@@ -54,7 +56,7 @@ def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
     from qgoft.train.run import chooser, prepare, train_loader
 
     quiet_libraries()
-    words = [f"protocol={protocol}", f"method={method}", f"task=glue/{task}", f"optim.lr={rate}", "seed=0", *overrides]
+    words = [f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides]
     settings = compose_settings(words)
     prepared = prepare(settings, identify(settings))
     try:
@@ -89,9 +91,15 @@ def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
     return {method: rate for method, (_, rate) in best.items()}
 
 
-def write_recipe(protocol: str, method: str, rate: float) -> None:
+def write_recipe(protocol: str, method: str, suites: list[str], rate: float) -> None:
     path = CONFIGS / "recipe" / protocol / f"{method}.yaml"
-    text = re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", path.read_text())
+    lines, suite = path.read_text().splitlines(keepends=True), ""
+    for i, line in enumerate(lines):
+        if line[0].isalpha():
+            suite = line.partition(":")[0]
+        if suite in suites:
+            lines[i] = re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", line)
+    text = "".join(lines)
     text = re.sub(r"^source: .*$", "source: own", text, flags=re.M)
     text = re.sub(r"^# Rate: the centre .*? among six\.", "# Rate: one of six around the stated centre, chosen by scripts/tune.py.", text)
     path.write_text(text)
@@ -99,19 +107,19 @@ def write_recipe(protocol: str, method: str, rate: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("protocol")
+    parser.add_argument("name")
     parser.add_argument("--methods", type=lambda text: text.split(","))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=Path("results/tuning"))
     parser.add_argument("-o", "--override", action="append", default=[])
     arguments = parser.parse_args()
-    trials, spec = plan(arguments.protocol, arguments.methods)
-    path = arguments.results / f"{arguments.protocol}.jsonl"
+    trials, spec = plan(arguments.name, arguments.methods)
+    path = arguments.results / f"{arguments.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(line["method"], line["lr"], line["task"]) for line in lines}
     overrides = [*spec.get("overrides", []), *arguments.override]
-    jobs = [(arguments.protocol, *t, overrides) for t in trials if t not in done]
+    jobs = [(spec["protocol"], *t, overrides) for t in trials if t not in done]
     print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
@@ -119,10 +127,10 @@ def main() -> int:
             file.write(json.dumps(line) + "\n")
             file.flush()
             lines.append(line)
-            print(f"{line['method']:<10} {line['task']:<5} lr {line['lr']:<8} {line['score']}", flush=True)
+            print(f"{line['method']:<10} {line['task']:<16} lr {line['lr']:<8} {line['score']}", flush=True)
     chosen = {method for method, _, _ in trials}
     for method, rate in choose_rates([line for line in lines if line["method"] in chosen], spec["tasks"]).items():
-        write_recipe(arguments.protocol, method, rate)
+        write_recipe(spec["protocol"], method, spec["writes"], rate)
         print(f"{method}: lr {format_rate(rate)}")
     return 0
 
