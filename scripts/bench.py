@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from qgoft import records
-from qgoft.bench.measure import measure_group, measure_in_turns, measure_products, plan_groups, serve
+from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.errors import QgoftError, choose
@@ -37,6 +37,7 @@ from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KILLED = "the process was killed, as happens where memory runs out; choose with --only or --rivals"
+ROUNDS = 3
 PARTS = ["product", "layer", "block", "model"]
 WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
 SETS = {"cpu": cpu_shapes, "paper": paper_shapes}
@@ -123,6 +124,12 @@ def serve_rival(channel: Connection, shapes: str, shape_name: str, name: str, ba
     serve(channel, shape, next(rival for rival in RIVALS if rival.name == name), batch, device)
 
 
+def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+    """Whole models: the repeats are divided among new processes, since one process may be a tenth faster than another for all its life."""
+    rounds = [repeats // ROUNDS + (i < repeats % ROUNDS) for i in range(ROUNDS)]
+    return join_rounds([time_in_turns(shapes, shape_name, names, batch, count, threads, device) for count in rounds if count])
+
+
 def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
     """Every rival in a process of its own, one step after the other."""
     context, processes, channels = multiprocessing.get_context("spawn"), [], []
@@ -159,6 +166,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         "reference": REFERENCE,
         "dtype": "float32",
         "repeats": repeats,
+        "rounds": {"model": min(ROUNDS, repeats)},
         "allocator": "keeps freed memory" if arguments.keep_memory else "system default",
         "triton": triton_state(device),
         "products": in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else [],
@@ -180,7 +188,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             names = [rival.name for rival in rivals]
             words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:
-                groups.append(time_in_turns(*words) if is_model else in_own_process(time_group, *words))
+                groups.append(time_in_rounds(*words) if is_model else in_own_process(time_group, *words))
             except BrokenProcessPool:
                 record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
         # A part of the batch is compared with nothing else: without the whole batch there is no line.

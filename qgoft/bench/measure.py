@@ -169,6 +169,18 @@ def measure_in_turns(channels: list[Connection], names: list[str], repeats: int,
     return [channel.recv() for channel in channels]
 
 
+def join_rounds(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Timings of the same rivals in several rounds of processes, as one: all repeats, and the most bytes seen."""
+    joined = [dict(timing) for timing in rounds[0]]
+    for timings in rounds[1:]:
+        for ours, theirs in zip(joined, timings, strict=True):
+            for phase in ("forward", "backward", "update"):
+                ours[phase] = [*ours[phase], *theirs[phase]]
+            for count in ("saved_bytes", "peak_bytes"):
+                ours[count] = max(ours[count], theirs[count])
+    return joined
+
+
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
     """Forward and backward of the product alone, by the tree at every width, and by the chain of sparse matrices up to 3072."""
     runs = [(d, product) for d in widths for product in PRODUCTS if product.name == "tree" or d <= SPARSE_WIDTH]

@@ -189,6 +189,15 @@ def timing(name, seconds, batch=8):
     }
 
 
+def test_rounds_are_joined_repeat_by_repeat():
+    first, second = [timing("a", [1.0, 2.0]), timing("b", [3.0, 4.0])], [timing("a", [5.0]), timing("b", [6.0])]
+    second[1]["peak_bytes"] = 7_000_000
+    joined = measure.join_rounds([first, second])
+    assert [line["forward"] for line in joined] == [[1.0, 2.0, 5.0], [3.0, 4.0, 6.0]]
+    assert [line["peak_bytes"] for line in joined] == [2_000_000, 7_000_000]
+    assert first[0]["forward"] == [1.0, 2.0], "what was measured is left as it was"
+
+
 def made_up_record():
     groups = [[timing("a", [1.0, 2.0, 1.0]), timing("b", [2.0, 1.0, 2.0])], [timing("a", [1.0] * 3, 2), timing("c", [3.0] * 3, 2)]]
     products = [
