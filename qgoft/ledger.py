@@ -30,15 +30,19 @@ class Identity:
         return record is not None and record["status"] == "done"
 
 
-def identify(settings: RunSettings) -> Identity:
+def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
     """Locate data and weights (downloading or generating them once) and compute the key.
+
+    Args:
+        processes: of the run, where it is planned from outside; None asks the environment.
 
     Raises:
         QgoftError: data or weights cannot be had.
     """
     data = find_data(settings.task, settings.data, split_names(settings.task, settings.splits))
     model = find_model(settings.model)
-    key = compute_key(settings_in_key(settings), world_size=world_size(), data_fingerprint=data.fingerprint, model_sha256=model.sha256)
+    size = world_size() if processes is None else processes
+    key = compute_key(settings_in_key(settings), world_size=size, data_fingerprint=data.fingerprint, model_sha256=model.sha256)
     return Identity(key, results_folder(settings) / key, data, model)
 
 

@@ -288,6 +288,13 @@ def parse(words: list[str]) -> argparse.Namespace:
         choose("accelerate", arguments.accelerate, choices("accelerate"), "change ACCELERATE")
         if arguments.nproc < 2:
             raise QgoftError(f"ACCELERATE={arguments.accelerate} divides a run among processes; set NPROC to the number of GPUs")
+        import torch  # takes two seconds, and is asked for nothing else here
+
+        if torch.cuda.device_count() < arguments.nproc:
+            raise QgoftError(
+                f"ACCELERATE={arguments.accelerate} needs {arguments.nproc} GPUs, and this machine has {torch.cuda.device_count()}; lower NPROC, or "
+                "leave ACCELERATE out: NPROC alone works on CPUs"
+            )
     if not arguments.seeds:
         check_choice("protocol", arguments.protocol)
         arguments.seeds = ",".join(map(str, protocol_seeds(arguments.protocol))) if arguments.all_seeds else "0"
@@ -335,7 +342,7 @@ def main(words: list[str]) -> int:
         return 0
     if arguments.action == "fetch":
         announce_downloads(cells)
-    identities = [identify(cell.settings) for cell in cells]
+    identities = [identify(cell.settings, processes=arguments.nproc) for cell in cells]
     cells = [dataclasses.replace(cell, key=identity.key) for cell, identity in zip(cells, identities, strict=True)]
     if arguments.action == "status":
         show_status(cells, identities)

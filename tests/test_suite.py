@@ -37,6 +37,17 @@ def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
     assert "1 runs planned, 1 done, nothing left to do" in again.stdout
 
 
+@pytest.mark.slow
+def test_runs_of_several_processes_are_found_again(repository, tmp_path):
+    """The number of processes is part of the key, also where a run is planned."""
+    words = ("math", "--tasks", "gsm8k", "--nproc", "2", *SHORT, "task.options.new_tokens=2")
+    done = command(repository, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (record,) = records.read_records(tmp_path / "runs")
+    assert record["provenance"]["hardware"]["processes"] == 2
+    assert "1 runs planned, 1 done, nothing left to do" in command(repository, tmp_path, *words).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -48,6 +59,9 @@ def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
         (["--protocol", "psoft_iclr26", "--tasks", "mnli"], "did not run it"),
         (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere has no glue/rte folder"),
         (["train.batch_sise=3"], "do not compose"),
+        (["--nproc", "2", "--accelerate", "fsdp"], "unknown accelerate 'fsdp'; allowed are deepspeed_zero2, fsdp2; change ACCELERATE"),
+        (["--accelerate", "fsdp2"], "set NPROC to the number of GPUs"),
+        (["--nproc", "99", "--accelerate", "fsdp2"], "needs 99 GPUs"),
     ],
 )
 def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, message):
