@@ -50,6 +50,10 @@ def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
     return load_backbone(settings, folder, AutoModelForCausalLM, [])
 
 
+# Of BERT's kind: pretraining may have taught it, and it holds nothing of a task's classes.
+POOLER = "pooler"
+
+
 def load_backbone(
     settings: RunSettings,
     folder: Path,
@@ -86,17 +90,37 @@ def load_backbone(
     try:
         if model.init == "random":
             return auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
-        built, report = auto_class.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False)
+        # A head for other classes is no mistake: it is replaced below. What does not fit the backbone is told after that.
+        built, report = auto_class.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
     except Exception as error:  # safetensors, torch and transformers each raise their own kind for a damaged file
         raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
-    missing = sorted(name for name in report["missing_keys"] if not any(part in head for part in name.split(".")))
-    if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else next(iter(report["mismatched_keys"]))
+    mismatched = [name if isinstance(name, str) else name[0] for name in report["mismatched_keys"]]
+    wrong = sorted(name for name in {*report["missing_keys"], *mismatched} if not any(part in head for part in name.split(".")))
+    if wrong:
         raise QgoftError(
-            f"the weights in {folder} do not fill the backbone of model={model.name}: {first} is missing or has another shape "
-            f"({len(missing)} missing); use the model that belongs to these weights"
+            f"the weights in {folder} do not fill the backbone of model={model.name}: {wrong[0]} is missing or has another shape "
+            f"({len(wrong)} such); use the model that belongs to these weights"
         )
+    _renew(built, [name for name in head if name != POOLER], {*report["missing_keys"], *mismatched})
     return built
+
+
+def _renew(model: PreTrainedModel, head: list[str], drawn: set[str]) -> None:
+    """Draw the head anew where the file had one: what another task has taught it must not be in a result.
+
+    Args:
+        drawn: names of the parameters that the file did not fill.
+    """
+    for name, module in model.named_modules():
+        if not any(part in head for part in name.split(".")):
+            continue
+        loaded = [p for own, p in module.named_parameters(recurse=False) if f"{name}.{own}" not in drawn]
+        for parameter in loaded:
+            parameter._is_hf_initialized = False  # transformers draws no parameter twice
+        if loaded:
+            model._init_weights(module)
 
 
 def _set_classifier_dropout(config: object, value: float) -> None:

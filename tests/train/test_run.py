@@ -11,10 +11,12 @@ import pytest
 import torch
 from _settings import compose_settings
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import identify
+from qgoft.models import load_classifier
 from qgoft.train import run as run_module
 from qgoft.train.optim import count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
@@ -264,6 +266,25 @@ def test_damaged_weights_are_one_line(tmp_path):
         (tmp_path / "half" / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
     with pytest.raises(QgoftError, match=r"cannot be read.*fetch them again"):
         run(settings(tmp_path, f"model.path={tmp_path / 'half'}"))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_head_of_another_task_is_drawn_anew(classes, tmp_path):
+    """With as many classes or others: only the backbone of a fine-tuned model counts."""
+    base = identify(settings(tmp_path)).model.folder
+    tuned = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+    tuned.classifier.weight.data.fill_(7.0)
+    tuned.save_pretrained(tmp_path / "tuned")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "tuned" / name).write_text((base / name).read_text())
+    s = settings(tmp_path, f"model.path={tmp_path / 'tuned'}", "task=glue/rte")
+    torch.manual_seed(0)
+    model = load_classifier(s, tmp_path / "tuned")
+    assert model.classifier.weight.shape[0] == 2
+    assert 0 < model.classifier.weight.abs().max() < 1
+    assert not model.classifier.bias.any()
+    plain = load_classifier(settings(tmp_path, "task=glue/rte"), base)
+    assert torch.equal(model.deberta.embeddings.word_embeddings.weight, plain.deberta.embeddings.word_embeddings.weight)
 
 
 def test_random_backbone_is_another_model(tmp_path):
