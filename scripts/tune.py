@@ -32,7 +32,8 @@ def format_rate(rate: float) -> str:
 
 def plan(name: str, methods: list[str] | None) -> tuple[list[tuple[str, float, str]], dict]:
     specs = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
-    spec = specs[choose("name of a search", name, list(specs), "configs/tuning.yaml lists them")]
+    choose("search", name, list(specs), "configs/tuning.yaml has them")
+    spec = specs[name]
     chosen = methods or list(spec["centres"])
     trials = [
         (method, float(format_rate(spec["centres"][method] * ratio)), task)
