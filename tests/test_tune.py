@@ -1,0 +1,43 @@
+"""Searches of rates: what is tried, what is chosen, and which lines of a recipe get it."""
+
+import pytest
+import tune
+import yaml
+from _settings import CONFIGS, compose_settings
+
+from qgoft.errors import QgoftError
+
+SEARCHES = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_trial_of_a_search_composes_and_can_choose(name):
+    trials, spec = tune.plan(name, None)
+    assert len(trials) == len(spec["centres"]) * len(spec["ratios"]) * len(spec["tasks"])
+    for method in spec["centres"]:
+        for task in spec["tasks"]:
+            settings = compose_settings([f"protocol={spec['protocol']}", f"method={method}", f"task={task}"])
+            assert settings.selection == "best_validation"
+
+
+def test_an_unknown_search_is_refused():
+    with pytest.raises(QgoftError, match="unknown search 'poket'; allowed are pocket, "):
+        tune.plan("poket", None)
+
+
+def test_the_best_mean_is_chosen_and_a_rate_that_diverged_is_out():
+    scores = {0.1: (50, 60), 0.2: (70, 30), 0.4: (90, None)}
+    lines = [{"method": "m", "lr": lr, "task": task, "score": s} for lr, both in scores.items() for task, s in zip("ab", both, strict=True)]
+    assert tune.choose_rates(lines, ["a", "b"]) == {"m": 0.1}
+
+
+def test_only_the_lines_of_its_suites_are_written(tmp_path, monkeypatch):
+    (tmp_path / "recipe" / "pocket").mkdir(parents=True)
+    path = tmp_path / "recipe" / "pocket" / "lora.yaml"
+    path.write_text((CONFIGS / "recipe" / "pocket" / "lora.yaml").read_text())
+    before = yaml.safe_load(path.read_text())
+    monkeypatch.setattr(tune, "CONFIGS", tmp_path)
+    tune.write_recipe("pocket", "lora", ["math"], 0.00123)
+    after = yaml.safe_load(path.read_text())
+    assert after["math"]["all"]["lr"] == 1.2e-3
+    assert {k: v for k, v in after.items() if k != "math"} == {k: v for k, v in before.items() if k != "math"}
