@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedTokenizerFast
 
+from qgoft.pocket.descent import Descent, word_tokenizer
 from qgoft.pocket.language import lexicon as lex
 from qgoft.pocket.language.corpus import SPECIAL, document, sentences, vocabulary
 from qgoft.pocket.language.tasks import evaluation_sentences
@@ -68,26 +69,10 @@ def build_config(size: int) -> DebertaV2Config:
 
 
 def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word, split at blanks."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=128,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    """One token a word, split at blanks; as BERT's, a text stands between [CLS] and [SEP]."""
+    special = [("[CLS]", CLS), ("[SEP]", SEP)]
+    template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B [SEP]", "special_tokens": special}
+    return word_tokenizer(words, 128, template, cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 
 
 def confusable_words() -> list[list[str]]:
@@ -251,10 +236,7 @@ def pretrain(recipe: Recipe, *, report=print) -> tuple[DebertaV2ForMaskedLM, Pre
     words += [f"[unused{i}]" for i in range(-len(words) % 8)]
     model = DebertaV2ForMaskedLM(build_config(len(words)))
     detector = nn.Sequential(nn.Linear(96, 96), nn.GELU(), nn.Linear(96, 1))
-    parameters = [*model.parameters(), *detector.parameters()]
-    optimizer = torch.optim.AdamW(parameters, recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    rise = 0.1 * recipe.steps
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise) * (1 - step / recipe.steps))
+    descent = Descent([*model.parameters(), *detector.parameters()], recipe.rate, steps=recipe.steps, rise=0.1 * recipe.steps)
     corrupt = Corruption(words, recipe)
     model.train()
     for step, examples in enumerate(schedule(Corpus(words, recipe), recipe), start=1):
@@ -264,11 +246,7 @@ def pretrain(recipe: Recipe, *, report=print) -> tuple[DebertaV2ForMaskedLM, Pre
         judged = batch.judged
         verdict = detector(hidden[judged])[:, 0]
         found_loss = functional.binary_cross_entropy_with_logits(verdict, batch.replaced[judged].float())
-        optimizer.zero_grad()
-        (word_loss + recipe.detection_weight * found_loss).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rates.step()
+        descent.step(word_loss + recipe.detection_weight * found_loss)
         if step % 200 == 0 or step == recipe.steps:
             report(f"step {step}/{recipe.steps}  words {word_loss.item():.3f}  detection {found_loss.item():.3f}")
     return model.eval(), build_tokenizer(words)

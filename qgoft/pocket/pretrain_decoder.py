@@ -4,10 +4,11 @@ import random
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from qgoft.pocket.descent import Descent, word_tokenizer
 from qgoft.pocket.language.choices import LETTERS, SUBJECTS
 from qgoft.pocket.language.knowledge import decoder_document, decoder_vocabulary, held_out_questions, question_words
 from qgoft.pocket.language.tasks import evaluation_sentences
@@ -51,20 +52,7 @@ def build_config(size: int) -> LlamaConfig:
 
 def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """One token a word, split at blanks; a text begins with <s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=256,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return word_tokenizer(words, 256, {"single": "<s> $A", "special_tokens": [("<s>", BOS)]})
 
 
 class Corpus:
@@ -121,18 +109,12 @@ def pretrain(recipe: Recipe, *, report=print) -> tuple[LlamaForCausalLM, PreTrai
     model = LlamaForCausalLM(build_config(len(words))).train()
     corpus = Corpus(words, recipe)
     repetitions, texts = corpus.batches(recipe.documents // 4, repeated=True), corpus.batches(recipe.documents, repeated=False)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    rise = 0.06 * recipe.steps
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise) * (1 - step / recipe.steps))
+    descent = Descent(model.parameters(), recipe.rate, steps=recipe.steps, rise=0.06 * recipe.steps)
     for step in range(1, recipe.steps + 1):
         share = 0.8 if step <= recipe.copy_share * recipe.steps else 0.1
         batch = corpus.random.choice(repetitions if corpus.random.random() < share else texts)
         loss = _loss(model, batch, corpus.index[":"], recipe.letter_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rates.step()
+        descent.step(loss)
         if step % 200 == 0 or step == recipe.steps:
             report(f"step {step}/{recipe.steps}  loss {loss.item():.3f}")
     return model.eval(), build_tokenizer(words)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
+from qgoft.pocket.descent import Descent
 from qgoft.pocket.vision.draw import SIZE
 from qgoft.pocket.vision.scenes import ATTRIBUTES, scene
 
@@ -71,8 +72,7 @@ def pretrain(recipe: Recipe, *, report=print) -> Namer:
     torch.manual_seed(recipe.seed)
     model = Namer().train()
     pictures, attributes = draw_scenes(recipe.scenes, "train")
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100) * (1 - step / recipe.steps))
+    descent = Descent(model.parameters(), recipe.rate, steps=recipe.steps, rise=100, weight_decay=recipe.weight_decay)
     for step in range(1, recipe.steps + 1):
         chosen = torch.randint(recipe.scenes, (recipe.batch,))
         wanted, loss = attributes[chosen], torch.zeros(())
@@ -82,11 +82,7 @@ def pretrain(recipe: Recipe, *, report=print) -> Namer:
                 # Rare attributes count for more than their share, but not as much as the common ones.
                 weight = applies.float().mean().sqrt()
                 loss = loss + weight * functional.cross_entropy(logits[applies], wanted[applies, column])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rates.step()
+        descent.step(loss)
         if step % 200 == 0 or step == recipe.steps:
             report(f"step {step}/{recipe.steps}  loss {loss.item():.3f}")
     return model.eval()
