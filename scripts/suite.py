@@ -6,6 +6,7 @@ python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1
 
 import argparse
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -96,12 +97,18 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     return cells
 
 
+@functools.cache
+def composed(words: tuple[str, ...]) -> RunSettings:
+    """The settings of some words. Composing takes a fifth of a second, and tables ask for the same words many times."""
+    return compose_settings(list(words))
+
+
 def compose_cells(words: tuple[str, ...], seeds: list[str]) -> list[Cell]:
-    """One cell per seed; composing takes a tenth of a second, so it is done once."""
+    """One cell per seed."""
     for seed in seeds:
         if not seed.isdigit():
             raise QgoftError(f"seed {seed!r} is no number; SEEDS is a list such as 0,1,2")
-    settings = compose_settings(list(words))
+    settings = composed(words)
     return [Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed))) for seed in seeds]
 
 
@@ -205,8 +212,8 @@ def is_altered(cell: Cell) -> bool:
     own = [w for w in cell.words if w.startswith(("protocol=", "task=", "method=", "method.variant="))]
     if cell.settings.model.init == "random":
         own.append(f"model={RANDOM_MODELS[cell.settings.task.suite]}")
-    composed = dataclasses.replace(compose_settings(own), seed=cell.settings.seed)
-    return settings_in_key(composed) != settings_in_key(cell.settings)
+    unaltered = dataclasses.replace(composed(tuple(own)), seed=cell.settings.seed)
+    return settings_in_key(unaltered) != settings_in_key(cell.settings)
 
 
 def collect_rows(cells: list[Cell], records: list[Record], *, is_context: bool = False) -> list[Row]:
@@ -218,7 +225,7 @@ def collect_rows(cells: list[Cell], records: list[Record], *, is_context: bool =
         name = method_label(method.name, method.variant)
         label = f"random + {name}" if cell.settings.model.init == "random" else name
         row = rows.setdefault(label, Row(label, {}, is_context))
-        if not is_context and len(cell.words) > OWN_WORDS and is_altered(cell):
+        if len(cell.words) > OWN_WORDS and is_altered(cell):
             row.is_altered = True
         if record:
             assert row_label(record) == label
@@ -233,7 +240,7 @@ def control_rows(arguments: argparse.Namespace, shown: set[str], methods: list[s
     measured = read_records(REPOSITORY / "results" / "measured")
     kind = "decoder" if arguments.suite in DECODER_SUITES else "encoder"
     wanted = [*CONTROLS[kind], *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
-    # Composing takes a fifth of a second: only for what has a record.
+    # Only what has a record is composed.
     known = {(r["suite"], r["method"], r["settings"]["model"]["init"], r["task"]) for r in measured}
     cells = []
     for method, init in wanted:

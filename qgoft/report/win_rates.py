@@ -17,6 +17,8 @@ Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
 def read_ratings(root: Path, records: list[Record]) -> dict[str, tuple[Ratings, dict[Any, str]]]:
     """Row label -> its ratings over all seeds, and the category of each question. Records without predictions beside them are left out."""
     found: dict[str, tuple[Ratings, dict[Any, str]]] = {}
+    if not records:
+        return found  # the tables of most suites: hundreds of files need not be read
     # A committed record lies in a folder with a readable name, so the key is read from the record itself.
     folders = {json.loads(path.read_text())["key"]: path.parent for path in sorted(root.rglob("record.json"))}
     for record in records:
