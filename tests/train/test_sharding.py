@@ -7,7 +7,6 @@ gloo. DeepSpeed is not installed here: what we tell it is tested, and that it th
 import gzip
 import json
 import os
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +16,7 @@ from _settings import CONFIGS, compose_settings
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
+from tuners.test_parallel_and_compiled import free_port
 
 from qgoft.errors import QgoftError
 from qgoft.train import run as run_module
@@ -47,10 +47,7 @@ def worker(rank, is_divided, port, root, method):
 
 
 def run_in_two(root, method, *, is_divided):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (is_divided, port, root, method), nprocs=2)
+    mp.spawn(worker, (is_divided, free_port(), root, method), nprocs=2)
     (folder,) = (root / "runs").iterdir()
     record = json.loads((folder / "record.json").read_text())
     with gzip.open(folder / "predictions.jsonl.gz") as lines:
