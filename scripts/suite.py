@@ -7,10 +7,12 @@ python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1
 import argparse
 import dataclasses
 import functools
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from _settings import CONFIGS, check_choice, choices, compose_settings, gap
 
 from qgoft.errors import QgoftError, choose
 from qgoft.ledger import Identity, identify
+from qgoft.pocket.data import is_generated, pocket_files
 from qgoft.records import RecordError, compute_key, read_records
 from qgoft.report.scores import SUITES, Record, Row, build_table, row_label
 from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
@@ -30,6 +33,8 @@ SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 # Seconds of one run where no record tells: only the embedded protocol has a known size.
 TYPICAL_SECONDS = {"pocket": 22}
+# Settings to compose, from which several processes are worth starting.
+MANY = 12
 # protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
 OWN_WORDS = 4
 # Rows that say what the others are worth, from the committed records.
@@ -87,14 +92,14 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     if arguments.data:
         common.append(f"data.root={arguments.data}")
     common += arguments.overrides
-    cells = []
+    asked = []
     for method in split_list(arguments.method):
         for task in tasks:
             task = task.removeprefix(f"{suite}/")
             if task not in known:
                 raise QgoftError(f"unknown task {task!r} of suite {suite}; allowed are {', '.join(known)}; change TASKS")
-            cells += compose_cells((*common, f"task={suite}/{task}", *method_words(method)), split_list(arguments.seeds))
-    return cells
+            asked.append((*common, f"task={suite}/{task}", *method_words(method)))
+    return compose_cells(asked, split_list(arguments.seeds), arguments.jobs)
 
 
 @functools.cache
@@ -103,13 +108,30 @@ def composed(words: tuple[str, ...]) -> RunSettings:
     return compose_settings(list(words))
 
 
-def compose_cells(words: tuple[str, ...], seeds: list[str]) -> list[Cell]:
-    """One cell per seed."""
+def compose_all(asked: list[tuple[str, ...]], jobs: int) -> list[RunSettings]:
+    """The settings of each, several at a time where there are many."""
+    if jobs == 1 or len(asked) < MANY:
+        return [composed(words) for words in asked]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(composed, asked, chunksize=4))
+
+
+def compose_cells(asked: list[tuple[str, ...]], seeds: list[str], jobs: int) -> list[Cell]:
+    """One cell per words and seed."""
     for seed in seeds:
         if not seed.isdigit():
             raise QgoftError(f"seed {seed!r} is no number; SEEDS is a list such as 0,1,2")
-    settings = composed(words)
-    return [Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed))) for seed in seeds]
+    every = zip(asked, compose_all(asked, jobs), strict=True)
+    return [Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed))) for words, settings in every for seed in seeds]
+
+
+def generate(cells: list[Cell], jobs: int) -> None:
+    """Embedded rows that are not in the cache yet, several tasks at a time: drawing VTAB's twenty one by one takes half a minute."""
+    tasks = {(cell.settings.task.suite, cell.settings.task.name) for cell in cells if cell.settings.data.source == "pocket"}
+    missing = sorted(task for task in tasks if not is_generated(*task))
+    if len(missing) > 1 and jobs > 1:
+        with ProcessPoolExecutor(min(jobs, len(missing)), multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(pocket_files, *zip(*missing, strict=True)))
 
 
 def announce(cells: list[Cell], done: int, records: list[Record], jobs: int, protocol: str) -> None:
@@ -212,6 +234,8 @@ def is_altered(cell: Cell) -> bool:
     own = [w for w in cell.words if w.startswith(("protocol=", "task=", "method=", "method.variant="))]
     if cell.settings.model.init == "random":
         own.append(f"model={RANDOM_MODELS[cell.settings.task.suite]}")
+    if {*own, f"seed={cell.settings.seed}"} == set(cell.words):
+        return False
     unaltered = dataclasses.replace(composed(tuple(own)), seed=cell.settings.seed)
     return settings_in_key(unaltered) != settings_in_key(cell.settings)
 
@@ -242,14 +266,14 @@ def control_rows(arguments: argparse.Namespace, shown: set[str], methods: list[s
     wanted = [*CONTROLS[kind], *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
     # Only what has a record is composed.
     known = {(r["suite"], r["method"], r["settings"]["model"]["init"], r["task"]) for r in measured}
-    cells = []
+    asked = []
     for method, init in wanted:
         model = [f"model={RANDOM_MODELS[arguments.suite]}"] if init == "random" else []
         for task in (name for name in choices("task") if name.startswith(f"{arguments.suite}/")):
             if (arguments.suite, method, init, task.partition("/")[2]) not in known:
                 continue
-            seeds = [str(seed) for seed in protocol_seeds("pocket")]
-            cells += compose_cells(("protocol=pocket", f"task={task}", f"method={method}", *model), seeds)
+            asked.append(("protocol=pocket", f"task={task}", f"method={method}", *model))
+    cells = compose_cells(asked, [str(seed) for seed in protocol_seeds("pocket")], arguments.jobs)
     return [row for row in collect_rows(cells, measured, is_context=True) if row.label not in shown]
 
 
@@ -357,6 +381,7 @@ def main(words: list[str]) -> int:
         return 0
     if arguments.action == "fetch":
         announce_downloads(cells)
+    generate(cells, arguments.jobs)
     identities = [identify(cell.settings, processes=arguments.nproc) for cell in cells]
     cells = [dataclasses.replace(cell, key=identity.key) for cell, identity in zip(cells, identities, strict=True)]
     if arguments.action == "status":

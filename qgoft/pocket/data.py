@@ -32,6 +32,11 @@ def generator_version() -> str:
     return digest.hexdigest()[:16]
 
 
+def is_generated(suite: str, task: str) -> bool:
+    """Whether the rows are in the cache, or the suite has none."""
+    return suite not in WRITERS or (_folder(suite, task) / FINGERPRINT).is_file()
+
+
 def pocket_files(suite: str, task: str) -> Path:
     """Folder with one parquet file per split and the checksum of the rows.
 
@@ -40,8 +45,8 @@ def pocket_files(suite: str, task: str) -> Path:
     """
     if suite not in WRITERS:
         raise QgoftError(f"suite {suite} has no embedded twin; choose another PROTOCOL, or set data.root")
-    folder = cache_folder() / f"pocket-{generator_version()}" / suite / task
-    if (folder / FINGERPRINT).is_file():
+    folder = _folder(suite, task)
+    if is_generated(suite, task):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +61,10 @@ def pocket_files(suite: str, task: str) -> Path:
             f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a folder with free space"
         ) from error
     return folder
+
+
+def _folder(suite: str, task: str) -> Path:
+    return cache_folder() / f"pocket-{generator_version()}" / suite / task
 
 
 def _write_glue(task: str, folder: Path) -> None:
@@ -158,7 +167,7 @@ def _write_pictures(pictures: Any, labels: Any, path: Path) -> None:
     encoded = []
     for picture in pictures:
         file = io.BytesIO()
-        Pillow.fromarray(picture).save(file, "png", compress_level=1)
+        Pillow.fromarray(picture).save(file, "png", compress_level=0)
         encoded.append({"bytes": file.getvalue(), "path": None})
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)

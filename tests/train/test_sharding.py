@@ -11,12 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import run_in_two
 from _settings import CONFIGS, compose_settings
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
-from tuners.test_parallel_and_compiled import free_port
 
 from qgoft.errors import QgoftError
 from qgoft.train import run as run_module
@@ -34,7 +33,7 @@ def divide(accelerator):
     return accelerator
 
 
-def worker(rank, is_divided, port, root, method):
+def worker(rank, port, is_divided, root, method):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
     os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
@@ -46,8 +45,8 @@ def worker(rank, is_divided, port, root, method):
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py
 
 
-def run_in_two(root, method, *, is_divided):
-    mp.spawn(worker, (is_divided, free_port(), root, method), nprocs=2)
+def train_in_two(root, method, *, is_divided):
+    run_in_two(worker, is_divided, root, method)
     (folder,) = (root / "runs").iterdir()
     record = json.loads((folder / "record.json").read_text())
     with gzip.open(folder / "predictions.jsonl.gz") as lines:
@@ -61,7 +60,7 @@ def run_in_two(root, method, *, is_divided):
 @pytest.mark.parametrize("method", ["qgoft", "full"])
 def test_divided_weights_train_like_whole_ones(method, tmp_path):
     """Also after an evaluation in the middle, for which the weights come together and are divided again."""
-    whole, divided = (run_in_two(tmp_path / str(is_divided), method, is_divided=is_divided) for is_divided in (False, True))
+    whole, divided = (train_in_two(tmp_path / str(is_divided), method, is_divided=is_divided) for is_divided in (False, True))
     assert divided[0]["status"] == "done"
     assert divided[0]["key"] == whole[0]["key"]
     assert divided[0]["metrics"] == whole[0]["metrics"]

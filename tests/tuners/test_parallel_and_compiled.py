@@ -1,12 +1,11 @@
 """torch.compile without a graph break, DistributedDataParallel, and FSDP2: the same losses and parameters as one plain process."""
 
 import os
-import socket
 
 import peft
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import run_in_two
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from tuners.test_shared_factors import Stack, rows
@@ -49,13 +48,7 @@ def test_compiles_as_one_graph(variant):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def worker(rank, kind, port, result):
+def worker(rank, port, kind, result):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -83,7 +76,7 @@ def test_two_processes_equal_one(kind, tmp_path):
     plain = make()
     expected = train(plain, batches()[0])
     result = tmp_path / "result.pt"
-    mp.spawn(worker, (kind, free_port(), result), nprocs=2)
+    run_in_two(worker, kind, result)
     found = torch.load(result, weights_only=True)
     assert found["losses"].tolist() == pytest.approx(expected, rel=1e-4)
     trained = [p for p in plain.parameters() if p.requires_grad]
