@@ -85,7 +85,7 @@ table4: $(READY) ## table 4 of GOFT, SQuAD, with the protocol's seeds (METHOD is
 	@$(call RUN_SUITE,squad) --all-seeds $(ARGS)
 
 psoft-table2: PROTOCOL := psoft_iclr26
-psoft-table2: METHOD := full,goft_v2,qgoft_v2,boft,oft_v2,lora,pissa,dora,psoft,goft,qgoft
+psoft-table2: METHOD := full,goft_v2,qgoft_v2,boft,oft_v2,lora,pissa,dora,lora_xs,psoft,goft,qgoft
 psoft-table2: $(READY) ## table 2 of PSOFT with its protocol and seeds
 	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
 

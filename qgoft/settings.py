@@ -229,6 +229,8 @@ CAME_LATER = {
     "train.held_out": 0,
     "judge": {"kind": "rule", "model": "rule", "repeats": 1},
 }
+# Choices of layers that came later: a key holds them where they are chosen, and no others.
+LATER_TARGETS = ("houlsby", "pfeiffer")
 
 
 def settings_in_key(settings: RunSettings) -> dict[str, Any]:
@@ -241,6 +243,9 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
         node, last = _parent(data, name)
         if node[last] == before:
             del node[last]
+    for name in LATER_TARGETS:
+        if name != settings.method.targets:
+            data["model"]["targets"].pop(name, None)
     return data
 
 

@@ -12,7 +12,8 @@ from qgoft.methods.base import REGISTRY, parse_variant
 from qgoft.tasks.vtab import GROUPS
 
 PROTOCOLS = ["pocket", "small", "goft_icml24", "psoft_iclr26"]
-METHODS = """base full linear bitfit lora dora pissa adalora oft oft_v2 boft hra psoft goft goft_star qgoft goft_v2 qgoft_v2""".split()
+METHODS = """base full linear bitfit lora dora pissa adalora oft oft_v2 boft hra psoft goft goft_star qgoft goft_v2 qgoft_v2
+h_adapter p_adapter fact_tt fact_tk lora_xs svft_p oft_paper""".split()
 
 
 def test_the_groups_hold_what_the_suite_promises():
@@ -167,9 +168,9 @@ def test_psoft_table_11_is_transcribed():
 
 
 def test_rows_of_table_4_have_the_printed_variants():
-    for method, variant in (("lora", "r2"), ("oft", "b4")):
+    for method, variant in (("lora", "r2"), ("oft_paper", "b4")):
         assert compose_settings(["protocol=goft_icml24", "task=squad/v1", f"method={method}"]).method.variant == variant
-    for method, variant in (("lora", "r8"), ("oft", "b8")):
+    for method, variant in (("lora", "r8"), ("oft_paper", "b8")):
         assert compose_settings(["protocol=goft_icml24", "task=vtab/dtd", f"method={method}"]).method.variant == variant
 
 

@@ -18,6 +18,7 @@ from qgoft.settings import MethodSettings, ModelSettings
 
 Shapes = list[tuple[int, int]]
 Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}
+LINEAR = (nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Method:
         free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
         prepare: called once before the model is wrapped.
+        kinds: of modules that it can be put on.
         settled_at: of the total number of steps, the first after which the model has its final form and may be chosen.
     """
 
@@ -50,6 +52,7 @@ class Method:
     free: Callable[[str], bool] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     prepare: Callable[[], None] | None = None
+    kinds: tuple[type, ...] = LINEAR
     settled_at: Callable[[int], int] | None = None
 
 
@@ -104,13 +107,14 @@ def parse_variant(method: Method, variant: str) -> Values:
     return values
 
 
-def find_targets(model: nn.Module, pattern: str) -> dict[str, Shapes]:
-    """Linear layers whose full name matches, with their shape (n, d)."""
+def find_targets(model: nn.Module, pattern: str, kinds: tuple[type, ...] = LINEAR) -> dict[str, Shapes]:
+    """Modules of these kinds whose full name matches, with their shape (n, d); of a norm, its width twice."""
     found = {}
     for name, module in model.named_modules():
-        if re.fullmatch(pattern, name) and isinstance(module, nn.Linear | Conv1D):
+        if re.fullmatch(pattern, name) and isinstance(module, kinds):
             shape = tuple(module.weight.shape)
-            found[name] = (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
+            n, d = (shape[-1], shape[-1]) if len(shape) == 1 else shape
+            found[name] = (d, n) if isinstance(module, Conv1D) else (n, d)
     return found
 
 
@@ -129,7 +133,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     if spec.head and not head:
         raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head)}; correct `head` in its config")
     pattern = spec.targets[settings.targets]
-    targets = find_targets(model, pattern)
+    targets = find_targets(model, pattern, method.kinds)
     if not targets:
         present = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         raise QgoftError(

@@ -195,7 +195,7 @@ PAPER_MODELS = {
 }
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
-    "oft": "#Param of oft: peft trains the skew-symmetric entries; the paper prints full b x b blocks",
+    "oft": "#Param of oft: peft trains the skew-symmetric entries; oft_paper has the full b x b blocks that the paper counts",
     "adalora": "#Param of adalora: what is trained, at the starting rank; the paper prints the final budget",
 }
 PART = {"test": "test split", "halves": "second half of validation", "validation": "validation"}

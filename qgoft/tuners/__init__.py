@@ -1,8 +1,28 @@
-"""Adapters in the shape peft expects. Importing this package registers the adapter type GOFT with peft."""
+"""Adapters in the shape peft expects. Importing this package registers their types with peft."""
 
-from qgoft.tuners._register import register_goft
+from qgoft.tuners._register import register_tuner
+from qgoft.tuners.bottleneck import BottleneckConfig, BottleneckModel
+from qgoft.tuners.fact import FactConfig, FactModel
 from qgoft.tuners.goft import GoftConfig, GoftLayer, GoftModel, orthogonality_error, orthogonality_penalty
+from qgoft.tuners.oft_full import OftFullConfig, OftFullModel
+from qgoft.tuners.svd import LoraXsConfig, LoraXsModel, SvftConfig, SvftModel
 
-register_goft(GoftConfig, GoftModel)
+register_tuner("GOFT", GoftConfig, GoftModel)
+register_tuner("BOTTLENECK", BottleneckConfig, BottleneckModel)
+register_tuner("FACT", FactConfig, FactModel)
+register_tuner("LORA_XS", LoraXsConfig, LoraXsModel)
+register_tuner("OFT_FULL", OftFullConfig, OftFullModel)
+register_tuner("SVFT", SvftConfig, SvftModel)
 
-__all__ = ["GoftConfig", "GoftLayer", "GoftModel", "orthogonality_error", "orthogonality_penalty"]
+__all__ = [
+    "BottleneckConfig",
+    "FactConfig",
+    "GoftConfig",
+    "GoftLayer",
+    "GoftModel",
+    "LoraXsConfig",
+    "OftFullConfig",
+    "SvftConfig",
+    "orthogonality_error",
+    "orthogonality_penalty",
+]

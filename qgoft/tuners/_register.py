@@ -1,4 +1,4 @@
-"""Makes peft know the type GOFT. The only place that reaches into peft's enum; written for peft >= 0.21, < 0.22.
+"""Makes peft know our types. The only place that reaches into peft's enum; written for peft >= 0.21, < 0.22.
 
 `PeftType` is a closed enum and `register_peft_method` refuses names that are not in it, so the member is added first.
 """
@@ -8,27 +8,24 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 
-NAME = "GOFT"
 
-
-def register_goft(config_class: type, model_class: type) -> None:
+def register_tuner(name: str, config_class: type, model_class: type) -> None:
     """Add the member and register the classes. Calling it again changes nothing.
 
     Raises:
         RuntimeError: another package has already registered a type of this name with another class.
     """
-    if NAME not in PeftType.__members__:
-        member: Any = str.__new__(PeftType, NAME)
-        member._name_, member._value_ = NAME, NAME
-        PeftType._member_map_[NAME] = member
-        PeftType._value2member_map_[NAME] = member
-        PeftType._member_names_.append(NAME)
-        type.__setattr__(PeftType, NAME, member)
-    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[NAME])
+    if name not in PeftType.__members__:
+        member: Any = str.__new__(PeftType, name)
+        member._name_, member._value_ = name, name
+        PeftType._member_map_[name] = member
+        PeftType._value2member_map_[name] = member
+        PeftType._member_names_.append(name)
+        type.__setattr__(PeftType, name, member)
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name])
     if known is None:
-        register_peft_method(name=NAME.lower(), config_cls=config_class, model_cls=model_class)
+        register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class)
     elif known is not config_class:
         raise RuntimeError(
-            f"peft already knows the type {NAME} as {known.__module__}.{known.__qualname__}; "
-            "import either that package or qgoft in one process"
+            f"peft already knows the type {name} as {known.__module__}.{known.__qualname__}; import either that package or qgoft in one process"
         )

@@ -45,6 +45,15 @@ def ids():
         ("psoft", "r46", DEBERTA, 81_144),
         ("dora", "r8", DEBERTA, 1_410_048),
         ("hra", "r8", DEBERTA, 663_552),
+        ("fact_tt", "r16", DEBERTA, 61_440),
+        ("fact_tk", "r32", DEBERTA, 86_528),
+        ("lora_xs", "r136", DEBERTA, 1_331_712),
+        ("svft_p", "svft_p", DEBERTA, 55_296),
+        ("oft_paper", "b4", DEBERTA, 331_776),
+        ("oft_paper", "b8", DEBERTA, 663_552),
+        ("h_adapter", "r8", 24 * [(768, 768)], 313_536),
+        ("p_adapter", "r16", 12 * [(768, 768)], 304_320),
+        ("oft_paper", "b8", VIT_QUERY_VALUE, 147_456),
         ("goft", "goft", VIT_QUERY_VALUE, 18_408),
         ("qgoft", "qgoft", VIT_QUERY_VALUE, 73_632),
         ("lora", "r8", VIT_QUERY_VALUE, 294_912),
@@ -149,11 +158,15 @@ def test_a_broken_promise_is_an_error(monkeypatch):
         ("qgoft", ["method.variant=fast"], "needed is the form qgoft"),
         ("oft", ["method.variant=b7"], "block size 7 does not divide"),
         ("hra", ["method.variant=r3"], "odd"),
+        ("oft_paper", ["method.variant=b7"], "block size 7 does not divide the input width 96"),
+        ("lora_xs", ["method.variant=r97"], "rank 97 does not fit a layer of 96 outputs and 96 inputs; allowed are 1 to 96"),
+        ("fact_tt", ["method.variant=r97"], "rank 97 is larger than the width 96"),
+        ("h_adapter", ["method.variant=b8"], "needed is the form r<bottleneck>"),
         ("psoft", ["method.variant=r500"], "larger than the smallest width 96"),
         (
             "qgoft",
             ["method.targets=everything"],
-            "unknown choice of layers method.targets 'everything'; allowed are all_linear, query_value",
+            "unknown choice of layers method.targets 'everything'; allowed are all_linear, query_value, houlsby, pfeiffer",
         ),
         (
             "qgoft",
@@ -186,3 +199,4 @@ def test_each_method_is_one_entry_and_one_file():
 def test_targets_are_linear_layers_only():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 5))
     assert find_targets(model, ".*") == {"0": (4, 3), "2": (5, 4)}
+    assert find_targets(model, ".*", REGISTRY["p_adapter"].kinds) == {"0": (4, 3), "1": (4, 4), "2": (5, 4)}

@@ -179,11 +179,11 @@ def test_importing_qgoft_alone_does_not_import_torch():
 
 
 def test_registering_twice_changes_nothing():
-    from qgoft.tuners._register import register_goft
+    from qgoft.tuners._register import register_tuner
 
-    register_goft(GoftConfig, qgoft.GoftModel)
+    register_tuner("GOFT", GoftConfig, qgoft.GoftModel)
     with pytest.raises(RuntimeError, match="already knows"):
-        register_goft(peft.LoraConfig, qgoft.GoftModel)
+        register_tuner("GOFT", peft.LoraConfig, qgoft.GoftModel)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

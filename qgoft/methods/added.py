@@ -1,0 +1,76 @@
+"""Methods of the two papers that peft lacks, by this project's small tuners."""
+
+import peft
+from torch import nn
+
+from qgoft.methods.base import LINEAR, Context, Method, Shapes, Values, register
+from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
+from qgoft.tuners.fact import model_width
+
+
+def count_bottleneck(shapes: Shapes, values: Values) -> int:
+    """down [r, n], up [n, r] and their biases, behind every target of n outputs."""
+    r = values["r"]
+    return sum(2 * r * n + r + n for n, _ in shapes)
+
+
+def _bottleneck(activation: str):
+    def make(values: Values, context: Context) -> peft.PeftConfig:
+        return BottleneckConfig(r=values["r"], activation=activation)
+
+    return make
+
+
+# A bottleneck sits behind a module, which may be a norm.
+BEHIND = (*LINEAR, nn.LayerNorm)
+# Houlsby et al. (2019): behind attention and feed-forward, GELU. Pfeiffer et al. (2021): behind feed-forward and its norm, ReLU.
+# Which modules these are is `targets` in configs/model.
+register(Method("h_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("gelu"), kinds=BEHIND))
+register(Method("p_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("relu"), kinds=BEHIND))
+
+
+def _matrices(shapes: Shapes) -> tuple[int, int]:
+    """The width w of the model, and the number of matrices [w, w] its layers are made of."""
+    width = model_width(shapes)
+    return width, sum((n // width) * (d // width) for n, d in shapes)
+
+
+def count_fact_tt(shapes: Shapes, values: Values) -> int:
+    """U and V [w, r], and a core [r, r] a matrix."""
+    (width, matrices), r = _matrices(shapes), values["r"]
+    return 2 * width * r + matrices * r**2
+
+
+def count_fact_tk(shapes: Shapes, values: Values) -> int:
+    """U and V [w, r], C [r, r, r], and a vector [r] a matrix."""
+    (width, matrices), r = _matrices(shapes), values["r"]
+    return 2 * width * r + r**3 + matrices * r
+
+
+def _fact(form: str):
+    def make(values: Values, context: Context) -> peft.PeftConfig:
+        width = model_width(context.shapes)
+        if values["r"] > width:
+            raise ValueError(f"rank {values['r']} is larger than the width {width}")
+        return FactConfig(form=form, r=values["r"], scale=context.options.get("scale", 1.0))
+
+    return make
+
+
+register(Method("fact_tt", {"r": "rank"}, count_fact_tt, _fact("tt")))
+register(Method("fact_tk", {"r": "rank"}, count_fact_tk, _fact("tk")))
+
+
+def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
+    return LoraXsConfig(r=values["r"], scale=context.options.get("scale", 1.0), svd_iterations=context.options.get("svd_iterations"))
+
+
+register(Method("lora_xs", {"r": "rank"}, lambda s, v: len(s) * v["r"] ** 2, _lora_xs))
+# The plain form of SVFT: one value for every singular vector.
+register(Method("svft_p", {}, lambda s, v: sum(min(shape) for shape in s), lambda values, context: SvftConfig()))
+# Full blocks, as the GOFT paper counts OFT: b d parameters a layer.
+register(
+    Method(
+        "oft_paper", {"b": "block size"}, lambda s, v: sum(d * v["b"] for _, d in s), lambda v, context: OftFullConfig(block_size=v["b"])
+    )
+)

@@ -1,0 +1,144 @@
+"""FacT (Jie and Deng, 2023): one small tensor for the updates of all layers.
+
+With w the width of the model, a layer of n = p w outputs and d = q w inputs is p x q matrices [w, w], each with a core of its own between
+U [w, r] and V [w, r], which all layers share: D_ij = scale * V core_ij^T U^T. FacT-TT frees the cores [r, r]; FacT-TK gives each a vector
+of length r and makes it from a shared tensor C [r, r, r].
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel
+
+
+@dataclass
+class FactConfig(LayerwiseConfig):
+    """FacT-TT or FacT-TK of rank r.
+
+    Raises:
+        ValueError: an unknown form, or r below 1.
+    """
+
+    kind: ClassVar[str] = "FACT"
+    form: Literal["tt", "tk"] = field(
+        default="tt", metadata={"help": "tt: a free core a matrix. tk: a vector a matrix and a shared tensor."}
+    )
+    r: int = field(default=16, metadata={"help": "Rank."})
+    scale: float = field(default=1.0, metadata={"help": "Factor of the updates."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.form not in ("tt", "tk"):
+            raise ValueError(f"FactConfig(form={self.form!r}): allowed are 'tt', 'tk'")
+        if self.r < 1:
+            raise ValueError(f"FactConfig(r={self.r}): allowed are 1 and more")
+
+
+def model_width(shapes: list[tuple[int, int]]) -> int:
+    """The smallest of all widths of the layers [(n, d), ...].
+
+    Raises:
+        ValueError: another one is no multiple of it, so that there is no tensor of equal matrices.
+    """
+    widths = sorted({width for shape in shapes for width in shape})
+    if not widths:
+        raise ValueError("no layer to adapt: target_modules matches none")
+    odd = [width for width in widths if width % widths[0]]
+    if odd:
+        raise ValueError(
+            f"widths {', '.join(map(str, widths))}: FacT stacks matrices of one width, and {odd[0]} is no multiple of {widths[0]}; choose other "
+            "target_modules"
+        )
+    return widths[0]
+
+
+class FactLayer(DeltaLayer):
+    adapter_layer_names = ("fact_core",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: FactConfig, model: "FactModel") -> None:
+        # A plain reference: the factors belong to the model, and are saved and counted there once.
+        object.__setattr__(self, "_model", model)
+        super().__init__(base_layer, adapter_name, config)
+
+    def add(self, adapter_name: str, config: FactConfig) -> None:
+        width = len(self._model.fact_u[adapter_name])
+        p, q, r = self.out_features // width, self.in_features // width, config.r
+        shape = (q, p, r, r) if config.form == "tt" else (q, p, r)
+        bound = math.sqrt(1 / r) if config.form == "tt" else math.sqrt(6 / (r + p * q))
+        self.fact_core[adapter_name] = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+    def get_cores(self, adapter_name: str) -> Tensor:
+        """[q, p, r, r]: from part i of the input to part j of the output."""
+        core = self.fact_core[adapter_name]
+        if self.config_of[adapter_name].form == "tk":
+            core = torch.einsum("abk,qpk->qpab", self._model.fact_c[adapter_name].to(core.dtype), core)
+        return core
+
+    def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        u, v = self._model.fact_u[adapter_name].to(x.dtype), self._model.fact_v[adapter_name].to(x.dtype)
+        cores = self.get_cores(adapter_name)
+        q, p, r, _ = cores.shape
+        small = (x.unflatten(-1, (q, -1)) @ u).flatten(-2) @ cores.permute(0, 2, 1, 3).reshape(q * r, p * r)
+        return self.config_of[adapter_name].scale * (small.unflatten(-1, (p, r)) @ v.T).flatten(-2)
+
+    def get_delta(self, adapter_name: str) -> Tensor:
+        core = self.fact_core[adapter_name]
+        return self.apply_delta(torch.eye(self.in_features, dtype=core.dtype, device=core.device), adapter_name).T
+
+
+class FactModel(LayerwiseModel):
+    """Holds U, V and C of every adapter."""
+
+    prefix = "fact_"
+    layer_class: ClassVar[type[LayerwiseLayer]] = FactLayer
+    uses_shared_state = True
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Makes the shared factors first, for the layers to lean on. peft comes here for every adapter, the first one inside its __init__."""
+        if "fact_u" not in self._modules:
+            self.fact_u, self.fact_v, self.fact_c = nn.ParameterDict({}), nn.ParameterDict({}), nn.ParameterDict({})
+        self._make_factors(model, adapter_name, self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _make_factors(self, model: nn.Module, adapter_name: str, config: FactConfig) -> None:
+        targets = _maybe_include_all_linear_layers(self._prepare_adapter_config(config, self.get_model_config(model)), model)
+        shapes, weight = [], None
+        for key, module in model.named_modules():
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            if isinstance(base, nn.Linear | Conv1D) and self._check_target_module_exists(targets, key):
+                weight = base.weight
+                shapes.append((weight.shape[1], weight.shape[0]) if isinstance(base, Conv1D) else (weight.shape[0], weight.shape[1]))
+        width, r = model_width(shapes), config.r
+        assert weight is not None
+        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
+        bound = math.sqrt(1 / width)
+        factors = {"fact_u": torch.empty(width, r).uniform_(-bound, bound), "fact_v": torch.zeros(width, r)}
+        if config.form == "tk":
+            factors["fact_c"] = nn.init.xavier_uniform_(torch.empty(r, r, r))
+        is_trained = adapter_name in self.active_adapters and not config.inference_mode
+        for name, value in factors.items():
+            if not config.init_weights:
+                value = value + 0.1 * torch.randn_like(value)
+            getattr(self, name)[adapter_name] = nn.Parameter(value.to(weight.device, dtype), requires_grad=is_trained)
+
+    def _new_layer(self, target: nn.Module, adapter_name: str, config: Any) -> LayerwiseLayer:
+        return FactLayer(target, adapter_name, config, self)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_name, inference_mode)
+        active = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        for store in (self.fact_u, self.fact_v, self.fact_c):
+            for name, parameter in store.items():
+                parameter.requires_grad_(name in active and not inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        for store in (self.fact_u, self.fact_v, self.fact_c):
+            if adapter_name in store:
+                del store[adapter_name]

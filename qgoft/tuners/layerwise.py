@@ -1,0 +1,249 @@
+"""What the small tuners share: which layers they take, and how adapters are added, merged and taken out again.
+
+Shapes: a layer has n outputs and d inputs, x is [..., d], its weight W [n, d] (transformers' Conv1D stores [d, n]).
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import PeftType
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass
+class LayerwiseConfig(PeftConfig):
+    """Settings that every small tuner has.
+
+    Raises:
+        ValueError: layer indexes together with a regular expression, or a pattern without indexes.
+    """
+
+    kind: ClassVar[str]  # the name peft knows the tuner by
+
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the layers to adapt, a regular expression, or 'all-linear'."}
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or regular expression to leave out."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indexes of the blocks to adapt."})
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of blocks, where it is not one of the usual ones."}
+    )
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train and save, such as the head."})
+    init_weights: bool = field(default=True, metadata={"help": "Start as the method does. False leaves that start, which only tests want."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType[self.kind]
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform goes with a list of target_modules, not with a regular expression")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform")
+
+
+class LayerwiseLayer(nn.Module, BaseTunerLayer):
+    """One layer with adapters. A subclass names its stores, fills them in `add`, and says in `adapt` what they do."""
+
+    other_param_names = ("config_of",)
+    frozen_names: ClassVar[tuple[str, ...]] = ()  # buffers by adapter, made again from the weight and never saved
+    is_mergeable: ClassVar[bool] = True
+    supported: ClassVar[tuple[type, ...]] = (nn.Linear, Conv1D)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any) -> None:
+        super().__init__()
+        if not isinstance(base_layer, self.supported):
+            names = ", ".join(kind.__name__ for kind in self.supported)
+            raise TypeError(f"a layer of type {type(base_layer).__name__} cannot be adapted by {config.kind}; supported are {names}")
+        self.base_layer = base_layer
+        for store in self.adapter_layer_names:
+            setattr(self, store, nn.ParameterDict({}))
+        for store in self.frozen_names:
+            setattr(self, store, BufferDict(persistent=False))
+        self.config_of: dict[str, Any] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        if isinstance(base_layer, nn.Linear):
+            self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        elif isinstance(base_layer, Conv1D):
+            self.in_features, self.out_features = base_layer.weight.shape
+        else:
+            self.in_features = self.out_features = base_layer.weight.shape[-1]
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: Any) -> None:
+        """Add one adapter.
+
+        Raises:
+            ValueError: it does not fit this layer, or adapters are merged, so that the weight is not the pretrained one.
+        """
+        if self.merged:
+            raise ValueError("adapters are merged; call unmerge_adapter() before adding another one")
+        self.config_of[adapter_name] = config
+        self.add(adapter_name, config)
+        if not config.init_weights:
+            for store in self.adapter_layer_names:
+                parameter = getattr(self, store).get(adapter_name)
+                if parameter is not None:
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def add(self, adapter_name: str, config: Any) -> None:
+        raise NotImplementedError
+
+    def adapt(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """What the layer gives with these adapters, in order."""
+        raise NotImplementedError
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        return adapter_name in self.config_of
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.pop("adapter_names", None) is not None:
+            raise ValueError(f"{type(self).__name__} cannot take several adapters in one batch; run them one after the other")
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        names = [name for name in self.active_adapters if self.has_adapter(name)]
+        if self.disable_adapters or self.merged or not names:
+            return self.base_layer(x, *args, **kwargs)
+        return self.adapt(x, names, *args, **kwargs)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(f"{type(self).__name__} cannot be merged: its adapters are not linear in the input")
+
+    def unmerge(self) -> None:
+        warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+
+
+class WeightLayer(LayerwiseLayer):
+    """Adapters that amount to another weight; `changed` says which."""
+
+    def changed(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
+        """The weight [n, d] with one adapter put in, or taken out again."""
+        raise NotImplementedError
+
+    def pretrained_weight(self) -> Tensor:
+        """W [n, d] as it is now, in at least float32.
+
+        Raises:
+            TypeError: it is quantised, or otherwise not a plain floating-point parameter.
+        """
+        weight = self.base_layer.weight
+        if type(weight) is not nn.Parameter or not weight.is_floating_point():
+            raise TypeError(
+                f"the weight of this {type(self.base_layer).__name__} is a {type(weight).__name__} of {weight.dtype}; {type(self).__name__} needs "
+                "a plain floating-point weight. Load the base model without quantisation"
+            )
+        stored = weight.data.T if isinstance(self.base_layer, Conv1D) else weight.data
+        return stored.to(torch.promote_types(stored.dtype, torch.float32))
+
+    def _write(self, weight: Tensor) -> None:
+        stored = self.base_layer.weight
+        weight = weight.T if isinstance(self.base_layer, Conv1D) else weight
+        stored.data = weight.to(stored.dtype).contiguous()
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put the active adapters into the weight, in order.
+
+        Raises:
+            ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if not self.has_adapter(name):
+                continue
+            weight = self.changed(self.pretrained_weight(), name, undo=False)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
+            self._write(weight)
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight."""
+        if not self.merged:
+            super().unmerge()
+        while self.merged_adapters:
+            name = self.merged_adapters[-1]
+            self._write(self.changed(self.pretrained_weight(), name, undo=True))
+            self.merged_adapters.pop()
+
+
+class DeltaLayer(WeightLayer):
+    """Adapters that add D to the weight: h = W x + D x + b."""
+
+    def get_delta(self, adapter_name: str) -> Tensor:
+        """D [n, d]."""
+        raise NotImplementedError
+
+    def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        """D x [..., n], without D where that is cheaper."""
+        raise NotImplementedError
+
+    def changed(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
+        delta = self.get_delta(adapter_name).to(weight.dtype)
+        return weight - delta if undo else weight + delta
+
+    def adapt(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        h = self.base_layer(x, *args, **kwargs)
+        for name in names:
+            dtype = getattr(self, self.adapter_layer_names[0])[name].dtype
+            h = h + self.apply_delta(x.to(dtype), name).to(h.dtype)
+        return h
+
+
+class LayerwiseModel(BaseTuner):
+    """A pretrained model whose target layers carry adapters of one kind."""
+
+    layer_class: ClassVar[type[LayerwiseLayer]]
+    tuner_layer_cls = LayerwiseLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _create_and_replace(
+        self,
+        config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        try:
+            if isinstance(target, self.layer_class):
+                target.update_layer(adapter_name, config)
+                return
+            if isinstance(target, BaseTunerLayer):
+                raise TypeError(f"it already carries a {type(target).__name__}; {config.kind} adapters cannot be stacked on another method")
+            new_module = self._new_layer(target, adapter_name, config)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{current_key}: {error}") from error
+        if adapter_name not in self.active_adapters:
+            new_module.requires_grad_(False)
+        self._replace_module(parent, target_name, new_module, target)
+
+    def _new_layer(self, target: nn.Module, adapter_name: str, config: Any) -> LayerwiseLayer:
+        return self.layer_class(target, adapter_name, config)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Without peft's copying of `weight` and `bias` onto what replaces a layer: the base layer itself is kept."""
+        setattr(parent, child_name, new_module)
+
+
+def check_rank(r: int, n: int, d: int) -> None:
+    """
+    Raises:
+        ValueError: the rank is below 1 or larger than the layer.
+    """
+    if not 1 <= r <= min(n, d):
+        raise ValueError(f"rank {r} does not fit a layer of {n} outputs and {d} inputs; allowed are 1 to {min(n, d)}")

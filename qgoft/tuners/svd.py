@@ -1,0 +1,111 @@
+"""Adapters between frozen singular vectors: LoRA-XS and SVFT.
+
+W = U diag(s) V^T is taken from the pretrained weight when an adapter is added, so that nothing of it is saved: the base must be the same.
+Singular vectors are unique but for their sign, which is fixed here, so that another library finds the same ones.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_rank
+
+Factors = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.no_grad()
+def singular_factors(weight: Tensor, r: int, iterations: int | None = None) -> Factors:
+    """The r largest singular values and vectors of W [n, d]: U [n, r], s [r], V [d, r].
+
+    Args:
+        iterations: of the randomised method (Halko et al., 2011), seeded without touching the caller's random state; None for the full one.
+    """
+    n, d = weight.shape
+    if weight.is_meta:
+        return weight.new_empty(n, r), weight.new_empty(r), weight.new_empty(d, r)
+    if iterations is None:
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        u, s, v = u[:, :r], s[:r], vh[:r].T
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(weight, q=r, niter=iterations)
+    largest = u.abs().argmax(0, keepdim=True)
+    signs = u.gather(0, largest).sign()
+    return u * signs, s, v * signs
+
+
+class SingularLayer(DeltaLayer):
+    """A layer that keeps, for every adapter, its frozen factors: `left` [n, k] and `right` [d, k]."""
+
+    frozen_names = ("left", "right")
+    other_param_names = ("config_of", *frozen_names)
+
+    def keep(self, adapter_name: str, left: Tensor, right: Tensor) -> None:
+        self.left[adapter_name], self.right[adapter_name] = left.contiguous(), right.contiguous()
+
+
+@dataclass
+class LoraXsConfig(LayerwiseConfig):
+    """LoRA-XS (Balazy et al., 2024): D = scale * U_r diag(s_r) R V_r^T with a free R [r, r], drawn from N(0, 1e-5^2)."""
+
+    kind: ClassVar[str] = "LORA_XS"
+    r: int = field(default=16, metadata={"help": "Rank."})
+    scale: float = field(default=1.0, metadata={"help": "Factor of the update, alpha / r in the paper."})
+    svd_iterations: int | None = field(default=None, metadata={"help": "Of a randomised SVD; none for the full one."})
+
+
+class LoraXsLayer(SingularLayer):
+    adapter_layer_names = ("lora_xs_R",)
+
+    def add(self, adapter_name: str, config: LoraXsConfig) -> None:
+        check_rank(config.r, self.out_features, self.in_features)
+        u, s, v = singular_factors(self.pretrained_weight(), config.r, config.svd_iterations)
+        self.keep(adapter_name, u * s, v)
+        self.lora_xs_R[adapter_name] = nn.Parameter(1e-5 * torch.randn(config.r, config.r))
+
+    def get_delta(self, adapter_name: str) -> Tensor:
+        wide = torch.float32
+        core = self.config_of[adapter_name].scale * self.lora_xs_R[adapter_name].to(wide)
+        return self.left[adapter_name].to(wide) @ core @ self.right[adapter_name].to(wide).T
+
+    def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        small = nn.functional.linear(x @ self.right[adapter_name].to(x.dtype), self.lora_xs_R[adapter_name])
+        return self.config_of[adapter_name].scale * nn.functional.linear(small, self.left[adapter_name].to(x.dtype))
+
+
+class LoraXsModel(LayerwiseModel):
+    prefix = "lora_xs_"
+    layer_class: ClassVar[type[LayerwiseLayer]] = LoraXsLayer
+
+
+@dataclass
+class SvftConfig(LayerwiseConfig):
+    """SVFT_P (Lingam et al., 2024): D = U diag(m) V^T over all min(n, d) singular vectors, m starting at zero."""
+
+    kind: ClassVar[str] = "SVFT"
+
+
+class SvftLayer(SingularLayer):
+    adapter_layer_names = ("svft_m",)
+
+    def add(self, adapter_name: str, config: SvftConfig) -> None:
+        rank = min(self.out_features, self.in_features)
+        u, _, v = singular_factors(self.pretrained_weight(), rank)
+        self.keep(adapter_name, u, v)
+        self.svft_m[adapter_name] = nn.Parameter(torch.zeros(rank))
+
+    def get_delta(self, adapter_name: str) -> Tensor:
+        wide = torch.float32
+        return (self.left[adapter_name].to(wide) * self.svft_m[adapter_name].to(wide)) @ self.right[adapter_name].to(wide).T
+
+    def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        inner = (x @ self.right[adapter_name].to(x.dtype)) * self.svft_m[adapter_name]
+        return nn.functional.linear(inner, self.left[adapter_name].to(x.dtype))
+
+
+class SvftModel(LayerwiseModel):
+    prefix = "svft_"
+    layer_class: ClassVar[type[LayerwiseLayer]] = SvftLayer

@@ -1,0 +1,325 @@
+"""The tuners of single layers: one list of configurations drives every behaviour that peft expects."""
+
+import copy
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import qgoft  # noqa: F401  (registers the tuners)
+from qgoft.tuners import BottleneckConfig, FactConfig, GoftConfig, LoraXsConfig, OftFullConfig, SvftConfig
+from qgoft.tuners.svd import singular_factors
+
+CASES = {
+    "bottleneck gelu": (BottleneckConfig, {"r": 3, "activation": "gelu"}),
+    "bottleneck relu": (BottleneckConfig, {"r": 3, "activation": "relu"}),
+    "fact tt": (FactConfig, {"form": "tt", "r": 3, "scale": 2.0}),
+    "fact tk": (FactConfig, {"form": "tk", "r": 3}),
+    "lora_xs": (LoraXsConfig, {"r": 5, "scale": 0.5}),
+    "lora_xs randomised": (LoraXsConfig, {"r": 5, "svd_iterations": 4}),
+    "oft full": (OftFullConfig, {"block_size": 4}),
+    "svft": (SvftConfig, {}),
+}
+LINEAR = [name for name in CASES if not name.startswith("bottleneck")]
+SHARED = {"fact tt", "fact tk"}
+
+
+class Toy(nn.Module):
+    """Widths that are multiples of 12, which FacT needs; a layer that is left alone, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(12, 36), nn.Linear(36, 12), nn.Linear(12, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(self.third(torch.tanh(self.second(torch.tanh(self.first(x))))))
+
+
+def config(case, *, random=True, targets=("first", "second"), **settings):
+    kind, own = CASES[case]
+    return kind(target_modules=list(targets), init_weights=not random, **{**own, **settings})
+
+
+def wrap(case, model=None, **settings):
+    torch.manual_seed(0)
+    return peft.get_peft_model(Toy() if model is None else model, config(case, **settings)).eval()
+
+
+def base():
+    torch.manual_seed(0)
+    return Toy().eval()
+
+
+def rows(n=5):
+    return torch.randn(n, 12, generator=torch.Generator().manual_seed(3))
+
+
+def adapted(model):
+    return model.base_model.model.first
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_starts_at_the_base_and_leaves_it_when_random(case):
+    expected = base()(rows())
+    torch.testing.assert_close(wrap(case, random=False)(rows()), expected, rtol=0, atol=1e-4)
+    assert (wrap(case)(rows()) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trains_its_own_parameters_alone(case):
+    model = wrap(case, modules_to_save=["head"]).train()
+    free = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(model.base_model.prefix in name or "modules_to_save" in name for name in free)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(rows()).square().sum().backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == free
+
+
+@pytest.mark.parametrize("case", LINEAR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_merged_equals_unmerged_and_comes_out_again(case, dtype):
+    model = wrap(case, Toy().to(dtype))
+    x = rows().to(dtype)
+    expected, before = model(x), adapted(model).base_layer.weight.clone()
+    model.merge_adapter(safe_merge=True)
+    assert not torch.equal(adapted(model).base_layer.weight, before)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(adapted(model).base_layer.weight, before, rtol=1e-4, atol=1e-5)
+    merged = model.merge_and_unload()
+    assert type(merged) is Toy
+    torch.testing.assert_close(merged(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_linear_is_not_merged():
+    model = wrap("bottleneck gelu")
+    with pytest.raises(ValueError, match="cannot be merged"):
+        model.merge_adapter()
+    with pytest.raises(ValueError, match="cannot be merged"):
+        adapted(model).merge()
+    assert type(model.unload()) is Toy
+
+
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_broken_adapter_is_not_merged(case):
+    model = wrap(case)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "first" in name:
+            parameter.data.fill_(float("nan"))
+    before = adapted(model).base_layer.weight.clone()
+    with pytest.raises(ValueError, match="not finite"):
+        model.merge_adapter(safe_merge=True)
+    assert torch.equal(adapted(model).base_layer.weight, before)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("low", [False, True])
+def test_reloaded_equals_saved(case, low, tmp_path):
+    model = wrap(case, modules_to_save=["head"])
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(99)  # whatever is drawn while loading must not matter
+    again = peft.PeftModel.from_pretrained(base(), tmp_path, low_cpu_mem_usage=low).eval()
+    assert torch.equal(again(rows()), model(rows()))
+    assert not any(p.requires_grad for p in again.parameters())
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == CASES[case][0].kind
+    # Nothing frozen is saved, and what layers share is saved once.
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(t.numel() for t in saved.values()) == trained
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_missing_and_foreign_keys_are_told(case, tmp_path):
+    model = wrap(case)
+    state = peft.get_peft_model_state_dict(model)
+    (first, *_) = [name for name in state if ".first." in name]
+    result = peft.set_peft_model_state_dict(wrap(case), {**{k: v for k, v in state.items() if k != first}, "base_model.model.foreign": rows()})
+    assert any(first.rpartition(".")[0].split("base_model.")[-1] in key for key in result.missing_keys)
+    assert any("foreign" in key for key in result.unexpected_keys)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_adapters(case):
+    model = wrap(case)
+    one = model(rows())
+    torch.manual_seed(5)
+    model.add_adapter("other", config(case))
+    assert torch.equal(model(rows()), one)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name.endswith(".other"))
+    model.set_adapter("other")
+    two = model(rows())
+    assert (two - one).abs().max() > 1e-3
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"other"}
+    with model.disable_adapter():
+        torch.testing.assert_close(model(rows()), base()(rows()))
+    both = copy.deepcopy(model)
+    both.base_model.set_adapter(["default", "other"])
+    stacked = both(rows())
+    assert (stacked - two).abs().max() > 1e-3
+    if case in LINEAR:
+        both.merge_adapter()
+        torch.testing.assert_close(both(rows()), stacked, rtol=1e-4, atol=1e-5)
+    model.set_adapter("default")
+    model.delete_adapter("other")
+    assert torch.equal(model(rows()), one)
+    assert not any("other" in name for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match="does not exist"):
+        model.delete_adapter("other")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_copies_are_independent(case):
+    model = wrap(case)
+    twin = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert (twin(rows()) - model(rows())).abs().max() > 1e-3
+    assert torch.equal(twin(rows()), wrap(case)(rows()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conv1d_and_a_real_architecture(case):
+    torch.manual_seed(0)
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=12, n_layer=2, n_head=2)).eval()
+    ids = torch.randint(0, 50, (2, 7))
+    before = gpt(ids).logits
+    model = wrap(case, gpt, targets=["c_attn", "c_fc", "mlp.c_proj"])
+    got = model(ids).logits
+    assert (got - before).abs().max() > 1e-3
+    model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+    if case in LINEAR:
+        torch.testing.assert_close(model.merge_and_unload()(ids).logits, got, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_base(case):
+    model = wrap(case, base().to(torch.bfloat16))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}  # peft's own rule
+    got = model(rows().to(torch.bfloat16))
+    assert got.dtype == torch.bfloat16
+    model.disable_adapter_layers()
+    assert (got - model(rows().to(torch.bfloat16))).abs().max() > 1e-3
+    wide = wrap(case, base().to(torch.bfloat16).float())
+    wide.load_state_dict(model.state_dict())
+    torch.testing.assert_close(got.float(), wide(rows()), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT", "ignore:Already found a `peft_config`")
+@pytest.mark.parametrize("case", CASES)
+def test_what_does_not_fit_is_named(case):
+    with pytest.raises((ValueError, TypeError), match="target|matches none|norm"):
+        wrap(case, targets=["nowhere"])
+    with pytest.raises(TypeError, match=r"second.*already carries a GoftLinear"):
+        wrap(case, peft.inject_adapter_in_model(GoftConfig(target_modules=["second"]), Toy()), targets=["second"])
+    model = wrap(case)
+    with pytest.raises(ValueError, match="several adapters in one batch"):
+        adapted(model)(rows(), adapter_names=["default"] * 5)
+    if case in LINEAR:
+        model.merge_adapter()
+        with pytest.raises(ValueError, match="unmerge_adapter"):
+            model.add_adapter("other", config(case))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (LoraXsConfig, {"r": 13}, r"first: rank 13 does not fit a layer of 36 outputs and 12 inputs; allowed are 1 to 12"),
+        (OftFullConfig, {"block_size": 5}, r"first: block size 5 does not divide the input width 12"),
+        (BottleneckConfig, {"activation": "sine"}, r"activation='sine'.*allowed are 'relu', 'gelu'"),
+        (BottleneckConfig, {"r": 0}, r"r=0.*1 and more"),
+        (FactConfig, {"form": "cp"}, r"form='cp'.*allowed are 'tt', 'tk'"),
+        (FactConfig, {"r": 0}, r"r=0.*1 and more"),
+    ],
+)
+def test_settings_that_do_not_fit(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        peft.get_peft_model(Toy(), kind(target_modules=["first", "second"], **settings))
+
+
+def test_layer_choice_rules():
+    with pytest.raises(ValueError, match="not with a regular expression"):
+        SvftConfig(target_modules="first", layers_to_transform=[0])
+    with pytest.raises(ValueError, match="layers_pattern needs"):
+        SvftConfig(target_modules=["first"], layers_pattern="h")
+
+
+def test_fact_needs_one_width():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 30), nn.Linear(30, 12))
+    with pytest.raises(ValueError, match=r"widths 12, 30.*30 is no multiple of 12"):
+        peft.get_peft_model(model, FactConfig(target_modules=["0", "1"]))
+
+
+@pytest.mark.parametrize("form", ["tt", "tk"])
+def test_fact_is_its_definition(form):
+    """Part by part: output j gets scale * V core_ij^T U^T from input i; the factors are the model's, one for all layers."""
+    model = wrap(f"fact {form}", scale=1.5)
+    factors = model.base_model
+    for layer in (model.base_model.model.first, model.base_model.model.second):
+        cores = layer.fact_core["default"]
+        if form == "tk":
+            cores = (cores[..., None, None, :] * factors.fact_c["default"]).sum(-1)
+        u, v = factors.fact_u["default"], factors.fact_v["default"]
+        expected = torch.cat(
+            [torch.cat([1.5 * v @ cores[i, j].T @ u.T for i in range(cores.shape[0])], 1) for j in range(cores.shape[1])], 0
+        )
+        torch.testing.assert_close(layer.get_delta("default"), expected, rtol=1e-4, atol=1e-5)
+    assert sum("fact_u" in name for name, _ in model.named_parameters()) == 1
+
+
+def test_oft_full_is_orthogonal_and_skew_alone_counts():
+    model = wrap("oft full")
+    layer = adapted(model)
+    matrix = layer.get_matrix("default")
+    assert (matrix.T @ matrix - torch.eye(12)).abs().max() < 1e-5
+    torch.testing.assert_close(layer.rotate(rows(), "default"), rows() @ matrix.T)
+    torch.testing.assert_close(layer.rotate(rows(), "default", transpose=True), rows() @ matrix)
+    blocks = layer.oft_full_blocks["default"]
+    blocks.data += torch.eye(4)  # symmetric: changes nothing
+    torch.testing.assert_close(layer.get_matrix("default"), matrix)
+
+
+def test_svft_with_a_zero_turns_singular_values_alone():
+    model = wrap("svft", random=False)
+    layer = adapted(model)
+    weight = layer.base_layer.weight.detach()
+    _, s, _ = torch.linalg.svd(weight)
+    layer.svft_m["default"].data.copy_(-0.5 * s)
+    torch.testing.assert_close(layer.get_delta("default"), -0.5 * weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (12, 7), (9, 9)])
+def test_singular_factors(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    rank = min(shape)
+    u, s, v = singular_factors(weight, rank)
+    torch.testing.assert_close(u * s @ v.T, weight, rtol=1e-4, atol=1e-5)
+    # The sign does not hang on the library: the largest entry of every left vector is positive.
+    assert (u.gather(0, u.abs().argmax(0, keepdim=True)) > 0).all()
+    state = torch.get_rng_state()
+    for found, exact in zip(singular_factors(weight, 3, iterations=30), (u[:, :3], s[:3], v[:, :3]), strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [t.shape for t in singular_factors(weight.to("meta"), 2)] == [(shape[0], 2), (2,), (shape[1], 2)]
+
+
+def test_lora_xs_lives_between_the_largest_singular_vectors():
+    layer = adapted(wrap("lora_xs"))
+    u, s, v = singular_factors(layer.base_layer.weight.detach(), 5)
+    expected = 0.5 * (u * s) @ layer.lora_xs_R["default"] @ v.T
+    torch.testing.assert_close(layer.get_delta("default"), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_quantised_weight_is_refused():
+    model = Toy()
+    model.first.weight = nn.Parameter(torch.zeros(36, 12, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(TypeError, match="plain floating-point weight"):
+        peft.get_peft_model(model, SvftConfig(target_modules=["first"]))
