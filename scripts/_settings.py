@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from qgoft.errors import QgoftError, choose
 from qgoft.settings import RunSettings, settings_from_dict
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "configs"
 GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": "", "debug": ""}
 
 

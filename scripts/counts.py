@@ -1,49 +1,134 @@
 #!/usr/bin/env python3
-"""Trainable parameters, head excluded, by formula on the papers' shapes, beside the published counts: what `make counts` prints."""
+"""Trainable parameters of every method, head excluded, on the papers' architectures, beside the published counts: what `make counts` prints.
 
+Shapes alone are built; no weights are needed. Every real build checks the same formulas (qgoft/methods/base.py).
+"""
+
+import re
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-from qgoft.methods.base import REGISTRY, parse_variant
+import yaml
+from _settings import CONFIGS, REPOSITORY
+from torch import nn
+
+from qgoft.methods.base import REGISTRY, Method, find_targets, parse_variant
+from qgoft.models.architectures import build_shapes
+from qgoft.report.counts import REASONS, agrees
 from qgoft.report.layout import Table
+from qgoft.report.published import load_figures
 from qgoft.settings import method_label
 
-# (outputs, inputs) of the adapted layers: six linear layers of twelve blocks; ViT-B/16's query and value.
-ALL_LINEAR = 12 * [(768, 768), (768, 768), (768, 768), (768, 768), (3072, 768), (768, 3072)]
-QUERY_VALUE = 24 * [(768, 768)]
-ROWS = [
-    # method, variant, layers, published, where, remark
-    ("lora", "r2", ALL_LINEAR, "0.33M", "GOFT table 1", ""),
-    ("lora", "r8", ALL_LINEAR, "1.33M", "PSOFT table 2", ""),
-    ("pissa", "r8", ALL_LINEAR, "1.33M", "PSOFT table 2", ""),
-    ("dora", "r8", ALL_LINEAR, "1.41M", "PSOFT table 2", ""),
-    ("adalora", "r2", ALL_LINEAR, "0.32M", "GOFT table 1", "starts at r=3, as trained"),
-    ("oft", "b4", ALL_LINEAR, "0.33M", "GOFT table 1", "printed: full blocks, 82,944 x b"),
-    ("oft", "b8", ALL_LINEAR, "0.66M", "GOFT table 1", "printed: full blocks, 82,944 x b"),
-    ("oft_v2", "b32", ALL_LINEAR, "1.29M", "PSOFT table 2", ""),
-    ("boft", "b8m2", ALL_LINEAR, "1.41M", "PSOFT table 2", ""),
-    ("psoft", "r46", ALL_LINEAR, "0.08M", "PSOFT table 2", ""),
-    ("hra", "r8", ALL_LINEAR, "-", "", ""),
-    ("goft", "goft", ALL_LINEAR, "0.08M", "GOFT table 1", ""),
-    ("goft_star", "goft_star", ALL_LINEAR, "-", "", ""),
-    ("qgoft", "qgoft", ALL_LINEAR, "0.33M", "GOFT table 1", ""),
-    ("lora", "r8", QUERY_VALUE, "0.295M", "GOFT table 3", "query and value of ViT-B/16"),
-    ("goft", "goft", QUERY_VALUE, "0.018M", "GOFT table 3", "query and value of ViT-B/16"),
-    ("qgoft", "qgoft", QUERY_VALUE, "0.073M", "GOFT table 3", "query and value of ViT-B/16"),
+# Paper, table, model, target set of its rows that name none.
+TABLES = [
+    ("goft-icml2024", "table1", "deberta_v3_base", "all_linear"),
+    ("goft-icml2024", "table4", "deberta_v3_base", "all_linear"),
+    ("psoft-iclr2026", "table2", "deberta_v3_base", "all_linear"),
+    ("goft-icml2024", "table3", "vit_base", "query_value"),
+    ("psoft-iclr2026", "table3", "vit_base", "all_linear"),
+    ("goft-icml2024", "table2", "llama2_7b", "attention"),
+    ("psoft-iclr2026", "table4", "llama32_3b", "all_linear"),
+    ("psoft-iclr2026", "table13", "llama32_3b", "all_linear"),
+    ("psoft-iclr2026", "table5", "llama31_8b", "qkvud"),
+    ("psoft-iclr2026", "table15", "llama31_8b", "qkvud"),
 ]
+# What stands for a method where a table does not name its variant.
+USUAL = {"lora": "r8", "dora": "r8", "pissa": "r8", "adalora": "r8", "lora_xs": "r136", "psoft": "r46", "hra": "r8", "oft": "b32", "oft_v2": "b32",
+         "oft_paper": "b8", "boft": "b8m2", "fact_tt": "r16", "fact_tk": "r32", "h_adapter": "r8", "p_adapter": "r16"}  # fmt: skip
+
+
+METHODS = """full linear bitfit h_adapter p_adapter lora dora pissa adalora lora_xs svft_p fact_tt fact_tk oft_paper oft oft_v2 boft hra psoft
+goft goft_star qgoft goft_v2 qgoft_v2""".split()
+
+
+@dataclass(frozen=True)
+class Printed:
+    paper: str
+    table: str
+    row: str
+    params: str | None
+
+
+def count(model: nn.Module, spec: dict, method: Method, variant: str, targets: str) -> int:
+    """Trainable parameters by the method's promise, or, for methods that free what is there, by the names of the parameters.
+
+    Raises:
+        ValueError: the method does not fit this model.
+    """
+    if method.count is None:
+        assert method.free is not None
+        head = set(spec["head"])
+        return sum(p.numel() for name, p in model.named_parameters() if method.free(name) and not head & set(name.split(".")))
+    shapes = list(find_targets(model, spec["targets"][targets], method.kinds).values())
+    return method.count(shapes, parse_variant(method, variant))
+
+
+def own_targets(method: str, targets: str) -> str:
+    """The target set of a method that has one of its own, else the given one."""
+    chosen: str = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text()).get("targets", targets)
+    return chosen
+
+
+def published() -> dict[tuple[str, str], dict[tuple[str, str], list[Printed]]]:
+    """(model, target set) -> (method, variant) -> where it is printed."""
+    places: dict[tuple[str, str], dict[tuple[str, str], list[Printed]]] = {}
+    for paper, table, model, targets in TABLES:
+        rows = places.setdefault((model, targets), {})
+        for name, row in load_figures(paper, table)["rows"].items():
+            method, variant = row["method"], row["variant"] or USUAL.get(row["method"], row["method"])
+            place = places.setdefault((model, row["targets"]), {}) if "targets" in row else rows
+            place.setdefault((method, variant), []).append(Printed(paper, table, name, row["params"]))
+    return places
+
+
+def verdict(number: int, printed: Printed, total: int, notes: list[str]) -> str:
+    """How a printed count compares. A reason becomes a note."""
+    if printed.params is None:
+        return ""
+    if printed.params == "0M" or agrees(number, printed.params, total):
+        return "agrees"
+    reason = REASONS.get((printed.paper, printed.table, printed.row))
+    if reason is None:
+        return "DIFFERS"
+    if reason not in notes:
+        notes.append(reason)
+    return f"({notes.index(reason) + 1})"
+
+
+def build_table() -> Table:
+    """All methods on all models and target sets of the papers."""
+    table = Table("counts", "trainable parameters, head excluded", ["model", "layers", "method", "count", "published", "where", ""])
+    models: dict[str, nn.Module] = {}
+    reasons: list[str] = []
+    for (name, targets), printed in published().items():
+        model = models.setdefault(name, build_shapes(name))
+        spec = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+        total = sum(p.numel() for p in model.parameters())
+        table.rules.append(len(table.rows))
+        asked = {**printed, **{(m, USUAL.get(m, m)): [] for m in REGISTRY if m not in {known for known, _ in printed}}}
+        order = [m for m in METHODS if m in REGISTRY] + sorted(set(REGISTRY) - set(METHODS))
+        for method, variant in sorted(asked, key=lambda row: (order.index(row[0]), int("0" + re.sub(r"\D", "", row[1])))):
+            layers = own_targets(method, targets) if REGISTRY[method].count else "-"
+            row = [name, layers, method_label(method, variant)]
+            try:
+                number = count(model, spec, REGISTRY[method], variant, layers)
+            except ValueError as error:
+                table.rows.append([*row, "-", "-", "", str(error).partition(";")[0]])
+                continue
+            if number == 0 and not asked[method, variant]:
+                continue
+            for place in asked[method, variant] or [Printed("", "", "", None)]:
+                where = f"{place.paper.partition('-')[0].upper()} {place.table}".replace("table", "table ") if place.params else ""
+                table.rows.append([*row, f"{number:,}", place.params or "-", where, verdict(number, place, total, reasons)])
+    table.notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
+    return table
 
 
 def main() -> int:
-    table = Table("counts", "trainable parameters, head excluded", ["method", "by formula", "published", "where", "remark"])
-    for method, variant, shapes, published, where, remark in ROWS:
-        entry = REGISTRY[method]
-        assert entry.count is not None
-        table.rows.append(
-            [method_label(method, variant), f"{entry.count(shapes, parse_variant(entry, variant)):,}", published, where, remark]
-        )
+    table = build_table()
     print(table.terminal())
-    table.write(Path(__file__).resolve().parents[1] / "results" / "tables")
-    return 0
+    table.write(REPOSITORY / "results" / "tables")
+    return 1 if any(row[-1] == "DIFFERS" for row in table.rows) else 0
 
 
 if __name__ == "__main__":

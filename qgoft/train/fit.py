@@ -39,8 +39,11 @@ def fit(
     accelerator: Accelerator,
     choose: Callable[[], float | None] | None,
     log: Log,
+    watch: Callable[[], float | None] | None = None,
 ) -> Fitted:
     """Train `adapted.model` in place. Where `choose` scores it, the model ends with the weights of its best score, else with the last.
+
+    `watch` measures what drifts, such as the error of orthogonality, at the same steps; None is not logged.
 
     Raises:
         Diverged: at the first loss or gradient norm that is not finite.
@@ -53,7 +56,7 @@ def fit(
     plain = build_optimizer(adapted, optim)
     model, optimizer, loader = accelerator.prepare(adapted.model, plain, loader)
     total, per_epoch = count_steps(settings.train, len(loader))
-    looks = evaluation_steps(settings.train, total, per_epoch) if choose else set()
+    marks = evaluation_steps(settings.train, total, per_epoch)
     schedule = build_schedule(plain, optim, total)
     trained = [p for p in adapted.model.parameters() if p.requires_grad]
     fitted, best, epoch = Fitted(0, 0.0), None, 0
@@ -82,8 +85,13 @@ def fit(
                 continue
             lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
             log({"step": fitted.steps, "total": total, "loss": loss.item(), "penalty": of_blocks, "norm": float(norm), "lr": lr})
-            if fitted.steps in looks:
-                fitted.seconds += time.perf_counter() - clock
+            if fitted.steps not in marks:
+                continue
+            fitted.seconds += time.perf_counter() - clock
+            error = watch() if watch else None
+            if error is not None:
+                log({"step": fitted.steps, "total": total, "orthogonality": error})
+            if choose:
                 score = choose()
                 fitted.scores.append((fitted.steps, score))
                 log({"step": fitted.steps, "total": total, "score": score})
@@ -91,7 +99,7 @@ def fit(
                 if is_settled and score is not None and (fitted.best_score is None or score > fitted.best_score):
                     fitted.best_step, fitted.best_score = fitted.steps, score
                     best = [p.detach().clone() for p in trained]
-                clock = time.perf_counter()
+            clock = time.perf_counter()
             if fitted.steps >= total:
                 break
         epoch += 1

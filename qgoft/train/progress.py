@@ -83,12 +83,11 @@ class Tracker:
         if not self.is_main or self.file is None:
             return
         step, total = line["step"], line["total"]
-        is_score = "score" in line
-        if is_score:
+        if "score" in line:
             self.progress.evaluated(step, total, line["score"])
-        else:
+        elif "loss" in line:
             self.progress.step(step, total, line["loss"])
-        if is_score or step == total or step % max(1, total // HISTORY_LINES) == 0:
+        if "loss" not in line or step == total or step % max(1, total // HISTORY_LINES) == 0:
             kept = {name: value for name, value in line.items() if name != "total"}
             self.file.write(json.dumps(kept) + "\n")
             if self.wandb is not None:

@@ -64,7 +64,7 @@ def _load_trained(prepared: Prepared, folder: Path, *, merge: bool) -> None:
         if missing.unexpected_keys:
             raise QgoftError(f"{folder} holds {missing.unexpected_keys[0]}, which this model lacks; it belongs to another base")
         return
-    base = prepared.suite.build_model()
+    base = prepared.suite.build_model(prepared.settings, prepared.identity.model.folder)
     try:
         with warnings.catch_warnings():
             # peft only warns when the file lacks weights, and would then score the base model.

@@ -27,6 +27,7 @@ from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import Identity, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
+from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.settings import RunSettings
 from qgoft.train.evaluate import LOWER_IS_BETTER, Measured, Outcome
 from qgoft.train.fit import Fitted, fit
@@ -36,7 +37,7 @@ from qgoft.train.progress import Progress, Tracker
 from qgoft.train.sharding import check_sharding, gather_state, whole
 from qgoft.train.shared import fit_or_load, trained_checksum, training_key
 from qgoft.train.suites import Suite, build_suite
-from qgoft.tuners import orthogonality_error, orthogonality_penalty
+from qgoft.tuners import orthogonality_penalty
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
@@ -87,7 +88,7 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     accelerator = build_accelerator(settings)
     set_seed(settings.seed)
     suite = build_suite(settings, identity)
-    model = suite.build_model()
+    model = suite.build_model(settings, identity.model.folder)
     if settings.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     per_process = _batch_per_process(settings, accelerator)
@@ -154,8 +155,12 @@ def _train(prepared: Prepared, log: Callable[[dict[str, Any]], None]) -> tuple[F
     """Train, or load the training that other tasks of this suite share; then also what the record says about it."""
     settings, adapted, accelerator, suite = prepared.settings, prepared.adapted, prepared.accelerator, prepared.suite
 
+    def watch() -> float | None:
+        with whole(adapted.model):
+            return _finite(orthogonality_error(adapted.model))
+
     def train() -> Fitted:
-        return fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), log)
+        return fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), log, watch)
 
     if suite.shared_training is None:
         return train(), None

@@ -3,7 +3,7 @@
 from qgoft.tuners._register import register_tuner
 from qgoft.tuners.bottleneck import BottleneckConfig, BottleneckModel
 from qgoft.tuners.fact import FactConfig, FactModel
-from qgoft.tuners.goft import GoftConfig, GoftLayer, GoftModel, orthogonality_error, orthogonality_penalty
+from qgoft.tuners.goft import GoftConfig, GoftLayer, GoftModel, orthogonality_penalty
 from qgoft.tuners.oft_full import OftFullConfig, OftFullModel
 from qgoft.tuners.svd import LoraXsConfig, LoraXsModel, SvftConfig, SvftModel
 
@@ -23,6 +23,5 @@ __all__ = [
     "LoraXsConfig",
     "OftFullConfig",
     "SvftConfig",
-    "orthogonality_error",
     "orthogonality_penalty",
 ]

@@ -84,7 +84,7 @@ def test_reloaded_and_merged_adapter_scores_as_the_run_did(tmp_path, method):
         recorded = [json.loads(line)["prediction"] for line in file]
     prepared = prepare(s, identity)
     suite = prepared.suite
-    model = peft.PeftModel.from_pretrained(suite.build_model(), identity.folder / "adapter").eval()
+    model = peft.PeftModel.from_pretrained(suite.build_model(s, identity.model.folder), identity.folder / "adapter").eval()
     assert suite.evaluate("report:", model, prepared.accelerator).predictions == recorded
     again = suite.evaluate("report:", model.merge_and_unload(), prepared.accelerator).predictions
     # Rounding may turn an item whose two logits are equal to seven digits; no more than that.

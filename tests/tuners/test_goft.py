@@ -14,8 +14,9 @@ from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2ForSeq
 
 import qgoft
 from qgoft import GoftConfig, orthogonality_penalty
+from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.ops import givens
-from qgoft.tuners import GoftLayer, orthogonality_error
+from qgoft.tuners import GoftLayer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")

@@ -141,7 +141,9 @@ def test_missing_and_foreign_keys_are_told(case, tmp_path):
     model = wrap(case)
     state = peft.get_peft_model_state_dict(model)
     (first, *_) = [name for name in state if ".first." in name]
-    result = peft.set_peft_model_state_dict(wrap(case), {**{k: v for k, v in state.items() if k != first}, "base_model.model.foreign": rows()})
+    result = peft.set_peft_model_state_dict(
+        wrap(case), {**{k: v for k, v in state.items() if k != first}, "base_model.model.foreign": rows()}
+    )
     assert any(first.rpartition(".")[0].split("base_model.")[-1] in key for key in result.missing_keys)
     assert any("foreign" in key for key in result.unexpected_keys)
 
@@ -215,7 +217,7 @@ def test_half_precision_base(case):
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT", "ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("case", CASES)
 def test_what_does_not_fit_is_named(case):
-    with pytest.raises((ValueError, TypeError), match="target|matches none|norm"):
+    with pytest.raises((ValueError, TypeError), match=r"target|matches none"):
         wrap(case, targets=["nowhere"])
     with pytest.raises(TypeError, match=r"second.*already carries a GoftLinear"):
         wrap(case, peft.inject_adapter_in_model(GoftConfig(target_modules=["second"]), Toy()), targets=["second"])

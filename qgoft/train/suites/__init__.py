@@ -31,10 +31,18 @@ def build_suite(settings: RunSettings, identity: Identity) -> Suite:
     Raises:
         QgoftError: an unknown suite, or something is wrong with the rows.
     """
+    return suite_class(settings)(settings, identity)
+
+
+def suite_class(settings: RunSettings) -> type[Suite]:
+    """
+    Raises:
+        QgoftError: an unknown suite.
+    """
     task = settings.task
     name = task.full_name if task.full_name in SUITES else task.suite
     choose("suite", name, list(SUITES), "change task")
-    return SUITES[name](settings, identity)
+    return SUITES[name]
 
 
-__all__ = ["SUITES", "Suite", "build_suite"]
+__all__ = ["SUITES", "Suite", "build_suite", "suite_class"]

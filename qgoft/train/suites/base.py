@@ -1,6 +1,7 @@
 """What a run must know about its task, whatever the suite."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import ClassVar
 
 from accelerate import Accelerator
@@ -52,9 +53,10 @@ class Suite(ABC):
             QgoftError: something is wrong with them.
         """
 
+    @classmethod
     @abstractmethod
-    def build_model(self) -> PreTrainedModel:
-        """The backbone with a new head for this task. The head is drawn from torch's random state."""
+    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+        """The backbone in `folder` with a new head for this task. The head is drawn from torch's random state."""
 
     @abstractmethod
     def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:

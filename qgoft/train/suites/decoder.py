@@ -1,6 +1,7 @@
 """Decoders: tuned on instructions and answers once, and scored on any of the tasks that follow from that training."""
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_decoder
+from qgoft.settings import RunSettings
 from qgoft.tasks.halves import hold_out
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
@@ -68,8 +70,9 @@ class Decoder(TextSuite):
     def read_part(self, part: str, columns: list[str]) -> Dataset:
         return read_rows(self.identity.data.files[part][0], f"{self.settings.task.full_name}, {part} part", columns)
 
-    def build_model(self) -> PreTrainedModel:
-        return load_decoder(self.settings, self.identity.model.folder)
+    @classmethod
+    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+        return load_decoder(settings, folder)
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Padded on the right; the loss counts the answer and the end."""

@@ -1,6 +1,7 @@
 """GLUE: classification, and one regression, of sentences and pairs."""
 
 import math
+from pathlib import Path
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -10,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from qgoft.errors import Diverged
 from qgoft.models import load_classifier
-from qgoft.settings import TaskSettings
+from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.glue import load_parts
 from qgoft.train.evaluate import Measured, Outcome, forward_rows, token_lengths
 from qgoft.train.suites.base import TextSuite
@@ -25,8 +26,9 @@ class Glue(TextSuite):
         self.train_labels = list(parts.train["labels"])
         self.rows, self.is_subset = parts.rows, parts.is_subset
 
-    def build_model(self) -> PreTrainedModel:
-        return load_classifier(self.settings, self.identity.model.folder)
+    @classmethod
+    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+        return load_classifier(settings, folder)
 
     def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
         task, rows = self.settings.task, self.scored[part]

@@ -1,5 +1,6 @@
 """SQuAD: the answer to a question is a span of its passage."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from qgoft.errors import Diverged
 from qgoft.models import load_backbone
+from qgoft.settings import RunSettings
 from qgoft.tasks.squad import MODEL_INPUT, answers_of, exact_match_and_f1, load_parts, question_scores
 from qgoft.train.evaluate import Measured, Outcome, forward_rows, token_lengths
 from qgoft.train.suites.base import TextSuite
@@ -26,8 +28,9 @@ class Squad(TextSuite):
         self.parts = list(parts.questions)
         self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
 
-    def build_model(self) -> PreTrainedModel:
-        return load_backbone(self.settings, self.identity.model.folder, AutoModelForQuestionAnswering, self.head, num_labels=2)
+    @classmethod
+    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+        return load_backbone(settings, folder, AutoModelForQuestionAnswering, cls.head, num_labels=2)
 
     def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
         questions, windows, options = self.questions[part], self.windows[part], self.settings.task.options

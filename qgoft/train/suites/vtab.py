@@ -1,5 +1,6 @@
 """VTAB-1K: classification of pictures."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from transformers.utils import ModelOutput
 from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_backbone
 from qgoft.models.drop_path import set_drop_path
+from qgoft.settings import RunSettings
 from qgoft.tasks.pictures import PixelBatch
 from qgoft.tasks.vtab import load_parts
 from qgoft.train.evaluate import Measured, Outcome, forward_rows
@@ -38,13 +40,11 @@ class Vtab(Suite):
         self.train_labels = list(parts.train["labels"])
         self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
 
-    def build_model(self) -> PreTrainedModel:
-        train, task = self.settings.train, self.settings.task
+    @classmethod
+    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+        train, classes = settings.train, settings.task.options["classes"]
         changes = {} if train.drop_hidden is None else {"hidden_dropout_prob": train.drop_hidden}
-        folder = self.identity.model.folder
-        model = load_backbone(
-            self.settings, folder, AutoModelForImageClassification, self.head, num_labels=task.options["classes"], changes=changes
-        )
+        model = load_backbone(settings, folder, AutoModelForImageClassification, cls.head, num_labels=classes, changes=changes)
         set_drop_path(model, train.drop_path)
         return model
 

@@ -2,6 +2,6 @@
 
 from qgoft.tuners.goft.config import GoftConfig
 from qgoft.tuners.goft.layer import GoftLayer
-from qgoft.tuners.goft.model import GoftModel, orthogonality_error, orthogonality_penalty
+from qgoft.tuners.goft.model import GoftModel, orthogonality_penalty
 
-__all__ = ["GoftConfig", "GoftLayer", "GoftModel", "orthogonality_error", "orthogonality_penalty"]
+__all__ = ["GoftConfig", "GoftLayer", "GoftModel", "orthogonality_penalty"]

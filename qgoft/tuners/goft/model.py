@@ -101,14 +101,3 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     # FSDP2 gives each process a part of a parameter; the penalty is that of the whole.
     blocks = torch.cat([(block.full_tensor() if hasattr(block, "full_tensor") else block).float() for block in free])
     return (blocks[:, :, 0] * blocks[:, :, 1]).sum(-1).square().sum()
-
-
-@torch.no_grad()
-def orthogonality_error(model: nn.Module) -> float | None:
-    """max |R^T R - I| over all adapted layers, entry by entry, in float64; None where the model has no such layer."""
-    worst = None
-    for layer, name in _active(model):
-        matrix = layer.get_matrix(name).double()
-        error = (matrix.T @ matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)).abs().max().item()
-        worst = error if worst is None else max(worst, error)
-    return worst

@@ -1,0 +1,69 @@
+"""The papers' models as shapes alone: built on the meta device, without weights, in a second."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from qgoft.errors import choose
+
+
+def _deberta() -> nn.Module:
+    config = DebertaV2Config(
+        vocab_size=128100,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        relative_attention=True,
+        position_buckets=256,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+        pooler_hidden_size=768,
+    )
+    return DebertaV2ForSequenceClassification(config)
+
+
+def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, *, is_tied: bool = False) -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=is_tied,
+    )
+    return LlamaForCausalLM(config)
+
+
+# By the names of configs/model.
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "deberta_v3_base": _deberta,
+    "vit_base": lambda: ViTForImageClassification(ViTConfig()),
+    "llama2_7b": lambda: _llama(4096, 11008, 32, 32, 32, 32000),
+    "llama32_3b": lambda: _llama(3072, 8192, 28, 24, 8, 128256, is_tied=True),
+    "llama31_8b": lambda: _llama(4096, 14336, 32, 32, 8, 128256),
+}
+
+
+def build_shapes(name: str) -> nn.Module:
+    """A model of the papers on the meta device.
+
+    Raises:
+        QgoftError: an unknown name.
+    """
+    choose("model", name, list(ARCHITECTURES), "these are the papers' own")
+    with torch.device("meta"):
+        return ARCHITECTURES[name]()

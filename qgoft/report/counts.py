@@ -1,0 +1,41 @@
+"""Numbers of trainable parameters beside the printed ones."""
+
+import re
+from decimal import Decimal
+
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+# Printed counts that are not those of the rows as described: paper, table, row -> what they are.
+REASONS = {
+    ("goft-icml2024", "table1", "fact_tk"): "FacT's own code has 86,528 at this rank",
+    ("goft-icml2024", "table1", "adalora"): "trained at rank 3, pruned to a budget of rank 2",
+    (
+        "goft-icml2024",
+        "table3",
+        "fact_tt_r16",
+    ): "copied from FacT: ranks up to 16, by task; r=16 on query, key, value and output has 36,864",
+    ("goft-icml2024", "table3", "fact_tk_r32"): "copied from FacT: ranks up to 32, by task",
+    ("goft-icml2024", "table2", "adalora"): "the paper states no rank",
+    ("psoft-iclr2026", "table3", "full"): "with a head of 100 classes",
+    (
+        "psoft-iclr2026",
+        "table5",
+        "oft_v2_b32",
+    ): "blocks of 32 have 496 entries each; no choice among LLaMA's seven layers gives what is printed",
+}
+
+
+def agrees(count: int, printed: str, total: int) -> bool:
+    """Whether a count rounds to what is printed: 0.33M, 184M, 3.21B, or 0.25% of all parameters.
+
+    A unit of the last printed digit is allowed, since papers round up, down and to the nearest.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB%])", printed)
+    if not match:
+        raise ValueError(f"{printed!r} is no printed count; the forms are 0.33M, 184M, 3.21B and 0.25%")
+    number, unit = Decimal(match[1]), match[2]
+    last = Decimal(1).scaleb(number.as_tuple().exponent)  # type: ignore[arg-type]
+    ours = Decimal(count) / (Decimal(total) / 100 if unit == "%" else UNITS[unit])
+    return abs(ours - number) < last

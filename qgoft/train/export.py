@@ -1,0 +1,55 @@
+"""A finished run as a plain folder of transformers: the adapter in the weights, readable without this package."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from qgoft.errors import QgoftError
+from qgoft.methods import apply_method
+from qgoft.records import read_record
+from qgoft.settings import settings_from_record
+from qgoft.tasks.sources import find_model
+from qgoft.train.shared import load_trained
+from qgoft.train.suites import suite_class
+
+# Files of a model folder that turn text or pictures into inputs, or steer generation.
+KEPT = ("token", "vocab", "merges", "spm", "special_tokens", "preprocessor", "processor", "generation_config", "chat_template")
+
+
+def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
+    """Merge what a run trained into its base model and write that, with its head and tokenizer, to `target`.
+
+    Args:
+        model_path: folder of the base model, where the run had its weights from a directory.
+
+    Raises:
+        QgoftError: the run is not done, its base is not here or another one, or its method cannot be merged.
+    """
+    record = read_record(run / "record.json")
+    if record["status"] != "done":
+        raise QgoftError(f"{run} is {record['status']}; only a run that is done has weights to export")
+    settings = settings_from_record(record)
+    if settings.model.init == "random":
+        raise QgoftError(f"{run} started from random weights, which are not kept")
+    if settings.model.path and model_path is None:
+        raise QgoftError(f"{run} had the weights of {record['model']} from a directory; name it with --model")
+    base = find_model(dataclasses.replace(settings.model, path=model_path))
+    known = record["provenance"]["model"]["sha256"]
+    if base.sha256 != known:
+        raise QgoftError(f"{run} was trained on other weights of {record['model']} (sha256 {known[:12]}) than these ({base.sha256[:12]})")
+    suite = suite_class(settings)
+    spec = settings.model if suite.head is None else dataclasses.replace(settings.model, head=suite.head)
+    model = suite.build_model(settings, base.folder)
+    adapted = apply_method(model, spec, settings.method, total_steps=record["cost"]["steps"])
+    load_trained(adapted, run / "adapter")
+    plain = adapted.model
+    if adapted.is_peft:
+        try:
+            plain = adapted.model.merge_and_unload(safe_merge=True)
+        except (ValueError, TypeError) as error:
+            raise QgoftError(f"method {record['method']} cannot be exported: {error}") from error
+    target.mkdir(parents=True, exist_ok=True)
+    plain.save_pretrained(target)
+    for path in sorted(base.folder.iterdir()):
+        if path.is_file() and any(part in path.name for part in KEPT):
+            shutil.copyfile(path, target / path.name)

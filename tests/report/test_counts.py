@@ -1,0 +1,68 @@
+"""The counts that the papers print, from shapes alone."""
+
+import counts as script
+import pytest
+
+from qgoft.errors import QgoftError
+from qgoft.methods.base import REGISTRY
+from qgoft.models.architectures import build_shapes
+from qgoft.report.counts import REASONS, agrees
+from qgoft.report.published import load_figures
+
+
+@pytest.fixture(scope="module")
+def table():
+    return script.build_table()
+
+
+def test_every_published_count_agrees_or_has_its_reason(table):
+    verdicts = [row[-1] for row in table.rows if row[4] != "-"]
+    assert "DIFFERS" not in verdicts
+    assert "" not in verdicts
+    assert verdicts.count("agrees") == 94
+    assert len(table.notes) == len(REASONS)
+
+
+def test_every_method_is_counted_on_every_model(table):
+    names = {name.partition("@")[0] for name in REGISTRY}
+    for model in {row[0] for row in table.rows}:
+        counted = {row[2].partition("@")[0] for row in table.rows if row[0] == model}
+        assert names - counted <= {"base", "linear", "bitfit"}, model
+
+
+def test_reasons_name_printed_rows_that_differ(table):
+    for paper, name, row in REASONS:
+        assert row in load_figures(paper, name)["rows"]
+
+
+@pytest.mark.parametrize(
+    ("count", "printed", "total", "expected"),
+    [
+        (331_776, "0.33M", 1, True),
+        (339_999, "0.33M", 1, True),  # cut, not rounded
+        (341_000, "0.33M", 1, False),
+        (183_831_552, "184M", 1, True),
+        (3_212_749_824, "3.21B", 1, True),
+        (524_160, "0.007%", 6_738_415_616, True),
+        (524_160, "0.009%", 6_738_415_616, False),
+        (29_900, "29K", 1, True),
+    ],
+)
+def test_agreement_is_to_the_last_printed_digit(count, printed, total, expected):
+    assert agrees(count, printed, total) == expected
+
+
+def test_other_spellings_are_refused():
+    with pytest.raises(ValueError, match="is no printed count"):
+        agrees(1, "a third of a million", 1)
+
+
+def test_unknown_architectures_are_refused():
+    with pytest.raises(QgoftError, match="deberta_v3_base"):
+        build_shapes("gpt5")
+
+
+def test_shapes_hold_no_memory():
+    model = build_shapes("llama31_8b")
+    assert all(p.is_meta for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) == 8_030_261_248

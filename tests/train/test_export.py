@@ -1,0 +1,70 @@
+"""An exported run is a plain folder: another process, which never imports this package, loads it and predicts what the run predicted."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import convert
+import pytest
+from _settings import compose_settings
+
+from qgoft.errors import QgoftError
+from qgoft.pocket.weights import weights_folder
+from qgoft.train.export import export_run
+from qgoft.train.run import run
+
+READ = """
+import json, sys
+sys.modules["qgoft"] = None  # importing it would fail
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, rows = sys.argv[1:]
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+table = load_dataset("parquet", data_files=rows, split="train")[:64]
+batch = tokenizer(table["sentence1"], table["sentence2"], truncation=True, max_length=64, padding=True, return_tensors="pt")
+print(json.dumps(model(**batch).logits.argmax(-1).tolist()))
+"""
+
+
+def train(root, *words):
+    settings = compose_settings([f"results.root={root}", "task=glue/rte", "train.max_steps=8", "train.evaluations=1", *words])
+    record = run(settings)
+    return root / "runs" / record["key"], settings
+
+
+@pytest.mark.parametrize("method", ["qgoft", "lora", "fact_tt", "full"])
+def test_it_predicts_without_this_package(method, tmp_path):
+    from qgoft.ledger import identify
+
+    folder, settings = train(tmp_path, f"method={method}")
+    assert convert.main(["export", str(folder), str(tmp_path / "plain")]) == 0
+    with gzip.open(folder / "predictions.jsonl.gz", "rt") as file:
+        recorded = [json.loads(line)["prediction"] for line in file][:64]
+    (rows,) = identify(settings).data.files["test"]
+    command = [sys.executable, "-c", READ, str(tmp_path / "plain"), str(rows)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()[-1])
+    # Rounding may turn an item whose two logits are nearly equal.
+    assert sum(a != b for a, b in zip(found, recorded, strict=True)) <= 1
+
+
+def test_what_cannot_be_exported_is_told(tmp_path):
+    folder, _ = train(tmp_path / "h", "method=h_adapter")
+    with pytest.raises(QgoftError, match=r"h_adapter cannot be exported.*not linear"):
+        export_run(folder, tmp_path / "plain")
+    folder, _ = train(tmp_path / "r", "method=lora", "model=pocket_deberta_random")
+    with pytest.raises(QgoftError, match="random weights, which are not kept"):
+        export_run(folder, tmp_path / "plain")
+    folder, _ = train(tmp_path / "p", "method=lora", f"model.path={weights_folder('pocket-deberta')}")
+    with pytest.raises(QgoftError, match="name it with --model"):
+        export_run(folder, tmp_path / "plain")
+    with pytest.raises(QgoftError, match="trained on other weights"):
+        export_run(folder, tmp_path / "plain", str(weights_folder("pocket-vit")))
+    export_run(folder, tmp_path / "plain", str(weights_folder("pocket-deberta")))
+    with pytest.raises(QgoftError, match="is not empty"):
+        convert.main(["export", str(folder), str(tmp_path / "plain")])
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**record, "status": "failed", "reason": "a test"}))
+    with pytest.raises(QgoftError, match="is failed"):
+        export_run(folder, tmp_path / "other")
