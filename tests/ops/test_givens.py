@@ -241,3 +241,12 @@ def test_released_version_is_not_orthogonal():
 def test_released_version_refuses_odd_widths():
     with pytest.raises(ValueError, match="even width"):
         givens.mix_neighbours(torch.zeros(7), torch.zeros(6, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inverse_of_half_blocks_is_wide(dtype):
+    """LU has no half on a CPU."""
+    blocks = (givens.identity_blocks(11) + 0.2 * random_blocks(12).float()).to(dtype)
+    inverse = givens.inverse_blocks(blocks)
+    assert inverse.dtype == torch.float32
+    assert (inverse.transpose(1, 2) @ blocks.float() - torch.eye(2)).abs().max() < 1e-5

@@ -66,3 +66,8 @@ def test_shapes_hold_no_memory():
     model = build_shapes("llama31_8b")
     assert all(p.is_meta for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == 8_030_261_248
+
+
+def test_readme_quotes_the_table(table, repository):
+    verdicts = [row[-1] for row in table.rows if row[4] != "-"]
+    assert f"{verdicts.count('agrees')} of {len(verdicts)} printed counts" in " ".join((repository / "README.md").read_text().split())

@@ -21,14 +21,16 @@ def inverse_blocks(blocks: Tensor) -> Tensor:
     """Blocks whose *transposed* mix undoes `mix_pairs(x, blocks)`: the inverse transposes, [..., 2, 2].
 
     With R = P_L ... P_1, R^-1 = P_1^-1 ... P_L^-1 = (P_L^-T ... P_1^-T)^T, so
-    mix_pairs(mix_pairs(x, blocks), inverse_blocks(blocks), transpose=True) is x.
+    mix_pairs(mix_pairs(x, blocks), inverse_blocks(blocks), transpose=True) is x. Blocks of 16 bits give an inverse of 32.
 
     Raises:
         ValueError: a block is singular, so that nothing can undo it.
     """
+    eps = torch.finfo(blocks.dtype).eps
+    blocks = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
     determinant = torch.linalg.det(blocks)
     scale = blocks.flatten(-2).square().sum(-1)
-    if bool((determinant.abs() <= 16 * torch.finfo(blocks.dtype).eps * scale).any()):
+    if bool((determinant.abs() <= 16 * eps * scale).any()):
         raise ValueError("a 2x2 block is singular and cannot be undone; reload the base model instead of unmerging")
     inverse: Tensor = torch.linalg.inv(blocks)
     return inverse.transpose(-1, -2)
