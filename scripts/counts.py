@@ -31,6 +31,8 @@ TABLES = [
     ("psoft-iclr2026", "table13", "llama32_3b", "all_linear"),
     ("psoft-iclr2026", "table5", "llama31_8b", "qkvud"),
     ("psoft-iclr2026", "table15", "llama31_8b", "qkvud"),
+    ("psoft-iclr2026", "table17", "deberta_v3_base", "all_linear"),
+    ("psoft-iclr2026", "table18", "llama32_3b", "all_linear"),
 ]
 # What stands for a method where a table does not name its variant.
 USUAL = {"lora": "r8", "dora": "r8", "pissa": "r8", "adalora": "r8", "lora_xs": "r136", "psoft": "r46", "hra": "r8", "oft": "b32", "oft_v2": "b32",
@@ -74,10 +76,12 @@ def published() -> dict[tuple[str, str], dict[tuple[str, str], list[Printed]]]:
     places: dict[tuple[str, str], dict[tuple[str, str], list[Printed]]] = {}
     for paper, table, model, targets in TABLES:
         rows = places.setdefault((model, targets), {})
-        for name, row in load_figures(paper, table)["rows"].items():
+        printed = load_figures(paper, table)
+        for name, row in printed["rows"].items():
+            params = str(row["values"][0]) if printed["columns"][0] == "params" else row["params"]
             method, variant = row["method"], row["variant"] or USUAL.get(row["method"], row["method"])
             place = places.setdefault((model, row["targets"]), {}) if "targets" in row else rows
-            place.setdefault((method, variant), []).append(Printed(paper, table, name, row["params"]))
+            place.setdefault((method, variant), []).append(Printed(paper, table, name, params))
     return places
 
 

@@ -1,11 +1,14 @@
 """Methods of the two papers that peft lacks, by this project's small tuners."""
 
 import peft
-from torch import nn
+import torch
+from peft.tuners.psoft.layer import PsoftLayer
+from torch import Tensor, nn
 
-from qgoft.methods.base import LINEAR, Context, Method, Shapes, Values, register
+from qgoft.methods.base import LINEAR, Context, Method, Penalty, Shapes, Values, register
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.fact import model_width
+from qgoft.tuners.layerwise import check_rank
 
 
 def count_bottleneck(shapes: Shapes, values: Values) -> int:
@@ -62,10 +65,34 @@ register(Method("fact_tk", {"r": "rank"}, count_fact_tk, _fact("tk")))
 
 
 def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
+    if "pissa" in values:
+        check_rank(values["r"], *min(context.shapes, key=min))
+        return peft.PsoftConfig(
+            r=values["r"], psoft_alpha=values["r"], psoft_orth=False, psoft_mag_a=False, psoft_mag_b=False, ab_svd_init="pissa_init"
+        )
     return LoraXsConfig(r=values["r"], scale=context.options.get("scale", 1.0), svd_iterations=context.options.get("svd_iterations"))
 
 
-register(Method("lora_xs", {"r": "rank"}, lambda s, v: len(s) * v["r"] ** 2, _lora_xs))
+def _distance(values: Values) -> Penalty | None:
+    """Sum over the layers of |R^T R - I|_F, what gamma weighs in PSOFT's table 6, where R starts at the identity."""
+
+    def distance(model: nn.Module) -> Tensor:
+        cores = [rotation.weight for module in model.modules() if isinstance(module, PsoftLayer) for rotation in module.psoft_R.values()]
+        return torch.stack([torch.linalg.matrix_norm(r.T @ r - torch.eye(len(r), device=r.device)) for r in cores]).sum()
+
+    return distance if "pissa" in values else None
+
+
+register(
+    Method(
+        "lora_xs",
+        {"r": "rank"},
+        lambda s, v: len(s) * v["r"] ** 2,
+        _lora_xs,
+        words={"pissa": "R in place of the identity between PiSSA's factors, instead of beside the weight"},
+        penalty=_distance,
+    )
+)
 # The plain form of SVFT: one value for every singular vector.
 register(Method("svft_p", {}, lambda s, v: sum(min(shape) for shape in s), lambda values, context: SvftConfig()))
 # Full blocks, as the GOFT paper counts OFT: b d parameters a layer.

@@ -3,6 +3,7 @@
 Shapes: an adapted layer has n outputs and d inputs; a list of shapes is [(n, d), ...] over all adapted layers.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,14 +11,15 @@ from typing import Any
 
 import peft
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qgoft.errors import QgoftError, choose
 from qgoft.settings import MethodSettings, ModelSettings
 
 Shapes = list[tuple[int, int]]
-Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}
+Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}, r64-strict-k3 -> {"r": 64, "strict": 1, "k": 3}
+Penalty = Callable[[nn.Module], Tensor]
 LINEAR = (nn.Linear, Conv1D)
 
 
@@ -36,8 +38,10 @@ class Method:
 
     Attributes:
         letters: what the letters of a variant mean, such as {"r": "rank"}; empty where there is nothing to choose.
+        words: what may follow them, each behind a dash, with its meaning; `k#` takes a number, r64-k3.
         count: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
         config: makes the peft configuration, without targets; None for methods that only free existing parameters.
+        penalty: for a variant, what method.penalty weighs in the loss; None where there is nothing to penalise.
         free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
         prepare: called once before the model is wrapped.
@@ -47,6 +51,8 @@ class Method:
 
     name: str
     letters: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict, kw_only=True)
+    penalty: Callable[[Values], Penalty | None] = field(default=lambda values: None, kw_only=True)
     count: Callable[[Shapes, Values], int] | None = None
     config: Callable[[Values, Context], PeftConfig] | None = None
     free: Callable[[str], bool] | None = None
@@ -68,6 +74,7 @@ class Adapted:
     head_names: set[str]  # names of the parameters of the head
     after_step: Callable[[nn.Module, int], None] | None
     settled_at: int = 0
+    penalty: Penalty | None = None
 
 
 REGISTRY: dict[str, Method] = {}
@@ -90,19 +97,28 @@ def method_names() -> list[str]:
 
 
 def parse_variant(method: Method, variant: str) -> Values:
-    """Read a variant: letters with numbers, such as r8 or b8m2; for a method without letters, its own name.
+    """Read a variant: letters with numbers, such as r8 or b8m2, or for a method without letters its own name; then words behind dashes.
 
     Raises:
         QgoftError: it does not have this form.
     """
     wanted = "".join(f"{letter}<{meaning}>" for letter, meaning in method.letters.items()) or method.name
-    parts = re.findall(r"([a-z]+)(\d+)", variant)
-    if not method.letters and variant == method.name:
-        return {}
-    if "".join(letter + number for letter, number in parts) != variant or [letter for letter, _ in parts] != list(method.letters):
+    head, *words = variant.split("-")
+    parts = re.findall(r"([a-z]+)(\d+)", head) if method.letters else []
+    known = "".join(letter + number for letter, number in parts) if method.letters else method.name
+    if known != head or [letter for letter, _ in parts] != list(method.letters):
         raise QgoftError(f"variant {variant!r} of method {method.name}: needed is the form {wanted}; change METHOD or method.variant")
     values = {letter: int(number) for letter, number in parts}
-    if min(values.values()) < 1:
+    for word in words:
+        match = re.fullmatch(r"([a-z_]+)(\d*)", word)
+        name = match[1] if match else word
+        if match is None or name in values or (f"{name}#" if match[2] else name) not in method.words:
+            allowed = ", ".join(f"-{word.replace('#', '<number>')} ({meaning})" for word, meaning in method.words.items()) or "no words"
+            raise QgoftError(
+                f"variant {variant!r} of method {method.name}: {word!r} cannot follow {wanted}; allowed are {allowed}, each once"
+            )
+        values[name] = int(match[2] or 1)
+    if values and min(values.values()) < 1:
         raise QgoftError(f"variant {variant!r} of method {method.name}: the numbers must be at least 1")
     return values
 
@@ -128,6 +144,9 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     choose("method", settings.name, method_names(), "change METHOD")
     method = REGISTRY[settings.name]
     values = parse_variant(method, settings.variant)
+    penalty = method.penalty(values)
+    if settings.penalty and penalty is None:
+        raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} has nothing to penalise; leave it at 0")
     choose("choice of layers method.targets", settings.targets, list(spec.targets), f"these are what configs/model names for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head)]
     if spec.head and not head:
@@ -144,7 +163,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
         method.prepare()
     if method.config is None:
         return _free_parameters(model, method, values, list(targets.values()), set(head))
-    return _wrap(model, spec, settings, method, values, targets, total_steps)
+    return dataclasses.replace(_wrap(model, spec, settings, method, values, targets, total_steps), penalty=penalty)
 
 
 def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: Shapes, head: set[str]) -> Adapted:

@@ -1,7 +1,7 @@
 """The GOFT family, by this project's tuner."""
 
 from qgoft.methods.base import Context, Method, Shapes, Values, register
-from qgoft.tuners import GoftConfig
+from qgoft.tuners import GoftConfig, orthogonality_penalty
 
 # Parameters per layer of width d.
 COUNTS = {
@@ -20,7 +20,8 @@ def _register(name: str) -> None:
     def config(values: Values, context: Context) -> GoftConfig:
         return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"))
 
-    register(Method(name, {}, count, config))
+    # Rotations have orthogonal columns by construction.
+    register(Method(name, {}, count, config, penalty=lambda values: orthogonality_penalty if name.startswith("qgoft") else None))
 
 
 for _name in COUNTS:

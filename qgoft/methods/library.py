@@ -4,6 +4,7 @@ import peft
 from torch import nn
 
 from qgoft.methods.base import Context, Method, Shapes, Values, register
+from qgoft.tuners.psoft import PsoftOutputConfig
 
 
 def count_lora(shapes: Shapes, values: Values) -> int:
@@ -123,12 +124,47 @@ def _hra(values: Values, context: Context) -> peft.PeftConfig:
 register(Method("hra", {"r": "reflections"}, lambda s, v: sum(v["r"] * d for _, d in s), _hra))
 
 
+# Tables 6, 7, 16 and 17 and figures 3 and 8 of PSOFT.
+PSOFT_WORDS = {
+    "strict": "R alone, no scales",
+    "alpha": "R with the scale of its input alone",
+    "beta": "R with the scale of its output alone",
+    "symmetric": "both frozen factors carry the root of the singular values",
+    "borth": "the output's factor is the orthogonal one",
+    "exact": "the exact Cayley map",
+    "k#": "terms of the Neumann series instead of five",
+    "svd#": "iterations of a randomised decomposition instead of the full one",
+}
+EXCLUSIVE = [("strict", "alpha", "beta"), ("symmetric", "borth"), ("exact", "k")]
+
+
+def count_psoft(shapes: Shapes, values: Values) -> int:
+    """R in r x r by r (r - 1) / 2 skew entries, and alpha and beta of length r where they are trained (PSOFT, section 4)."""
+    r = values["r"]
+    scales = 0 if "strict" in values else 1 if "alpha" in values or "beta" in values else 2
+    return len(shapes) * (r * (r - 1) // 2 + scales * r)
+
+
 def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if values["r"] > smallest:
         raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
-    return peft.PsoftConfig(r=values["r"], psoft_alpha=values["r"], use_cayley_neumann=True, num_cayley_neumann_terms=5)
+    for group in EXCLUSIVE:
+        chosen = [word for word in group if word in values]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
+    kind = PsoftOutputConfig if "borth" in values else peft.PsoftConfig
+    return kind(
+        r=values["r"],
+        psoft_alpha=values["r"],
+        psoft_mag_a="strict" not in values and "beta" not in values,
+        psoft_mag_b="strict" not in values and "alpha" not in values,
+        ab_svd_init="pissa_init" if "symmetric" in values else "psoft_init",
+        psoft_svd="lowrank" if "svd" in values else "full",
+        psoft_svd_lowrank_niter=values.get("svd", 10),
+        use_cayley_neumann="exact" not in values,
+        num_cayley_neumann_terms=values.get("k", 5),
+    )
 
 
-# R in r x r by r(r-1)/2 skew entries, alpha and beta of length r (PSOFT, section 4).
-register(Method("psoft", {"r": "rank"}, lambda s, v: len(s) * (v["r"] * (v["r"] - 1) // 2 + 2 * v["r"]), _psoft))
+register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, words=PSOFT_WORDS))

@@ -21,20 +21,27 @@ REASONS = {
         "table5",
         "oft_v2_b32",
     ): "blocks of 32 have 496 entries each; no choice among LLaMA's seven layers gives what is printed",
+    (
+        "psoft-iclr2026",
+        "table18",
+        "psoft_r64",
+    ): "196 layers of 64 x 63 / 2 + 128 parameters are 420,224; the other nine ranks agree to the last digit",
 }
 
 
 def agrees(count: int, printed: str, total: int) -> bool:
-    """Whether a count rounds to what is printed: 0.33M, 184M, 3.21B, or 0.25% of all parameters.
+    """Whether a count rounds to what is printed: 0.33M, 184M, 3.21B, 0.25% of all parameters, or is the number itself.
 
-    A unit of the last printed digit is allowed, since papers round up, down and to the nearest.
+    Where it is rounded, a unit of the last printed digit is allowed, since papers round up, down and to the nearest.
 
     Raises:
         ValueError: it has another form.
     """
+    if printed.isdigit():
+        return count == int(printed)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB%])", printed)
     if not match:
-        raise ValueError(f"{printed!r} is no printed count; the forms are 0.33M, 184M, 3.21B and 0.25%")
+        raise ValueError(f"{printed!r} is no printed count; the forms are 0.33M, 184M, 3.21B, 0.25% and 331776")
     number, unit = Decimal(match[1]), match[2]
     last = Decimal(1).scaleb(number.as_tuple().exponent)  # type: ignore[arg-type]
     ours = Decimal(count) / (Decimal(total) / 100 if unit == "%" else UNITS[unit])

@@ -16,7 +16,6 @@ from qgoft.methods import Adapted
 from qgoft.settings import RunSettings
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.sharding import backward
-from qgoft.tuners import orthogonality_penalty
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -68,7 +67,7 @@ def fit(
         for batch in loader:
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
-                penalty = orthogonality_penalty(adapted.model) if settings.method.penalty else None
+                penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
                 backward(accelerator, model, loss, None if penalty is None else settings.method.penalty * penalty)
                 norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
                 # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.

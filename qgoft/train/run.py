@@ -37,7 +37,6 @@ from qgoft.train.progress import Progress, Tracker
 from qgoft.train.sharding import check_sharding, gather_state, whole
 from qgoft.train.shared import fit_or_load, trained_checksum, training_key
 from qgoft.train.suites import Suite, build_suite
-from qgoft.tuners import orthogonality_penalty
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
@@ -223,12 +222,11 @@ def _record(
 ) -> dict[str, Any]:
     settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
     seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
-    is_free = settings.method.name.startswith("qgoft")
     examples = steps * settings.train.batch_size * settings.train.accumulation if steps else None
     data, model = identity.data, identity.model
     with whole(adapted.model):
         max_error = _finite(orthogonality_error(adapted.model)) if fitted else None
-        penalty = _finite(orthogonality_penalty(adapted.model).item()) if fitted and is_free else None
+        penalty = _finite(adapted.penalty(adapted.model).item()) if fitted and adapted.penalty else None
     return {
         "schema": records.SCHEMA,
         "key": identity.key,

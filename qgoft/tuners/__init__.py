@@ -5,6 +5,7 @@ from qgoft.tuners.bottleneck import BottleneckConfig, BottleneckModel
 from qgoft.tuners.fact import FactConfig, FactModel
 from qgoft.tuners.goft import GoftConfig, GoftLayer, GoftModel, orthogonality_penalty
 from qgoft.tuners.oft_full import OftFullConfig, OftFullModel
+from qgoft.tuners.psoft import PsoftOutputConfig, PsoftOutputModel
 from qgoft.tuners.svd import LoraXsConfig, LoraXsModel, SvftConfig, SvftModel
 
 register_tuner("GOFT", GoftConfig, GoftModel)
@@ -12,6 +13,7 @@ register_tuner("BOTTLENECK", BottleneckConfig, BottleneckModel)
 register_tuner("FACT", FactConfig, FactModel)
 register_tuner("LORA_XS", LoraXsConfig, LoraXsModel)
 register_tuner("OFT_FULL", OftFullConfig, OftFullModel)
+register_tuner("PSOFT_OUTPUT", PsoftOutputConfig, PsoftOutputModel)
 register_tuner("SVFT", SvftConfig, SvftModel)
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "GoftModel",
     "LoraXsConfig",
     "OftFullConfig",
+    "PsoftOutputConfig",
     "SvftConfig",
     "orthogonality_penalty",
 ]

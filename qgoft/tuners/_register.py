@@ -9,7 +9,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 
 
-def register_tuner(name: str, config_class: type, model_class: type) -> None:
+def register_tuner(name: str, config_class: type, model_class: Any) -> None:
     """Add the member and register the classes. Calling it again changes nothing.
 
     Raises:
@@ -24,7 +24,7 @@ def register_tuner(name: str, config_class: type, model_class: type) -> None:
         type.__setattr__(PeftType, name, member)
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name])
     if known is None:
-        register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class)
+        register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
     elif known is not config_class:
         raise RuntimeError(
             f"peft already knows the type {name} as {known.__module__}.{known.__qualname__}; import either that package or qgoft in one process"
