@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qgoft"
 ALLOWED = {
     "ops": set(),
     "tuners": {"ops"},
-    "methods": {"tuners"},
+    "methods": {"ops", "tuners"},
     "models": set(),
     "pocket": set(),
     "records": set(),

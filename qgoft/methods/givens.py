@@ -1,27 +1,43 @@
 """The GOFT family, by this project's tuner."""
 
 from qgoft.methods.base import Context, Method, Shapes, Values, register
+from qgoft.ops.givens import count_pairs
 from qgoft.tuners import GoftConfig, orthogonality_penalty
 
-# Parameters per layer of width d.
+# Parameters per layer of width d with so many blocks, which are d - 1 but for a butterfly.
 COUNTS = {
-    "goft": lambda d: d - 1,
-    "goft_star": lambda d: 2 * d - 1,
-    "qgoft": lambda d: 4 * (d - 1),
-    "goft_v2": lambda d: d - 1,
-    "qgoft_v2": lambda d: 4 * (d - 1),
+    "goft": lambda d, blocks: blocks,
+    "goft_star": lambda d, blocks: blocks + d,
+    "qgoft": lambda d, blocks: 4 * blocks,
+    "goft_v2": lambda d, blocks: blocks,
+    "qgoft_v2": lambda d, blocks: 4 * blocks,
+}
+# Slow: what the tree is compared with. The neighbours of the second release are goft_v2 and qgoft_v2.
+WORDS = {
+    "butterfly": "every input reaches every output, d/2 log2 d blocks",
+    "sequential": "neighbour after neighbour, d-1 blocks in d-1 steps",
 }
 
 
 def _register(name: str) -> None:
+    words = {} if name.endswith("_v2") else WORDS
+
+    def pairing(values: Values) -> str:
+        chosen = [word for word in words if word in values] or ["tree"]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
+        return chosen[0]
+
     def count(shapes: Shapes, values: Values) -> int:
-        return sum(COUNTS[name](d) for _, d in shapes)
+        return sum(COUNTS[name](d, count_pairs(d, pairing(values))) for _, d in shapes)
 
     def config(values: Values, context: Context) -> GoftConfig:
-        return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"))
+        return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"), pairing=pairing(values))
 
     # Rotations have orthogonal columns by construction.
-    register(Method(name, {}, count, config, penalty=lambda values: orthogonality_penalty if name.startswith("qgoft") else None))
+    register(
+        Method(name, {}, count, config, words=words, penalty=lambda values: orthogonality_penalty if name.startswith("qgoft") else None)
+    )
 
 
 for _name in COUNTS:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from qgoft.report.figures import save_figure
 from qgoft.report.layout import Table
 from qgoft.report.published import load_figures
 
@@ -122,18 +121,10 @@ def draw_figures(record: Record, folder: Path) -> list[Path]:
     drawn = []
     lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
     if lines:
-        drawn += _save(_cost_figure(lines, record["reference"]), folder / "bench-cost")
+        drawn += save_figure(_cost_figure(lines, record["reference"]), folder / "bench-cost")
     if record["products"]:
-        drawn += _save(_width_figure(record), folder / "bench-width")
+        drawn += save_figure(_width_figure(record), folder / "bench-width")
     return drawn
-
-
-def _save(figure: Any, stem: Path) -> list[Path]:
-    paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
-    for path in paths:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    return paths
 
 
 def full_batch(line: Record, reference_name: str) -> list[tuple[Timing, Timing]]:

@@ -200,3 +200,16 @@ def test_targets_are_linear_layers_only():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 5))
     assert find_targets(model, ".*") == {"0": (4, 3), "2": (5, 4)}
     assert find_targets(model, ".*", REGISTRY["p_adapter"].kinds) == {"0": (4, 3), "1": (4, 4), "2": (5, 4)}
+
+
+@pytest.mark.parametrize(
+    ("variant", "per_layer"),
+    [("goft-sequential", lambda d, b: d - 1), ("goft_star-butterfly", lambda d, b: b + d), ("qgoft-butterfly", lambda d, b: 4 * b)],
+)
+def test_other_pairings_have_their_own_counts(variant, per_layer):
+    _, adapted = build(variant.partition("-")[0], f"method.variant={variant}")
+    # Widths 96 and 384: pairs (i, i + s) with bit log2 s of i zero.
+    blocks = {d: sum(not i & 2**r for r in range(d.bit_length()) for i in range(d - 2**r)) for d in (96, 384)}
+    assert adapted.trainable == 15 * per_layer(96, blocks[96]) + 3 * per_layer(384, blocks[384])
+    with pytest.raises(QgoftError, match="butterfly and sequential exclude each other"):
+        build("goft", "method.variant=goft-butterfly-sequential")

@@ -508,3 +508,34 @@ def test_goft_stays_orthogonal_for_a_thousand_steps(width):
     moved = max(p.abs().max().item() for p in model.parameters() if p.requires_grad)
     assert moved > 0.5, "the angles are far from where they started"
     assert orthogonality_error(model) < 1e-5
+
+
+@pytest.mark.parametrize("pairing", ["butterfly", "sequential"])
+@pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
+def test_other_pairings(variant, pairing, tmp_path):
+    """Slow and dense, but adapters like the others: start, merge, save."""
+    torch.manual_seed(0)
+    base = Toy().eval()
+    start = wrap(variant, copy.deepcopy(base), random=False, pairing=pairing)
+    assert_near(start(rows()), base(rows()))
+    model = wrap(variant, copy.deepcopy(base), pairing=pairing)
+    assert_differs(model(rows()), base(rows()))
+    assert_differs(model(rows()), wrap(variant, copy.deepcopy(base))(rows()))
+    if variant == "goft":
+        assert orthogonality_error(model) < 1e-5
+    expected = model(rows())
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    assert torch.equal(again(rows()), expected)
+    before = model.base_model.model.first.base_layer.weight.clone()
+    model.merge_adapter()
+    assert_near(model(rows()), expected)
+    model.unmerge_adapter()
+    torch.testing.assert_close(model.base_model.model.first.base_layer.weight, before, rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_release_has_a_pairing_of_its_own():
+    with pytest.raises(ValueError, match=r"pairing='butterfly'.*allowed are 'tree'"):
+        GoftConfig(variant="goft_v2", pairing="butterfly")
+    with pytest.raises(ValueError, match=r"pairing='ring'.*allowed are 'tree', 'butterfly', 'sequential'"):
+        GoftConfig(pairing="ring")

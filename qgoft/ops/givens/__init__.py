@@ -2,15 +2,18 @@
 
 from qgoft.ops.givens.blocks import identity_blocks, inverse_blocks, rotation_blocks
 from qgoft.ops.givens.factors import Factors, build_factors
+from qgoft.ops.givens.pairings import PAIRINGS, count_pairs, pairing_matrix
 from qgoft.ops.givens.paths import PATHS, force_path
 from qgoft.ops.givens.reference import pairs, reference_matrix
 from qgoft.ops.givens.released import mix_neighbours, released_reference_matrix
 from qgoft.ops.givens.tree import mix_factors, mix_pairs, mixed_linear
 
 __all__ = [
+    "PAIRINGS",
     "PATHS",
     "Factors",
     "build_factors",
+    "count_pairs",
     "force_path",
     "identity_blocks",
     "inverse_blocks",
@@ -18,6 +21,7 @@ __all__ = [
     "mix_neighbours",
     "mix_pairs",
     "mixed_linear",
+    "pairing_matrix",
     "pairs",
     "reference_matrix",
     "released_reference_matrix",

@@ -6,6 +6,8 @@ from typing import Literal
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from qgoft.ops.givens import PAIRINGS
+
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
 ANGLES = ("tanh", "plain")
 
@@ -15,7 +17,7 @@ class GoftConfig(PeftConfig):
     """Adapter by a product of d-1 paired 2x2 blocks on the input of each target layer of width d.
 
     Raises:
-        ValueError: an unknown variant or angle, a bias rule other than "none", or layer indexes together with a regex.
+        ValueError: an unknown variant, angle or pairing (goft_v2 and qgoft_v2 have their own), a bias rule other than "none", or layer indexes together with a regex.
     """
 
     variant: Literal["goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2"] = field(
@@ -28,6 +30,13 @@ class GoftConfig(PeftConfig):
     angle: Literal["tanh", "plain"] = field(
         default="tanh",
         metadata={"help": "Angle of goft, goft_star and goft_v2: pi * tanh(p) as released, or p itself as printed."},
+    )
+    pairing: Literal["tree", "butterfly", "sequential"] = field(
+        default="tree",
+        metadata={
+            "help": "tree: the method. butterfly (d/2 log2 d blocks) and sequential (d-1 blocks, neighbour after neighbour) are dense and slow, to "
+            "compare with."
+        },
     )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the linear layers to adapt, a regular expression, or 'all-linear'."}
@@ -47,6 +56,7 @@ class GoftConfig(PeftConfig):
         for name, value, allowed in (
             ("variant", self.variant, VARIANTS),
             ("angle", self.angle, ANGLES),
+            ("pairing", self.pairing, PAIRINGS if not self.is_released_version else ("tree",)),
             ("bias", self.bias, ("none",)),
         ):
             if value not in allowed:

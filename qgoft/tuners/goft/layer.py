@@ -15,12 +15,14 @@ from transformers.pytorch_utils import Conv1D
 from qgoft.ops.givens import (
     Factors,
     build_factors,
+    count_pairs,
     identity_blocks,
     inverse_blocks,
     mix_factors,
     mix_neighbours,
     mix_pairs,
     mixed_linear,
+    pairing_matrix,
     rotation_blocks,
 )
 from qgoft.ops.givens.paths import can_share, choose_path
@@ -76,10 +78,11 @@ class GoftLayer(BaseTunerLayer):
         if config.is_released_version:
             check_even(d)
         self.goft_config[adapter_name] = config
+        count = count_pairs(d, config.pairing)
         if config.is_free:
-            self.goft_blocks[adapter_name] = nn.Parameter(identity_blocks(d - 1))
+            self.goft_blocks[adapter_name] = nn.Parameter(identity_blocks(count))
         else:
-            self.goft_theta[adapter_name] = nn.Parameter(torch.zeros(d - 1))
+            self.goft_theta[adapter_name] = nn.Parameter(torch.zeros(count))
         if config.variant == "goft_star":
             self.goft_scale[adapter_name] = nn.Parameter(torch.ones(d))
         if not config.init_weights:
@@ -95,7 +98,7 @@ class GoftLayer(BaseTunerLayer):
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
 
     def get_blocks(self, adapter_name: str) -> Tensor:
-        """The [d-1, 2, 2] blocks of an adapter, differentiable in its parameters."""
+        """The [d-1, 2, 2] blocks of an adapter (more with pairing butterfly), differentiable in its parameters."""
         if adapter_name in self.goft_blocks:
             return self.goft_blocks[adapter_name]
         theta = self.goft_theta[adapter_name]
@@ -131,7 +134,16 @@ class GoftLayer(BaseTunerLayer):
         """R x on features (GOFT*: R (v * x)), in the dtype of x."""
         if self.goft_config[adapter_name].is_released_version:
             return mix_neighbours(x, self.get_blocks(adapter_name))
+        if self.goft_config[adapter_name].pairing != "tree":
+            return nn.functional.linear(x, self._dense(adapter_name).to(x.dtype))
         return mix_factors(x, self.get_factors(adapter_name))
+
+    def _dense(self, adapter_name: str) -> Tensor:
+        """R [d, d] of another pairing than the tree, with the scales of GOFT*, in at least float32."""
+        blocks = self.get_blocks(adapter_name)
+        blocks = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
+        matrix = pairing_matrix(blocks, self.in_features, self.goft_config[adapter_name].pairing)
+        return matrix * self.goft_scale[adapter_name] if adapter_name in self.goft_scale else matrix
 
     def get_matrix(self, adapter_name: str) -> Tensor:
         """Dense R [d, d] of an adapter, as the forward applies it."""
@@ -157,6 +169,9 @@ class GoftLinear(nn.Module, GoftLayer):
         weight = weight.to(torch.promote_types(weight.dtype, blocks.dtype))
         config = self.goft_config[adapter_name]
         scale = self.goft_scale.get(adapter_name)
+        if config.pairing != "tree":
+            matrix = self._dense(adapter_name).to(weight.dtype)
+            return torch.linalg.solve(matrix, weight, left=False) if undo else weight @ matrix
         if config.is_released_version:
             # W is stored with features last, so that W R = (R^T W^T)^T; the release has no transposed form, so R is made dense.
             matrix = self.get_matrix(adapter_name).to(weight.dtype)
@@ -226,7 +241,8 @@ class GoftLinear(nn.Module, GoftLayer):
     def _rotate_and_apply(self, x: Tensor, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
         """W (R x) + b: in one step where the base layer is a plain frozen one, else by rotating x and calling the layer."""
         base = self.base_layer
-        if self.goft_config[adapter_name].is_released_version or args or kwargs or not _is_plain(base):
+        config = self.goft_config[adapter_name]
+        if config.is_released_version or config.pairing != "tree" or args or kwargs or not _is_plain(base):
             return self.base_layer(self.rotate(x, adapter_name), *args, **kwargs)
         weight, bias = base.weight, base.bias
         if torch.is_autocast_enabled(x.device.type):

@@ -1,0 +1,95 @@
+"""How far from orthogonal each method's transformations went while training: a table and a figure, from history.jsonl of finished runs."""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+from qgoft.records import read_record
+from qgoft.report.figures import save_figure
+from qgoft.report.layout import Table
+from qgoft.settings import method_label
+
+# label -> one list of (share of the training, error) per run
+Traces = dict[str, list[list[tuple[float, float]]]]
+# Rounding of float32 products lies below.
+ROUNDING = 1e-5
+
+
+def read_traces(root: Path, protocol: str, suite: str) -> Traces:
+    """The traces of all done runs of a suite below a folder; pretrained backbones alone. A method that turns nothing has none."""
+    traces: Traces = defaultdict(list)
+    for path in sorted(root.rglob("record.json")):
+        record = read_record(path)
+        history = path.with_name("history.jsonl")
+        is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
+        if not is_asked or record["settings"]["model"]["init"] == "random" or not history.is_file():
+            continue
+        lines = [json.loads(line) for line in history.read_text().splitlines()]
+        steps = max(line["step"] for line in lines)
+        trace = [(line["step"] / steps, line["orthogonality"]) for line in lines if "orthogonality" in line]
+        if trace:
+            traces[method_label(record["method"], record["variant"])].append(trace)
+    return dict(sorted(traces.items(), key=lambda item: statistics.median(run[-1][1] for run in item[1])))
+
+
+def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
+    """The error at the end: median, smallest and largest over the runs of a method."""
+    table = Table(
+        "orthogonality", f"max |R^T R - I| after training ({suite}, {protocol})", ["method", "runs", "median", "smallest", "largest"]
+    )
+    for label, runs in traces.items():
+        ends = [run[-1][1] for run in runs]
+        table.rows.append([label, str(len(runs)), *(f"{value:.1e}" for value in (statistics.median(ends), min(ends), max(ends)))])
+    table.notes = [
+        "R is what each layer does to its input, scales included (PSOFT: to its principal subspace); below 1e-5 it is rounding",
+        "from history.jsonl of each run, measured at every evaluation",
+    ]
+    return table
+
+
+def draw_traces(traces: Traces, folder: Path) -> list[Path]:
+    """The error over the training: median of the runs, and their range. Returns the files."""
+    return save_figure(_figure(traces), folder / "orthogonality")
+
+
+def _figure(traces: Traces) -> Any:
+    figure, axis = plt.subplots(figsize=(7.5, 4.6))
+    ends = []
+    for number, (label, runs) in enumerate(traces.items()):
+        by_share: dict[float, list[float]] = defaultdict(list)
+        for run in runs:
+            for share, error in run:
+                by_share[share].append(max(error, 1e-9))
+        shares = sorted(by_share)
+        middle = [statistics.median(by_share[share]) for share in shares]
+        style = {"color": f"C{number % 10}", "ls": "--" if number >= 10 else "-"}
+        axis.plot(shares, middle, marker="o", ms=3, lw=1.4, **style)
+        axis.fill_between(
+            shares, [min(by_share[s]) for s in shares], [max(by_share[s]) for s in shares], color=style["color"], alpha=0.1, lw=0
+        )
+        ends.append([middle[-1], label, style["color"]])
+    axis.set_yscale("log")
+    axis.axhline(ROUNDING, color="0.5", lw=0.8, ls=":")
+    axis.text(0.005, ROUNDING * 1.15, "rounding", color="0.4", fontsize=8, transform=axis.get_yaxis_transform())
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of the training")
+    axis.set_ylabel("max |R$^T$R - I|")
+    axis.spines[["top", "right"]].set_visible(False)
+    _label_ends(axis, ends)
+    return figure
+
+
+def _label_ends(axis: Any, ends: list[list[Any]]) -> None:
+    """Names beside the ends of the lines, moved apart where they would cover each other."""
+    figure = axis.figure
+    figure.canvas.draw()
+    room = 11  # points between two lines of text
+    places = sorted((axis.transData.transform((1, value))[1] * 72 / figure.dpi, value, label, color) for value, label, color in ends)
+    last = float("-inf")
+    for place, value, label, color in places:
+        last = max(place, last + room)
+        axis.annotate(label, (1, value), xytext=(8, last - place), textcoords="offset points", color=color, fontsize=8, va="center")

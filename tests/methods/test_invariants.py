@@ -1,0 +1,50 @@
+"""For every method, at parameters away from the start: reloaded equals saved, and the same seed gives the same weights."""
+
+import peft
+import pytest
+import torch
+from _settings import compose_settings
+
+from qgoft.models import load_classifier
+from qgoft.pocket.weights import weights_folder
+from qgoft.train.shared import load_trained
+from tests.methods.test_merged import move
+from tests.methods.test_methods import METHODS, build, ids
+
+VARIANTS = ["psoft@r8-borth", "psoft@r8-strict-exact", "lora_xs@r8-pissa", "qgoft@qgoft-sequential", "goft@goft-butterfly"]
+
+
+def words(name):
+    method, _, variant = name.partition("@")
+    return method, [f"method.variant={variant}"] if variant else []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+def test_reloaded_equals_saved(name, tmp_path):
+    method, variant = words(name)
+    _, adapted = build(method, *variant)
+    move(adapted)
+    adapted.model.eval()
+    expected = adapted.model(input_ids=ids()).logits
+    _, again = build(method, *variant)
+    if adapted.is_peft:
+        adapted.model.save_pretrained(tmp_path)
+        load_trained(again, tmp_path)
+        # In another program peft alone is asked, with a head of its own to be replaced.
+        torch.manual_seed(9)
+        base = load_classifier(compose_settings(["task=glue/rte", f"method={method}", *variant]), weights_folder("pocket-deberta"))
+        loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+        assert torch.equal(loaded(input_ids=ids()).logits, expected)
+    else:
+        again.model.load_state_dict(adapted.model.state_dict())
+    assert torch.equal(again.model.eval()(input_ids=ids()).logits, expected)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+def test_the_same_seed_gives_the_same_weights(name):
+    method, variant = words(name)
+    (_, one), (_, two) = build(method, *variant), build(method, *variant)
+    for (first, a), (second, b) in zip(one.model.state_dict().items(), two.model.state_dict().items(), strict=True):
+        assert first == second
+        assert torch.equal(a, b)

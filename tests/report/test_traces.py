@@ -1,0 +1,54 @@
+"""The error of orthogonality over a training: read from real runs, tabled and drawn."""
+
+import orthogonality as script
+import pytest
+from _settings import compose_settings
+
+from qgoft.errors import QgoftError
+from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
+from qgoft.train.run import run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    for words in (
+        ["method=goft"],
+        ["method=goft", "seed=1"],
+        ["method=psoft"],
+        ["method=lora"],
+        ["method=goft", "model=pocket_deberta_random"],
+    ):
+        run(
+            compose_settings(
+                [*words, "task=glue/rte", "train.max_steps=4", "train.evaluations=2", "selection=last", f"results.root={root}"]
+            )
+        )
+    return root
+
+
+def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
+    traces = read_traces(root / "runs", "pocket", "glue")
+    assert list(traces) == ["goft", "psoft@r46"]  # from the nearest to the farthest
+    assert [len(runs) for runs in traces.values()] == [2, 1]
+    for runs in traces.values():
+        assert all([share for share, _ in trace] == [0.5, 1.0] for trace in runs)
+    table = build_trace_table(traces, "pocket", "glue")
+    assert table.rows[0][:2] == ["goft", "2"]
+    assert float(table.rows[0][4]) < 1e-5 < float(table.rows[1][2])
+
+
+def test_figures_are_the_same_byte_by_byte(root, tmp_path):
+    traces = read_traces(root / "runs", "pocket", "glue")
+    one, two = (draw_traces(traces, tmp_path / name) for name in "ab")
+    assert [path.suffix for path in one] == [".svg", ".png"]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+    assert all(name in one[0].read_text() for name in ("goft", "psoft@r46"))
+
+
+def test_the_script(root, capsys):
+    assert script.main(["--root", str(root)]) == 0
+    assert "max |R^T R - I| after training (glue, pocket)" in capsys.readouterr().out
+    assert (root / "tables" / "orthogonality.csv").is_file()
+    with pytest.raises(QgoftError, match="no run of squad under protocol pocket"):
+        script.main(["--root", str(root), "--suite", "squad"])
