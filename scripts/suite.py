@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -112,8 +113,15 @@ def compose_all(asked: list[tuple[str, ...]], jobs: int) -> list[RunSettings]:
     """The settings of each, several at a time where there are many."""
     if jobs == 1 or len(asked) < MANY:
         return [composed(words) for words in asked]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with start_pool(jobs) as pool:
         return list(pool.map(composed, asked, chunksize=4))
+
+
+def start_pool(jobs: int) -> ProcessPoolExecutor:
+    """Helpers that leave Ctrl-C to this process, which tells of it in a line."""
+    return ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
 
 
 def compose_cells(asked: list[tuple[str, ...]], seeds: list[str], jobs: int) -> list[Cell]:
@@ -130,7 +138,7 @@ def generate(cells: list[Cell], jobs: int) -> None:
     tasks = {(cell.settings.task.suite, cell.settings.task.name) for cell in cells if cell.settings.data.source == "pocket"}
     missing = sorted(task for task in tasks if not is_generated(*task))
     if len(missing) > 1 and jobs > 1:
-        with ProcessPoolExecutor(min(jobs, len(missing)), multiprocessing.get_context("spawn")) as pool:
+        with start_pool(min(jobs, len(missing))) as pool:
             list(pool.map(pocket_files, *zip(*missing, strict=True)))
 
 

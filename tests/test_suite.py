@@ -142,3 +142,19 @@ def test_squad_runs_and_prints_its_table(repository, tmp_path):
     assert header.split()[-2:] == ["EM", "F1"]
     assert "published qgoft (DeBERTaV3-base, other data; context only): 87.10  93.20" in done.stdout
     assert (tmp_path / "tables" / "table4.tex").is_file()
+
+
+def test_helpers_compose_and_draw_the_same(tmp_path, monkeypatch):
+    """Many settings are composed, and several tasks drawn, by processes of their own."""
+    from qgoft.pocket.data import is_generated, pocket_files, pocket_fingerprint
+
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "helpers"))
+    cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora", "--jobs", "2"]))
+    assert len(cells) >= suite.MANY
+    assert [cell.settings for cell in cells] == [suite.composed(cell.words[:-1]) for cell in cells]
+    few = [cell for cell in cells if cell.settings.task.name in ("cola", "rte")]
+    suite.generate(few, 2)
+    drawn = {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte") if is_generated("glue", name)}
+    assert not is_generated("glue", "stsb")
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "here"))
+    assert drawn == {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte")}
