@@ -88,8 +88,8 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
         """
         if self.merged:
             raise ValueError("adapters are merged; call unmerge_adapter() before adding another one")
-        self.config_of[adapter_name] = config
         self.add(adapter_name, config)
+        self.config_of[adapter_name] = config
         if not config.init_weights:
             for store in self.adapter_layer_names:
                 parameter = getattr(self, store).get(adapter_name)

@@ -5,6 +5,7 @@ import shutil
 
 import _settings
 import pytest
+import suite
 
 from qgoft.errors import QgoftError
 from qgoft.methods.base import REGISTRY
@@ -40,6 +41,9 @@ def test_three_moves_make_a_method(added, tmp_path):
     )
     record = run(settings)
     assert (record["status"], record["method"], record["variant"]) == ("done", METHOD, "r64")
+    # Its row of a table is marked: the recipe is another method's.
+    cell = suite.Cell((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
+    assert suite.is_altered(cell)
     assert record["params"]["trainable"] == REGISTRY[METHOD].count(SHAPES, {"r": 64}) == sum(n + 64 for n, _ in SHAPES)
 
 
