@@ -33,6 +33,10 @@ def write_atomically(path: Path, text: str) -> Path:
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
+            # mkstemp gives a file that nobody else can read; a record is for the group, as the user's umask has it.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.fchmod(file.fileno(), 0o666 & ~mask)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

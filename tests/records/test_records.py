@@ -139,3 +139,10 @@ def test_committed_records_are_whole(repository):
         assert record["status"] == "done"
         assert record["provenance"]["dirty"] is False
         assert "/" not in json.dumps(record["settings"]["data"]).replace("pocket/", "")
+
+
+def test_files_are_as_readable_as_any_other(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("")
+    path = records.write_atomically(tmp_path / "one", "text")
+    assert path.stat().st_mode == other.stat().st_mode
