@@ -40,6 +40,12 @@ def test_every_cell_composes_or_has_a_reason(protocol):
             with pytest.raises(QgoftError, match="no recipe"):
                 compose_settings(words)
             continue
+        suite, _, name = task.partition("/")
+        if suite == "glue" and name != "cola" and method != "qgoft":
+            # Composing takes a fifth of a second; what differs between these cells is a line of two tables.
+            recipe = yaml.safe_load((CONFIGS / "recipe" / protocol / f"{method}.yaml").read_text())
+            assert recipe["glue"][name]["lr"] > 0
+            continue
         settings = compose_settings(words)
         assert settings.optim.lr > 0
         parse_variant(REGISTRY[method], settings.method.variant)

@@ -166,7 +166,7 @@ def test_a_broken_promise_is_an_error(monkeypatch):
         (
             "qgoft",
             ["method.targets=everything"],
-            "unknown choice of layers method.targets 'everything'; allowed are all_linear, query_value, houlsby, pfeiffer",
+            "unknown choice of layers method.targets 'everything'; allowed are all_linear, houlsby, pfeiffer, query_value",
         ),
         (
             "qgoft",

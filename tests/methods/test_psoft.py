@@ -108,7 +108,8 @@ def test_ranks_of_tables_17_and_18():
         ("psoft", "r8-borth-symmetric", "symmetric and borth exclude each other"),
         ("psoft", "r8-exact-k3", "exact and k exclude each other"),
         ("lora", "r8-strict", "allowed are no words"),
-        ("qgoft", "qgoft-strict", "'strict' cannot follow qgoft; allowed are no words"),
+        ("qgoft", "qgoft-strict", "'strict' cannot follow qgoft; allowed are -butterfly"),
+        ("goft_v2", "goft_v2-butterfly", "'butterfly' cannot follow goft_v2; allowed are no words"),
         ("lora_xs", "r97-pissa", "rank 97 does not fit"),
     ],
 )
