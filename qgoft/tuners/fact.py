@@ -99,14 +99,14 @@ class FactModel(LayerwiseModel):
     layer_class: ClassVar[type[LayerwiseLayer]] = FactLayer
     uses_shared_state = True
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True, **kwargs: Any) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Makes the shared factors first, for the layers to lean on. peft comes here for every adapter, the first one inside its __init__."""
         if "fact_u" not in self._modules:
             self.fact_u, self.fact_v, self.fact_c = nn.ParameterDict({}), nn.ParameterDict({}), nn.ParameterDict({})
-        self._make_factors(model, adapter_name, self.peft_config[adapter_name], autocast_adapter_dtype)
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, **kwargs)
+        self._make_factors(model, adapter_name, self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _make_factors(self, model: nn.Module, adapter_name: str, config: FactConfig, is_widened: bool) -> None:
+    def _make_factors(self, model: nn.Module, adapter_name: str, config: FactConfig) -> None:
         targets = _maybe_include_all_linear_layers(self._prepare_adapter_config(config, self.get_model_config(model)), model)
         shapes, weight = [], None
         for key, module in model.named_modules():
@@ -116,9 +116,8 @@ class FactModel(LayerwiseModel):
                 shapes.append((weight.shape[1], weight.shape[0]) if isinstance(base, Conv1D) else (weight.shape[0], weight.shape[1]))
         width, r = model_width(shapes), config.r
         assert weight is not None
-        dtype = weight.dtype if weight.is_floating_point() else torch.float32
-        if is_widened:  # as peft does with what is in the layers
-            dtype = torch.promote_types(dtype, torch.float32)
+        # At least float32: peft widens what lies in layers alone, and does not tell a tuner when it was asked not to.
+        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         bound = math.sqrt(1 / width)
         factors = {"fact_u": torch.empty(width, r).uniform_(-bound, bound), "fact_v": torch.zeros(width, r)}
         if config.form == "tk":
