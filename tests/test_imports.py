@@ -19,7 +19,7 @@ ALLOWED = {
     "judge": {"records"},
     "train": {"tuners", "methods", "models", "tasks", "records", "ledger", "judge", "pocket"},
     "report": {"records", "judge"},
-    "bench": {"ops", "tuners", "methods", "records"},
+    "bench": {"ops", "tuners", "methods", "models", "records"},
     "errors": set(),
     "settings": set(),
     "_after_import": set(),

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import ViTConfig, ViTForImageClassification
+
+from qgoft.models.architectures import build_deberta, build_llama
 
 VOCABULARY = 1000
 
@@ -91,23 +86,7 @@ def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = Non
     """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
 
     def build() -> nn.Module:
-        return DebertaV2ForSequenceClassification(
-            DebertaV2Config(
-                vocab_size=VOCABULARY,
-                hidden_size=768,
-                num_hidden_layers=layers,
-                num_attention_heads=12,
-                intermediate_size=3072,
-                relative_attention=True,
-                position_buckets=256,
-                norm_rel_ebd="layer_norm",
-                share_att_key=True,
-                pos_att_type=["p2c", "c2p"],
-                position_biased_input=False,
-                type_vocab_size=0,
-                pooler_hidden_size=768,
-            )
-        )
+        return build_deberta(VOCABULARY, layers)
 
     def inputs(size: int) -> dict[str, Tensor]:
         return {"input_ids": torch.randint(0, VOCABULARY, (size, length)), "labels": torch.arange(size) % 2}
@@ -145,16 +124,7 @@ def llama(
     """A LLaMA decoder, by default as wide as LLaMA-3.2-1B; all seven linear layers of every block are adapted."""
 
     def build() -> nn.Module:
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=width,
-                intermediate_size=between,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=key_heads,
-            )
-        )
+        return build_llama(width, between, layers, heads, key_heads, VOCABULARY)
 
     def inputs(size: int) -> dict[str, Tensor]:
         ids = torch.randint(0, VOCABULARY, (size, length))

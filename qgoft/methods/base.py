@@ -3,9 +3,8 @@
 Shapes: an adapted layer has n outputs and d inputs; a list of shapes is [(n, d), ...] over all adapted layers.
 """
 
-import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +122,18 @@ def parse_variant(method: Method, variant: str) -> Values:
     return values
 
 
+def one_of(values: Values, words: Iterable[str]) -> str | None:
+    """The one of these words that a variant carries, or None.
+
+    Raises:
+        ValueError: it carries several of them.
+    """
+    chosen = [word for word in words if word in values]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
+    return chosen[0] if chosen else None
+
+
 def find_targets(model: nn.Module, pattern: str, kinds: tuple[type, ...] = LINEAR) -> dict[str, Shapes]:
     """Modules of these kinds whose full name matches, with their shape (n, d); of a norm, its width twice."""
     found = {}
@@ -144,8 +155,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     choose("method", settings.name, method_names(), "change METHOD")
     method = REGISTRY[settings.name]
     values = parse_variant(method, settings.variant)
-    penalty = method.penalty(values)
-    if settings.penalty and penalty is None:
+    if settings.penalty and method.penalty(values) is None:
         raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} has nothing to penalise; leave it at 0")
     choose("choice of layers method.targets", settings.targets, list(spec.targets), f"these are what configs/model names for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head)]
@@ -163,7 +173,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
         method.prepare()
     if method.config is None:
         return _free_parameters(model, method, values, list(targets.values()), set(head))
-    return dataclasses.replace(_wrap(model, spec, settings, method, values, targets, total_steps), penalty=penalty)
+    return _wrap(model, spec, settings, method, values, targets, total_steps)
 
 
 def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: Shapes, head: set[str]) -> Adapted:
@@ -201,4 +211,5 @@ def _wrap(
             f"{trainable:,}; refusing to train something else than what the row would claim"
         )
     settled_at = method.settled_at(total_steps) if method.settled_at else 0
-    return Adapted(wrapped, True, trainable, sum(free[n] for n in head), total + trainable, head, method.after_step, settled_at)
+    in_head = sum(free[n] for n in head)
+    return Adapted(wrapped, True, trainable, in_head, total + trainable, head, method.after_step, settled_at, method.penalty(values))

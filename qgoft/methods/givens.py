@@ -1,6 +1,6 @@
 """The GOFT family, by this project's tuner."""
 
-from qgoft.methods.base import Context, Method, Shapes, Values, register
+from qgoft.methods.base import Context, Method, Shapes, Values, one_of, register
 from qgoft.ops.givens import count_pairs
 from qgoft.tuners import GoftConfig, orthogonality_penalty
 
@@ -23,10 +23,7 @@ def _register(name: str) -> None:
     words = {} if name.endswith("_v2") else WORDS
 
     def pairing(values: Values) -> str:
-        chosen = [word for word in words if word in values] or ["tree"]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
-        return chosen[0]
+        return one_of(values, words) or "tree"
 
     def count(shapes: Shapes, values: Values) -> int:
         return sum(COUNTS[name](d, count_pairs(d, pairing(values))) for _, d in shapes)

@@ -3,7 +3,7 @@
 import peft
 from torch import nn
 
-from qgoft.methods.base import Context, Method, Shapes, Values, register
+from qgoft.methods.base import Context, Method, Shapes, Values, one_of, register
 from qgoft.tuners.psoft import PsoftOutputConfig
 
 
@@ -149,17 +149,14 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if values["r"] > smallest:
         raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
-    for group in EXCLUSIVE:
-        chosen = [word for word in group if word in values]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
-    kind = PsoftOutputConfig if "borth" in values else peft.PsoftConfig
+    scales, factor, _ = (one_of(values, words) for words in EXCLUSIVE)
+    kind = PsoftOutputConfig if factor == "borth" else peft.PsoftConfig
     return kind(
         r=values["r"],
         psoft_alpha=values["r"],
-        psoft_mag_a="strict" not in values and "beta" not in values,
-        psoft_mag_b="strict" not in values and "alpha" not in values,
-        ab_svd_init="pissa_init" if "symmetric" in values else "psoft_init",
+        psoft_mag_a=scales in (None, "alpha"),
+        psoft_mag_b=scales in (None, "beta"),
+        ab_svd_init="pissa_init" if factor == "symmetric" else "psoft_init",
         psoft_svd="lowrank" if "svd" in values else "full",
         psoft_svd_lowrank_niter=values.get("svd", 10),
         use_cayley_neumann="exact" not in values,

@@ -16,11 +16,12 @@ from transformers import (
 from qgoft.errors import choose
 
 
-def _deberta() -> nn.Module:
+def build_deberta(vocabulary: int = 128100, layers: int = 12) -> nn.Module:
+    """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
     config = DebertaV2Config(
-        vocab_size=128100,
+        vocab_size=vocabulary,
         hidden_size=768,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=12,
         intermediate_size=3072,
         relative_attention=True,
@@ -35,7 +36,8 @@ def _deberta() -> nn.Module:
     return DebertaV2ForSequenceClassification(config)
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, *, is_tied: bool = False) -> nn.Module:
+def build_llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, *, is_tied: bool = False) -> nn.Module:
+    """A LLaMA decoder."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -50,11 +52,11 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
 
 # By the names of configs/model.
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
-    "deberta_v3_base": _deberta,
+    "deberta_v3_base": build_deberta,
     "vit_base": lambda: ViTForImageClassification(ViTConfig()),
-    "llama2_7b": lambda: _llama(4096, 11008, 32, 32, 32, 32000),
-    "llama32_3b": lambda: _llama(3072, 8192, 28, 24, 8, 128256, is_tied=True),
-    "llama31_8b": lambda: _llama(4096, 14336, 32, 32, 8, 128256),
+    "llama2_7b": lambda: build_llama(4096, 11008, 32, 32, 32, 32000),
+    "llama32_3b": lambda: build_llama(3072, 8192, 28, 24, 8, 128256, is_tied=True),
+    "llama31_8b": lambda: build_llama(4096, 14336, 32, 32, 8, 128256),
 }
 
 

@@ -38,9 +38,8 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     if base.sha256 != known:
         raise QgoftError(f"{run} was trained on other weights of {record['model']} (sha256 {known[:12]}) than these ({base.sha256[:12]})")
     suite = suite_class(settings)
-    spec = settings.model if suite.head is None else dataclasses.replace(settings.model, head=suite.head)
     model = suite.build_model(settings, base.folder)
-    adapted = apply_method(model, spec, settings.method, total_steps=record["cost"]["steps"])
+    adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])
     load_trained(adapted, run / "adapter")
     plain = adapted.model
     if adapted.is_peft:

@@ -93,8 +93,7 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     per_process = _batch_per_process(settings, accelerator)
     batches, rest = divmod(len(suite.train), per_process * accelerator.num_processes)
     total, _ = count_steps(settings.train, batches + (rest > 0 and not settings.train.drop_last))
-    spec = settings.model if suite.head is None else dataclasses.replace(settings.model, head=suite.head)
-    adapted = apply_method(model, spec, settings.method, total_steps=total)
+    adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=total)
     return Prepared(settings, identity, suite, adapted, accelerator)
 
 

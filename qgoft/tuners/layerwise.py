@@ -1,5 +1,8 @@
 """What the small tuners share: which layers they take, and how adapters are added, merged and taken out again.
 
+GOFT's settings, layer and model repeat some of it: they lean on nothing outside their package but the operator, so that they could be
+proposed to peft as they stand.
+
 Shapes: a layer has n outputs and d inputs, x is [..., d], its weight W [n, d] (transformers' Conv1D stores [d, n]).
 """
 
@@ -10,10 +13,12 @@ from typing import Any, ClassVar
 import torch
 from peft.config import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from qgoft.tuners.goft.merging import Merging
 
 
 @dataclass
@@ -125,7 +130,7 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
         warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
 
 
-class WeightLayer(LayerwiseLayer):
+class WeightLayer(Merging, LayerwiseLayer):
     """Adapters that amount to another weight; `changed` says which."""
 
     def changed(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
@@ -147,36 +152,10 @@ class WeightLayer(LayerwiseLayer):
         stored = weight.data.T if isinstance(self.base_layer, Conv1D) else weight.data
         return stored.to(torch.promote_types(stored.dtype, torch.float32))
 
-    def _write(self, weight: Tensor) -> None:
-        stored = self.base_layer.weight
+    def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
+        weight = self.changed(self.pretrained_weight(), adapter_name, undo=undo)
         weight = weight.T if isinstance(self.base_layer, Conv1D) else weight
-        stored.data = weight.to(stored.dtype).contiguous()
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put the active adapters into the weight, in order.
-
-        Raises:
-            ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
-        """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if not self.has_adapter(name):
-                continue
-            weight = self.changed(self.pretrained_weight(), name, undo=False)
-            if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
-            self._write(weight)
-            self.merged_adapters.append(name)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight."""
-        if not self.merged:
-            super().unmerge()
-        while self.merged_adapters:
-            name = self.merged_adapters[-1]
-            self._write(self.changed(self.pretrained_weight(), name, undo=True))
-            self.merged_adapters.pop()
+        return weight.to(self.base_layer.weight.dtype).contiguous()
 
 
 class DeltaLayer(WeightLayer):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from _settings import choices, compose_settings
 from torch import nn
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method
 from qgoft.methods.base import REGISTRY, Method, find_targets, parse_variant, register
 from qgoft.models import load_classifier
+from qgoft.models.architectures import build_shapes
 from qgoft.pocket.weights import weights_folder
 
 METHODS = sorted(set(REGISTRY) - {"base"})  # base is for decoders: tests/train/test_decoder_run.py
@@ -66,11 +66,7 @@ def test_promised_counts_on_the_papers_shapes(method, variant, shapes, expected)
 
 def test_bitfit_on_deberta_v3_base():
     """Every bias but pooler and head: 102,912 (GOFT, table 1 prints 0.1M). Shapes alone: no weights are made."""
-    with torch.device("meta"):
-        model = DebertaV2ForSequenceClassification(
-            DebertaV2Config(vocab_size=128100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
-                            pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0, pooler_hidden_size=768)
-        )  # fmt: skip
+    model = build_shapes("deberta_v3_base")
     spec = compose_settings(["protocol=goft_icml24", "method=bitfit"])
     adapted = apply_method(model, spec.model, spec.method, total_steps=1)
     assert adapted.trainable == 102_912

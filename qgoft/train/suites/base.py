@@ -1,5 +1,6 @@
 """What a run must know about its task, whatever the suite."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from qgoft.ledger import Identity
 from qgoft.models import load_tokenizer
-from qgoft.settings import RunSettings
+from qgoft.settings import ModelSettings, RunSettings
 from qgoft.tasks.sources import tokenizer_sha256
 from qgoft.train.evaluate import Collate, Measured, Outcome
 
@@ -52,6 +53,11 @@ class Suite(ABC):
         Raises:
             QgoftError: something is wrong with them.
         """
+
+    @classmethod
+    def model_settings(cls, settings: RunSettings) -> ModelSettings:
+        """The model's settings with the head of this suite."""
+        return settings.model if cls.head is None else dataclasses.replace(settings.model, head=cls.head)
 
     @classmethod
     @abstractmethod

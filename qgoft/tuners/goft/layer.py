@@ -4,11 +4,9 @@ Shapes: d input width, n output width, x [..., d], W [n, d] (transposed for Conv
 """
 
 import math
-import warnings
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -28,6 +26,7 @@ from qgoft.ops.givens import (
 from qgoft.ops.givens.paths import can_share, choose_path
 from qgoft.ops.givens.released import check_even
 from qgoft.tuners.goft.config import GoftConfig
+from qgoft.tuners.goft.merging import Merging
 from qgoft.tuners.goft.shared import Kind, SharedFactors
 
 
@@ -44,7 +43,7 @@ def _is_plain(base: nn.Module) -> bool:
     )
 
 
-class GoftLayer(BaseTunerLayer):
+class GoftLayer(Merging):
     """State of the adapters of one layer. `goft_theta` holds angles, `goft_blocks` free blocks, `goft_scale` the norms of GOFT*."""
 
     adapter_layer_names = ("goft_theta", "goft_blocks", "goft_scale")
@@ -194,33 +193,6 @@ class GoftLinear(nn.Module, GoftLayer):
         is_transposed = isinstance(base, Conv1D)
         turned = self._turn(stored.T if is_transposed else stored, adapter_name, undo=undo)
         return (turned.T if is_transposed else turned).to(stored.dtype).contiguous()
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put the active adapters into the weight, in order: W becomes W R1 R2.
-
-        Raises:
-            ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
-        """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if not self.has_adapter(name):
-                continue
-            weight = self._merge_into_weight(name, undo=False)
-            if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
-            self.get_base_layer().weight.data = weight
-            self.merged_adapters.append(name)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        while self.merged_adapters:
-            name = self.merged_adapters[-1]
-            self.get_base_layer().weight.data = self._merge_into_weight(name, undo=True)
-            self.merged_adapters.pop()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter_names = kwargs.pop("adapter_names", None)

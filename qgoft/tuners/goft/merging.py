@@ -1,0 +1,42 @@
+"""Putting adapters into the weight of a layer and taking them out again, whatever they do to it."""
+
+import warnings
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor
+
+
+class Merging(BaseTunerLayer):
+    """A layer whose adapters amount to another weight; `_merge_into_weight` and `has_adapter` are the layer's own."""
+
+    def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
+        """The weight as the base layer stores it, with one adapter put in, or taken out."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put the active adapters into the weight, in order: W becomes W R1 R2.
+
+        Raises:
+            ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if not self.has_adapter(name):
+                continue
+            weight = self._merge_into_weight(name, undo=False)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
+            self.get_base_layer().weight.data = weight
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters[-1]
+            self.get_base_layer().weight.data = self._merge_into_weight(name, undo=True)
+            self.merged_adapters.pop()
