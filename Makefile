@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= glue
+ITEM ?=
 METHOD ?= qgoft
 TASKS ?=
 SEEDS ?=
@@ -18,14 +19,18 @@ ACCELERATE ?=
 RECORDS ?= runs
 TORCH_INDEX ?=
 FAILFAST ?=
+DETACH ?=
 BENCH ?= cpu
 ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-RUN_SUITE = $(PY) scripts/suite.py $(1) --method '$(METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
-	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' $(if $(FAILFAST),--failfast)
+# glibc returns freed memory to the system and has every page faulted in again: small models on a CPU train a tenth faster where it does not.
+KEEP = $(if $(filter pocket,$(PROTOCOL)),MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=67108864)
+RUN_SUITE = $(KEEP) $(PY) scripts/suite.py $(1) --method '$(METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
+	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' $(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
+COMMA := ,
 # The libraries must not look for a GPU's tokenizer threads or a hub that the embedded protocol does not need.
 export TOKENIZERS_PARALLELISM := false
 
@@ -47,7 +52,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "adding lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env glue squad vtab vicuna mmlu math commonsense table1 table2 table3 table4 psoft-table2 psoft-table4 psoft-table5 test check smoke bench counts status fetch clean help
+.PHONY: env glue squad vtab vicuna mmlu math commonsense $(ITEMS) figure4 paper report audit test check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
@@ -72,28 +77,29 @@ math: $(READY) ## tune METHOD on MetaMathQA and score it on GSM8K and MATH (TASK
 commonsense: $(READY) ## tune METHOD on Commonsense-15K and score it on the eight test sets
 	@$(call RUN_SUITE,commonsense) $(ARGS)
 
-table1: $(READY) ## table 1 of GOFT with the protocol's seeds (METHOD is a list of its rows)
-	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
+# Items of the papers: the rows and tasks that the paper prints, the protocol's seeds; METHOD, TASKS and SEEDS narrow them.
+ITEMS := table1 table2 table3 table4 table10 figure3 psoft-table2 psoft-table3 psoft-table4 psoft-table5 psoft-table6 psoft-table7 \
+	psoft-table13 psoft-table15 psoft-table16 psoft-table17 psoft-table18 psoft-table19 psoft-table20 psoft-table21 psoft-table22 \
+	psoft-figure3 psoft-figure4 pairing lambda flexibility
+GIVEN = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
+RUN_ITEM = $(KEEP) $(PY) scripts/paper.py $(1) --method '$(call GIVEN,METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
+	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' \
+	$(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
 
-table2: $(READY) $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu) ## table 2 of GOFT, MMLU and Vicuna-Eval, with the protocol's seeds (METHOD is a list of its rows)
-	@$(call RUN_SUITE,instruct) --tasks mmlu,vicuna --all-seeds $(ARGS)
+$(ITEMS): $(READY)
+	@$(call RUN_ITEM,$@) $(ARGS)
 
-table3: $(READY) ## table 3 of GOFT, VTAB-1K, with the protocol's seeds (METHOD is a list of its rows)
-	@$(call RUN_SUITE,vtab) --all-seeds $(ARGS)
+figure4: $(READY) ## figure 4 of GOFT: `make flexibility` (a) and `make lambda` (b)
+	@$(call RUN_ITEM,flexibility$(COMMA)lambda) $(ARGS)
 
-table4: $(READY) ## table 4 of GOFT, SQuAD, with the protocol's seeds (METHOD is a list of its rows)
-	@$(call RUN_SUITE,squad) --all-seeds $(ARGS)
+paper: $(READY) ## every table and figure of both papers that PROTOCOL has (ITEMS: see below)
+	@$(call RUN_ITEM,all) $(ARGS)
 
-psoft-table2: PROTOCOL := psoft_iclr26
-psoft-table2: METHOD := full,goft_v2,qgoft_v2,boft,oft_v2,lora,pissa,dora,lora_xs,psoft,goft,qgoft
-psoft-table2: $(READY) ## table 2 of PSOFT with its protocol and seeds
-	@$(call RUN_SUITE,glue) --all-seeds $(ARGS)
+report: $(READY) ## results/report.html and all tables and figures from the records that are there (RECORDS=measured: the committed ones)
+	@$(PY) scripts/report.py --records '$(RECORDS)' --jobs $(JOBS) $(ARGS)
 
-psoft-table4: $(READY) ## table 4 of PSOFT, mathematics, with the protocol's seeds (METHOD is a list of its rows)
-	@$(call RUN_SUITE,math) --all-seeds $(ARGS)
-
-psoft-table5: $(READY) ## table 5 of PSOFT, commonsense, with the protocol's seeds (METHOD is a list of its rows)
-	@$(call RUN_SUITE,commonsense) --all-seeds $(ARGS)
+audit: $(READY) ## check what the papers print: averages, counts, granularity, sizes, the released operator
+	@$(PY) scripts/audit.py $(ARGS)
 
 test: $(READY) $(VENV)/.triton ## everything that a CPU can check, in ten minutes on two cores
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
@@ -112,8 +118,8 @@ bench: $(READY) ## time and memory against LoRA, every rival in one run, half an
 counts: $(READY) ## trainable parameters of every method on the papers' shapes, beside the published counts
 	@$(PY) scripts/counts.py
 
-status: $(READY) ## what is done of a planned sweep (SUITE, METHOD, TASKS, SEEDS, PROTOCOL)
-	@$(call RUN_SUITE,$(SUITE)) --action status $(ARGS)
+status: $(READY) ## the ledger: what is done, runs, failed or is planned of SUITE with METHOD, or of ITEM (a table, or all)
+	@$(if $(ITEM),$(call RUN_ITEM,$(ITEM)),$(call RUN_SUITE,$(SUITE))) --action status $(ARGS)
 
 fetch: $(READY) ## download data and weights of SUITE and PROTOCOL once, for machines without a network (HF_HUB_OFFLINE=1)
 	@$(call RUN_SUITE,$(SUITE)) --action fetch $(ARGS)
@@ -125,6 +131,8 @@ clean: ## remove .venv, caches and generated tables; keeps results/runs
 help: ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 18
+	@echo
+	@echo "items of the papers:"; echo "  $(ITEMS)" | fold -s -w 110 | sed 's/^ */  /'
 	@echo
 	@echo "names and defaults: SUITE=glue (of status and fetch)  METHOD=qgoft (list; lora@r2 for a variant)  TASKS= (list, all)  SEEDS= (list, 0)  PROTOCOL=pocket"
 	@echo "  MODEL= DATA= (directory instead of the hub)  JOBS=cores  LAUNCHER=basic|joblib|submitit_local|submitit_slurm  NPROC=1 (torchrun)  ACCELERATE=fsdp2|deepspeed_zero2"

@@ -1,13 +1,27 @@
-"""What a run is, before it is run: its key, its folder, whether it is done. No torch, so that planning takes no time."""
+"""What a run is, before it is run: its key, its folder, its state; and who works on it. No torch, so that planning takes no time.
 
+The ledger of a sweep is the folder of its runs. A run is planned (nothing there), running (a lease that is alive), or what its record
+says: done, failed, oom, diverged, interrupted. Two sweeps on one folder never run one key at the same time (`Lease`).
+"""
+
+import json
 import os
+import socket
+import threading
+import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from qgoft.records import compute_key, read_record
+from qgoft.records import RecordError, compute_key, read_record
 from qgoft.settings import RunSettings, results_folder, settings_in_key
 from qgoft.tasks.sources import DataFiles, ModelFiles, find_data, find_model, split_names
+
+# Seconds between two signs of life of a running process, and after how many without one its lease is void.
+HEARTBEAT, EXPIRY = 15.0, 120.0
+LEASES = "lease.*.json"
 
 
 @dataclass(frozen=True)
@@ -20,14 +34,35 @@ class Identity:
     model: ModelFiles
 
     def read(self) -> dict[str, Any] | None:
-        """The record of this key, if there is one."""
+        """The record of this key, if there is one.
+
+        Raises:
+            RecordError: the file is torn or not a record.
+        """
         path = self.folder / "record.json"
         return read_record(path) if path.is_file() else None
 
     @property
     def is_done(self) -> bool:
-        record = self.read()
+        """Whether a whole record says so. A torn one does not: the run is made again and replaces it."""
+        try:
+            record = self.read()
+        except RecordError:
+            return False
         return record is not None and record["status"] == "done"
+
+    def state(self) -> tuple[str, str]:
+        """(planned, running, done, failed, ..., torn) and the reason or who runs it."""
+        try:
+            record = self.read()
+        except RecordError as error:
+            return "torn", str(error)
+        if record is not None and record["status"] == "done":
+            return "done", ""
+        holder = Lease(self.folder).holder()
+        if holder is not None:
+            return "running", holder
+        return ("planned", "") if record is None else (record["status"], record["reason"] or "")
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
@@ -49,3 +84,161 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> Identity
 def world_size() -> int:
     """Number of processes of one run, as torchrun tells it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class LeaseHeld(Exception):
+    """Another process is at work on this key."""
+
+
+class LeaseLost(Exception):
+    """This process showed no sign of life for so long that another one took its run over."""
+
+
+class Lease:
+    """The right to work on a run's folder, as a context manager. It works on any file system that creates files exclusively, NFS too.
+
+    A lease is a file `lease.<n>.json` that its holder rewrites every `heartbeat` seconds with a counter. Whoever finds one that has not
+    changed for `expiry` seconds of his own clock (so that no clock needs to be right, or to agree with another) takes over by creating
+    n + 1; a process of this machine that is dead is seen at once. Of two that want n + 1, the file system lets one create it.
+
+    Args:
+        folder: of the run; it is made.
+
+    Raises:
+        LeaseHeld: on entry, while another process holds it.
+    """
+
+    # When each lease file was first seen as it is: (path, content) -> own clock. Kept for the process, so that asking again counts on.
+    _seen: dict[Path, tuple[str, float]] = {}  # noqa: RUF012 - shared on purpose
+
+    def __init__(self, folder: Path, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY):
+        self.folder, self.heartbeat, self.expiry = folder, heartbeat, expiry
+        self.token = uuid.uuid4().hex
+        self.path: Path | None = None
+        self.beats = 0
+        self.is_lost = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def holder(self) -> str | None:
+        """Who holds it now, in words; None where it is free or void."""
+        files = self._files()
+        if not files:
+            return None
+        text = _read(files[-1])
+        if text is None or self._is_void(files[-1], text):
+            return None
+        content = _parse(text)
+        return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
+
+    def __enter__(self) -> "Lease":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = self._files()
+        before = files[-1] if files else None
+        text = None if before is None else _read(before)
+        if before is not None and text is not None and not self._is_void(before, text):
+            raise LeaseHeld(self.holder() or "another process")
+        number = 0 if before is None else _number(before) + 1
+        mine = self.folder / f"lease.{number}.json"
+        try:
+            with open(mine, "x") as file:
+                file.write(self._content())
+        except FileExistsError:
+            raise LeaseHeld("another process, which began just now") from None
+        # What was void a moment ago may have been cleared away and begun anew meanwhile: then both step back, and ask again later.
+        others = [path for path in self._files() if path != mine]
+        if others != ([before] if before is not None else []) or (before is not None and _read(before) != text):
+            mine.unlink(missing_ok=True)
+            raise LeaseHeld("another process, which began just now")
+        self.path = mine
+        if before is not None:
+            before.unlink(missing_ok=True)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self.path is not None and not self.is_lost:
+            self.path.unlink(missing_ok=True)
+        self.path = None
+
+    def check(self) -> None:
+        """Before anything is written that others read.
+
+        Raises:
+            LeaseLost: another process holds the run now.
+        """
+        if self.path is not None and (self.is_lost or self._files()[-1:] != [self.path]):
+            self.is_lost = True
+            raise LeaseLost(f"{self.folder.name[:12]}: another process took this run over, since this one showed no sign of life for long")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat):
+            if self.path is None or self._files()[-1:] != [self.path]:
+                self.is_lost = True
+                return
+            self.beats += 1
+            temporary = self.path.with_suffix(f".{self.token}.part")
+            try:
+                temporary.write_text(self._content())
+                os.replace(temporary, self.path)
+            except OSError:
+                # A full or vanished disk: the run itself will tell of it.
+                temporary.unlink(missing_ok=True)
+
+    def _content(self) -> str:
+        return json.dumps({"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "beats": self.beats}) + "\n"
+
+    def _files(self) -> list[Path]:
+        found = [path for path in self.folder.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
+        return sorted(found, key=_number)
+
+    def _is_void(self, path: Path, text: str) -> bool:
+        content = _parse(text)
+        if content.get("host") == socket.gethostname() and isinstance(content.get("pid"), int) and not _is_alive(content["pid"]):
+            return True
+        known = self._seen.get(path)
+        if known is None or known[0] != text:
+            self._seen[path] = (text, time.monotonic())
+            return False
+        return time.monotonic() - known[1] > self.expiry
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split(".")[1])
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Killed, but not yet collected by its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False

@@ -1,5 +1,6 @@
 """From the command line and configs/ to `RunSettings`: the only code that knows Hydra. Mistakes come out as one line."""
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,15 @@ def check_choice(group: str, value: str) -> None:
     choose(group, value, choices(group), f"change {variable} or {group}=" if variable else f"change {group}=")
 
 
+@functools.cache
+def _gaps() -> dict[str, Any]:
+    gaps: dict[str, Any] = yaml.safe_load((CONFIGS / "gaps.yaml").read_text())
+    return gaps
+
+
 def gap(protocol: str, task: str, method: str) -> str | None:
     """Why a cell does not exist (configs/gaps.yaml), or None where it does."""
-    listed = yaml.safe_load((CONFIGS / "gaps.yaml").read_text()).get(protocol, {"tasks": {}, "methods": {}})
+    listed = _gaps().get(protocol, {"tasks": {}, "methods": {}})
     of_suite = listed.get("suites", {}).get(task.partition("/")[0], {})
     return listed["tasks"].get(task) or listed["methods"].get(method) or of_suite.get(method)
 
@@ -55,6 +62,10 @@ def check_overrides(overrides: list[str]) -> None:
             chosen[name] = value.split(",")
             for item in chosen[name]:
                 check_choice(name, item)
+    for name in chosen.get("experiment", []):
+        listed = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text())["item"]
+        if "rows" in listed or "bench" in listed:
+            raise QgoftError(f"experiment {name} is no product of lists, which is all that Hydra sweeps over; run make {listed['name']}")
     for protocol, task, method in itertools.product(chosen["protocol"], chosen["task"], chosen["method"]):
         reason = gap(protocol, task, method)
         if reason:
@@ -76,6 +87,29 @@ def compose_settings(overrides: list[str]) -> RunSettings:
         raise QgoftError(f"the settings do not compose: {error}; see configs/train.yaml for the names") from error
 
 
+def compose_launcher(launcher: str, overrides: list[str]) -> dict[str, Any]:
+    """The settings of one of Hydra's submitit launchers (hydra.launcher.partition=... and so on), as submitit names them.
+
+    Raises:
+        QgoftError: they do not compose.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            config = compose("train", [f"hydra/launcher={launcher}", *overrides], return_hydra_config=True)
+            found: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise QgoftError(
+            f"the settings of the launcher do not compose: {error}; ARGS='hydra.launcher.partition=...' is the form"
+        ) from error
+    prefix = launcher.removeprefix("submitit_")
+    shared = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout")
+    left_out = ("_target_", "submitit_folder", "name", "array_parallelism", "max_num_timeout")
+    return {
+        name if name in shared else f"{prefix}_{name}": value for name, value in found.items() if name not in left_out and value is not None
+    }
+
+
 def settings_of(config: DictConfig) -> RunSettings:
     """The part of a composed configuration that is a run, resolved.
 
@@ -86,7 +120,7 @@ def settings_of(config: DictConfig) -> RunSettings:
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise QgoftError(f"a setting cannot be resolved: {error}") from error
-    data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "recipe", "protocol", "task")}
+    data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "recipe", "protocol", "task", "item")}
     data["protocol"] = resolved["protocol"]["name"]
     task = dict(resolved["task"])
     task.pop("kind")

@@ -107,12 +107,14 @@ def test_published_values_beat_the_recipe_on_the_command_line():
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
-def test_experiments_compose_and_name_real_cells(experiment):
-    compose_settings([f"experiment={experiment}"])
-    params = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    protocol = experiment.partition("/")[0]
-    for task, method in itertools.product(params["task"].split(","), params["method"].split(",")):
-        assert gap(protocol, task, method) is None
+def test_experiments_compose_or_say_why_not(experiment):
+    """Hydra sweeps over products of lists; what pairs a method with its variant, or is no run, goes by make."""
+    item = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())["item"]
+    if "rows" in item or "bench" in item:
+        with pytest.raises(QgoftError, match=f"run make {item['name']}"):
+            compose_settings([f"experiment={experiment}"])
+    else:
+        compose_settings([f"experiment={experiment}"])
 
 
 @pytest.mark.parametrize(

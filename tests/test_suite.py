@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import _plan
 import pytest
 import suite
 from _settings import compose_settings
@@ -97,14 +98,14 @@ def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
     run(short)
     found = records.read_records(tmp_path / "runs")
     (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte"]))
-    assert suite.matching(found, cell) is None, "a truncated run is not the protocol's"
+    assert _plan.Shelf(found).find(cell) is None, "a truncated run is not the protocol's"
     (same,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
-    assert suite.matching(found, same)["key"] == found[0]["key"]
+    assert _plan.Shelf(found).find(same)["key"] == found[0]["key"]
 
 
 def test_status_and_fetch(repository, tmp_path):
     done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "status")
-    assert "missing" in done.stdout
+    assert "planned" in done.stdout
     done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "fetch")
     assert "data pocket rte" in done.stdout
     assert "model pocket" in done.stdout
@@ -150,10 +151,10 @@ def test_helpers_compose_and_draw_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "helpers"))
     cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora", "--jobs", "2"]))
-    assert len(cells) >= suite.MANY
-    assert [cell.settings for cell in cells] == [suite.composed(cell.words[:-1]) for cell in cells]
+    assert len(cells) >= _plan.MANY
+    assert [cell.settings for cell in cells] == [_plan.composed(cell.words[:-1]) for cell in cells]
     few = [cell for cell in cells if cell.settings.task.name in ("cola", "rte")]
-    suite.generate(few, 2)
+    _plan.generate(few, 2)
     drawn = {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte") if is_generated("glue", name)}
     assert not is_generated("glue", "stsb")
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "here"))

@@ -4,17 +4,19 @@ from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
 from qgoft.records.lines import TaggedLines, read_tagged
 from qgoft.records.provenance import code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
-from qgoft.records.store import read_record, read_records, write_atomically, write_record
+from qgoft.records.store import Found, find_records, read_record, read_records, write_atomically, write_record
 
 __all__ = [
     "PRIMARY_STATUSES",
     "RESULTS_VERSION",
     "SCHEMA",
+    "Found",
     "RecordError",
     "TaggedLines",
     "canonical_json",
     "code_provenance",
     "compute_key",
+    "find_records",
     "hardware",
     "package_versions",
     "read_record",

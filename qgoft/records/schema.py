@@ -34,6 +34,7 @@ _FIELDS: dict[str, tuple[Kind, bool]] = {
     "primary": (str, False),
     "metrics": (dict, False),
     "selection": (str, False),
+    "selected": (dict, False),  # which step was kept, and the score that chose it
     "params": (dict, False),
     "cost": (dict, False),
     "orthogonality": (dict, False),
@@ -45,12 +46,14 @@ _FIELDS: dict[str, tuple[Kind, bool]] = {
 _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
     "params": {"trainable": (int, True), "head": (int, True), "total": (int, True)},
     "cost": {
+        "setup_seconds": (Number, True),  # loading rows and weights, and what the method makes of them
         "seconds": (Number, True),
         "steps": (int, True),
         "seconds_per_step": (Number, True),
         "examples_per_second": (Number, True),
         "peak_memory_bytes": (int, True),
     },
+    "selected": {"step": (int, True), "score": (Number, True)},
     "orthogonality": {"max_error": (Number, True), "penalty": (Number, True)},
     "provenance": {
         "commit": (str, True),
@@ -75,7 +78,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
     "training": {"key": (str, False), "shared": (bool, False)},
 }
 # Left out where there is nothing to say.
-_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.training"}
+_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.training", "cost.setup_seconds", "selected"}
 
 
 class RecordError(ValueError):
@@ -92,7 +95,8 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
     if record["schema"] != SCHEMA:
         raise RecordError(f"schema is {record['schema']}; this version reads {SCHEMA}")
     for name, fields in _NESTED.items():
-        _check(record[name], fields, name + ".")
+        if name in record:  # else it may be absent: the check above has passed
+            _check(record[name], fields, name + ".")
     for name, fields in _DEEPER.items():
         if name not in record["provenance"]:
             continue  # it may be absent, or the check above had failed

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,43 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_records(root: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Found:
+    """Records below a folder, where each lies, and what could not be read."""
+
+    records: list[dict[str, Any]]
+    folders: dict[str, Path]  # key -> folder
+    problems: list[str]
+
+
+def find_records(root: Path) -> Found:
     """All records below a folder, in the order of their paths; of one key, the one that finished last.
 
-    Raises:
-        RecordError: one of them is not whole. A broken record is never passed over in silence.
+    A record that is torn, of another schema or holds what it must not is left out and named in `problems`, never passed over in silence.
     """
-    newest: dict[str, dict[str, Any]] = {}
+    newest: dict[str, tuple[dict[str, Any], Path]] = {}
+    problems = []
     for path in sorted(root.rglob(NAME)):
-        record = read_record(path)
+        try:
+            record = read_record(path)
+        except (RecordError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if record["finished"] < record["started"]:
+            problems.append(f"{path}: it finished before it started; the clock was set back, its times say nothing")
         known = newest.get(record["key"])
-        if known is None or known["finished"] <= record["finished"]:
-            newest[record["key"]] = record
-    return list(newest.values())
+        if known is None or known[0]["finished"] <= record["finished"]:
+            newest[record["key"]] = record, path.parent
+    return Found([record for record, _ in newest.values()], {key: folder for key, (_, folder) in newest.items()}, problems)
+
+
+def read_records(root: Path) -> list[dict[str, Any]]:
+    """All records below a folder, where each of them must be whole: those that are committed, or were just written.
+
+    Raises:
+        RecordError: one of them is not.
+    """
+    found = find_records(root)
+    if found.problems:
+        raise RecordError(found.problems[0])
+    return found.records

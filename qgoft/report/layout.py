@@ -1,16 +1,41 @@
-"""A table of text, and its four spellings: terminal, markdown, LaTeX, CSV."""
+"""A table of text, and its spellings: terminal, markdown, LaTeX, CSV; the page of the report has its own (qgoft/report/page.py)."""
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"±": "$\\pm$", "|": "$|$", "~": "\\textasciitilde{}"})
+LATEX = str.maketrans(
+    {c: "\\" + c for c in "&%$#_{}"}
+    | {"±": "$\\pm$", "|": "$|$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}", "λ": "$\\lambda$"}
+    | {"<": "$<$", ">": "$>$", "†": "$\\dagger$", "\n": " "}
+)
+# What a judge or a data set wrote may stand in a reason: it must not become markup.
+MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`"})
+
+
+def _latex(text: str) -> str:
+    return text.translate(LATEX)
+
+
+def _markdown(text: str) -> str:
+    return text.translate(MARKDOWN)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 @dataclass
 class Table:
-    """Cells as text, first column left, the others right. `rules` are the numbers of the rows that a line goes before."""
+    """Cells as text, first column left, the others right.
+
+    Args:
+        rules: numbers of the rows that a line goes before.
+        marks: (row, column) -> best (bold) or second (underlined).
+        runs: (row, column) -> keys of the records behind a cell.
+    """
 
     name: str
     title: str
@@ -18,6 +43,15 @@ class Table:
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rules: list[int] = field(default_factory=list)
+    marks: dict[tuple[int, int], str] = field(default_factory=dict)
+    runs: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+
+    def _marked(self, spelling: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
+        """The rows with their marks in some spelling."""
+        return [
+            [spelling.get(self.marks.get((i, j), ""), "{}").replace("{}", escape(cell)) for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
 
     def terminal(self) -> str:
         lines = [self.columns, *self.rows]
@@ -33,26 +67,28 @@ class Table:
 
     def markdown(self) -> str:
         def row(cells: list[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(cells) + " |"
 
         align = "|" + "|".join([" --- ", *[" ---: "] * (len(self.columns) - 1)]) + "|"
-        lines = [f"**{self.title}**", "", row(self.columns), align, *map(row, self.rows)]
+        marked = self._marked({"best": "**{}**", "second": "<u>{}</u>"}, _markdown)
+        lines = [f"**{_markdown(self.title)}**", "", row([_markdown(name) for name in self.columns]), align, *map(row, marked)]
         if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+            lines += ["", *(f"- {_markdown(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
         def row(cells: list[str]) -> str:
-            return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+            return " & ".join(cells) + r" \\"
 
         body = []
-        for number, cells in enumerate(self.rows):
+        for number, cells in enumerate(self._marked({"best": r"\textbf{{}}", "second": r"\underline{{}}"}, _latex)):
             if number in self.rules:
                 body.append(r"\midrule")
             body.append(row(cells))
-        notes = [f"% {note}" for note in self.notes]
-        head = [r"\begin{tabular}{l" + "r" * (len(self.columns) - 1) + "}", r"\toprule", row(self.columns), r"\midrule"]
-        return "\n".join([f"% {self.title}", *notes, *head, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        notes = [f"% {_one_line(note)}" for note in self.notes]
+        names = [_latex(name) for name in self.columns]
+        head = [r"\begin{tabular}{l" + "r" * (len(self.columns) - 1) + "}", r"\toprule", row(names), r"\midrule"]
+        return "\n".join([f"% {_one_line(self.title)}", *notes, *head, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
         out = io.StringIO()

@@ -1,5 +1,6 @@
 """The transcribed figures of the papers (results/published/*.yaml)."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,33 @@ class PublishedRow:
     table: str
     method: str
     variant: str | None
-    params: str
+    params: str | None
     values: dict[str, Any]
     average: float | None
+    targets: str | None = None  # choice of layers, where the table mixes them
+    penalty: float | None = None
+    memory_gb: Any = None  # where it stands beside the values
+
+    def printed(self, column: str) -> Any:
+        """What stands in a column, or None."""
+        return self.memory_gb if column == "memory_gb" and column not in self.values else self.values.get(column)
 
 
 def load_rows(paper: str, table: str) -> list[PublishedRow]:
     """All rows of one table, in the order of print."""
-    data = yaml.safe_load((FOLDER / f"{paper}.yaml").read_text())
-    printed = data[table]
+    printed = load_figures(paper, table)
     return [
         PublishedRow(
             paper,
             table,
             row["method"],
             row["variant"],
-            row["params"],
+            row.get("params"),
             dict(zip(printed["columns"], row["values"], strict=True)),
-            row["avg"],
+            row.get("avg"),
+            row.get("targets"),
+            row.get("penalty"),
+            row.get("memory_gb"),
         )
         for row in printed["rows"].values()
     ]
@@ -42,5 +52,12 @@ def load_rows(paper: str, table: str) -> list[PublishedRow]:
 
 def load_figures(paper: str, table: str) -> dict[str, Any]:
     """One printed table as it stands: title, columns, and rows by name."""
-    printed: dict[str, Any] = yaml.safe_load((FOLDER / f"{paper}.yaml").read_text())[table]
+    printed: dict[str, Any] = load_paper(paper)[table]
     return printed
+
+
+@functools.cache
+def load_paper(paper: str) -> dict[str, Any]:
+    """Everything that is transcribed of a paper."""
+    data: dict[str, Any] = yaml.safe_load((FOLDER / f"{paper}.yaml").read_text())
+    return data

@@ -1,198 +1,21 @@
-"""Tables of scores, measured beside published: table 1 of GOFT and PSOFT's table 2 (GLUE), table 4 of GOFT (SQuAD), table 3 of both (VTAB-1K),
-table 2 of GOFT (instruction tuning), PSOFT's tables 4 (mathematics) and 5 (commonsense).
+"""Tables of scores, measured beside published (qgoft/report/items.py says which).
 
-A cell is the mean over the seeds that are done, with the standard deviation over seeds where there are two or more. A missing cell is
-a dash. The average is over tasks and stands only where every task is there.
+A cell is the mean over the seeds that are done, with the standard deviation over seeds where there are two or more. A missing cell is a
+dash, a failed one says what happened. The average is over tasks and stands only where every task is there. The best of a column is bold
+and the second underlined where redrawn seeds and items do not turn them round (qgoft/report/paired.py).
 """
 
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from qgoft.report.items import BESIDE, MODEL_NAMES, PAPER_MODELS, SUITES, Column, Item, Record
 from qgoft.report.layout import Table
+from qgoft.report.paired import Difference, Redrawn, difference, sign_test
 from qgoft.report.published import PublishedRow, load_rows
 from qgoft.settings import method_label
 
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a printed table: its name there, its title here, and what of which record stands in it (no metric: the primary one)."""
-
-    printed: str
-    title: str
-    task: str
-    metric: str | None = None
-
-    def value(self, record: Record, what: str = "value") -> Any:
-        return record["metrics"][self.metric or record["primary"]][what]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A printed table."""
-
-    paper: str
-    table: str
-    title: str
-    columns: tuple[Column, ...]
-    has_average: bool = False
-    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title and columns; the average is then that of the group means
-    beside: tuple[Column, ...] = ()  # what the paper has not, after the average
-
-    @property
-    def all_columns(self) -> tuple[Column, ...]:
-        return (*self.columns, *self.beside)
-
-    @property
-    def titles(self) -> list[str]:
-        averages = [*(title for title, _ in self.groups), "Avg"] if self.has_average else []
-        return [*(column.title for column in self.columns), *averages, *(column.title for column in self.beside)]
-
-    def averages(self, values: list[float | None]) -> list[float | None]:
-        """Group means, if there are groups, and the average, from the values of the columns; None where one is missing."""
-        if not self.has_average:
-            return []
-        by_name = dict(zip((column.printed for column in self.columns), values, strict=True))
-        means = [_mean([by_name[name] for name in names]) for _, names in self.groups]
-        return [*means, _mean(means)] if means else [_mean(values)]
-
-    @property
-    def name(self) -> str:
-        return self.table if self.paper.startswith("goft") else f"psoft-{self.table}"
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
-GLUE = {"mnli": "MNLI", "sst2": "SST-2", "cola": "CoLA", "qqp": "QQP", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B"}
-
-
-def _glue(*tasks: str) -> tuple[Column, ...]:
-    return tuple(Column(task, GLUE[task], task) for task in tasks)
-
-
-TABLE1 = Item("goft-icml2024", "table1", "Table 1", _glue("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"), has_average=True)
-PSOFT_TABLE2 = Item("psoft-iclr2026", "table2", "PSOFT table 2", _glue("cola", "stsb", "rte", "mrpc", "sst2", "qnli"), has_average=True)
-TABLE4 = Item("goft-icml2024", "table4", "Table 4", (Column("em", "EM", "v1", "exact_match"), Column("f1", "F1", "v1", "f1")))
-VTAB_GROUPS = (
-    (
-        "Nat",
-        {
-            "cifar": "CIFAR",
-            "caltech101": "Calt",
-            "dtd": "DTD",
-            "oxford_flowers102": "Flow",
-            "oxford_iiit_pet": "Pets",
-            "svhn": "SVHN",
-            "sun397": "Sun",
-        },
-    ),
-    ("Spec", {"patch_camelyon": "Cam", "eurosat": "Euro", "resisc45": "Res", "diabetic_retinopathy": "Ret"}),
-    (
-        "Str",
-        {
-            "clevr_count": "Count",
-            "clevr_dist": "Dist",
-            "dmlab": "DML",
-            "kitti": "KIT",
-            "dsprites_loc": "dLoc",
-            "dsprites_ori": "dOri",
-            "smallnorb_azi": "Azi",
-            "smallnorb_ele": "Ele",
-        },
-    ),
-)
-
-
-def _vtab(paper: str, title: str, *, with_digits: bool = False) -> Item:
-    columns = tuple(Column(task, short, task) for _, tasks in VTAB_GROUPS for task, short in tasks.items())
-    beside = (Column("digits", "Digits", "digits"),) if with_digits else ()
-    return Item(paper, "table3", title, columns, True, tuple((name, tuple(tasks)) for name, tasks in VTAB_GROUPS), beside)
-
-
-TABLE3, PSOFT_TABLE3 = _vtab("goft-icml2024", "Table 3"), _vtab("psoft-iclr2026", "PSOFT table 3")
-MMLU_GROUPS = {
-    "stem": ("STEM", "stem"),
-    "social": ("Soc", "social"),
-    "humanities": ("Hum", "hum"),
-    "other": ("Oth", "other"),
-    "avg": ("Avg", "avg"),
-}
-TABLE2 = Item(
-    "goft-icml2024",
-    "table2",
-    "Table 2",
-    (
-        *(
-            Column(f"mmlu{shots}_{printed}", f"{title} {shots}", "mmlu", f"mmlu{shots}_{group}")
-            for shots in (5, 0)
-            for group, (title, printed) in MMLU_GROUPS.items()
-        ),
-        Column("vicuna_score", "Vicuna", "vicuna", "score"),
-    ),
-)
-COMMONSENSE = {
-    "boolq": "BoolQ",
-    "piqa": "PIQA",
-    "siqa": "SIQA",
-    "hellaswag": "HellaS",
-    "winogrande": "WinoG",
-    "arc_e": "ARC-e",
-    "arc_c": "ARC-c",
-    "obqa": "OBQA",
-}
-PSOFT_TABLE4 = Item("psoft-iclr2026", "table4", "PSOFT table 4", (Column("gsm8k", "GSM8K", "gsm8k"), Column("math", "MATH", "math")))
-PSOFT_TABLE5 = Item(
-    "psoft-iclr2026", "table5", "PSOFT table 5", tuple(Column(task, title, task) for task, title in COMMONSENSE.items()), has_average=True
-)
-# (suite, protocol) -> the table whose rows stand beside, and whether differences may be taken.
-BESIDE = {
-    ("glue", "pocket"): (TABLE1, False),
-    ("glue", "small"): (TABLE1, False),
-    ("glue", "goft_icml24"): (TABLE1, True),
-    ("glue", "psoft_iclr26"): (PSOFT_TABLE2, True),
-    ("squad", "pocket"): (TABLE4, False),
-    ("squad", "small"): (TABLE4, False),
-    ("squad", "goft_icml24"): (TABLE4, True),
-    ("vtab", "pocket"): (_vtab("goft-icml2024", "Table 3", with_digits=True), False),
-    ("vtab", "goft_icml24"): (TABLE3, True),
-    ("vtab", "psoft_iclr26"): (PSOFT_TABLE3, True),
-    ("instruct", "pocket"): (TABLE2, False),
-    ("instruct", "goft_icml24"): (TABLE2, True),
-    ("math", "pocket"): (PSOFT_TABLE4, False),
-    ("math", "psoft_iclr26"): (PSOFT_TABLE4, True),
-    ("commonsense", "pocket"): (PSOFT_TABLE5, False),
-    ("commonsense", "psoft_iclr26"): (PSOFT_TABLE5, True),
-}
-SUITES = {
-    "glue": "GLUE",
-    "squad": "SQuAD v1.1",
-    "vtab": "VTAB-1K",
-    "instruct": "instruction tuning",
-    "math": "mathematics",
-    "commonsense": "commonsense",
-}
-MODEL_NAMES = {
-    "glue": "DeBERTaV3-base",
-    "squad": "DeBERTaV3-base",
-    "vtab": "ViT-B/16",
-    "instruct": "LLaMA-2-7B",
-    "math": "LLaMA-3.2-3B",
-    "commonsense": "LLaMA-3.1-8B",
-}
-PAPER_MODELS = {
-    "glue": "deberta-v3-base",
-    "squad": "deberta-v3-base",
-    "vtab": "vit-base",
-    "instruct": "llama-2-7b",
-    "math": "llama-3.2-3b",
-    "commonsense": "llama-3.1-8b",
-}
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
     "oft": "#Param of oft: peft trains the skew-symmetric entries; oft_paper has the full b x b blocks that the paper counts",
@@ -208,12 +31,22 @@ RULE = {
 
 @dataclass
 class Row:
-    """One method@variant on one backbone: task -> records of its seeds."""
+    """One method@variant on one backbone: task -> records of its seeds that are done, and of those that are not."""
 
     label: str
     records: dict[str, list[Record]]
     is_context: bool = False  # from results/measured, beside the user's own rows
     is_altered: bool = False  # settings are not the protocol's own
+    planned: dict[str, int] = field(default_factory=dict)  # task -> seeds that were asked for
+    failed: dict[str, list[Record]] = field(default_factory=dict)
+    suffix: str = ""  # of the label, where an item sweeps more than methods
+    targets: str | None = None  # where an item mixes choices of layers, or weights of a penalty
+    penalty: float | None = None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the row may be the best of its column."""
+        return not self.mark() and not self.label.startswith("random") and bool(self.records)
 
     def mark(self) -> str:
         """What a reader must know before comparing the row with anything."""
@@ -237,19 +70,27 @@ def row_label(record: Record) -> str:
     return f"random + {name}" if record["settings"]["model"]["init"] == "random" else name
 
 
-def build_table(suite: str, protocol: str, rows: list[Row]) -> Table:
-    """The table of a suite under a protocol, from rows of done records."""
-    item, is_comparable = BESIDE[suite, protocol]
-    title = f"{item.title} ({protocol})"
-    # The name of the item alone goes to the embedded protocol, or to PSOFT's where that shows another item.
-    is_plain = protocol == "pocket" or (protocol == "psoft_iclr26" and item is not BESIDE[suite, "pocket"][0])
+def build_table(
+    suite: str, protocol: str, rows: list[Row], *, item: Item | None = None, redrawn: Redrawn | None = None, extra: Sequence[str] = ()
+) -> Table:
+    """The table of a suite, or of an item, under a protocol, from rows of done records.
+
+    Args:
+        redrawn: where the answers of the runs are; without it no row is marked as the best.
+        extra: further notes.
+    """
+    item = BESIDE[suite, protocol] if item is None else item
+    is_comparable = item.is_comparable(protocol)
     table = Table(
-        item.name if is_plain else f"{item.name}-{protocol}",
-        f"{SUITES[suite]}, protocol {protocol}",
-        [title, "#Param", *item.titles],
+        item.name if protocol == "pocket" else f"{item.name}-{protocol}",
+        f"{item.title}: {SUITES[suite]}, protocol {protocol}",
+        [f"{item.title} ({protocol})", "#Param", *item.titles],
     )
-    for row in rows:
+    places: dict[int, int] = {}  # number of a row -> its line
+    for number, row in enumerate(rows):
+        places[number] = len(table.rows)
         table.rows.append(_cells(row, item))
+        _open_cells(table, row, item)
         if is_comparable:
             published = _published(item, row)
             if published:
@@ -257,19 +98,115 @@ def build_table(suite: str, protocol: str, rows: list[Row]) -> Table:
     majority = _majority(rows, item)
     if majority:
         table.rows.append(majority)
-    table.notes = _notes(rows, load_rows(item.paper, item.table), item, is_comparable)
+    table.notes = _notes(rows, [] if item.is_chart else load_rows(item.paper, item.table), item, is_comparable)
+    if item.is_chart:
+        table.notes.append("published: a chart, no values")
+    if redrawn is not None:
+        table.notes += _mark_best(table, rows, places, item, redrawn)
+    table.notes += extra
     return table
 
 
+def _open_cells(table: Table, row: Row, item: Item) -> None:
+    """Which runs stand behind each cell of the line that was added last."""
+    line = len(table.rows) - 1
+    averages = len(table.columns) - 2 - len(item.columns) - len(item.beside)
+    for number, column in enumerate(item.all_columns):
+        place = 2 + number + (averages if number >= len(item.columns) else 0)
+        records = row.all() if column.task is None else [*row.records.get(column.task, []), *row.failed.get(column.task, [])]
+        if records:
+            table.runs[line, place] = [record["key"] for record in records]
+
+
+def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item, redrawn: Redrawn) -> list[str]:
+    """Bold and underline, where the order holds."""
+    ranked = [number for number, row in enumerate(rows) if row.is_ranked]
+    if len(ranked) < 2:
+        return []
+    columns: list[tuple[int, dict[int, Any]]] = []
+    for number, column in enumerate(item.columns):
+        columns.append((2 + number, {n: redrawn.column(column, rows[n].records.get(column.task or "", [])) for n in ranked}))
+    if item.has_average:
+        columns.append((2 + len(item.columns) + len(item.groups), {n: redrawn.average(item, rows[n].records) for n in ranked}))
+    for place, drawn in columns:
+        known = sorted((n for n in ranked if drawn[n] is not None), key=lambda n: -drawn[n][1].mean())
+        for rank, mark in ((0, "best"), (1, "second")):
+            if rank + 1 >= len(known):
+                break
+            gap = difference(drawn[known[rank]], drawn[known[rank + 1]])
+            if gap is None or gap.holds_zero:
+                break
+            table.marks[places[known[rank]], place] = mark
+    return [
+        "bold: best, underlined: second, where the 95% interval of its difference from the next (seeds and items drawn again) does not hold 0; "
+        f"{table.name}-paired has the intervals"
+    ]
+
+
+def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
+    """Every row against the best average (without one: the first row): mean difference and 95% interval, column by column."""
+    ranked = [row for row in rows if row.is_ranked]
+    drawn = {row.label: redrawn.average(item, row.records) for row in ranked}
+    known = [row for row in ranked if drawn[row.label] is not None]
+    first = max(known, key=lambda row: drawn[row.label][1].mean()) if known else next(iter(ranked), None)  # type: ignore[index]
+    if first is None or len(ranked) < 2:
+        return None
+    titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]
+    table = Table(f"{table_name}-paired", f"{item.title}: each row minus {first.label}", ["", *titles, "won/lost", "sign p"])
+    for row in ranked:
+        if row is first:
+            continue
+        found = [
+            difference(*(redrawn.column(column, side.records.get(column.task or "", [])) for side in (row, first)))
+            for column in item.columns
+        ]
+        if item.has_average:
+            found.append(difference(drawn[row.label], drawn[first.label]))
+        won, lost = _won_and_lost(row, first, item)
+        table.rows.append([row.label, *map(_spell, found), f"{won}/{lost}", f"{sign_test(won, lost):.2g}"])
+    table.notes = [
+        "mean difference and 95% interval, seeds and items drawn again 1000 times, the same for both rows; where it holds 0, no order is claimed",
+        "won/lost: pairs of task and seed in which the row scored higher or lower; sign p: two-sided probability of so uneven a split",
+    ]
+    if any(gap is None for row in table.rows for gap in row if gap == "-"):
+        table.notes.append("-: the rows have not the same seeds and items, or the answers are not kept")
+    return table
+
+
+def _spell(gap: Difference | None) -> str:
+    return "-" if gap is None else f"{gap.mean:+.1f} ({gap.low:+.1f}, {gap.high:+.1f})"
+
+
+def _won_and_lost(ours: Row, theirs: Row, item: Item) -> tuple[int, int]:
+    won = lost = 0
+    for column in item.columns:
+        if column.task is None:
+            continue
+        other = {record["seed"]: column.value(record) for record in theirs.records.get(column.task, [])}
+        for record in ours.records.get(column.task, []):
+            if record["seed"] in other:
+                won += column.value(record) > other[record["seed"]]
+                lost += column.value(record) < other[record["seed"]]
+    return won, lost
+
+
 def _values(row: Row, column: Column) -> list[float]:
+    if column.task is None:
+        return [value for record in row.all() if (value := column.value(record)) is not None]
     return [column.value(record) for record in row.records.get(column.task, [])]
 
 
-def _cell(values: list[float]) -> str:
+def _cell(row: Row, column: Column) -> str:
+    values = _values(row, column)
+    failed = row.failed.get(column.task or "", [])
     if not values:
-        return "-"
+        return failed[-1]["status"] if failed else "-"
     mean = statistics.fmean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
+    if column.task is None:
+        return f"{mean:.3g}"
+    text = f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
+    planned = row.planned.get(column.task, 0)
+    return text if len(values) >= planned else f"{text} [{len(values)} of {planned}]"
 
 
 def _averages(row: Row, item: Item) -> list[float | None]:
@@ -280,23 +217,30 @@ def _cells(row: Row, item: Item) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.all()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     averages = ["-" if average is None else f"{average:.1f}" for average in _averages(row, item)]
-    cells = [[_cell(_values(row, column)) for column in columns] for columns in (item.columns, item.beside)]
-    return [row.label + row.mark(), params, *cells[0], *averages, *cells[1]]
+    cells = [[_cell(row, column) for column in columns] for columns in (item.columns, item.beside)]
+    return [row.label + row.suffix + row.mark(), params, *cells[0], *averages, *cells[1]]
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:
-    if not row.all():
+    if not row.all() or item.is_chart:
         return None
     record = row.all()[0]
     # The published counts of oft are those of full blocks; the row of the same block size stands beside ours with that reason.
     methods = (record["method"], record["method"] + "_paper")
-    found = [p for p in load_rows(item.paper, item.table) if p.method in methods and p.variant == record["variant"]]
+    found = [
+        p
+        for p in load_rows(item.paper, item.table)
+        if p.method in methods
+        and p.variant == record["variant"]
+        and (p.targets is None or p.targets == row.targets)
+        and (p.penalty is None or p.penalty == row.penalty)
+    ]
     return found[0] if found and record["settings"]["model"]["init"] == "pretrained" else None
 
 
 def _is_comparable(row: Row) -> bool:
     """Only the paper's model, rows and rules may be subtracted from the paper's figures."""
-    return not row.mark() and all(record["model"] == PAPER_MODELS[record["suite"]] for record in row.all())
+    return not row.mark() and all(record["model"] in PAPER_MODELS[record["suite"]] for record in row.all())
 
 
 def _number(value: Any) -> str:
@@ -304,12 +248,12 @@ def _number(value: Any) -> str:
 
 
 def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: bool) -> list[list[str]]:
-    printed_row = ["  published", published.params, *_printed(published, item)]
+    printed_row = ["  published", published.params or "", *_printed(published, item)]
     if not is_comparable:
         return [printed_row]
     differences = []
     for column in item.columns:
-        values, printed = _values(row, column), published.values[column.printed]
+        values, printed = _values(row, column), published.printed(column.printed)
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
     for ours, printed in zip(_averages(row, item), _printed_averages(published, item), strict=True):
@@ -321,19 +265,20 @@ def _printed_averages(published: PublishedRow, item: Item) -> list[float | None]
     """The printed average; group means, which are not printed, from the printed cells."""
     if not item.has_average:
         return []
-    cells = [published.values[column.printed] for column in item.columns]
-    return [*item.averages([v if isinstance(v, float | int) else None for v in cells])[:-1], published.average]
+    cells = [published.printed(column.printed) for column in item.columns]
+    printed = published.printed("average") if published.average is None else published.average
+    return [*item.averages([v if isinstance(v, float | int) else None for v in cells])[:-1], printed]
 
 
 def _printed(published: PublishedRow, item: Item) -> list[str]:
-    cells = [_number(published.values[column.printed]) for column in item.columns]
-    return [*cells, *(_number(average) for average in _printed_averages(published, item)), *("" for _ in item.beside)]
+    cells, beside = ([_number(published.printed(c.printed)) for c in columns] for columns in (item.columns, item.beside))
+    return [*cells, *(_number(average) for average in _printed_averages(published, item)), *beside]
 
 
 def _majority(rows: list[Row], item: Item) -> list[str] | None:
     values: list[float | None] = []
     for column in item.all_columns:
-        records = [record for row in rows for record in row.records.get(column.task, [])]
+        records = [record for row in rows for record in row.records.get(column.task or "", [])]
         values.append(column.value(records[0], "majority") if records else None)
     if all(value is None for value in values):
         return None
@@ -361,10 +306,15 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
         notes += [note for method, note in COUNT_NOTES.items() if any(record["method"] == method for record in own)]
     if not is_comparable:
         for method in dict.fromkeys(record["method"] for record in own):
-            for row in (p for p in published if p.method == method):
-                values = "  ".join(_number(row.values[column.printed]) for column in item.columns)
-                average = f" | {_number(row.average)}" if item.has_average else ""
-                notes.append(f"published {method} ({MODEL_NAMES[own[0]['suite']]}, other data; context only): {values}{average}")
+            printed = [p for p in published if p.method == method]
+            for row in printed:
+                cells = _printed(row, item)
+                shown = "  ".join([*cells[: len(item.columns)], *(cells[-len(item.beside) :] if item.beside and row.values else [])])
+                averages = _printed_averages(row, item)
+                average = f" | {_number(averages[-1])}" if averages else ""
+                notes.append(
+                    f"published {_published_name(row, len(printed))} ({MODEL_NAMES[own[0]['suite']]}, other data; context only): {shown}{average}"
+                )
     subsets = [r for r in own if r["provenance"]["data"]["subset"]]
     if subsets:
         shown = "; ".join(f"{r['task']} {r['provenance']['data']['rows']}" for r in _one_per_task(subsets))
@@ -379,6 +329,14 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     if any(r["provenance"]["dirty"] for r in own):
         notes.append("warning: some numbers come from uncommitted code (dirty)")
     return notes
+
+
+def _published_name(row: PublishedRow, alike: int) -> str:
+    """The method, and what tells its rows apart where the paper prints several."""
+    if alike == 1:
+        return row.method
+    penalty = "" if row.penalty is None else f", penalty {row.penalty:g}"
+    return f"{method_label(row.method, row.variant or row.method)}{'' if row.targets is None else f', {row.targets}'}{penalty}"
 
 
 def _one_per_task(records: Iterable[Record]) -> list[Record]:

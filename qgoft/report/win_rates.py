@@ -1,35 +1,35 @@
 """Figure 3 of GOFT as a table: one method against each other on the questions of Vicuna-Eval, and the mean rating of each category."""
 
-import gzip
-import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
+from qgoft.report.items import Record
 from qgoft.report.layout import Table
+from qgoft.report.paired import read_answers
 from qgoft.report.published import load_figures
-from qgoft.report.scores import Record, row_label
+from qgoft.report.scores import row_label
 
 Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
 
 
-def read_ratings(root: Path, records: list[Record]) -> dict[str, tuple[Ratings, dict[Any, str]]]:
-    """Row label -> its ratings over all seeds, and the category of each question. Records without predictions beside them are left out."""
+def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> dict[str, tuple[Ratings, dict[Any, str]]]:
+    """Row label -> its ratings over all seeds, and the category of each question. Records without answers beside them are left out.
+
+    Args:
+        folders: key of a record -> where it lies.
+    """
     found: dict[str, tuple[Ratings, dict[Any, str]]] = {}
-    if not records:
-        return found  # the tables of most suites: hundreds of files need not be read
-    # A committed record lies in a folder with a readable name, so the key is read from the record itself.
-    folders = {json.loads(path.read_text())["key"]: path.parent for path in sorted(root.rglob("record.json"))}
     for record in records:
-        path = folders.get(record["key"], root) / "predictions.jsonl.gz"
-        if not path.is_file():
+        answers = read_answers(folders[record["key"]]) if record["key"] in folders else None
+        if answers is None:
             continue
         ratings, categories = found.setdefault(row_label(record), ({}, {}))
-        for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-            item = json.loads(line)
-            ratings[record["seed"], item["idx"]] = item["prediction"]
-            categories[item["idx"]] = item["label"]
+        for (_, question), rating, category in zip(answers.ids, answers.predictions, answers.labels, strict=True):
+            ratings[record["seed"], question] = rating
+            categories[question] = category
     return found
 
 

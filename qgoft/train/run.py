@@ -7,8 +7,10 @@ import json
 import math
 import os
 import re
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
-from qgoft.ledger import Identity, identify, world_size
+from qgoft.ledger import Identity, Lease, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.settings import RunSettings
@@ -62,20 +64,36 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
 
     Raises:
         QgoftError: the input is wrong; nothing was recorded. Anything that goes wrong later is in the record's status and reason.
+        LeaseHeld: another process is at work on this run.
+        LeaseLost: this process was taken for dead, and another one has begun the run anew.
     """
     with _disk_errors(settings):
         identity = identify(settings)
-        known = identity.read()
-        if known is not None and known["status"] == "done":
-            return known
-        identity.folder.mkdir(parents=True, exist_ok=True)
-        prepared = prepare(settings, identity)
-        record = _run_prepared(prepared, position)
-        if prepared.accelerator.is_main_process:
-            records.write_record(identity.folder, record)
+        if identity.is_done:
+            return identity.read() or {}
+        with _lease(identity) as lease:
+            if identity.is_done:  # another sweep was faster
+                return identity.read() or {}
+            began = time.perf_counter()
+            prepared = prepare(settings, identity)
+            record = _run_prepared(prepared, position, time.perf_counter() - began)
+            if prepared.accelerator.is_main_process:
+                if lease is not None:
+                    lease.check()
+                records.write_record(identity.folder, record)
         if record["status"] == "interrupted":
             raise KeyboardInterrupt
         return record
+
+
+@contextmanager
+def _lease(identity: Identity) -> Iterator[Lease | None]:
+    """The main process of a run holds its lease."""
+    if int(os.environ.get("RANK", "0")):
+        yield None
+        return
+    with Lease(identity.folder) as lease:
+        yield lease
 
 
 def prepare(settings: RunSettings, identity: Identity) -> Prepared:
@@ -171,7 +189,7 @@ def _train(prepared: Prepared, log: Callable[[dict[str, Any]], None]) -> tuple[F
     return fitted, {"key": key, "shared": was_there}
 
 
-def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
+def _run_prepared(prepared: Prepared, position: int, setup: float) -> dict[str, Any]:
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
     fitted, outcomes, status, reason, training = None, {}, "done", None, None
@@ -205,7 +223,7 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
     metrics = prepared.suite.measure(outcomes) if outcomes else {}
     if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
-    record = _record(prepared, started, fitted, metrics, status, reason, training)
+    record = _record(prepared, started, setup, fitted, metrics, status, reason, training)
     tracker.finish(record)
     return record
 
@@ -213,6 +231,7 @@ def _run_prepared(prepared: Prepared, position: int) -> dict[str, Any]:
 def _record(
     prepared: Prepared,
     started: str,
+    setup: float,
     fitted: Fitted | None,
     metrics: dict[str, Measured],
     status: str,
@@ -242,8 +261,10 @@ def _record(
         "primary": settings.task.primary,
         "metrics": {name: {**dataclasses.asdict(m), "higher_is_better": name not in LOWER_IS_BETTER} for name, m in metrics.items()},
         "selection": settings.selection,
+        "selected": {"step": fitted.best_step if fitted else None, "score": fitted.best_score if fitted else None},
         "params": {"trainable": adapted.trainable, "head": adapted.head, "total": adapted.total},
         "cost": {
+            "setup_seconds": setup,
             "seconds": seconds,
             "steps": steps,
             "seconds_per_step": seconds / steps if seconds and steps else None,

@@ -16,7 +16,10 @@ class TorchBlockDiagonal:
 
     @staticmethod
     def apply(blocks: Tensor) -> Tensor:
-        return torch.stack([torch.block_diag(*factor) for factor in blocks])
+        factors, count, size, _ = blocks.shape
+        # [m, b, b, blocks] -> [m, b, b, blocks, blocks]: one operation, where torch.block_diag takes one a block, and as many backward.
+        spread = torch.diag_embed(blocks.permute(0, 2, 3, 1))
+        return spread.permute(0, 3, 1, 4, 2).reshape(factors, count * size, count * size)
 
 
 @functools.cache

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 
+from qgoft.report.items import BESIDE, TABLE3
 from qgoft.report.layout import Table
 from qgoft.report.published import load_rows
-from qgoft.report.scores import BESIDE, TABLE3, Row, build_table
+from qgoft.report.scores import Row, build_table
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]

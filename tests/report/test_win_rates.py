@@ -11,13 +11,16 @@ def record(root, key, method, ratings):
     folder.mkdir(parents=True)
     lines = [{"set": "", "idx": i, "prediction": rating, "label": "a" if i < 2 else "b"} for i, rating in enumerate(ratings)]
     (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
-    (folder / "record.json").write_text(json.dumps({"key": key}))
     return {"key": key, "method": method, "variant": method, "seed": 0, "settings": {"model": {"init": "pretrained"}}}
+
+
+def folders(root):
+    return {path.name: path for path in (root / "runs").iterdir()} if (root / "runs").is_dir() else {}
 
 
 def test_the_first_against_each(tmp_path):
     records = [record(tmp_path, "1", "goft", [5.0, 6.0, 7.0, 8.0]), record(tmp_path, "2", "lora", [4.0, 6.0, 8.0, 1.0])]
-    rated = read_ratings(tmp_path, [*records, {**records[0], "key": "not there"}])
+    rated = read_ratings(folders(tmp_path), [*records, {**records[0], "key": "not there"}])
     table = build_win_rates(rated, "pocket")
     assert table.rows[0][:5] == ["lora", "2", "1", "1", "+1.75"]
     assert any("30/37/13" in note for note in table.notes)
@@ -27,5 +30,6 @@ def test_the_first_against_each(tmp_path):
 
 
 def test_one_method_has_nobody_to_compare_with(tmp_path):
-    rated = read_ratings(tmp_path, [record(tmp_path, "1", "goft", [5.0])])
+    alone = record(tmp_path, "1", "goft", [5.0])
+    rated = read_ratings(folders(tmp_path), [alone])
     assert build_win_rates(rated, "pocket") is None

@@ -1,0 +1,71 @@
+"""The items that are no runs but costs: GOFT's table 10, PSOFT's tables 19 to 22 and figure 4 (b), from the record of a benchmark."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgoft.report.bench import shape_table
+from qgoft.report.layout import Table
+from qgoft.report.published import load_figures
+
+# Item -> where its printed figures are, and what of the benchmark stands beside them.
+PRINTED = {
+    "table10": ("goft-icml2024", "table10"),
+    "psoft-table19": ("psoft-iclr2026", "table19"),
+    "psoft-table20": ("psoft-iclr2026", "table20"),
+    "psoft-table21": ("psoft-iclr2026", "table21"),
+    "psoft-table22": ("psoft-iclr2026", "table22"),
+    "psoft-figure4": ("psoft-iclr2026", "figure4b"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One shape of a benchmark, and the record it is from."""
+
+    line: dict[str, Any]
+    record: dict[str, Any]
+
+
+def read_bench(folders: Sequence[Path], shape: str) -> list[Measured]:
+    """The shapes of the first folder that has any of this kind: a part of the benchmark (layer, block), or a word of a model's name."""
+    for folder in folders:
+        found = []
+        for path in sorted(folder.glob("*.json")):
+            try:
+                record = json.loads(path.read_text())
+                lines = [line for line in record["shapes"] if shape == line["part"] or _is_model(shape, line)]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            found += [Measured(line, record) for line in lines]
+        if found:
+            return found
+    return []
+
+
+def _is_model(shape: str, line: dict[str, Any]) -> bool:
+    return line["part"] == "model" and str(line["shape"]).lower().startswith(shape)
+
+
+def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:
+    """What was measured of an item, and what is printed."""
+    paper, table = PRINTED[name]
+    printed = load_figures(paper, table)
+    tables = []
+    for number, found in enumerate(measured):
+        ours = shape_table(number, found.line, found.record)
+        ours.name, hardware = f"{name}-measured{number or ''}", found.record["hardware"]
+        ours.notes.append(
+            f"measured on {hardware['device']} ({hardware['processor']}), {hardware['threads']} threads, {found.record['dtype']}, "
+            f"{found.record['repeats']} repeats, commit {str(found.record['commit'])[:7]}; make bench measures it here"
+        )
+        tables.append(ours)
+    if not measured:
+        tables.append(
+            Table(f"{name}-measured", f"{name}: not measured yet", ["shape"], notes=["make bench measures it (BENCH=paper on a GPU)"])
+        )
+    rows = [[row, *("-" if v is None else str(v) for v in values)] for row, values in printed["rows"].items()]
+    tables.append(Table(f"{name}-published", f"published, {paper} {table}: {printed['title']}", ["", *printed["columns"]], rows))
+    return tables

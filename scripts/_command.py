@@ -1,0 +1,145 @@
+"""What commands that run cells have in common: their options, running what is left, the ledger, downloads."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from _plan import Cell, announce, generate, identify_all
+from _settings import choices
+from _sweep import Means, sweep
+from _tables import MEASURED, Library
+
+from qgoft.errors import QgoftError, choose
+from qgoft.ledger import Identity
+from qgoft.tasks.sources import TOKENIZER_FILES, remote_size, repositories
+
+
+def add_means(parser: argparse.ArgumentParser) -> None:
+    """What every command that runs cells takes."""
+    parser.add_argument("--protocol", default="pocket")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--data", default="", help="directory instead of the hub")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--launcher", default="")
+    parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--accelerate", default="", help="a file of configs/accelerate, for several GPUs")
+    parser.add_argument("--records", default="runs", choices=["runs", "measured"])
+    parser.add_argument("--action", default="run", choices=["run", "table", "status", "fetch"])
+    parser.add_argument("--failfast", action="store_true")
+    parser.add_argument("--detach", action="store_true", help="with a launcher of submitit: submit and leave")
+    parser.add_argument("overrides", nargs="*", help="any further Hydra overrides; hydra.launcher.* are the launcher's")
+
+
+def check_means(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot run.
+
+    Raises:
+        QgoftError: naming what came and what is allowed.
+    """
+    if arguments.detach and not arguments.launcher.startswith("submitit"):
+        raise QgoftError("DETACH leaves jobs to a cluster; set LAUNCHER=submitit_slurm or submitit_local")
+    if arguments.accelerate:
+        choose("accelerate", arguments.accelerate, choices("accelerate"), "change ACCELERATE")
+        if arguments.nproc < 2:
+            raise QgoftError(f"ACCELERATE={arguments.accelerate} divides a run among processes; set NPROC to the number of GPUs")
+        import torch  # takes two seconds, and is asked for nothing else here
+
+        if torch.cuda.device_count() < arguments.nproc:
+            raise QgoftError(
+                f"ACCELERATE={arguments.accelerate} needs {arguments.nproc} GPUs, and this machine has {torch.cuda.device_count()}; lower NPROC, or "
+                "leave ACCELERATE out: NPROC alone works on CPUs"
+            )
+
+
+def run_words(overrides: list[str]) -> list[str]:
+    """The overrides of a run; the others are the launcher's."""
+    return [word for word in overrides if not word.startswith("hydra.")]
+
+
+def means_of(arguments: argparse.Namespace, jobs: int) -> Means:
+    """With what the sweep runs, as the command line says."""
+    launcher_words = tuple(word for word in arguments.overrides if word.startswith("hydra."))
+    return Means(jobs, arguments.launcher, arguments.nproc, arguments.accelerate, arguments.failfast, arguments.detach, launcher_words)
+
+
+def run_left(
+    title: str, cells: list[Cell], identities: list[Identity], arguments: argparse.Namespace, root: Path
+) -> list[tuple[Cell, str]]:
+    """Run what is not done, after saying how much that is. Returns the cells that are not done then, each with the reason."""
+    left = [(cell, identity) for cell, identity in zip(cells, identities, strict=True) if not identity.is_done]
+    known = Library.read(root / "runs", MEASURED) if arguments.protocol == "pocket" else Library.read(root / "runs")
+    announce(title, cells, [cell for cell, _ in left], known.shelf.records, arguments.jobs, arguments.protocol)
+    if not left:
+        return []
+    pending, places = [cell for cell, _ in left], [identity for _, identity in left]
+    outcomes = sweep(pending, places, means_of(arguments, max(1, min(arguments.jobs, len(left)))))
+    if arguments.detach:
+        return []
+    reasons = {outcome.number: f"{outcome.status}: {outcome.reason}" for outcome in outcomes}
+    return [(cell, reasons.get(n, "it left no record")) for n, cell in enumerate(pending) if not places[n].is_done]
+
+
+def tell_missing(missing: list[tuple[Cell, str]]) -> int:
+    """All failures, named at the end. Returns the exit code."""
+    for cell, reason in missing:
+        print(f"qgoft: {cell.where} is not done: {reason}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def show_status(cells: list[Cell], identities: list[Identity]) -> None:
+    """The ledger: every run with its state, and how many there are of each."""
+    count: dict[str, int] = {}
+    for cell, identity in zip(cells, identities, strict=True):
+        state, reason = identity.state()
+        count[state] = count.get(state, 0) + 1
+        print(f"{cell.where:<44} {identity.key[:12]}  {state}{f': {reason}' if reason else ''}")
+    print(f"{len(cells)} runs: " + ", ".join(f"{number} {state}" for state, number in count.items()))
+
+
+def announce_downloads(cells: list[Cell]) -> None:
+    """Sizes before anything is downloaded. Files that are here already are not fetched again."""
+    wanted: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        s = cell.settings
+        if s.data.source == "hub" and s.data.root is None:
+            for repository, patterns in repositories(s.task).items():
+                wanted.setdefault((repository, "dataset", s.data.revision), []).extend(patterns)
+        if s.model.hub and s.model.path is None:
+            wanted[s.model.hub, "model", s.model.revision] = [*TOKENIZER_FILES, "*.safetensors"]
+    for (repository, kind, revision), patterns in wanted.items():
+        size = remote_size(repository, kind, revision, patterns)
+        print(f"{kind} {repository} at {revision}: {'size not known' if size is None else f'{size / 1e6:.1f} MB'}", flush=True)
+
+
+def show_fetched(cells: list[Cell], identities: list[Identity]) -> None:
+    seen: dict[str, int] = {}
+    for identity in identities:
+        paths = [path for parts in identity.data.files.values() for path in parts]
+        seen[f"data {identity.data.source} {paths[0].parent.name}"] = sum(path.stat().st_size for path in paths)
+        seen[f"model {identity.model.source}"] = sum(path.stat().st_size for path in identity.model.folder.iterdir() if path.is_file())
+    for name, size in seen.items():
+        print(f"{name:<44} {size / 1e6:10.1f} MB on this machine")
+
+
+def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path, show: Callable[[list[Cell]], None]) -> int:
+    """Do what --action says with some cells, of which several may be the same run; `show` prints their tables. Returns the exit code."""
+    if arguments.action == "table" or arguments.records == "measured":
+        show(cells)
+        return 0
+    if arguments.action == "fetch":
+        announce_downloads(cells)
+    generate(cells, arguments.jobs)
+    cells, identities = identify_all(cells, arguments.nproc)
+    distinct = {identity.key: (cell, identity) for cell, identity in zip(reversed(cells), reversed(identities), strict=True)}
+    runs, places = (list(column)[::-1] for column in zip(*distinct.values(), strict=True))
+    if arguments.action == "status":
+        show_status(runs, places)
+        return 0
+    if arguments.action == "fetch":
+        show_fetched(runs, places)
+        return 0
+    missing = run_left(title, runs, places, arguments, root)
+    show(cells)
+    return tell_missing(missing)

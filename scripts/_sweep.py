@@ -1,0 +1,245 @@
+"""Running what a plan has left: processes of this machine (joblib), or jobs of a cluster (submitit). Two sweeps on one folder share the work."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import current_process
+from pathlib import Path
+from typing import Any
+
+from _plan import Cell, spell_time
+from _settings import CONFIGS, compose_launcher
+
+from qgoft.errors import QgoftError
+from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost
+from qgoft.records import RecordError
+
+SCRIPTS = Path(__file__).resolve().parent
+# Of a run whose process was killed from outside: how often it is begun.
+ATTEMPTS = 2
+# Seconds between two looks at a run that another sweep holds.
+PATIENCE = 5.0
+LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one cell."""
+
+    number: int
+    status: str  # of the record; held: another sweep is at it; refused: the input is wrong
+    reason: str
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what a sweep runs."""
+
+    jobs: int
+    launcher: str = ""
+    nproc: int = 1
+    accelerate: str = ""
+    failfast: bool = False
+    detach: bool = False
+    overrides: tuple[str, ...] = ()  # of the launcher: hydra.launcher.*
+
+
+def run_cell(number: int, cell: Cell) -> Outcome:
+    """One run in this process. Never raises but for Ctrl-C: what goes wrong is said in the outcome."""
+    from train import train  # imports torch late, once a process
+
+    try:
+        record = train(cell.settings, position=_line_of_this_process())
+    except LeaseHeld as error:
+        return Outcome(number, "held", str(error))
+    except (QgoftError, RecordError, LeaseLost) as error:
+        return Outcome(number, "refused", str(error))
+    return Outcome(number, record["status"], record["reason"] or "")
+
+
+def _line_of_this_process() -> int:
+    """Every worker has a line of its own for its progress bar."""
+    numbers = re.findall(r"\d+", current_process().name)
+    return (int(numbers[-1]) - 1) if numbers else 0
+
+
+def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -> list[Outcome]:
+    """Run every cell; those that another sweep holds are waited for. Returns what is not done, with the reason.
+
+    Raises:
+        QgoftError: the launcher is unknown or not installed.
+    """
+    if means.launcher and means.launcher not in LAUNCHERS:
+        raise QgoftError(f"unknown launcher {means.launcher!r}; allowed are {', '.join(LAUNCHERS)}; change LAUNCHER")
+    if means.launcher.startswith("submitit"):
+        return _submit(cells, identities, means)
+    pending = dict(enumerate(cells))
+    bad: dict[int, Outcome] = {}
+    attempts: dict[int, int] = {}
+    began, total, done = time.monotonic(), len(pending), 0
+    while pending:
+        held = []
+        for outcome in _run_all(pending, identities, means, attempts):
+            if outcome.status == "held":
+                held.append(outcome.number)
+                continue
+            pending.pop(outcome.number, None)
+            done += 1
+            if outcome.status != "done":
+                bad[outcome.number] = outcome
+            _tell(done, total, len(bad), began, cells[outcome.number], outcome)
+            if bad and means.failfast:
+                return [*bad.values(), *(Outcome(n, "planned", "not begun: FAILFAST stopped the sweep") for n in pending)]
+        for number in [n for n in held if identities[n].is_done]:
+            pending.pop(number)
+            done += 1
+        if held and len(pending) == len(held):
+            time.sleep(PATIENCE)
+    return [bad[number] for number in sorted(bad)]
+
+
+def _tell(done: int, total: int, failed: int, began: float, cell: Cell, outcome: Outcome) -> None:
+    if outcome.status != "done":
+        print(f"qgoft: {cell.where}: {outcome.status}: {outcome.reason}", file=sys.stderr, flush=True)
+    if total > 1:
+        left = (time.monotonic() - began) / done * (total - done)
+        print(
+            f"{done} of {total} runs done{f', {failed} not' if failed else ''}, about {spell_time(left)} left", file=sys.stderr, flush=True
+        )
+
+
+def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int]) -> Iterator[Outcome]:
+    """One pass over what is pending, as the outcomes come in."""
+    work = list(pending.items())
+    if means.nproc > 1:
+        for number, cell in work:
+            yield _run_in_processes(number, cell, identities[number], means)
+        return
+    jobs = 1 if means.launcher == "basic" else min(means.jobs, len(work))
+    if jobs == 1:
+        for number, cell in work:
+            yield run_cell(number, cell)
+        return
+    from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    finished = set()
+    try:
+        with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
+            for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(
+                delayed(run_cell)(number, cell) for number, cell in work
+            ):
+                finished.add(outcome.number)
+                yield outcome
+    except TerminatedWorkerError:
+        # A worker was killed from outside, such as by the system for want of memory, and took the pool along. Its run left a lease.
+        for number, cell in work:
+            if number in finished or identities[number].is_done or not _was_begun(identities[number]):
+                continue
+            attempts[number] = attempts.get(number, 0) + 1
+            if attempts[number] >= ATTEMPTS:
+                reason = f"its process was killed {ATTEMPTS} times, perhaps for want of memory; try JOBS=1 or a smaller train.batch_size"
+                yield Outcome(number, "failed", reason)
+            else:
+                print(f"qgoft: the process of {cell.where} was killed; it is begun once more", file=sys.stderr, flush=True)
+
+
+def _was_begun(identity: Identity) -> bool:
+    return any(identity.folder.glob("lease.*.json"))
+
+
+def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means) -> Outcome:
+    """One run by torchrun or accelerate. Ctrl-C reaches the run itself; it is given the time to write what stopped it."""
+    process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    status, reason = identity.state()
+    if code and status in ("planned", "done"):
+        return Outcome(number, "refused", f"it ended with exit code {code} and left no record; see above")
+    return Outcome(number, status, reason)
+
+
+def processes(means: Means) -> list[str]:
+    """The command that starts a run in several processes: torchrun, or accelerate with a file of configs/accelerate."""
+    python = [sys.executable, "-m"]
+    if not means.accelerate:
+        return [*python, "torch.distributed.run", "--standalone", f"--nproc_per_node={means.nproc}"]
+    file = CONFIGS / "accelerate" / f"{means.accelerate}.yaml"
+    return [*python, "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(means.nproc)]
+
+
+# --- clusters --------------------------------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """What a job of a cluster does: one cell. Where the job is pre-empted or meets its time limit, submitit submits the same again."""
+
+    def __init__(self, number: int, cell: Cell, means: Means, identity: Identity):
+        self.number, self.cell, self.means, self.identity = number, cell, means, identity
+
+    def __call__(self) -> Outcome:
+        sys.path.insert(0, str(SCRIPTS))
+        if self.means.nproc > 1:
+            return _run_in_processes(self.number, self.cell, self.identity, self.means)
+        return run_cell(self.number, self.cell)
+
+    def checkpoint(self) -> Any:
+        """submitit's hook: what is to be queued again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -> list[Outcome]:
+    """A job array with one job a cell. With `detach` the jobs are submitted and left alone."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise QgoftError(f"LAUNCHER={means.launcher} needs submitit, which is not installed: pip install submitit") from error
+    settings = compose_launcher(means.launcher, list(means.overrides))
+    folder = Path(cells[0].settings.results.root).resolve() / "jobs"
+    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=means.launcher.removeprefix("submitit_"))
+    executor.update_parameters(name="qgoft", **settings)
+    if means.launcher == "submitit_slurm":
+        executor.update_parameters(slurm_array_parallelism=means.jobs)
+    with executor.batch():
+        jobs = [executor.submit(Job(n, cell, means, identities[n])) for n, cell in enumerate(cells)]
+    print(f"{len(jobs)} jobs submitted, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
+    if means.detach:
+        print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
+        return []
+    bad, began = [], time.monotonic()
+    for done, job in enumerate(submitit.helpers.as_completed(jobs), 1):
+        number = jobs.index(job)
+        try:
+            outcome = job.result()
+        except Exception as error:  # submitit's errors carry the job's whole log
+            outcome = Outcome(number, "failed", f"job {job.job_id}: {str(error).strip().splitlines()[-1]}")
+        if outcome.status == "held":
+            outcome = _await(number, identities[number])
+        if outcome.status != "done":
+            bad.append(outcome)
+        _tell(done, len(jobs), len(bad), began, cells[number], outcome)
+        if bad and means.failfast:
+            for other in jobs:
+                other.cancel(check=False)
+            break
+    return bad
+
+
+def _await(number: int, identity: Identity) -> Outcome:
+    """Until whoever holds a run is done with it, or shows no sign of life."""
+    while Lease(identity.folder).holder() is not None:
+        time.sleep(PATIENCE)
+    status, reason = identity.state()
+    return Outcome(number, status, reason)

@@ -1,0 +1,158 @@
+"""From a plan and the records on disk to printed tables: rows, controls, the wins of one method over others."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from _plan import RANDOM_MODELS, Cell, Shelf, compose_cells, composed, protocol_seeds
+from _settings import REPOSITORY, choices
+
+from qgoft.records import Found, find_records
+from qgoft.report.items import Item, Record
+from qgoft.report.layout import Table
+from qgoft.report.paired import Redrawn
+from qgoft.report.scores import Row, build_paired, build_table
+from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
+from qgoft.settings import DECODER_SUITES, method_label, settings_in_key
+
+MEASURED = REPOSITORY / "results" / "measured"
+# protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
+OWN_WORDS = 4
+# Rows that say what the others are worth, from the committed records.
+CONTROLS = {"encoder": [("linear", "pretrained"), ("lora", "random")], "decoder": [("base", "pretrained"), ("lora", "random")]}
+
+
+@dataclass
+class Library:
+    """The records that tables are made from, and where each lies."""
+
+    shelf: Shelf
+    folders: dict[str, Path]
+    problems: list[str] = field(default_factory=list)
+    root: Path = Path("results")
+
+    @classmethod
+    def read(cls, *roots: Path) -> "Library":
+        found = [_found(root) for root in roots if root.is_dir()]
+        records = [record for one in found for record in one.records]
+        folders = {key: folder for one in found for key, folder in one.folders.items()}
+        return cls(Shelf(records), folders, [problem for one in found for problem in one.problems])
+
+    @functools.cached_property
+    def redrawn(self) -> Redrawn:
+        return Redrawn(self.folders)
+
+
+def _found(root: Path) -> Found:
+    """Committed records do not change while a command runs."""
+    return _measured() if root.resolve() == MEASURED.resolve() else find_records(root)
+
+
+@functools.cache
+def _measured() -> Found:
+    return find_records(MEASURED)
+
+
+def read_library(root: Path, records: str, protocol: str) -> Library:
+    """A user's own records, or those that are committed; for the embedded protocol with the answers of the controls, which are committed."""
+    library = Library.read(root / records)
+    library.root = root
+    if protocol == "pocket":
+        library.folders = {**_measured().folders, **library.folders}
+    return library
+
+
+def is_altered(cell: Cell) -> bool:
+    """Whether the settings are others than the protocol's own for this task and method."""
+    own = [w for w in cell.words if w.startswith(("protocol=", "task=", "method=", "method.variant="))]
+    if cell.settings.model.init == "random":
+        own.append(f"model={RANDOM_MODELS[cell.settings.task.suite]}")
+    if {*own, f"seed={cell.settings.seed}"} == set(cell.words):
+        return False
+    if any(word.startswith("recipe=") for word in cell.words):
+        return True  # borrowed from another method; there may be none of its own to compare with
+    unaltered = dataclasses.replace(composed(tuple(own)), seed=cell.settings.seed)
+    return settings_in_key(unaltered) != settings_in_key(cell.settings)
+
+
+def collect_rows(
+    cells: Sequence[Cell], shelf: Shelf, *, is_context: bool = False, own: frozenset[str] | None = None, swept: frozenset[str] = frozenset()
+) -> list[Row]:
+    """Rows of the table, in the order of the plan.
+
+    Args:
+        own: words that the item itself sets, for which no row is called altered; None: the protocol's own settings decide.
+        swept: names of settings by which the rows of an item differ, said in the label.
+    """
+    rows: dict[str, Row] = {}
+    for cell in cells:
+        record = shelf.find(cell, only_done=False)
+        settings = cell.settings
+        name = method_label(settings.method.name, settings.method.variant)
+        label = f"random + {name}" if settings.model.init == "random" else name
+        suffix = _suffix(settings.method.penalty, settings.method.targets, swept)
+        row = rows.setdefault(label + suffix, Row(label + suffix, {}, is_context))
+        row.targets, row.penalty = settings.method.targets, settings.method.penalty
+        task = settings.task.name
+        row.planned[task] = row.planned.get(task, 0) + 1
+        if own is None:
+            row.is_altered = row.is_altered or (len(cell.words) > OWN_WORDS and is_altered(cell))
+        else:
+            row.is_altered = row.is_altered or bool({word for word in cell.words if not word.startswith("seed=")} - own)
+        if record and record["status"] == "done":
+            row.records.setdefault(task, []).append(record)
+        elif record:
+            row.failed.setdefault(task, []).append(record)
+    return [row for row in rows.values() if row.records or not is_context]
+
+
+def _suffix(penalty: float, targets: str, swept: frozenset[str]) -> str:
+    words = [f"λ={penalty:g}"] if "method.penalty" in swept else []
+    words += [targets] if "method.targets" in swept else []
+    return "".join(f", {word}" for word in words)
+
+
+def control_rows(protocol: str, suite: str, model: str, shown: set[str], methods: Sequence[str], jobs: int) -> list[Row]:
+    """Controls of the embedded protocol from results/measured: the head alone, and the same methods on a random backbone."""
+    if protocol != "pocket" or model:
+        return []
+    shelf = Library.read(MEASURED).shelf
+    kind = "decoder" if suite in DECODER_SUITES else "encoder"
+    wanted = [*CONTROLS[kind], *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
+    # Only what has a record is composed.
+    known = {(r["suite"], r["method"], r["settings"]["model"]["init"], r["task"]) for r in shelf.records}
+    asked = []
+    for method, init in wanted:
+        words = [f"model={RANDOM_MODELS[suite]}"] if init == "random" else []
+        for task in (name for name in choices("task") if name.startswith(f"{suite}/")):
+            if (suite, method, init, task.partition("/")[2]) not in known:
+                continue
+            asked.append(("protocol=pocket", f"task={task}", f"method={method}", *words))
+    cells = compose_cells(asked, protocol_seeds("pocket"), jobs)
+    return [row for row in collect_rows(cells, shelf, is_context=True) if row.label not in shown]
+
+
+def score_tables(suite: str, protocol: str, rows: list[Row], library: Library, item: Item, notes: Sequence[str] = ()) -> list[Table]:
+    """The table of an item, and the intervals of its differences where rows can be compared."""
+    table = build_table(suite, protocol, rows, item=item, redrawn=library.redrawn, extra=[*notes, *map(_skipped, library.problems)])
+    paired = build_paired(table.name, rows, item, library.redrawn)
+    return [table, *([paired] if paired is not None else [])]
+
+
+def _skipped(problem: str) -> str:
+    return f"warning, skipped: {problem}" if "clock was set back" not in problem else f"warning: {problem}"
+
+
+def rating_tables(protocol: str, rows: Sequence[Row], library: Library) -> list[Table]:
+    """What an average of ratings hides: categories, and the first method against each other."""
+    records: list[Record] = [record for row in rows for record in row.records.get("vicuna", [])]
+    rated = read_ratings(library.folders, records)
+    return [table for table in (build_categories(rated, protocol), build_win_rates(rated, protocol)) if table is not None] if rated else []
+
+
+def write_tables(tables: Sequence[Table], root: Path) -> str:
+    """Write every table below results/tables; what to tell of the first."""
+    paths, *_ = [table.write(root / "tables") for table in tables]
+    return f"{paths[0].parent}/{paths[0].stem}.{{{','.join(path.suffix[1:] for path in paths)}}}"

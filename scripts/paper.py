@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Plan and run items of the papers, tables and figures, then print them: what `make table1`, `make lambda` and `make paper` call.
+
+python scripts/paper.py table1 --method lora,qgoft --seeds 0
+python scripts/paper.py all --protocol pocket
+python scripts/paper.py psoft-table17 --action status
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _command import act, add_means, check_means, run_words
+from _plan import Cell, Narrowing, PlannedItem, compose_seeded, item_words, read_items, split_list
+from _settings import check_choice
+from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
+
+from qgoft.errors import QgoftError, choose
+from qgoft.records import RecordError
+from qgoft.report.cost import cost_tables, read_bench
+from qgoft.report.items import BESIDE, ITEMS, Item
+from qgoft.report.layout import Table
+
+# Suites whose tables show what the other rows are worth.
+CONTROLLED = ("table1", "table2", "table3", "table4", "psoft-table4", "psoft-table5")
+
+
+@dataclass(frozen=True)
+class Part:
+    """An item with its cells under one protocol, and why some are missing."""
+
+    item: PlannedItem
+    words: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    left_out: tuple[str, ...]
+
+
+def plan_items(names: Sequence[str], ask: Narrowing) -> list[Part]:
+    """The items that were asked for (`all`: every one that the protocol has).
+
+    Raises:
+        QgoftError: an unknown name, or a protocol that has nothing of an item that was named.
+    """
+    check_choice("protocol", ask.protocol)
+    known = read_items(ask.protocol)
+    is_all = list(names) == ["all"]
+    parts = []
+    for name in known if is_all else names:
+        choose("item", name, list(known), "see `make help`")
+        item = known[name]
+        words, left_out = item_words(item, ask) if item.grids else ([], [])
+        if not words and item.bench is None:
+            if is_all:
+                continue
+            raise QgoftError(f"protocol {ask.protocol} has nothing of item {name}: {'; '.join(left_out[:2])}; change PROTOCOL")
+        parts.append(Part(item, tuple(words), tuple(left_out)))
+    return parts
+
+
+def tables_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library, jobs: int) -> list[Table]:
+    """Everything that is printed of an item."""
+    if part.item.bench is not None:
+        return cost_tables(part.item.name, read_bench([library.root / "bench", MEASURED / "bench"], part.item.bench))
+    name = part.item.name
+    item = _printed(name, ask.protocol)
+    own = frozenset(word for words, _ in part.words for word in words) - set(ask.overrides) - {f"model={ask.model}"}
+    rows = collect_rows(cells, library.shelf, own=own, swept=_swept(part))
+    notes = [f"not under protocol {ask.protocol}: {reason}" for reason in _shorten(part.left_out)]
+    notes += [f"for every row: {word}" for word in _fixed(part, ask)]
+    if name == "figure3":
+        return rating_tables(ask.protocol, rows, library)
+    if name in CONTROLLED:
+        rows += control_rows(ask.protocol, item.suite, ask.model, {row.label for row in rows}, [], jobs)
+    tables = score_tables(item.suite, ask.protocol, rows, library, item, notes)
+    return [*tables, *(rating_tables(ask.protocol, rows, library)[:1] if name == "table2" else [])]
+
+
+def _printed(name: str, protocol: str) -> Item:
+    """Table 3 of the embedded protocol has the real digits beside the drawn twins."""
+    return BESIDE["vtab", "pocket"] if (name, protocol) == ("table3", "pocket") else ITEMS["table2" if name == "figure3" else name]
+
+
+def _swept(part: Part) -> frozenset[str]:
+    """Settings that differ between the rows of an item, beside the method."""
+    rows = {word for grid in part.item.grids for row in grid.rows for word in row}
+    names = {word.partition("=")[0] for word in rows} - {"method", "method.variant"}
+    return frozenset(name for name in names if len({word for word in rows if word.startswith(f"{name}=")}) > 1)
+
+
+def _fixed(part: Part, ask: Narrowing) -> list[str]:
+    """What the item sets for every row, other than its tasks."""
+    return sorted({word for grid in part.item.grids for word in grid.words if not (ask.model and word.startswith("model="))})
+
+
+def _shorten(reasons: Sequence[str]) -> list[str]:
+    """One line for each reason, with the number of cells where there are many."""
+    by_reason: dict[str, list[str]] = {}
+    for text in reasons:
+        cell, _, reason = text.partition(": ")
+        by_reason.setdefault(reason, []).append(cell)
+    return [
+        f"{', '.join(cells) if len(cells) < 4 else f'{cells[0]} and {len(cells) - 1} more cells'}: {reason}"
+        for reason, cells in by_reason.items()
+    ]
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("items", help="comma list of items, or all")
+    parser.add_argument("--method", default="", help="comma list, to narrow or to add rows; default the item's")
+    parser.add_argument("--tasks", default="", help="comma list, to narrow")
+    parser.add_argument("--seeds", default="", help="comma list; default the protocol's")
+    add_means(parser)
+    arguments = parser.parse_intermixed_args(words)
+    check_means(arguments)
+    return arguments
+
+
+def narrowing(arguments: argparse.Namespace) -> Narrowing:
+    """What the command line asks of every item."""
+    if arguments.model:
+        check_choice("model", arguments.model)
+    lists = (tuple(split_list(text)) for text in (arguments.method, arguments.tasks, arguments.seeds))
+    return Narrowing(arguments.protocol, *lists, arguments.model, arguments.data, tuple(run_words(arguments.overrides)))
+
+
+def compose_parts(parts: Sequence[Part], jobs: int) -> list[list[Cell]]:
+    """The cells of every part; what several items share is composed once."""
+    every = [pair for part in parts for pair in part.words]
+    cells = iter(compose_seeded(every, jobs))
+    return [[next(cells) for _, seeds in part.words for _ in seeds] for part in parts]
+
+
+def main(words: list[str]) -> int:
+    arguments = parse(words)
+    ask = narrowing(arguments)
+    parts = plan_items(split_list(arguments.items), ask)
+    cells = [cell for part in compose_parts(parts, arguments.jobs) for cell in part]
+    root = Path(cells[0].settings.results.root if cells else "results")
+
+    def show(keyed: list[Cell]) -> None:
+        library = read_library(root, arguments.records, arguments.protocol)
+        rest = iter(keyed)
+        for part in parts:
+            mine = [next(rest) for _, seeds in part.words for _ in seeds]
+            for number, table in enumerate(tables_of(part, mine, ask, library, arguments.jobs)):
+                written = write_tables([table], root)
+                if number == 0:
+                    print(f"\n{table.terminal()}\n{written}")
+
+    if not cells:
+        show([])
+        return 0
+    return act(parts[0].item.name if len(parts) == 1 else f"{len(parts)} items", cells, arguments, root, show)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (QgoftError, RecordError) as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("qgoft: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
