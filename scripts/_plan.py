@@ -286,7 +286,9 @@ def _narrow(item: PlannedItem, number: int, methods: tuple[str, ...]) -> tuple[t
 def generate(cells: Iterable[Cell], jobs: int) -> None:
     """Embedded rows that are not in the cache yet, several tasks at a time: drawing VTAB's twenty one by one takes half a minute."""
     # Decoders' rows are drawn in a moment, and several tasks share them.
-    tasks = {(c.settings.task.suite, c.settings.task.name) for c in cells if c.settings.data.source == "pocket" and not c.settings.task.sources}
+    tasks = {
+        (c.settings.task.suite, c.settings.task.name) for c in cells if c.settings.data.source == "pocket" and not c.settings.task.sources
+    }
     missing = sorted(task for task in tasks if not is_generated(*task))
     if len(missing) > 1 and jobs > 1:
         with start_pool(min(jobs, len(missing))) as pool:

@@ -16,7 +16,8 @@ from _settings import CONFIGS, compose_launcher
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost
-from qgoft.records import RecordError
+from qgoft.records import RecordError, canonical_json
+from qgoft.settings import DECODER_SUITES, settings_of_training
 
 SCRIPTS = Path(__file__).resolve().parent
 # Of a run whose process was killed from outside: how often it is begun.
@@ -114,7 +115,7 @@ def _tell(done: int, total: int, failed: int, began: float, cell: Cell, outcome:
 
 def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int]) -> Iterator[Outcome]:
     """One pass over what is pending, as the outcomes come in."""
-    work = list(pending.items())
+    work = leaders_first(pending)
     if means.nproc > 1:
         for number, cell in work:
             yield _run_in_processes(number, cell, identities[number], means)
@@ -146,6 +147,17 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
                 yield Outcome(number, "failed", reason)
             else:
                 print(f"qgoft: the process of {cell.where} was killed; it is begun once more", file=sys.stderr, flush=True)
+
+
+def leaders_first(pending: dict[int, Cell]) -> list[tuple[int, Cell]]:
+    """Tasks of decoders share one training. The first of each goes first, or processes would wait for a training that another one does."""
+    begun: set[str] = set()
+    leaders, followers = [], []
+    for number, cell in pending.items():
+        training = canonical_json(settings_of_training(cell.settings)) if cell.settings.task.suite in DECODER_SUITES else str(number)
+        (followers if training in begun else leaders).append((number, cell))
+        begun.add(training)
+    return leaders + followers
 
 
 def _was_begun(identity: Identity) -> bool:
