@@ -115,7 +115,7 @@ def _tell(done: int, total: int, failed: int, began: float, cell: Cell, outcome:
 
 def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int]) -> Iterator[Outcome]:
     """One pass over what is pending, as the outcomes come in."""
-    work = leaders_first(pending)
+    work = in_good_order(pending)
     if means.nproc > 1:
         for number, cell in work:
             yield _run_in_processes(number, cell, identities[number], means)
@@ -149,15 +149,17 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
                 print(f"qgoft: the process of {cell.where} was killed; it is begun once more", file=sys.stderr, flush=True)
 
 
-def leaders_first(pending: dict[int, Cell]) -> list[tuple[int, Cell]]:
-    """Tasks of decoders share one training. The first of each goes first, or processes would wait for a training that another one does."""
+def in_good_order(pending: dict[int, Cell]) -> list[tuple[int, Cell]]:
+    """One seed of everything before the next seed, so that a sweep that is stopped leaves whole tables. Tasks of decoders share one training:
+    the first of each goes before the others, or processes would wait for a training that another one does."""
     begun: set[str] = set()
-    leaders, followers = [], []
+    places = {}
     for number, cell in pending.items():
-        training = canonical_json(settings_of_training(cell.settings)) if cell.settings.task.suite in DECODER_SUITES else str(number)
-        (followers if training in begun else leaders).append((number, cell))
+        is_decoder = cell.settings.task.suite in DECODER_SUITES
+        training = canonical_json(settings_of_training(cell.settings)) if is_decoder else str(number)
+        places[number] = (cell.settings.seed, training in begun, number)
         begun.add(training)
-    return leaders + followers
+    return sorted(pending.items(), key=lambda item: places[item[0]])
 
 
 def _was_begun(identity: Identity) -> bool:

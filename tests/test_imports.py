@@ -19,6 +19,7 @@ ALLOWED = {
     "judge": {"records"},
     "train": {"tuners", "methods", "models", "tasks", "records", "ledger", "judge", "pocket"},
     "report": {"records", "judge"},
+    "audit": {"ops", "report"},
     "bench": {"ops", "tuners", "methods", "models", "records"},
     "errors": set(),
     "settings": set(),

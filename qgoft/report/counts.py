@@ -28,6 +28,15 @@ REASONS = {
     ): "196 layers of 64 x 63 / 2 + 128 parameters are 420,224; the other nine ranks agree to the last digit",
 }
 
+# Of these, what says no more than that a row was counted in another way than the table's others.
+EXPLAINED = {
+    ("goft-icml2024", "table1", "adalora"),
+    ("goft-icml2024", "table3", "fact_tt_r16"),
+    ("goft-icml2024", "table3", "fact_tk_r32"),
+    ("goft-icml2024", "table2", "adalora"),
+    ("psoft-iclr2026", "table3", "full"),
+}
+
 
 def agrees(count: int, printed: str, total: int) -> bool:
     """Whether a count rounds to what is printed: 0.33M, 184M, 3.21B, 0.25% of all parameters, or is the number itself.

@@ -1,0 +1,54 @@
+"""What a check finds, and its table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qgoft.report.layout import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where what is printed and what follows differ.
+
+    Args:
+        check: averages, counts, granularity, wins, sizes or operator; also the word that repeats it (`ARGS=--only=<check>`).
+        where: paper, table and row.
+        printed: what stands there.
+        follows: what follows from the rest of what is printed, or from the method's definition.
+        sure: certain (arithmetic), or the strength of the evidence.
+        is_explained: rounding, or what the paper or its source says elsewhere, explains the difference: told, but no inconsistency.
+    """
+
+    check: str
+    where: str
+    printed: str
+    follows: str
+    sure: str
+    is_explained: bool = False
+
+
+def build_findings(findings: Sequence[Finding], checked: dict[str, int]) -> list[Table]:
+    """The inconsistencies, and the differences that are explained.
+
+    Args:
+        checked: check -> number of figures it looked at.
+    """
+    columns = ["where", "printed", "follows", "how sure", "repeat with"]
+    tables = []
+    for name, title, is_explained in (
+        ("audit", "what is printed and does not follow", False),
+        ("audit-explained", "differences that have an explanation", True),
+    ):
+        table = Table(name, title, columns)
+        for number, finding in enumerate(f for f in findings if f.is_explained == is_explained):
+            if number and tables_break(table, finding):
+                table.rules.append(len(table.rows))
+            table.rows.append([finding.where, finding.printed, finding.follows, finding.sure, f"make audit ARGS=--only={finding.check}"])
+        tables.append(table)
+    tables[0].notes = ["checked: " + ", ".join(f"{number} {name}" for name, number in checked.items())]
+    return tables
+
+
+def tables_break(table: Table, finding: Finding) -> bool:
+    """A line between checks."""
+    return bool(table.rows) and not table.rows[-1][-1].endswith(f"={finding.check}")

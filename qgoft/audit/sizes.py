@@ -1,0 +1,36 @@
+"""Sizes of data sets as printed, against the official ones."""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
+from qgoft.audit.findings import Finding
+from qgoft.report.published import load_figures
+
+
+def check_sizes(official: Mapping[str, tuple[int, int]]) -> tuple[list[Finding], int]:
+    """Findings, and how many sizes were checked.
+
+    Args:
+        official: task of GLUE -> rows of training and of validation.
+    """
+    printed = load_figures("goft-icml2024", "table6")
+    findings, checked = [], 0
+    for task, row in printed["rows"].items():
+        for part, shown, rows in zip(("train", "dev"), row["values"], official[task], strict=False):
+            checked += 1
+            if not could_be(str(shown), rows):
+                findings.append(Finding("sizes", f"goft-icml2024 table6, {task} {part}", str(shown), f"{rows:,} rows", "certain"))
+    return findings, checked
+
+
+def could_be(shown: str, rows: int) -> bool:
+    """Whether a number of rows may be printed so: 872 as it is, 8.5k or 8.6k for 8,551 (cut off or rounded)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", shown)
+    if match is None:
+        raise ValueError(f"{shown!r} is no size; the forms are 872 and 8.5k")
+    if not match[2]:
+        return int(match[1]) == rows
+    number = Decimal(match[1])
+    unit = Decimal(1).scaleb(int(number.as_tuple().exponent))
+    return abs(Decimal(rows) / 1000 - number) < unit
