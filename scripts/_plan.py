@@ -72,6 +72,7 @@ class PlannedItem:
     name: str
     grids: tuple[Grid, ...]
     bench: str | None = None
+    in_papers: bool = True
 
 
 def split_list(text: str) -> list[str]:
@@ -203,7 +204,7 @@ def read_items(protocol: str) -> dict[str, PlannedItem]:
             seeds = tuple(split_list(str(changed["seed"]))) if "seed" in changed else None
         known = items.get(item["name"], PlannedItem(item["name"], ()))
         grids = (*known.grids, _grid(params, rows, seeds)) if params else known.grids
-        items[item["name"]] = PlannedItem(item["name"], grids, item.get("bench", {}).get("shape"))
+        items[item["name"]] = PlannedItem(item["name"], grids, item.get("bench", {}).get("shape"), item.get("in_papers", True))
     return items
 
 

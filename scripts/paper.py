@@ -46,7 +46,7 @@ def plan_items(names: Sequence[str], ask: Narrowing) -> list[Part]:
     known = read_items(ask.protocol)
     is_all = list(names) == ["all"]
     parts = []
-    for name in known if is_all else names:
+    for name in [n for n, item in known.items() if item.in_papers] if is_all else names:
         choose("item", name, list(known), "see `make help`")
         item = known[name]
         words, left_out = item_words(item, ask) if item.grids else ([], [])
@@ -63,9 +63,9 @@ def tables_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Librar
     if part.item.bench is not None:
         return cost_tables(part.item.name, read_bench([library.root / "bench", MEASURED / "bench"], part.item.bench))
     name = part.item.name
-    item = _printed(name, ask.protocol)
+    item = printed_item(name, ask.protocol)
     own = frozenset(word for words, _ in part.words for word in words) - set(ask.overrides) - {f"model={ask.model}"}
-    rows = collect_rows(cells, library.shelf, own=own, swept=_swept(part))
+    rows = collect_rows(cells, library.shelf, own=own, swept=swept(part))
     notes = [f"not under protocol {ask.protocol}: {reason}" for reason in _shorten(part.left_out)]
     notes += [f"for every row: {word}" for word in _fixed(part, ask)]
     if name == "figure3":
@@ -76,12 +76,12 @@ def tables_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Librar
     return [*tables, *(rating_tables(ask.protocol, rows, library)[:1] if name == "table2" else [])]
 
 
-def _printed(name: str, protocol: str) -> Item:
-    """Table 3 of the embedded protocol has the real digits beside the drawn twins."""
+def printed_item(name: str, protocol: str) -> Item:
+    """The columns of an item. Table 3 of the embedded protocol has the real digits beside the drawn twins."""
     return BESIDE["vtab", "pocket"] if (name, protocol) == ("table3", "pocket") else ITEMS["table2" if name == "figure3" else name]
 
 
-def _swept(part: Part) -> frozenset[str]:
+def swept(part: Part) -> frozenset[str]:
     """Settings that differ between the rows of an item, beside the method."""
     rows = {word for grid in part.item.grids for row in grid.rows for word in row}
     names = {word.partition("=")[0] for word in rows} - {"method", "method.variant"}

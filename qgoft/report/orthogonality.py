@@ -51,9 +51,9 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
     return table
 
 
-def draw_traces(traces: Traces, folder: Path) -> list[Path]:
+def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
     """The error over the training: median of the runs, and their range. Returns the files."""
-    return save_figure(_figure(traces), folder / "orthogonality")
+    return save_figure(_figure(traces), folder / name)
 
 
 def _figure(traces: Traces) -> Any:

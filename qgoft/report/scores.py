@@ -190,14 +190,15 @@ def _won_and_lost(ours: Row, theirs: Row, item: Item) -> tuple[int, int]:
     return won, lost
 
 
-def _values(row: Row, column: Column) -> list[float]:
+def scores_of(row: Row, column: Column) -> list[float]:
+    """What the seeds of a row scored in a column, or what its runs cost."""
     if column.task is None:
         return [value for record in row.all() if (value := column.value(record)) is not None]
     return [column.value(record) for record in row.records.get(column.task, [])]
 
 
 def _cell(row: Row, column: Column) -> str:
-    values = _values(row, column)
+    values = scores_of(row, column)
     failed = row.failed.get(column.task or "", [])
     if not values:
         return failed[-1]["status"] if failed else "-"
@@ -209,14 +210,15 @@ def _cell(row: Row, column: Column) -> str:
     return text if len(values) >= planned else f"{text} [{len(values)} of {planned}]"
 
 
-def _averages(row: Row, item: Item) -> list[float | None]:
-    return item.averages([statistics.fmean(values) if (values := _values(row, column)) else None for column in item.columns])
+def averages_of(row: Row, item: Item) -> list[float | None]:
+    """Group means and the average of a row; None where a task is missing."""
+    return item.averages([statistics.fmean(values) if (values := scores_of(row, column)) else None for column in item.columns])
 
 
 def _cells(row: Row, item: Item) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.all()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
-    averages = ["-" if average is None else f"{average:.1f}" for average in _averages(row, item)]
+    averages = ["-" if average is None else f"{average:.1f}" for average in averages_of(row, item)]
     cells = [[_cell(row, column) for column in columns] for columns in (item.columns, item.beside)]
     return [row.label + row.suffix + row.mark(), params, *cells[0], *averages, *cells[1]]
 
@@ -253,10 +255,10 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         return [printed_row]
     differences = []
     for column in item.columns:
-        values, printed = _values(row, column), published.printed(column.printed)
+        values, printed = scores_of(row, column), published.printed(column.printed)
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
-    for ours, printed in zip(_averages(row, item), _printed_averages(published, item), strict=True):
+    for ours, printed in zip(averages_of(row, item), _printed_averages(published, item), strict=True):
         differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
     return [printed_row, ["  difference", "", *differences, *("" for _ in item.beside)]]
 

@@ -1,0 +1,107 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const make = (name, text, attributes = {}) => {
+  const node = document.createElement(name);
+  if (text !== undefined && text !== null) node.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+};
+
+// Sorting: a measured row takes the lines below it (published, difference) along.
+const numberOf = (text) => {
+  const found = text.replaceAll(",", "").match(/^[+-]?\d+(\.\d+)?(e[+-]?\d+)?/);
+  return found ? parseFloat(found[0]) : NaN;
+};
+function sortBy(table, column, direction) {
+  const groups = [];
+  for (const row of table.tBodies[0].rows) {
+    if (row.classList.contains("sub") && groups.length) groups.at(-1).push(row);
+    else groups.push([row]);
+  }
+  const key = (group) => (group[0].cells[column] ? group[0].cells[column].textContent.trim() : "");
+  groups.sort((a, b) => {
+    const [x, y] = [numberOf(key(a)), numberOf(key(b))];
+    if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1; // what is no number goes last, either way
+    return direction * (isNaN(x) ? key(a).localeCompare(key(b)) : x - y);
+  });
+  table.tBodies[0].append(...groups.flat());
+}
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.parentElement;
+    const down = head.getAttribute("aria-sort") !== "descending";
+    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    sortBy(head.closest("table"), head.cellIndex, down ? -1 : 1);
+  });
+}
+
+for (const input of document.querySelectorAll("input.filter")) {
+  input.addEventListener("input", () => {
+    const wanted = input.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+    let shown = true;
+    for (const row of document.getElementById(input.dataset.table).tBodies[0].rows) {
+      if (!row.classList.contains("sub")) shown = !wanted.length || wanted.some((word) => row.cells[0].textContent.toLowerCase().includes(word));
+      row.hidden = !shown;
+    }
+  });
+}
+
+// The runs behind a cell.
+function curve(points, title) {
+  const [w, h, left, base] = [420, 130, 44, 18];
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", title);
+  const draw = (name, attributes, text) => {
+    const node = document.createElementNS(svg.namespaceURI, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    svg.append(node);
+  };
+  const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
+  const [top, low, last] = [Math.max(...ys), Math.min(...ys), Math.max(...xs)];
+  const x = (v) => left + ((w - left - 6) * v) / (last || 1);
+  const y = (v) => 6 + ((h - base - 12) * (top - v)) / (top - low || 1);
+  draw("polyline", { points: points.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), fill: "none", stroke: "var(--link)", "stroke-width": 1.5 });
+  for (const v of [top, low]) draw("text", { x: left - 4, y: y(v) + 3, "text-anchor": "end", "font-size": 10, fill: "var(--soft)" }, v.toPrecision(3));
+  draw("text", { x: w - 6, y: h - 4, "text-anchor": "end", "font-size": 10, fill: "var(--soft)" }, `step ${last}`);
+  return svg;
+}
+function list(pairs) {
+  const node = make("dl");
+  for (const [name, value] of pairs) {
+    if (value === null || value === undefined || value === "") continue;
+    node.append(make("dt", name), make("dd", String(value)));
+  }
+  return node;
+}
+function showRun(run) {
+  const details = make("details");
+  const score = run.value === null ? run.status : `${run.primary} ${run.value.toFixed(2)}`;
+  details.append(make("summary", `${run.task}, ${run.label}, seed ${run.seed}: ${score}`));
+  details.append(list([["status", run.status + (run.reason ? `: ${run.reason}` : "")], ...Object.entries(run.metrics), ...Object.entries(run.facts)]));
+  if (run.loss.length > 1) details.append(make("h3", "Training loss"), curve(run.loss, "training loss by step"));
+  if (run.scores.length > 1) details.append(make("h3", "Score that chooses the step"), curve(run.scores, "choosing score by step"));
+  details.append(make("h3", "Settings"), list(Object.entries({ ...data.settings[run.settings[0]], ...run.settings[1] })));
+  details.append(make("h3", "Where it comes from"), list(Object.entries({ ...data.origins[run.origin], key: run.key })));
+  details.append(make("h3", "The same run again"), make("pre", run.command));
+  return details;
+}
+const dialog = document.querySelector("dialog");
+for (const button of document.querySelectorAll("button.cell")) {
+  button.addEventListener("click", () => {
+    const runs = button.dataset.runs.split(" ").map((number) => data.runs[number]);
+    dialog.querySelector("h2").textContent = button.getAttribute("aria-label");
+    dialog.querySelector(".runs").replaceChildren(...runs.map(showRun));
+    if (runs.length === 1) dialog.querySelector("details").open = true;
+    dialog.showModal();
+  });
+}
+dialog.querySelector("button").addEventListener("click", () => dialog.close());
+document.getElementById("theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+});

@@ -1,0 +1,217 @@
+"""The report as one page that needs nothing else: tables that sort and filter, every measured cell opening the runs behind it."""
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qgoft.report.charts import read_curve
+from qgoft.report.items import Record
+from qgoft.report.layout import Table
+from qgoft.settings import method_label
+
+HERE = Path(__file__).parent
+# Points of a curve that the page keeps.
+POINTS = 24
+# Settings that say where things lie, not what they are.
+LEFT_OUT = ("results", "wandb", "model.targets", "task.columns", "task.rows", "task.sources", "seed")
+
+
+@dataclass
+class Section:
+    """A part of the page: an item under a protocol, the audit, the machine."""
+
+    name: str
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Path] = field(default_factory=list)  # svg
+    text: str = ""
+
+
+def build_page(
+    title: str, lead: str, sections: Sequence[Section], records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]
+) -> str:
+    """The whole page as text. Nothing in it asks for anything from outside; what comes from data and judges is escaped.
+
+    Args:
+        folders: key of a record -> its folder, with its curve.
+        models: name of a model in records -> that of its config file, for the commands.
+    """
+    data, numbers = _data(records, folders, models)
+    links = "".join(f'<a href="#{_id(s.name)}">{html.escape(s.title)}</a>' for s in sections)
+    body = "".join(_section(section, numbers) for section in sections)
+    # In a script element only the sequence that would end it, or begin a comment, has to go.
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+<title>{html.escape(title)}</title><style>{(HERE / "page.css").read_text()}</style></head>
+<body><header><h1>{html.escape(title)}</h1><button type="button" id="theme" aria-label="light or dark">light / dark</button></header>
+<p>{html.escape(lead)}</p><nav aria-label="contents">{links}</nav><main>{body}</main>
+<dialog aria-labelledby="opened"><h2 id="opened">runs</h2><div class="runs"></div><p><button type="button">close</button></p></dialog>
+<script type="application/json" id="data">{text}</script><script>{(HERE / "page.js").read_text()}</script></body></html>
+"""
+
+
+def _id(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", name)
+
+
+def _section(section: Section, numbers: Mapping[str, int]) -> str:
+    text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
+    tables = "".join(_table(table, numbers) for table in section.tables)
+    figures = "".join(_figure(path) for path in section.figures)
+    figures = f'<div class="figures">{figures}</div>' if figures else ""
+    return f'<section id="{_id(section.name)}"><h2>{html.escape(section.title)}</h2>{text}{tables}{figures}</section>'
+
+
+def _table(table: Table, numbers: Mapping[str, int]) -> str:
+    name = _id(f"table-{table.name}")
+    head = "".join(f'<th scope="col"><button type="button">{html.escape(column) or "&nbsp;"}</button></th>' for column in table.columns)
+    rows = []
+    for line, row in enumerate(table.rows):
+        kinds = [kind for kind, holds in (("sub", row[0].startswith("  ")), ("rule", line in table.rules)) if holds]
+        cells = "".join(_cell(table, line, place, text, numbers) for place, text in enumerate(row))
+        rows.append(f'<tr class="{" ".join(kinds)}">{cells}</tr>' if kinds else f"<tr>{cells}</tr>")
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    tools = (
+        f'<div class="tools"><label>rows with <input class="filter" data-table="{name}" placeholder="goft, lora"></label></div>'
+        if len(table.rows) > 4
+        else ""
+    )
+    caption = html.escape(table.title)
+    body = f'<table id="{name}"><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'{tools}<div class="scroll">{body}</div>' + (f'<ul class="notes">{notes}</ul>' if notes else "")
+
+
+def _cell(table: Table, line: int, place: int, text: str, numbers: Mapping[str, int]) -> str:
+    mark = table.marks.get((line, place), "")
+    kind = f' class="{mark}"' if mark else ' class="words"' if len(text) > 40 else ""
+    runs = [str(numbers[key]) for key in table.runs.get((line, place), []) if key in numbers]
+    shown = html.escape(text.strip())
+    if runs:
+        label = html.escape(f"{table.rows[line][0].strip()}, {table.columns[place]}: {text}", quote=True)
+        shown = f'<button type="button" class="cell" data-runs="{" ".join(runs)}" aria-label="{label}">{shown}</button>'
+    return f"<td{kind}>{shown}</td>"
+
+
+def _figure(path: Path) -> str:
+    svg = path.read_text()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    # Several figures on one page: names of parts that matplotlib gives every figure alike.
+    svg = re.sub(r' id="([a-zA-Z0-9_]+_\d+|patch_\d+)"', "", svg)
+    name = path.stem.replace("-", " ")
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
+    return f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>"
+
+
+def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """What the page's script needs: runs, their settings and origins, each written once."""
+    bases: dict[str, dict[str, Any]] = {}
+    origins: dict[str, int] = {}
+    runs, numbers = [], {}
+    for record in records:
+        base_name = f"{record['protocol']}/{record['suite']}"
+        settings = _flat(record["settings"])
+        base = bases.setdefault(base_name, settings)
+        own = {name: value for name, value in settings.items() if base.get(name) != value}
+        own |= {name: None for name in base if name not in settings}
+        origin = json.dumps(_origin(record))
+        runs.append(
+            {
+                "key": record["key"],
+                "task": f"{record['suite']}/{record['task']}",
+                "label": method_label(record["method"], record["variant"]),
+                "seed": record["seed"],
+                "status": record["status"],
+                "reason": record["reason"],
+                "primary": record["primary"],
+                "value": record["metrics"].get(record["primary"], {}).get("value"),
+                "metrics": {name: _metric(metric) for name, metric in record["metrics"].items()},
+                "facts": _facts(record),
+                "loss": _thin(read_curve(folders.get(record["key"]), "loss")),
+                "scores": _thin(read_curve(folders.get(record["key"]), "score")),
+                "settings": [base_name, own],
+                "origin": origins.setdefault(origin, len(origins)),
+                "command": rerun_command(record, models),
+            }
+        )
+        numbers[record["key"]] = len(runs) - 1
+    return {"runs": runs, "settings": bases, "origins": [json.loads(text) for text in origins]}, numbers
+
+
+def rerun_command(record: Record, models: Mapping[str, str]) -> str:
+    """The command line that makes the run again: what its settings say beyond the names of groups is the protocol's own, or given."""
+    words = [f"protocol={record['protocol']}", f"task={record['suite']}/{record['task']}", f"method={record['method']}"]
+    words += [f"method.variant={record['variant']}", f"seed={record['seed']}"]
+    if record["model"] in models:
+        words.append(f"model={models[record['model']]}")
+    settings = record["settings"]
+    for name in ("method.penalty", "method.targets", "train.max_steps", "train.epochs", "optim.lr", "selection"):
+        value: Any = settings
+        for part in name.split("."):
+            value = value[part]
+        words.append(f"{name}={'null' if value is None else value}")
+    return "python scripts/train.py " + " ".join(words)
+
+
+def _metric(metric: dict[str, Any]) -> str:
+    value, error = metric["value"], metric["standard_error"]
+    return (
+        "undefined" if value is None else f"{value:.2f}" + ("" if error is None else f" ±{error:.2f} (over items)") + f", n = {metric['n']}"
+    )
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    cost, orthogonality = record["cost"], record["orthogonality"]
+    peak, error = cost["peak_memory_bytes"], orthogonality["max_error"]
+    facts = {
+        "selection": record["selection"],
+        "trainable parameters": record["params"]["trainable"],
+        "seconds of training": None if cost["seconds"] is None else round(cost["seconds"], 1),
+        "steps": cost["steps"],
+        "peak memory": None if peak is None else f"{peak / 1e9:.2f} GB",
+        "max |R^T R - I|": None if error is None else f"{error:.1e}",
+        "started": record["started"],
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _origin(record: Record) -> dict[str, Any]:
+    provenance = record["provenance"]
+    hardware, data, model = provenance["hardware"], provenance["data"], provenance["model"]
+    packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
+    return {
+        "commit": f"{provenance['commit']}{' (dirty)' if provenance['dirty'] else ''}",
+        "device": f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads, {hardware['processes']} processes",
+        "data": f"{data['source']}, revision {data['revision']}, fingerprint {data['fingerprint'][:16]}, rows {json.dumps(data['rows'])}",
+        "subset": "yes" if data["subset"] else None,
+        "model": f"{model['source']}, revision {model['revision']}, sha256 {model['sha256'][:16]}",
+        "packages": packages,
+    }
+
+
+def _flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Dotted names; what says where things lie is left out."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        full = f"{where}{name}"
+        if full in LEFT_OUT:
+            continue
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{full}.")
+        elif value is not None and value not in ({}, []):
+            found[full] = value if isinstance(value, int | float | str) else json.dumps(value)
+    return found
+
+
+def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most `POINTS` of a curve, the last among them."""
+    if len(points) > POINTS:
+        every = len(points) / POINTS
+        points = [*(points[int(i * every)] for i in range(POINTS - 1)), points[-1]]
+    return [(step, float(f"{value:.4g}")) for step, value in points]

@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Every table and figure from the records that are there, and results/report.html, one page with all of them: what `make report` calls.
+
+python scripts/report.py                        your runs (results/runs)
+python scripts/report.py --records measured     the committed ones
+"""
+
+import argparse
+import collections
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import audit as audit_script
+import yaml
+from _plan import Cell, Narrowing
+from _settings import CONFIGS, REPOSITORY, choices
+from _tables import Library, collect_rows, read_library, write_tables
+from paper import Part, compose_parts, plan_items, printed_item, swept, tables_of
+
+from qgoft import audit
+from qgoft.errors import QgoftError
+from qgoft.records import RecordError, write_atomically
+from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
+from qgoft.report.items import SUITES, Record
+from qgoft.report.layout import Table
+from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
+from qgoft.report.page import Section, build_page
+from qgoft.report.published import load_rows
+
+# The task whose training curves stand for those of its suite.
+CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
+
+
+def item_section(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library, root: Path, jobs: int) -> Section | None:
+    """An item with its tables and figures; None where it has no record."""
+    name, protocol = part.item.name, ask.protocol
+    title = f"{name} ({protocol})" if part.item.bench is None else name
+    if part.item.bench is not None:
+        return Section(name, title, tables_of(part, cells, ask, library, jobs))
+    if not any(library.shelf.find(cell, only_done=False) for cell in cells):
+        return None
+    tables = tables_of(part, cells, ask, library, jobs)
+    item = printed_item(name, protocol)
+    own = frozenset(word for words, _ in part.words for word in words)
+    rows = collect_rows(cells, library.shelf, own=own, swept=swept(part))
+    stem = root / "figures" / (name if protocol == "pocket" else f"{name}-{protocol}")
+    figures: list[Path] = []
+    if name == "flexibility":
+        figures += draw_flexibility(item, rows, stem)
+    elif name == "lambda":
+        figures += draw_lambda(item, rows, stem)
+    elif name == "figure3":
+        figures += [path for table in tables if table.name.startswith("figure3") for path in draw_wins(table, stem)]
+    elif item.has_average:
+        figures += draw_pareto(item, rows, stem.with_name(f"{stem.name}-pareto"))
+    if name in ("table1", "table3", "table4", "psoft-table2", "psoft-table4", "psoft-table5"):
+        task = CURVES[item.suite]
+        figures += draw_curves(rows, task, f"{item.suite}/{task}", library.folders, stem.with_name(f"{stem.name}-curves"))
+    if not item.is_chart and name != "figure3" and protocol in ("pocket", "small"):
+        tables.append(published_table(name, protocol))
+    return Section(f"{name}-{protocol}", title, tables, [path for path in figures if path.suffix == ".svg"])
+
+
+def published_table(name: str, protocol: str) -> Table:
+    """The printed figures of an item, where they stand for other data and may not be subtracted."""
+    item = printed_item(name, protocol)
+    table = Table(f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles])
+    for row in load_rows(item.paper, item.table):
+        cells = [row.printed(column.printed) for column in item.columns]
+        middle: list[object] = []
+        if item.has_average:
+            numbers = [v if isinstance(v, float | int) else None for v in cells]
+            average = row.printed("average") if row.average is None else row.average
+            middle = [*(None if mean is None else round(mean, 1) for mean in item.averages(numbers)[:-1]), average]
+        shown = [*cells, *middle, *(row.printed(column.printed) for column in item.beside)]
+        label = f"{row.method}@{row.variant}" if row.variant and row.variant != row.method else row.method
+        extra = "".join(f", {word}" for word in (row.targets, f"λ={row.penalty:g}" if row.penalty is not None else None) if word)
+        table.rows.append(
+            [label + extra, row.params or "-", *("-" if v is None else str(v).upper() if isinstance(v, str) else f"{v:g}" for v in shown)]
+        )
+    return table
+
+
+def orthogonality_sections(library: Library, records: Sequence[Record], root: Path, place: Path) -> list[Section]:
+    """The error of orthogonality over the training, by suite."""
+    sections = []
+    for protocol, suite in sorted({(r["protocol"], r["suite"]) for r in records if r["orthogonality"]["max_error"] is not None}):
+        traces = read_traces(place, protocol, suite)
+        if traces:
+            table = build_trace_table(traces, protocol, suite)
+            table.name = f"orthogonality-{suite}-{protocol}"
+            figures = draw_traces(traces, root / "figures", f"orthogonality-{suite}-{protocol}")
+            title = f"orthogonality: {SUITES[suite]} ({protocol})"
+            sections.append(Section(table.name, title, [table], [path for path in figures if path.suffix == ".svg"]))
+    return sections
+
+
+def audit_section() -> Section:
+    findings, checked = audit_script.run(None)
+    return Section("audit", "audit of the printed figures", audit.build_findings(findings, checked))
+
+
+def machine_section(records: Sequence[Record], problems: Sequence[str]) -> Section:
+    """Which code, packages and hardware the records come from, and what could not be read."""
+    table = Table("machine", "where the numbers come from", ["commit", "device", "threads", "Python", "torch", "records"])
+    count: dict[tuple[str, ...], int] = collections.Counter()
+    for record in records:
+        provenance = record["provenance"]
+        hardware, packages = provenance["hardware"], provenance["packages"]
+        commit = str(provenance["commit"])[:10] + (" (dirty)" if provenance["dirty"] else "")
+        device = f"{hardware['device']}: {hardware['processor']}, {hardware['cores']} cores"
+        count[commit, device, str(hardware["threads"]), packages.get("python", "-"), packages.get("torch", "-")] += 1
+    table.rows = [[*place, str(number)] for place, number in sorted(count.items())]
+    table.notes = [f"left out: {problem}" for problem in problems]
+    return Section("machine", "code and machines", [table])
+
+
+def unopened(records: Sequence[Record], sections: Sequence[Section]) -> Section | None:
+    """Records that no table shows: other methods, settings and protocols."""
+    shown = {key for section in sections for table in section.tables for keys in table.runs.values() for key in keys}
+    rest = [record for record in records if record["key"] not in shown]
+    if not rest:
+        return None
+    table = Table("other-runs", "runs that no item of the papers asks for", ["task", "protocol", "method", "model", "seed", "score"])
+    for record in sorted(rest, key=lambda r: (r["protocol"], r["suite"], r["task"], r["method"], r["variant"], r["model"], r["seed"])):
+        value = record["metrics"].get(record["primary"], {}).get("value")
+        table.runs[len(table.rows), 5] = [record["key"]]
+        words = [f"{record['suite']}/{record['task']}", record["protocol"], f"{record['method']}@{record['variant']}", record["model"]]
+        table.rows.append([*words, str(record["seed"]), record["status"] if value is None else f"{value:.2f}"])
+    return Section("other-runs", "other runs", [table])
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", default="runs", choices=["runs", "measured"])
+    parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root of the records")
+    parser.add_argument("--out", type=Path, help="where tables, figures and the page go; default: --root")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args(words)
+    out = arguments.out or arguments.root
+    sections: list[Section] = []
+    missing: list[str] = []
+    library = Library.read(arguments.root / arguments.records)
+    records = library.shelf.records
+    if not records and not library.problems:
+        raise QgoftError(
+            f"there is no record below {arguments.root / arguments.records}; run something first, such as make glue METHOD=qgoft"
+        )
+    for protocol in sorted({record["protocol"] for record in records} & set(choices("protocol"))):
+        ask = Narrowing(protocol)
+        library = read_library(arguments.root, arguments.records, protocol)
+        parts = plan_items(["all"], ask)
+        for part, cells in zip(parts, compose_parts(parts, arguments.jobs), strict=True):
+            if part.item.bench is not None and any(section.name == part.item.name for section in sections):
+                continue  # the same under every protocol
+            section = item_section(part, cells, ask, library, out, arguments.jobs)
+            if section is None:
+                missing.append(f"{part.item.name} ({protocol}): no record; make {part.item.name} PROTOCOL={protocol}")
+            else:
+                sections.append(section)
+    sections += orthogonality_sections(library, records, out, arguments.root / arguments.records)
+    other = unopened(records, sections)
+    sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
+    if missing:
+        sections.append(
+            Section(
+                "missing", "items without a record", [Table("missing", "items without a record", ["item"], [[text] for text in missing])]
+            )
+        )
+    for section in sections:
+        if section.tables:
+            write_tables(section.tables, out)
+    models = {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in choices("model") if name != "auto"}
+    lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
+    page = build_page("qgoft: results", lead, sections, records, {**library.folders}, models)
+    path = write_atomically(out / "report.html", page)
+    print(
+        f"{len(records)} records, {len(sections)} sections, {len(missing)} items without a record: {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    )
+    for problem in library.problems:
+        print(f"qgoft: {problem}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (QgoftError, RecordError) as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)
