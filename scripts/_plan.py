@@ -386,6 +386,14 @@ class Shelf:
         for record in records:
             self._alike[tuple(record[name] for name in ("protocol", "suite", "task", "method", "variant", "seed"))].append(record)
         self._in_key: dict[str, dict[str, Any]] = {}
+        self._methods: set[tuple[str, str, str]] | None = None
+
+    def may_have(self, words: Sequence[str]) -> bool:
+        """Whether any record is of the protocol, task and method of some words: what has none need not be composed to be found missing."""
+        if self._methods is None:
+            self._methods = {(r["protocol"], f"{r['suite']}/{r['task']}", r["method"]) for r in self.records}
+        named = dict(word.split("=", 1) for word in words)
+        return (named["protocol"], named["task"], named["method"]) in self._methods
 
     def find(self, cell: Cell, *, only_done: bool = True) -> Record | None:
         if cell.key is not None:

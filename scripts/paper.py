@@ -9,11 +9,11 @@ python scripts/paper.py psoft-table17 --action status
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _command import act, add_means, check_means, run_words
-from _plan import Cell, Narrowing, PlannedItem, compose_seeded, item_words, read_items, split_list
+from _plan import Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, read_items, split_list
 from _settings import check_choice
 from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
@@ -22,6 +22,8 @@ from qgoft.records import RecordError
 from qgoft.report.cost import cost_tables, read_bench
 from qgoft.report.items import BESIDE, ITEMS, Item
 from qgoft.report.layout import Table
+from qgoft.report.scores import Row
+from qgoft.settings import method_label
 
 # Suites whose tables show what the other rows are worth.
 CONTROLLED = ("table1", "table2", "table3", "table4", "psoft-table4", "psoft-table5")
@@ -34,6 +36,12 @@ class Part:
     item: PlannedItem
     words: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     left_out: tuple[str, ...]
+    unmade: tuple[tuple[str, ...], ...] = ()  # words of which no record can be: they are shown as missing
+
+    def only_made(self, shelf: Shelf) -> "Part":
+        """Without the words that no record is of. Composing them all takes a minute, where nothing is kept from an earlier time."""
+        made = tuple((words, seeds) for words, seeds in self.words if shelf.may_have(words))
+        return replace(self, words=made, unmade=tuple(words for words, _ in self.words if not shelf.may_have(words)))
 
 
 def plan_items(names: Sequence[str], ask: Narrowing) -> list[Part]:
@@ -44,9 +52,9 @@ def plan_items(names: Sequence[str], ask: Narrowing) -> list[Part]:
     """
     check_choice("protocol", ask.protocol)
     known = read_items(ask.protocol)
-    is_all = list(names) == ["all"]
+    is_all = "all" in names
     parts = []
-    for name in [n for n, item in known.items() if item.in_papers] if is_all else names:
+    for name in dict.fromkeys([*(n for n, item in known.items() if is_all and item.in_papers), *(n for n in names if n != "all")]):
         choose("item", name, list(known), "see `make help`")
         item = known[name]
         words, left_out = item_words(item, ask) if item.grids else ([], [])
@@ -66,6 +74,7 @@ def tables_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Librar
     item = printed_item(name, ask.protocol)
     own = frozenset(word for words, _ in part.words for word in words) - set(ask.overrides) - {f"model={ask.model}"}
     rows = collect_rows(cells, library.shelf, own=own, swept=swept(part))
+    rows += missing_rows(part, rows)
     notes = [f"not under protocol {ask.protocol}: {reason}" for reason in _shorten(part.left_out)]
     notes += [f"for every row: {word}" for word in _fixed(part, ask)]
     if name == "figure3":
@@ -74,6 +83,17 @@ def tables_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Librar
         rows += control_rows(ask.protocol, item.suite, ask.model, {row.label for row in rows}, [], jobs)
     tables = score_tables(item.suite, ask.protocol, rows, library, item, notes)
     return [*tables, *(rating_tables(ask.protocol, rows, library)[:1] if name == "table2" else [])]
+
+
+def missing_rows(part: Part, rows: Sequence[Row]) -> list[Row]:
+    """Methods of an item that have no record at all."""
+    known = {row.label.partition("@")[0].partition(",")[0] for row in rows}
+    labels = []
+    for words in part.unmade:
+        named = dict(word.split("=", 1) for word in words)
+        if named["method"] not in known:
+            labels.append(method_label(named["method"], named.get("method.variant", named["method"])))
+    return [Row(label, {}) for label in dict.fromkeys(labels)]
 
 
 def printed_item(name: str, protocol: str) -> Item:

@@ -8,9 +8,11 @@ python scripts/report.py --records measured     the committed ones
 import argparse
 import collections
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import audit as audit_script
 import yaml
@@ -29,6 +31,8 @@ from qgoft.report.orthogonality import build_trace_table, draw_traces, read_trac
 from qgoft.report.page import Section, build_page
 from qgoft.report.published import load_rows
 
+# Items that are not in the papers.
+OWN = ("pairing",)
 # The task whose training curves stand for those of its suite.
 CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
 
@@ -36,7 +40,7 @@ CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "ma
 def item_section(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library, root: Path, jobs: int) -> Section | None:
     """An item with its tables and figures; None where it has no record."""
     name, protocol = part.item.name, ask.protocol
-    title = f"{name} ({protocol})" if part.item.bench is None else name
+    title = item_title(name) + (f" ({protocol})" if part.item.bench is None else "")
     if part.item.bench is not None:
         return Section(name, title, tables_of(part, cells, ask, library, jobs))
     if not any(library.shelf.find(cell, only_done=False) for cell in cells):
@@ -59,8 +63,23 @@ def item_section(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Lib
         task = CURVES[item.suite]
         figures += draw_curves(rows, task, f"{item.suite}/{task}", library.folders, stem.with_name(f"{stem.name}-curves"))
     if not item.is_chart and name != "figure3" and protocol in ("pocket", "small"):
+        # On the page the printed figures are a table; in the terminal they are notes.
+        tables[0].notes = [note for note in tables[0].notes if not note.startswith("published ")]
         tables.append(published_table(name, protocol))
     return Section(f"{name}-{protocol}", title, tables, [path for path in figures if path.suffix == ".svg"])
+
+
+def item_title(name: str) -> str:
+    """`PSOFT table 17` for psoft-table17."""
+    words = re.sub(r"(table|figure)(\d+)", r"\1 \2", name.removeprefix("psoft-"))
+    titles = {"flexibility": "GOFT figure 4 (a), flexibility", "lambda": "GOFT figure 4 (b), lambda", "pairing": "pairings (ours)"}
+    return titles.get(name) or f"{'PSOFT' if name.startswith('psoft-') else 'GOFT'} {words}"
+
+
+def in_order(name: str) -> tuple[Any, ...]:
+    """Items of the page: GOFT before PSOFT, tables before figures, by number."""
+    number = re.search(r"\d+", name)
+    return name.startswith("psoft-"), "table" not in name, int(number[0]) if number else 99, name
 
 
 def published_table(name: str, protocol: str) -> Table:
@@ -151,7 +170,8 @@ def main(words: list[str]) -> int:
     for protocol in sorted({record["protocol"] for record in records} & set(choices("protocol"))):
         ask = Narrowing(protocol)
         library = read_library(arguments.root, arguments.records, protocol)
-        parts = plan_items(["all"], ask)
+        parts = [part.only_made(library.shelf) for part in plan_items(["all", *OWN], ask)]
+        parts.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
         for part, cells in zip(parts, compose_parts(parts, arguments.jobs), strict=True):
             if part.item.bench is not None and any(section.name == part.item.name for section in sections):
                 continue  # the same under every protocol

@@ -29,7 +29,7 @@ def read_traces(root: Path, protocol: str, suite: str) -> Traces:
         if not is_asked or record["settings"]["model"]["init"] == "random" or not history.is_file():
             continue
         lines = [json.loads(line) for line in history.read_text().splitlines()]
-        steps = max(line["step"] for line in lines)
+        steps = max((line["step"] for line in lines), default=0)  # nothing is logged where nothing was trained
         trace = [(line["step"] / steps, line["orthogonality"]) for line in lines if "orthogonality" in line]
         if trace:
             traces[method_label(record["method"], record["variant"])].append(trace)

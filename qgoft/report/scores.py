@@ -46,7 +46,16 @@ class Row:
     @property
     def is_ranked(self) -> bool:
         """Whether the row may be the best of its column."""
-        return not self.mark() and not self.label.startswith("random") and bool(self.records)
+        is_plain = not self.is_context and not self.is_altered and not self.label.startswith("random") and bool(self.records)
+        return is_plain and not any(r["provenance"]["data"]["subset"] or r["selection"] == "best_reported" for r in self.all())
+
+    def seeds_missing(self) -> str:
+        """`1 of 3 seeds`, where that is so of every task that was asked for; else nothing."""
+        counts = {(len(self.records.get(task, [])), planned) for task, planned in self.planned.items()}
+        if len(counts) != 1 or self.is_context:
+            return ""
+        done, planned = counts.pop()
+        return f"{done} of {planned} seeds" if 0 < done < planned else ""
 
     def mark(self) -> str:
         """What a reader must know before comparing the row with anything."""
@@ -54,6 +63,8 @@ class Row:
         records = self.all()
         if self.is_altered:
             marks.append("(altered)")
+        if self.seeds_missing():
+            marks.append(f"({self.seeds_missing()})")
         if any(record["provenance"]["data"]["subset"] for record in records):
             marks.append("(subset)")
         if any(record["selection"] == "best_reported" for record in records):
@@ -116,6 +127,8 @@ def _open_cells(table: Table, row: Row, item: Item) -> None:
         records = row.all() if column.task is None else [*row.records.get(column.task, []), *row.failed.get(column.task, [])]
         if records:
             table.runs[line, place] = [record["key"] for record in records]
+    if averages and row.all():
+        table.runs[line, 1 + len(item.columns) + averages] = [record["key"] for record in row.all()]
 
 
 def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item, redrawn: Redrawn) -> list[str]:
@@ -207,7 +220,8 @@ def _cell(row: Row, column: Column) -> str:
         return f"{mean:.3g}"
     text = f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
     planned = row.planned.get(column.task, 0)
-    return text if len(values) >= planned else f"{text} [{len(values)} of {planned}]"
+    # Where all cells lack the same seeds, the row says so once.
+    return text if row.is_context or row.seeds_missing() or len(values) >= planned else f"{text} [{len(values)} of {planned}]"
 
 
 def averages_of(row: Row, item: Item) -> list[float | None]:
@@ -242,7 +256,7 @@ def _published(item: Item, row: Row) -> PublishedRow | None:
 
 def _is_comparable(row: Row) -> bool:
     """Only the paper's model, rows and rules may be subtracted from the paper's figures."""
-    return not row.mark() and all(record["model"] in PAPER_MODELS[record["suite"]] for record in row.all())
+    return row.is_ranked and all(record["model"] in PAPER_MODELS[record["suite"]] for record in row.all())
 
 
 def _number(value: Any) -> str:
