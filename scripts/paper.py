@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _command import act, add_means, check_means, run_words
-from _plan import Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, read_items, split_list
+from _plan import ROOT, Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, read_items, split_list
 from _settings import check_choice
 from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
@@ -157,7 +157,8 @@ def main(words: list[str]) -> int:
     ask = narrowing(arguments)
     parts = plan_items(split_list(arguments.items), ask)
     cells = [cell for part in compose_parts(parts, arguments.jobs) for cell in part]
-    root = Path(cells[0].settings.results.root if cells else "results")
+    named = next((word.removeprefix(ROOT) for word in arguments.overrides if word.startswith(ROOT)), "results")
+    root = Path(cells[0].settings.results.root if cells else named)
 
     def show(keyed: list[Cell]) -> None:
         library = read_library(root, arguments.records, arguments.protocol)

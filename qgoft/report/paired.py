@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ def read_answers(folder: Path) -> Answers | None:
         # One array is read three times as fast as its lines.
         lines = json.loads("[" + text.strip().replace("\n", ",") + "]")
         found = sorted(((str(line["set"]), str(line["idx"])), line["prediction"], line["label"]) for line in lines)
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zlib.error):
+        return None
+    if not found:
         return None
     return Answers(tuple(key for key, _, _ in found), [p for _, p, _ in found], [label for _, _, label in found])
 
@@ -130,7 +133,7 @@ class Redrawn:
         self._scores: dict[tuple[str, str], tuple[str, Array] | None] = {}
 
     def column(self, column: Column, records: Sequence[Record]) -> tuple[Any, Array] | None:
-        """What must agree for two rows to be compared (seeds and items), and the drawn means [draws] of one cell."""
+        """What must agree for two rows to be compared (seeds and items), and the means of one cell: as measured, and drawn [1 + draws]."""
         if column.task is None or not records:
             return None
         records = sorted(records, key=lambda record: int(record["seed"]))
@@ -142,7 +145,8 @@ class Redrawn:
         if len({items for items, _ in runs}) > 1:
             return None
         by_seed = np.stack([scores for _, scores in runs], 1)
-        picks = np.random.default_rng(1).integers(0, len(seeds), (DRAWS, len(seeds)))
+        picks = np.random.default_rng(1).integers(0, len(seeds), (DRAWS + 1, len(seeds)))
+        picks[0] = np.arange(len(seeds))
         return (seeds, runs[0][0]), np.take_along_axis(by_seed, picks, 1).mean(1)
 
     def average(self, item: Item, cells: Mapping[str, Sequence[Record]]) -> tuple[Any, Array] | None:
@@ -180,10 +184,10 @@ class Redrawn:
         return items, SCORES[metric](self._drawn(len(predictions)), predictions, labels)
 
     def _drawn(self, items: int) -> Array:
-        """How often each item is drawn; one choice for all rows."""
+        """How often each item is drawn; one choice for all rows. The first draw has every item once: it is what was measured."""
         if items not in self._weights:
             draws = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), DRAWS)
-            self._weights[items] = draws.astype(np.float32)
+            self._weights[items] = np.concatenate((np.ones((1, items)), draws)).astype(np.float32)
         return self._weights[items]
 
 
@@ -202,5 +206,5 @@ def difference(ours: tuple[Any, Array] | None, theirs: tuple[Any, Array] | None)
     if ours is None or theirs is None or ours[0] != theirs[0]:
         return None
     drawn = ours[1] - theirs[1]
-    low, high = np.quantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2])
-    return Difference(float(drawn.mean()), float(low), float(high))
+    low, high = np.quantile(drawn[1:], [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    return Difference(float(drawn[0]), float(low), float(high))

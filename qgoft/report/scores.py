@@ -142,7 +142,7 @@ def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item
     if item.has_average:
         columns.append((2 + len(item.columns) + len(item.groups), {n: redrawn.average(item, rows[n].records) for n in ranked}))
     for place, drawn in columns:
-        known = sorted((n for n in ranked if drawn[n] is not None), key=lambda n: -drawn[n][1].mean())
+        known = sorted((n for n in ranked if drawn[n] is not None), key=lambda n: -drawn[n][1][0])
         for rank, mark in ((0, "best"), (1, "second")):
             if rank + 1 >= len(known):
                 break
@@ -161,7 +161,7 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
     ranked = [row for row in rows if row.is_ranked]
     drawn = {row.label: redrawn.average(item, row.records) for row in ranked}
     known = [row for row in ranked if drawn[row.label] is not None]
-    first = max(known, key=lambda row: drawn[row.label][1].mean()) if known else next(iter(ranked), None)  # type: ignore[index]
+    first = max(known, key=lambda row: drawn[row.label][1][0]) if known else next(iter(ranked), None)  # type: ignore[index]
     if first is None or len(ranked) < 2:
         return None
     titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]

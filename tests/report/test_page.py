@@ -1,0 +1,179 @@
+"""The page: whole by itself, safe with whatever text records hold, and usable, clicked through in a browser where there is one."""
+
+import copy
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from _settings import compose_settings
+
+from qgoft.report.layout import Table
+from qgoft.report.page import POINTS, Section, build_page, rerun_command
+from qgoft.settings import method_label, settings_in_key
+from tests.records.test_records import RECORD
+
+EVIL = '</script><script>document.title="taken"</script><b>&"\' \u2028'
+
+
+def record(number, **changes):
+    made = copy.deepcopy(RECORD)
+    made.update(key=f"{number:064x}", **changes)
+    made["settings"] = {
+        "model": {"init": "pretrained", "targets": {}},
+        "method": {"penalty": 0.05, "targets": "all_linear"},
+        "train": {"max_steps": 300, "epochs": None},
+        "optim": {"lr": 0.01},
+        "selection": "last",
+        "results": {"root": None},
+    }
+    made["provenance"]["commit"] = "0123456789"
+    made["provenance"]["hardware"] = {"device": "cpu", "processor": "x", "cores": 2, "threads": 1, "processes": 1}
+    return made
+
+
+@pytest.fixture
+def page(tmp_path):
+    records = [record(i, seed=i, reason=EVIL, status="failed" if i == 2 else "done") for i in range(3)]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = [{"step": i, "loss": 1 / i} for i in range(1, 101)] + [{"step": 100, "score": 80.0}, {"step": 50, "score": 70.0}]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7')
+    rows = [["goft", "9.5"], ["  published", "9.0"], ["lora", "80.1 ±0.3"], ["  published", "8.0"], ["qgoft", "-"], [f"x{EVIL}", "70"]]
+    table = Table("t", f"scores {EVIL}", ["method", "CoLA"], rows, notes=[EVIL], marks={(2, 1): "best"})
+    table.runs = {(0, 1): [records[0]["key"]], (2, 1): [r["key"] for r in records], (4, 1): ["f" * 64]}
+    section = Section("a b", f"section {EVIL}", [table], text=EVIL)
+    return build_page("title", "lead", [section], records, {records[0]["key"]: folder}, {RECORD["model"]: "the_model"})
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser would see: open elements, addresses, scripts."""
+
+    EMPTY = ("meta", "input", "br", "link", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.buttons, self.names = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.names.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "action", "data", "xlink:href")]
+        if tag == "button":
+            self.buttons.append(attributes)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def read(text):
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+def data_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_it_needs_nothing_from_outside(page):
+    reader = read(page)
+    assert all(address.startswith("#") for address in reader.addresses)
+    assert "default-src 'none'" in page
+    assert not re.search(r"(url\(|@import|fetch\(|XMLHttpRequest|innerHTML|eval\()", page)
+
+
+def test_text_of_records_stays_text(page):
+    reader = read(page)
+    assert reader.names.count("script") == 2
+    assert "b" not in reader.names
+    assert data_of(page)["runs"][2]["reason"] == EVIL
+
+
+def test_every_cell_opens_runs_that_are_there(page):
+    data, cells = data_of(page), [b for b in read(page).buttons if b.get("class") == "cell"]
+    assert [cell["data-runs"] for cell in cells] == ["0", "0 1 2"]
+    assert all(cell["aria-label"] for cell in cells)
+    run = data["runs"][0]
+    assert len(run["loss"]) == POINTS
+    assert run["loss"][-1] == [100, 0.01]
+    assert run["scores"] == [[100, 80.0], [50, 70.0]]
+    assert run["command"].startswith("python scripts/train.py protocol=")
+    assert {**data["settings"][run["settings"][0]], **run["settings"][1]}["optim.lr"] == 0.01
+    assert data["origins"][run["origin"]]["commit"].startswith("0123456")
+
+
+def test_the_command_composes_to_the_same_settings():
+    """For a record of this version: what it prints makes the run it stands under."""
+    for words in (
+        ["task=glue/rte", "method=lora", "seed=3"],
+        ["task=glue/cola", "method=qgoft", "method.penalty=0.5", "train.max_steps=7"],
+    ):
+        settings = compose_settings(words)
+        made = {
+            **RECORD, "protocol": "pocket", "suite": "glue", "task": settings.task.name, "method": settings.method.name,
+            "variant": settings.method.variant, "seed": settings.seed, "model": settings.model.name, "settings": dataclasses.asdict(settings),
+        }  # fmt: skip
+        command = rerun_command(made, {"pocket-deberta": "pocket_deberta"})
+        again = compose_settings(command.split()[2:])
+        assert settings_in_key(again) == settings_in_key(settings), method_label(made["method"], made["variant"])
+
+
+CLICKS = """
+<script>
+addEventListener("load", () => {
+  const told = {};
+  const texts = () => [...document.querySelectorAll("tbody tr")].filter((r) => !r.hidden).map((r) => r.cells[0].textContent.trim().slice(0, 9));
+  const [first, second] = document.querySelectorAll("th button");
+  second.click(); told.down = texts(); told.sort = second.parentElement.getAttribute("aria-sort");
+  second.click(); told.up = texts();
+  const filter = document.querySelector("input.filter");
+  filter.value = "lora, qgo"; filter.dispatchEvent(new Event("input")); told.filtered = texts();
+  filter.value = ""; filter.dispatchEvent(new Event("input")); told.all = texts().length;
+  const cells = document.querySelectorAll("button.cell");
+  cells[0].click(); const dialog = document.querySelector("dialog");
+  told.opened = dialog.open; told.heading = dialog.querySelector("h2").textContent; told.runs = dialog.querySelectorAll("details").length;
+  told.curves = dialog.querySelectorAll("svg polyline").length; told.command = dialog.querySelector("pre").textContent;
+  dialog.querySelector("button").click(); told.closed = !dialog.open;
+  cells[1].click(); told.several = dialog.querySelectorAll("details").length; told.failed = dialog.textContent.includes('<b>&');
+  dialog.querySelector("button").click();
+  document.getElementById("theme").click(); told.theme = document.documentElement.dataset.theme;
+  told.title = document.title; told.wide = document.documentElement.scrollWidth <= innerWidth;
+  document.body.replaceChildren(document.createTextNode("TO" + "LD" + JSON.stringify(told) + "DLOT"));
+});
+</script></body>"""
+
+
+def test_clicked_through_in_a_browser(page, tmp_path):
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium); the page's structure is tested without it")
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", CLICKS, 1))
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,800"]
+    done = subprocess.run([*words, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
+    found = re.search(r"TOLD(.*)DLOT", done.stdout, re.S)
+    assert found, done.stdout[-500:] + done.stderr[-500:]
+    told = json.loads(html.unescape(found[1]))
+    assert told["down"][:3] == ["lora", "published", f"x{EVIL}"[:9]]
+    assert told["down"][-1] == "qgoft", "what is no number goes last"
+    assert told["up"][:2] == ["goft", "published"]
+    assert told["sort"] == "descending"
+    assert told["filtered"] == ["lora", "published", "qgoft"]
+    assert told["all"] == 6
+    assert told["opened"]
+    assert told["closed"]
+    assert told["heading"] == "goft, CoLA: 9.5"
+    assert (told["runs"], told["several"], told["curves"]) == (1, 3, 2)
+    assert told["command"].startswith("python scripts/train.py")
+    assert told["failed"], "the reason is shown as it is"
+    assert told["theme"] in ("light", "dark")
+    assert told["title"] == "title"
+    assert told["wide"], "no sideways scrolling of the page on a phone"

@@ -1,0 +1,183 @@
+"""Redrawn scores: the arithmetic is that of the metrics, and an order is claimed only where it holds."""
+
+import copy
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from qgoft.report.items import ITEMS, Column
+from qgoft.report.paired import DRAWS, SCORES, Redrawn, difference, read_answers, sign_test
+from qgoft.report.scores import Row, build_paired, build_table
+from qgoft.tasks.metrics import compute_score
+from tests.records.test_records import RECORD
+
+
+def write(folder, predictions, labels, sets=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"set": "" if sets is None else sets[i], "idx": i, "prediction": p, "label": r}
+        for i, (p, r) in enumerate(zip(predictions, labels, strict=True))
+    ]
+    (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+
+
+class Shop:
+    """Runs with answers, made to order: the share that is right."""
+
+    def __init__(self, root):
+        self.root, self.folders = root, {}
+        self.labels = [int(v) for v in np.random.default_rng(5).integers(0, 2, 400)]
+
+    def run(self, method, seed, right, task="rte", *, answers=True, labels=None, predictions=None):
+        labels = self.labels if labels is None else labels
+        if predictions is None:
+            wrong = np.random.default_rng(seed).permutation(len(labels))[: round((1 - right) * len(labels))]
+            predictions = [1 - label if i in set(wrong.tolist()) else label for i, label in enumerate(labels)]
+        key = f"{len(self.folders):064x}"
+        folder = self.root / key
+        if answers:
+            write(folder, predictions, labels)
+        self.folders[key] = folder
+        record = copy.deepcopy(RECORD)
+        value = 100 * float(np.mean([p == r for p, r in zip(predictions, labels, strict=True)]))
+        record.update(key=key, method=method, variant=method, seed=seed, task=task, protocol="pocket", primary="accuracy")
+        record["metrics"] = {
+            "accuracy": {"value": value, "higher_is_better": True, "n": len(labels), "standard_error": 1.0, "majority": None}
+        }
+        record["settings"] = {"model": {"init": "pretrained"}, "splits": "test", "method": {"source": "own"}}
+        return record
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return Shop(tmp_path)
+
+
+RTE = Column("rte", "RTE", "rte")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "matthews", "f1", "pearson_spearman"])
+def test_scores_with_every_item_once_are_the_metrics(metric):
+    rng = np.random.default_rng(0)
+    if metric == "pearson_spearman":
+        labels = rng.normal(size=300).round(1)
+        predictions = labels + rng.normal(size=300).round(1)
+    else:
+        labels, predictions = rng.integers(0, 2, 300), rng.integers(0, 2, 300)
+    ours = SCORES[metric](np.ones((1, 300), np.float32), predictions, labels)
+    assert ours[0] == pytest.approx(compute_score(metric, predictions, labels), abs=1e-3)
+
+
+def test_scores_of_drawn_items_are_the_metrics_of_those_items():
+    rng = np.random.default_rng(1)
+    labels, predictions = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
+    rows = rng.integers(0, 200, 200)
+    weights = np.bincount(rows, minlength=200)[None].astype(np.float32)
+    for metric in ("accuracy", "matthews", "f1"):
+        assert SCORES[metric](weights, predictions, labels)[0] == pytest.approx(
+            compute_score(metric, predictions[rows], labels[rows]), abs=1e-3
+        )
+
+
+def test_the_interval_of_an_accuracy_is_that_of_theory(shop):
+    drawn = Redrawn(shop.folders).column(RTE, [shop.run("a", 0, 0.8)])
+    assert drawn[1].shape == (1 + DRAWS,)
+    assert drawn[1][0] == pytest.approx(80)
+    assert drawn[1].mean() == pytest.approx(80, abs=0.3)
+    assert drawn[1].std() == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 400), rel=0.1)
+
+
+def test_a_clear_difference_and_none(shop):
+    redrawn = Redrawn(shop.folders)
+    good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
+    gap = difference(redrawn.column(RTE, good), redrawn.column(RTE, bad))
+    assert gap.low > 10
+    assert not gap.holds_zero
+    same = [shop.run("c", s, 0.9) for s in range(3)]  # the same seeds err on the same items
+    none = difference(redrawn.column(RTE, good), redrawn.column(RTE, same))
+    assert (none.low, none.high) == (0, 0)
+    assert none.holds_zero
+
+
+def test_what_cannot_be_compared_is_not(shop):
+    redrawn = Redrawn(shop.folders)
+    zero, one = [shop.run("a", 0, 0.9)], [shop.run("b", 1, 0.7)]
+    assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, one)) is None, "other seeds"
+    fewer = [shop.run("c", 0, 0.7, labels=shop.labels[:300])]
+    assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, fewer)) is None, "other items"
+    assert redrawn.column(RTE, [shop.run("d", 0, 0.7, answers=False)]) is None
+    assert redrawn.column(RTE, []) is None
+
+
+def test_torn_answers_are_none(tmp_path):
+    write(tmp_path, [1, 0], [1, 1])
+    whole = (tmp_path / "predictions.jsonl.gz").read_bytes()
+    assert read_answers(tmp_path).predictions == [1, 0]
+    for text in (whole[:-9], b"", gzip.compress(b'{"set": "", "idx": 0'), gzip.compress(b'{"idx": 0}\n')):
+        (tmp_path / "predictions.jsonl.gz").write_bytes(text)
+        assert read_answers(tmp_path) is None
+    assert read_answers(tmp_path / "nowhere") is None
+
+
+def test_texts_and_answers_that_were_not_given(shop):
+    record = shop.run("a", 0, 0, labels=["yes", "no", "yes", "no"], predictions=["yes", None, "no", "no"])
+    drawn = Redrawn(shop.folders).column(RTE, [record])
+    assert drawn[1].mean() == pytest.approx(50, abs=3)
+
+
+def test_sign_test():
+    assert sign_test(0, 0) == 1
+    assert sign_test(5, 5) == 1
+    assert sign_test(8, 0) == pytest.approx(2 / 256)
+    assert sign_test(1, 7) == pytest.approx(2 * 9 / 256)
+
+
+def rows_of(shop, shares):
+    return [Row(name, {t: [shop.run(name, s, share, t) for s in range(3)] for t in ("qnli", "rte")}) for name, share in shares.items()]
+
+
+def test_the_best_is_bold_only_where_the_order_holds(shop):
+    rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6, "d": 0.797})
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
+    assert {place for place, mark in table.marks.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
+    assert "second" not in table.marks.values(), "b and d are not told apart"
+    assert "**95.0 ±0.0**" in table.markdown()
+    assert r"\textbf{95.0 $\pm$0.0}" in table.latex()
+    rows[0].is_altered = True
+    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
+    assert not again.marks, "an altered row is never the best"
+
+
+def test_second_is_underlined(shop):
+    table = build_table(
+        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders)
+    )
+    assert table.marks[1, 4] == "second"
+    assert "<u>80.0</u>" in table.markdown()
+    assert r"\underline{80.0}" in table.latex()
+
+
+def test_the_table_of_differences(shop):
+    rows = rows_of(shop, {"a": 0.6, "b": 0.9})
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Redrawn(shop.folders))
+    assert table.title.endswith("each row minus b")
+    ((name, *cells),) = table.rows
+    assert name == "a"
+    assert cells[0].startswith("-30.0 (-3")
+    assert cells[-2:] == ["0/6", "0.031"]
+
+
+def test_cells_open_their_runs_and_failures_are_shown(shop):
+    (row,) = rows_of(shop, {"a": 0.9})
+    row.planned = {"qnli": 3, "rte": 4}
+    row.failed = {"rte": [{**shop.run("a", 3, 0.9), "status": "oom"}]}
+    lost = Row("b", {}, planned={"rte": 1}, failed={"rte": [{**shop.run("b", 0, 0.9), "status": "diverged"}]})
+    table = build_table("glue", "pocket", [row, lost], item=ITEMS["flexibility"])
+    assert len(table.runs[0, 2]) == 3
+    assert len(table.runs[0, 3]) == 4
+    assert table.rows[0][3] == "90.0 ±0.0 [3 of 4]"
+    assert table.rows[1][3] == "diverged"
+    row.planned = {"qnli": 5, "rte": 5}
+    assert build_table("glue", "pocket", [row], item=ITEMS["flexibility"]).rows[0][0] == "a (3 of 5 seeds)"

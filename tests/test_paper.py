@@ -1,0 +1,258 @@
+"""Items of the papers: their grids, narrowing them, running them, and what several sweeps at once do."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import _plan
+import paper
+import pytest
+from _settings import compose_settings
+from _sweep import Means, in_good_order, processes
+
+from qgoft import records
+from qgoft.errors import QgoftError
+from qgoft.report.cost import PRINTED
+from qgoft.report.items import ITEMS
+from qgoft.report.published import load_paper, load_rows
+from qgoft.train.run import run
+
+SHORT = ["train.max_steps=4", "train.evaluations=1"]
+PROTOCOL = {"goft-icml2024": "goft_icml24", "psoft-iclr2026": "psoft_iclr26"}
+
+
+def start(repository, tmp_path, *words):
+    line = [sys.executable, str(repository / "scripts" / "paper.py"), *words, f"results.root={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment)
+
+
+def command(repository, tmp_path, *words):
+    process = start(repository, tmp_path, *words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def words_of(name, **ask):
+    item = _plan.read_items(ask.get("protocol", "pocket"))[name]
+    return _plan.item_words(item, _plan.Narrowing(**{"protocol": "pocket", **ask}))
+
+
+def test_every_item_has_a_target_and_a_way_to_be_printed(repository):
+    targets = re.search(r"^ITEMS := (.*?[^\\])$", (repository / "Makefile").read_text(), re.M | re.S)[1].replace("\\\n", " ").split()
+    items = _plan.read_items("pocket")
+    assert sorted(targets) == sorted(items)
+    runs = {name for name, item in items.items() if item.bench is None}
+    assert runs == {*ITEMS, "figure3"}
+    assert set(items) - runs == set(PRINTED)
+
+
+def test_every_item_that_the_issue_names():
+    wanted = [*(f"table{n}" for n in (1, 2, 3, 4, 10)), "figure3", "flexibility", "lambda", "psoft-figure3", "psoft-figure4"]
+    wanted += [f"psoft-table{n}" for n in (2, 3, 4, 5, 6, 7, 13, 15, 16, 17, 18, 19, 20, 21, 22)]
+    assert set(wanted) <= set(_plan.read_items("goft_icml24"))
+
+
+@pytest.mark.parametrize("name", sorted(set(ITEMS) - {"flexibility", "lambda", "pairing"}))
+def test_a_grid_has_every_row_that_is_printed(name):
+    """Under the paper's own protocol: method and variant, layers and penalty, of each printed row. What the paper has not is ours."""
+    item = ITEMS[name]
+    asked, left_out = words_of(name, protocol=PROTOCOL[item.paper])
+    assert not left_out
+    made = [dict(word.split("=", 1) for word in words) for words, _ in asked]
+    for row in load_rows(item.paper, item.table):
+        fitting = [m for m in made if m["method"] == row.method and (row.targets is None or m.get("method.targets") in (row.targets, None))]
+        if row.penalty is not None:
+            fitting = [m for m in fitting if float(m["method.penalty"]) == row.penalty]
+        if any("method.variant" in m for m in fitting):
+            fitting = [m for m in fitting if m.get("method.variant", row.variant) == row.variant]
+        assert fitting, f"{name} has no row of {row}"
+
+
+@pytest.mark.parametrize("protocol", ["pocket", "paper"])
+@pytest.mark.parametrize("name", sorted({*ITEMS, "figure3"}))
+def test_items_compose(name, protocol):
+    own = PROTOCOL[ITEMS["table2" if name == "figure3" else name].paper] if protocol == "paper" else "pocket"
+    asked, _ = words_of(name, protocol=own)
+    for words, seeds in {0: asked[0], 1: asked[-1]}.values():
+        settings = compose_settings([*words])
+        assert settings.protocol == own
+        assert seeds
+    assert {seeds for _, seeds in asked} == ({("0", "1", "2", "3", "4")} if protocol == "paper" else {seeds for _, seeds in asked})
+
+
+def test_the_embedded_twin_has_the_seeds_it_says():
+    """Three for GLUE, SQuAD and the ablations on them, one for VTAB and the decoders."""
+    for name in {*ITEMS, "figure3"}:
+        asked, _ = words_of(name)
+        is_one = any(word.startswith(("task=vtab", "task=instruct", "task=math", "task=commonsense")) for word in asked[0][0])
+        assert {seeds for _, seeds in asked} == {("0",) if is_one else ("0", "1", "2")}, name
+
+
+def test_items_are_narrowed():
+    asked, _ = words_of("table1", methods=("lora", "qgoft"), tasks=("rte", "glue/cola"), seeds=("7",))
+    assert len(asked) == 4
+    assert {seeds for _, seeds in asked} == {("7",)}
+    added, _ = words_of("table1", methods=("lora@r2", "hra"), tasks=("rte",))
+    assert [words[2:] for words, _ in added] == [("method=lora", "method.variant=r2"), ("method=hra",)]
+    scales, _ = words_of("psoft-figure3", methods=("psoft@r64-alpha",))
+    assert len(scales) == 1
+    gamma, _ = words_of("psoft-table6", methods=("psoft",), tasks=("gsm8k",))
+    assert {words[2] for words, _ in gamma} == {"method=psoft"}
+    with pytest.raises(QgoftError, match=r"psoft-table6 has no row of goft; it has lora_xs, psoft; change METHOD"):
+        words_of("psoft-table6", methods=("goft",))
+    with pytest.raises(QgoftError, match=r"table4 has no task 'rte'; it has squad/v1; change TASKS"):
+        words_of("table4", tasks=("rte",))
+
+
+def test_cells_that_a_protocol_lacks_are_told():
+    asked, left_out = words_of("table1", protocol="psoft_iclr26")
+    assert {words[1] for words, _ in asked} == {f"task=glue/{t}" for t in ("sst2", "cola", "qnli", "rte", "mrpc", "stsb")}
+    assert "bitfit on glue/cola: no row in the paper's table 2" in left_out
+    with pytest.raises(QgoftError, match=r"protocol small has nothing of item table3: .*no image encoder; change PROTOCOL"):
+        paper.plan_items(["table3"], _plan.Narrowing("small"))
+    with pytest.raises(QgoftError, match="unknown item 'table99'"):
+        paper.plan_items(["table99"], _plan.Narrowing("pocket"))
+
+
+def test_settings_that_were_composed_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
+    asked = [words for words, _ in words_of("table1", tasks=("rte", "cola"))[0]]
+    first = _plan.compose_all(asked, 1)
+    (kept,) = (tmp_path / "settings").glob("*.json")
+    monkeypatch.setattr(_plan, "composed", None)  # nothing is composed again, wherever the results go
+    again = _plan.compose_all([(*words, "results.root=there") for words in asked], 1)
+    assert [s.results.root for s in again] == ["there"] * len(asked)
+    assert [repr(s).replace("'there'", "'results'") for s in again] == [repr(s) for s in first]
+    kept.write_text("{cut sh")
+    monkeypatch.undo()
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
+    assert _plan.compose_all(asked, 1) == first
+
+
+def test_one_seed_of_everything_first_and_one_training_once(monkeypatch):
+    asked = [(f"task={task}", f"method={method}") for method in ("qgoft", "lora") for task in ("math/gsm8k", "math/math")]
+    cells = _plan.compose_cells(asked, ["0", "1"], 1)
+    order = in_good_order(dict(enumerate(cells)))
+    assert [cell.settings.seed for _, cell in order] == [0] * 4 + [1] * 4
+    assert [cell.settings.method.name for _, cell in order[:4]] == ["qgoft", "lora", "qgoft", "lora"]
+    assert [cell.settings.task.name for _, cell in order[:4]] == ["gsm8k", "gsm8k", "math", "math"]
+
+
+def test_commands_of_several_processes():
+    assert "--nproc_per_node=2" in processes(Means(1, nproc=2))
+    assert any(word.endswith("fsdp2.yaml") for word in processes(Means(1, nproc=2, accelerate="fsdp2")))
+
+
+def test_expected_time(tmp_path):
+    cells = _plan.compose_cells([("task=glue/rte", "method=lora")], ["0", "1"], 1)
+    assert _plan.expected_seconds(cells, [], "pocket") == 2 * _plan.TYPICAL_SECONDS["pocket"]["glue"]
+    other = _plan.compose_cells([("task=glue/rte", "method=lora", "protocol=goft_icml24")], ["0"], 1)
+    assert _plan.expected_seconds(other, [], "goft_icml24") is None
+    record = {"protocol": "pocket", "status": "done", "suite": "glue", "method": "lora", "started": "2026-01-01T00:00:00+00:00"}
+    seen = [{**record, "finished": "2026-01-01T00:00:05+00:00"}, {**record, "finished": "2025-12-31T00:00:00+00:00"}]
+    assert _plan.expected_seconds(cells, seen, "pocket") == 10, "a clock that went backwards says nothing"
+    assert _plan.spell_time(59) == "0 min 59 s"
+    assert _plan.spell_time(7260) == "2 h 01 min"
+
+
+@pytest.mark.slow
+def test_two_sweeps_share_the_work_and_a_table_comes_out(repository, tmp_path):
+    words = ("psoft-table7", "--tasks", "rte", "--seeds", "0", "--jobs", "1", *SHORT)
+    sweeps = [start(repository, tmp_path, *words) for _ in range(2)]
+    outputs = [sweep.communicate(timeout=300) for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
+    assert len(records.read_records(tmp_path / "runs")) == 3
+    lines = [line for _, err in outputs for line in err.splitlines() if "  seed 0  accuracy" in line]
+    assert len(lines) == 3, "every run was made once"
+    assert all("psoft@r64-borth (altered)" in out for out, _ in outputs)
+    assert not list(tmp_path.rglob("lease.*"))
+    table = (tmp_path / "tables" / "psoft-table7.md").read_text()
+    assert "published psoft@r64-borth (DeBERTaV3-base, other data; context only): 52.71  67.97" in table
+    code, out, _ = command(repository, tmp_path, *words, "--action", "status")
+    assert code == 0
+    assert "3 runs: 3 done" in out
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_begun_again(repository, tmp_path):
+    process = start(
+        repository,
+        tmp_path,
+        "flexibility",
+        "--method",
+        "goft,qgoft",
+        "--tasks",
+        "rte",
+        "--seeds",
+        "0",
+        "--jobs",
+        "2",
+        "train.max_steps=200",
+    )
+    for _ in range(600):
+        leases = [json.loads(path.read_text()) for path in tmp_path.rglob("lease.0.json")]
+        if leases:
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(leases[0]["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "was killed; it is begun once more" in err
+    assert {record["method"] for record in records.read_records(tmp_path / "runs")} == {"goft", "qgoft"}
+
+
+def test_failures_are_all_named_at_the_end(repository, tmp_path):
+    code, out, err = command(
+        repository, tmp_path, "flexibility", "--method", "lora,qgoft", "--tasks", "rte", "--seeds", "0", "--jobs", "1", "optim.lr=1.0e+18",
+        "optim.clip=null", "selection=last", *SHORT,
+    )  # fmt: skip
+    assert code == 1
+    named = [line for line in err.splitlines() if "is not done: diverged" in line]
+    assert len(named) == 2
+    assert "diverged" in out, "the table shows what happened"
+
+
+def test_failfast_leaves_the_rest(repository, tmp_path):
+    code, _, err = command(
+        repository, tmp_path, "flexibility", "--method", "lora,qgoft", "--tasks", "rte", "--seeds", "0", "--jobs", "1", "--failfast",
+        "optim.lr=1.0e+18", "optim.clip=null", "selection=last", *SHORT,
+    )  # fmt: skip
+    assert code == 1
+    assert len(records.read_records(tmp_path / "runs")) == 1
+    assert "not begun: FAILFAST stopped the sweep" in err
+
+
+def test_a_table_prints_around_broken_records(repository, tmp_path):
+    """Torn, of an older schema, with NaN: named and left out, and the rest is there."""
+    run(compose_settings(["task=glue/rte", "method=goft", f"results.root={tmp_path}", *SHORT]))
+    (good,) = (tmp_path / "runs").glob("*/record.json")
+    record = json.loads(good.read_text())
+    for name, text in (
+        ("torn", good.read_text()[:300]),
+        ("older", json.dumps({**record, "schema": 0})),
+        ("nan", json.dumps({**record, "key": "0" * 64, "metrics": {"accuracy": {**record["metrics"]["accuracy"], "value": float("nan")}}})),
+    ):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "record.json").write_text(text)
+    twice = tmp_path / "runs" / "twice"
+    twice.mkdir()
+    (twice / "record.json").write_text(good.read_text())
+    code, out, _ = command(repository, tmp_path, "flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0", *SHORT)
+    assert code == 0
+    assert out.count("warning, skipped: ") == 3
+    for name, reason in (("torn", "Unterminated|Expecting"), ("older", "schema is 0"), ("nan", "is nan")):
+        assert re.search(rf"{name}/record.json: .*({reason})", out), out
+    assert re.search(r"goft \(altered\) .* \d\d\.\d", out)
+
+
+def test_items_without_runs_print_what_is_published(repository, tmp_path):
+    code, out, _ = command(repository, tmp_path, "table10")
+    assert code == 0
+    assert "measured on cpu" in out
+    assert str(load_paper("goft-icml2024")["table10"]["rows"]["qgoft"][0]) in (tmp_path / "tables" / "table10-published.md").read_text()
