@@ -119,6 +119,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=", ".join(CHECKS))
     parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root")
+    parser.add_argument("--write", type=Path, help="results/published/audit.json, after a change of the transcribed figures or of a check")
     arguments = parser.parse_args(words)
     if arguments.only:
         choose("check", arguments.only, list(CHECKS), "change --only")
@@ -127,10 +128,15 @@ def main(words: list[str]) -> int:
     for table in tables:
         table.write(arguments.root / "tables")
     print_findings(findings, checked)
-    path = arguments.root / "tables" / "audit.json"
-    path.write_text(json.dumps({"checked": checked, "findings": [dataclasses.asdict(finding) for finding in findings]}, indent=1) + "\n")
-    print(f"{path.with_suffix('')}.{{md,tex,csv,json}}")
+    print(f"{arguments.root / 'tables' / 'audit'}.{{md,tex,csv}}")
+    if arguments.write:
+        arguments.write.write_text(as_json(findings, checked))
     return 0
+
+
+def as_json(findings: list[Finding], checked: dict[str, int]) -> str:
+    """What results/published/audit.json holds, for reports: the printed figures change as seldom as the papers."""
+    return json.dumps({"checked": checked, "findings": [dataclasses.asdict(finding) for finding in findings]}, indent=1) + "\n"
 
 
 if __name__ == "__main__":

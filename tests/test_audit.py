@@ -13,8 +13,18 @@ from qgoft.report.published import load_figures
 
 
 @pytest.fixture(scope="module")
-def findings():
-    return script.run(None)[0]
+def audited():
+    return script.run(None)
+
+
+@pytest.fixture(scope="module")
+def findings(audited):
+    return audited[0]
+
+
+def test_the_committed_findings_are_those_of_today(audited, repository):
+    """Reports read them; after a change: python scripts/audit.py --write results/published/audit.json"""
+    assert (repository / "results" / "published" / "audit.json").read_text() == script.as_json(*audited)
 
 
 def found(findings, where, *, is_explained=False):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from qgoft.report.figures import COLOURS, COLUMN, paper_style, save_figure, style_of
 from qgoft.report.items import Item
@@ -97,8 +98,9 @@ def draw_pareto(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
         edge = sorted((max(count, smallest / 3), score) for count, score, _ in best)
         axis.step([x for x, _ in edge], [y for _, y in edge], where="post", color="0.75", lw=1, zorder=0)
         for x, y, _ in placed:
-            axis.plot(x, y, "o", color=COLOURS[0 if any((x, y) == e for e in edge) else 7 - 2], ms=4)
+            axis.plot(x, y, "o", color=COLOURS[0 if any((x, y) == e for e in edge) else 5], ms=4)
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("trainable parameters, head excluded" + (" (none: at the left edge)" if any(c == 0 for c, _, _ in points) else ""))
         axis.set_ylabel("average")
         _label_points(axis, placed)

@@ -10,8 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Okabe and Ito (2008): told apart by everybody; the markers tell them apart in print without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito (2008), without their yellow, which no thin line shows on white: told apart by everybody; the markers tell them apart in print without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
 COLUMN = 3.4  # inches, the width of a column
 STYLE = {
@@ -53,8 +53,10 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
     """Write stem.svg, stem.png and stem.pdf, byte by byte the same for the same figure, and close it."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in _TIMELESS]
+    # Found once: "tight" would draw every file twice.
+    box = figure.get_tightbbox().padded(0.03)
     with matplotlib.rc_context({"svg.hashsalt": stem.name}):
         for path in paths:
-            figure.savefig(path, dpi=200, bbox_inches="tight", metadata=_TIMELESS[path.suffix])
+            figure.savefig(path, dpi=200, bbox_inches=box, metadata=_TIMELESS[path.suffix])
     plt.close(figure)
     return paths

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from qgoft.records import read_record
-from qgoft.report.figures import save_figure
+from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.layout import Table
 from qgoft.settings import method_label
 
@@ -66,7 +66,7 @@ def _figure(traces: Traces) -> Any:
                 by_share[share].append(max(error, 1e-9))
         shares = sorted(by_share)
         middle = [statistics.median(by_share[share]) for share in shares]
-        style = {"color": f"C{number % 10}", "ls": "--" if number >= 10 else "-"}
+        style = {"color": COLOURS[number % len(COLOURS)], "ls": ("-", "--", ":")[number // len(COLOURS) % 3]}
         axis.plot(shares, middle, marker="o", ms=3, lw=1.4, **style)
         axis.fill_between(
             shares, [min(by_share[s]) for s in shares], [max(by_share[s]) for s in shares], color=style["color"], alpha=0.1, lw=0

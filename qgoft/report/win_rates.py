@@ -8,7 +8,7 @@ from typing import Any
 from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
 from qgoft.report.items import Record
 from qgoft.report.layout import Table
-from qgoft.report.paired import read_answers
+from qgoft.report.paired import read_lines
 from qgoft.report.published import load_figures
 from qgoft.report.scores import row_label
 
@@ -23,13 +23,13 @@ def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> dict
     """
     found: dict[str, tuple[Ratings, dict[Any, str]]] = {}
     for record in records:
-        answers = read_answers(folders[record["key"]]) if record["key"] in folders else None
-        if answers is None:
+        lines = read_lines(folders[record["key"]]) if record["key"] in folders else None
+        if lines is None:
             continue
         ratings, categories = found.setdefault(row_label(record), ({}, {}))
-        for (_, question), rating, category in zip(answers.ids, answers.predictions, answers.labels, strict=True):
-            ratings[record["seed"], question] = rating
-            categories[question] = category
+        for line in lines:
+            ratings[record["seed"], line["idx"]] = line["prediction"]
+            categories[line["idx"]] = line["label"]
     return found
 
 

@@ -66,8 +66,8 @@ def test_scores_with_every_item_once_are_the_metrics(metric):
         predictions = labels + rng.normal(size=300).round(1)
     else:
         labels, predictions = rng.integers(0, 2, 300), rng.integers(0, 2, 300)
-    ours = SCORES[metric](np.ones((1, 300), np.float32), predictions, labels)
-    assert ours[0] == pytest.approx(compute_score(metric, predictions, labels), abs=1e-3)
+    ours = SCORES[metric](np.ones((1, 300), np.float32), predictions[:, None], labels[:, None])
+    assert ours[0, 0] == pytest.approx(compute_score(metric, predictions, labels), abs=1e-3)
 
 
 def test_scores_of_drawn_items_are_the_metrics_of_those_items():
@@ -114,7 +114,7 @@ def test_what_cannot_be_compared_is_not(shop):
 def test_torn_answers_are_none(tmp_path):
     write(tmp_path, [1, 0], [1, 1])
     whole = (tmp_path / "predictions.jsonl.gz").read_bytes()
-    assert read_answers(tmp_path).predictions == [1, 0]
+    assert read_answers(tmp_path).predictions.tolist() == [1, 0]
     for text in (whole[:-9], b"", gzip.compress(b'{"set": "", "idx": 0'), gzip.compress(b'{"idx": 0}\n')):
         (tmp_path / "predictions.jsonl.gz").write_bytes(text)
         assert read_answers(tmp_path) is None
