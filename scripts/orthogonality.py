@@ -12,7 +12,7 @@ from pathlib import Path
 from _settings import REPOSITORY
 
 from qgoft.errors import QgoftError
-from qgoft.records import RecordError
+from qgoft.records import RecordError, find_records
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 
 
@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--protocol", default="pocket")
     parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root of the runs")
     arguments = parser.parse_args(words)
-    traces = read_traces(arguments.root / arguments.records, arguments.protocol, arguments.suite)
+    traces = read_traces(find_records(arguments.root / arguments.records), arguments.protocol, arguments.suite)
     if not traces:
         raise QgoftError(
             f"no run of {arguments.suite} under protocol {arguments.protocol} in {arguments.root / arguments.records} has a trace; run one of the "

@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 from _plan import Cell, Narrowing
 from _settings import CONFIGS, REPOSITORY, choices
-from _tables import Library, collect_rows, read_library, write_tables
+from _tables import MEASURED, Library, collect_rows, write_tables
 from paper import Part, compose_parts, plan_items, printed_item, swept, tables_of
 
 from qgoft import audit
 from qgoft.errors import QgoftError
-from qgoft.records import RecordError, write_atomically
+from qgoft.records import Found, RecordError, write_atomically
 from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
 from qgoft.report.items import SUITES, Record
 from qgoft.report.layout import Table
@@ -102,11 +102,11 @@ def published_table(name: str, protocol: str) -> Table:
     return table
 
 
-def orthogonality_sections(library: Library, records: Sequence[Record], root: Path, place: Path) -> list[Section]:
+def orthogonality_sections(found: Found, root: Path) -> list[Section]:
     """The error of orthogonality over the training, by suite."""
     sections = []
-    for protocol, suite in sorted({(r["protocol"], r["suite"]) for r in records if r["orthogonality"]["max_error"] is not None}):
-        traces = read_traces(place, protocol, suite)
+    for protocol, suite in sorted({(r["protocol"], r["suite"]) for r in found.records if r["orthogonality"]["max_error"] is not None}):
+        traces = read_traces(found, protocol, suite)
         if traces:
             table = build_trace_table(traces, protocol, suite)
             table.name = f"orthogonality-{suite}-{protocol}"
@@ -164,6 +164,8 @@ def main(words: list[str]) -> int:
     sections: list[Section] = []
     missing: list[str] = []
     library = Library.read(arguments.root / arguments.records)
+    library.root = arguments.root
+    library.folders = {**Library.read(MEASURED).folders, **library.folders}  # the answers of the controls
     records = library.shelf.records
     if not records and not library.problems:
         raise QgoftError(
@@ -171,7 +173,6 @@ def main(words: list[str]) -> int:
         )
     for protocol in sorted({record["protocol"] for record in records} & set(choices("protocol"))):
         ask = Narrowing(protocol)
-        library = read_library(arguments.root, arguments.records, protocol)
         parts = [part.only_made(library.shelf) for part in plan_items(["all", *OWN], ask)]
         parts.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
         for part, cells in zip(parts, compose_parts(parts, arguments.jobs), strict=True):
@@ -182,7 +183,7 @@ def main(words: list[str]) -> int:
                 missing.append(f"{part.item.name} ({protocol}): no record; make {part.item.name} PROTOCOL={protocol}")
             else:
                 sections.append(section)
-    sections += orthogonality_sections(library, records, out, arguments.root / arguments.records)
+    sections += orthogonality_sections(Found(records, library.folders, []), out)
     other = unopened(records, sections)
     sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
     if missing:
@@ -196,7 +197,7 @@ def main(words: list[str]) -> int:
             write_tables(section.tables, out)
     models = {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in choices("model") if name != "auto"}
     lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
-    page = build_page("qgoft: results", lead, sections, records, {**library.folders}, models)
+    page = build_page("qgoft: results", lead, sections, records, library.folders, models)
     path = write_atomically(out / "report.html", page)
     print(
         f"{len(records)} records, {len(sections)} sections, {len(missing)} items without a record: {path} ({path.stat().st_size / 1e6:.1f} MB)"

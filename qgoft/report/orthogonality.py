@@ -1,6 +1,5 @@
 """How far from orthogonal each method's transformations went while training: a table and a figure, from history.jsonl of finished runs."""
 
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from qgoft.records import read_record
+from qgoft.records import Found
+from qgoft.report.charts import read_curve
 from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.layout import Table
 from qgoft.settings import method_label
@@ -19,20 +19,17 @@ Traces = dict[str, list[list[tuple[float, float]]]]
 ROUNDING = 1e-5
 
 
-def read_traces(root: Path, protocol: str, suite: str) -> Traces:
-    """The traces of all done runs of a suite below a folder; pretrained backbones alone. A method that turns nothing has none."""
+def read_traces(found: Found, protocol: str, suite: str) -> Traces:
+    """The traces of all done runs of a suite; pretrained backbones alone. A method that turns nothing has none."""
     traces: Traces = defaultdict(list)
-    for path in sorted(root.rglob("record.json")):
-        record = read_record(path)
-        history = path.with_name("history.jsonl")
+    for record in found.records:
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
-        if not is_asked or record["settings"]["model"]["init"] == "random" or not history.is_file():
+        if not is_asked or record["settings"]["model"]["init"] == "random" or record["orthogonality"]["max_error"] is None:
             continue
-        lines = [json.loads(line) for line in history.read_text().splitlines()]
-        steps = max((line["step"] for line in lines), default=0)  # nothing is logged where nothing was trained
-        trace = [(line["step"] / steps, line["orthogonality"]) for line in lines if "orthogonality" in line]
-        if trace:
-            traces[method_label(record["method"], record["variant"])].append(trace)
+        points = read_curve(found.folders.get(record["key"]), "orthogonality")
+        steps = record["cost"]["steps"]
+        if points and steps:
+            traces[method_label(record["method"], record["variant"])].append([(step / steps, error) for step, error in points])
     return dict(sorted(traces.items(), key=lambda item: statistics.median(run[-1][1] for run in item[1])))
 
 

@@ -7,8 +7,10 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from peft import PeftType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -181,12 +184,17 @@ def _train(prepared: Prepared, log: Callable[[dict[str, Any]], None]) -> tuple[F
     if suite.shared_training is None:
         return train(), None
     key = training_key(settings, prepared.identity, suite.shared_training)
-    folder = Path(settings.results.root) / "trained" / key
+    folder = trained_folder(settings, key)
     fitted, was_there = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, lambda to: save_adapter(prepared, to))
     if was_there:
         adapted.model.to(accelerator.device)
     suite.weights = trained_checksum(folder / "adapter")
     return fitted, {"key": key, "shared": was_there}
+
+
+def trained_folder(settings: RunSettings, key: str) -> Path:
+    """Where a training that several tasks share lies."""
+    return Path(settings.results.root) / "trained" / key
 
 
 def _run_prepared(prepared: Prepared, position: int, setup: float) -> dict[str, Any]:
@@ -199,7 +207,12 @@ def _run_prepared(prepared: Prepared, position: int, setup: float) -> dict[str, 
         fitted, training = _train(prepared, tracker.log)
         with whole(prepared.adapted.model), merged(prepared.adapted):
             outcomes = report_parts(prepared)
-        save_adapter(prepared, folder / "adapter")
+        if training is not None and training["shared"]:
+            # As it was saved: AdaLoRA's, which was cut down to its budget, would be cut down once more.
+            if prepared.accelerator.is_main_process:
+                shutil.copytree(trained_folder(settings, training["key"]) / "adapter", folder / "adapter", dirs_exist_ok=True)
+        else:
+            save_adapter(prepared, folder / "adapter")
         if prepared.accelerator.is_main_process:
             _write_predictions(folder / "predictions.jsonl.gz", outcomes)
     except QgoftError as error:  # such as a judge that did not answer: what is missing is said in words
@@ -333,7 +346,11 @@ def save_adapter(prepared: Prepared, folder: Path) -> None:
 
 def _save_weights(adapted: Adapted, state: dict[str, Tensor] | None, folder: Path) -> None:
     if adapted.is_peft:
-        adapted.model.save_pretrained(folder, state_dict=state)
+        with warnings.catch_warnings():
+            if adapted.model.peft_config["default"].peft_type == PeftType.ADALORA:
+                # A budget may leave nothing of a matrix. peft takes that for shards that were not gathered; ours are.
+                warnings.filterwarnings("ignore", message=r".*have invalid shape")
+            adapted.model.save_pretrained(folder, state_dict=state)
         return
     parameters = dict(adapted.model.named_parameters())
     trained = {n: (state or parameters)[n].detach().contiguous().cpu() for n, p in parameters.items() if p.requires_grad}

@@ -72,6 +72,7 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
     """
     try:
         if adapted.is_peft:
+            _take_ranks(adapted, folder)
             report: Any = set_peft_model_state_dict(adapted.model, load_peft_weights(str(folder), device="cpu"))
             missing = [name for name in report.missing_keys if name in {n for n, p in adapted.model.named_parameters() if p.requires_grad}]
         else:
@@ -80,11 +81,19 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
             report = adapted.model.load_state_dict(state, strict=False)
             missing = sorted(wanted - set(state))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise QgoftError(f"the trained weights in {folder} cannot be read ({error}); delete {folder.parent} to train anew") from error
+        reason = str(error).strip().splitlines()[0][:200]  # torch names every parameter
+        raise QgoftError(f"the trained weights in {folder} cannot be read ({reason}); delete {folder.parent} to train anew") from error
     if missing or report.unexpected_keys:
         raise QgoftError(
             f"the trained weights in {folder} do not fit this model ({[*missing, *report.unexpected_keys][0]}); delete {folder.parent} to train anew"
         )
+
+
+def _take_ranks(adapted: Adapted, folder: Path) -> None:
+    """AdaLoRA saves what its budget left of each matrix; peft cuts a model down to it where its configuration says so."""
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    if saved.get("rank_pattern"):
+        adapted.model.peft_config["default"].rank_pattern = saved["rank_pattern"]
 
 
 def trained_checksum(folder: Path) -> str:

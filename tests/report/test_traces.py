@@ -5,6 +5,7 @@ import pytest
 from _settings import compose_settings
 
 from qgoft.errors import QgoftError
+from qgoft.records import find_records
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 from qgoft.train.run import run
 
@@ -28,7 +29,7 @@ def root(tmp_path_factory):
 
 
 def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
-    traces = read_traces(root / "runs", "pocket", "glue")
+    traces = read_traces(find_records(root / "runs"), "pocket", "glue")
     assert list(traces) == ["goft", "psoft@r46"]  # from the nearest to the farthest
     assert [len(runs) for runs in traces.values()] == [2, 1]
     for runs in traces.values():
@@ -39,9 +40,9 @@ def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
 
 
 def test_figures_are_the_same_byte_by_byte(root, tmp_path):
-    traces = read_traces(root / "runs", "pocket", "glue")
+    traces = read_traces(find_records(root / "runs"), "pocket", "glue")
     one, two = (draw_traces(traces, tmp_path / name) for name in "ab")
-    assert [path.suffix for path in one] == [".svg", ".png"]
+    assert [path.suffix for path in one] == [".svg", ".pdf", ".png"]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
     assert all(name in one[0].read_text() for name in ("goft", "psoft@r46"))
 

@@ -72,6 +72,18 @@ def test_other_settings_and_suites_train_anew(root, first):
     assert other["provenance"]["training"]["key"] != first["provenance"]["training"]["key"]
 
 
+def test_what_adalora_pruned_is_shared_too(root):
+    """Its adapter has other ranks at the end than at the start."""
+    words = ["train.max_steps=30", "task.options.new_tokens=2"]
+    one, two = (run(settings_for(root, f"math/{task}", *words, method="adalora")) for task in ("gsm8k", "math"))
+    saved = json.loads((root / "runs" / one["key"] / "adapter" / "adapter_config.json").read_text())
+    assert any(not all(kept) for kept in saved["rank_pattern"].values()), "nothing was pruned, and nothing is tested"
+    assert two["provenance"]["training"]["shared"]
+    assert two["status"] == "done", two["reason"]
+    weights = [(root / "runs" / record["key"] / "adapter" / "adapter_model.safetensors").read_bytes() for record in (one, two)]
+    assert weights[0] == weights[1]
+
+
 def test_a_damaged_training_is_refused_in_words(root, first):
     folder = root / "trained" / first["provenance"]["training"]["key"] / "adapter"
     path = folder / "adapter_model.safetensors"
