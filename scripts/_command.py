@@ -141,5 +141,7 @@ def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path
         show_fetched(runs, places)
         return 0
     missing = run_left(title, runs, places, arguments, root)
+    if arguments.detach:
+        return 0
     show(cells)
     return tell_missing(missing)

@@ -222,33 +222,49 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
         raise QgoftError(f"LAUNCHER={means.launcher} needs submitit, which is not installed: pip install submitit") from error
     settings = compose_launcher(means.launcher, list(means.overrides))
     folder = Path(cells[0].settings.results.root).resolve() / "jobs"
+    # Jobs are python processes of their own: they must find these scripts.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=means.launcher.removeprefix("submitit_"))
     executor.update_parameters(name="qgoft", **settings)
     if means.launcher == "submitit_slurm":
         executor.update_parameters(slurm_array_parallelism=means.jobs)
-    with executor.batch():
-        jobs = [executor.submit(Job(n, cell, means, identities[n])) for n, cell in enumerate(cells)]
-    print(f"{len(jobs)} jobs submitted, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
-    if means.detach:
-        print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
-        return []
-    bad, began = [], time.monotonic()
-    for done, job in enumerate(submitit.helpers.as_completed(jobs), 1):
-        number = jobs.index(job)
-        try:
-            outcome = job.result()
-        except Exception as error:  # submitit's errors carry the job's whole log
-            outcome = Outcome(number, "failed", f"job {job.job_id}: {str(error).strip().splitlines()[-1]}")
-        if outcome.status == "held":
-            outcome = _await(number, identities[number])
-        if outcome.status != "done":
-            bad.append(outcome)
-        _tell(done, len(jobs), len(bad), began, cells[number], outcome)
-        if bad and means.failfast:
-            for other in jobs:
-                other.cancel(check=False)
-            break
+    # A cluster keeps a queue; the local executor would start everything at once.
+    wave = len(cells) if means.launcher == "submitit_slurm" or means.detach else means.jobs
+    bad: list[Outcome] = []
+    began, done = time.monotonic(), 0
+    for first in range(0, len(cells), wave):
+        numbers = range(first, min(first + wave, len(cells)))
+        with executor.batch():
+            jobs = [executor.submit(Job(n, cells[n], means, identities[n])) for n in numbers]
+        if first == 0:
+            print(f"{len(cells)} jobs, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
+        if means.detach:
+            print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
+            return []
+        for job in submitit.helpers.as_completed(jobs):
+            number = numbers[jobs.index(job)]
+            outcome = _result(number, job)
+            if outcome.status == "held":
+                outcome = _await(number, identities[number])
+            done += 1
+            bad += [outcome] if outcome.status != "done" else []
+            _tell(done, len(cells), len(bad), began, cells[number], outcome)
+            if bad and means.failfast:
+                for other in jobs:
+                    other.cancel(check=False)
+                return bad
     return bad
+
+
+def _result(number: int, job: Any) -> Outcome:
+    """What a job came to; of one that died, the line of its log that says why."""
+    try:
+        outcome: Outcome = job.result()
+    except Exception as error:  # submitit's errors carry the job's whole log
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reasons = [line for line in lines if re.match(r"\S*(Error|Exception|Interrupt)\b", line)]
+        return Outcome(number, "failed", f"job {job.job_id}: {(reasons or lines or ['no log'])[-1]}")
+    return outcome
 
 
 def _await(number: int, identity: Identity) -> Outcome:
@@ -256,4 +272,6 @@ def _await(number: int, identity: Identity) -> Outcome:
     while Lease(identity.folder).holder() is not None:
         time.sleep(PATIENCE)
     status, reason = identity.state()
+    if status == "planned":
+        reason = "who was at it ended without a record; the same command begins it again"
     return Outcome(number, status, reason)

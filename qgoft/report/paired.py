@@ -204,6 +204,17 @@ class Redrawn:
         means = [np.mean([by_name[name] for name in names], 0) for _, names in groups]
         return tuple(same for same, _ in known), np.mean(means, 0)
 
+    def column_difference(self, column: Column, ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
+        """Of two cells, on the seeds that both have; None where they have none, or not the same items."""
+        return difference(*(self.column(column, records) for records in _of_common_seeds(ours, theirs)))
+
+    def average_difference(
+        self, item: Item, ours: Mapping[str, Sequence[Record]], theirs: Mapping[str, Sequence[Record]]
+    ) -> Difference | None:
+        """Of two rows' averages, on the seeds that both have of each task."""
+        common = {task: _of_common_seeds(ours[task], theirs[task]) for task in ours if task in theirs}
+        return difference(*(self.average(item, {task: pair[side] for task, pair in common.items()}) for side in (0, 1)))
+
     def _draw(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
         """A checksum of which items were answered, and the drawn scores [1 + draws, seeds]."""
         is_formula = any(
@@ -229,6 +240,12 @@ class Redrawn:
             draws = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), DRAWS)
             self._weights[items] = np.concatenate((np.ones((1, items)), draws)).astype(np.float32)
         return self._weights[items]
+
+
+def _of_common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    seeds = {record["seed"] for record in ours} & {record["seed"] for record in theirs}
+    first, second = ([record for record in records if record["seed"] in seeds] for records in (ours, theirs))
+    return first, second
 
 
 def difference(ours: tuple[Any, Array] | None, theirs: tuple[Any, Array] | None) -> Difference | None:

@@ -5,14 +5,15 @@ dash, a failed one says what happened. The average is over tasks and stands only
 and the second underlined where redrawn seeds and items do not turn them round (qgoft/report/paired.py).
 """
 
+import functools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qgoft.report.items import BESIDE, MODEL_NAMES, PAPER_MODELS, SUITES, Column, Item, Record
 from qgoft.report.layout import Table
-from qgoft.report.paired import Difference, Redrawn, difference, sign_test
+from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
 from qgoft.settings import method_label
 
@@ -136,32 +137,47 @@ def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item
     ranked = [number for number, row in enumerate(rows) if row.is_ranked]
     if len(ranked) < 2:
         return []
-    columns: list[tuple[int, dict[int, Any]]] = []
-    for number, column in enumerate(item.columns):
-        columns.append((2 + number, {n: redrawn.column(column, rows[n].records.get(column.task or "", [])) for n in ranked}))
+    places_of: list[tuple[int, Callable[[Row], float | None], Callable[[Row, Row], Difference | None]]] = [
+        (2 + number, functools.partial(_mean_of, column=column), functools.partial(_column_gap, redrawn, column))
+        for number, column in enumerate(item.columns)
+    ]
     if item.has_average:
-        columns.append((2 + len(item.columns) + len(item.groups), {n: redrawn.average(item, rows[n].records) for n in ranked}))
-    for place, drawn in columns:
-        known = sorted((n for n in ranked if drawn[n] is not None), key=lambda n: -drawn[n][1][0])
+        gap_of = functools.partial(_average_gap, redrawn, item)
+        places_of.append((2 + len(item.columns) + len(item.groups), lambda row: averages_of(row, item)[-1], gap_of))
+    for place, mean_of, gap_of in places_of:
+        known = [(mean, n) for n in ranked if (mean := mean_of(rows[n])) is not None]
+        order = [n for _, n in sorted(known, key=lambda pair: -pair[0])]
         for rank, mark in ((0, "best"), (1, "second")):
-            if rank + 1 >= len(known):
+            if rank + 1 >= len(order):
                 break
-            gap = difference(drawn[known[rank]], drawn[known[rank + 1]])
-            if gap is None or gap.holds_zero:
+            gap = gap_of(rows[order[rank]], rows[order[rank + 1]])
+            if gap is None or gap.low <= 0:
                 break
-            table.marks[places[known[rank]], place] = mark
+            table.marks[places[order[rank]], place] = mark
     return [
         "bold: best, underlined: second, where the 95% interval of its difference from the next (seeds and items drawn again) does not hold 0; "
         f"{table.name}-paired has the intervals"
     ]
 
 
+def _mean_of(row: Row, column: Column) -> float | None:
+    values = scores_of(row, column)
+    return statistics.fmean(values) if values else None
+
+
+def _column_gap(redrawn: Redrawn, column: Column, ours: Row, theirs: Row) -> Difference | None:
+    return redrawn.column_difference(column, *(row.records.get(column.task or "", []) for row in (ours, theirs)))
+
+
+def _average_gap(redrawn: Redrawn, item: Item, ours: Row, theirs: Row) -> Difference | None:
+    return redrawn.average_difference(item, ours.records, theirs.records)
+
+
 def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
     """Every row against the best average (without one: the first row): mean difference and 95% interval, column by column."""
     ranked = [row for row in rows if row.is_ranked]
-    drawn = {row.label: redrawn.average(item, row.records) for row in ranked}
-    known = [row for row in ranked if drawn[row.label] is not None]
-    first = max(known, key=lambda row: drawn[row.label][1][0]) if known else next(iter(ranked), None)  # type: ignore[index]
+    averages = {row.label: average for row in ranked if (average := (averages_of(row, item) or [None])[-1]) is not None}
+    first = max((row for row in ranked if row.label in averages), key=lambda row: averages[row.label], default=next(iter(ranked), None))
     if first is None or len(ranked) < 2:
         return None
     titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]
@@ -169,20 +185,17 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
     for row in ranked:
         if row is first:
             continue
-        found = [
-            difference(*(redrawn.column(column, side.records.get(column.task or "", [])) for side in (row, first)))
-            for column in item.columns
-        ]
+        found = [_column_gap(redrawn, column, row, first) for column in item.columns]
         if item.has_average:
-            found.append(difference(drawn[row.label], drawn[first.label]))
+            found.append(_average_gap(redrawn, item, row, first))
         won, lost = _won_and_lost(row, first, item)
         table.rows.append([row.label, *map(_spell, found), f"{won}/{lost}", f"{sign_test(won, lost):.2g}"])
     table.notes = [
-        "mean difference and 95% interval, seeds and items drawn again 1000 times, the same for both rows; where it holds 0, no order is claimed",
+        "mean difference and 95% interval on the seeds that both have, seeds and items drawn again 1000 times; where it holds 0, no order is claimed",
         "won/lost: pairs of task and seed in which the row scored higher or lower; sign p: two-sided probability of so uneven a split",
     ]
     if any(gap is None for row in table.rows for gap in row if gap == "-"):
-        table.notes.append("-: the rows have not the same seeds and items, or the answers are not kept")
+        table.notes.append("-: the rows share no seed, have not the same items, or their answers are not kept")
     return table
 
 
