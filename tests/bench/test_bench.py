@@ -220,7 +220,7 @@ def test_tables_are_ratios_within_a_repeat(tmp_path):
     published = report.published_tables(record)[0]
     assert ["qgoft_v2", "22.5", "44.7", "oom"] in published.rows
     drawn = report.draw_figures(record, tmp_path)
-    assert {path.name for path in drawn} == {"bench-cost.svg", "bench-cost.png", "bench-width.svg", "bench-width.png"}
+    assert {path.name for path in drawn} == {f"bench-{name}.{suffix}" for name in ("cost", "width") for suffix in ("svg", "pdf", "png")}
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 

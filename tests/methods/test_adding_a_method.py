@@ -3,9 +3,10 @@
 import re
 import shutil
 
+import _plan
 import _settings
+import _tables
 import pytest
-import suite
 
 from qgoft.errors import QgoftError
 from qgoft.methods.base import REGISTRY
@@ -42,8 +43,8 @@ def test_three_moves_make_a_method(added, tmp_path):
     record = run(settings)
     assert (record["status"], record["method"], record["variant"]) == ("done", METHOD, "r64")
     # Its row of a table is marked: the recipe is another method's.
-    cell = suite.Cell((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
-    assert suite.is_altered(cell)
+    cell = _plan.Cell((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
+    assert _tables.is_altered(cell)
     assert record["params"]["trainable"] == REGISTRY[METHOD].count(SHAPES, {"r": 64}) == sum(n + 64 for n, _ in SHAPES)
 
 
