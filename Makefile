@@ -86,6 +86,9 @@ RUN_ITEM = $(KEEP) $(PY) scripts/paper.py $(1) --method '$(call GIVEN,METHOD)' -
 	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' \
 	$(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
 
+# MMLU of real decoders is scored by lm-eval.
+table2 paper: $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu)
+
 $(ITEMS): $(READY)
 	@$(call RUN_ITEM,$@) $(ARGS)
 
@@ -125,7 +128,7 @@ fetch: $(READY) ## download data and weights of SUITE and PROTOCOL once, for mac
 	@$(call RUN_SUITE,$(SUITE)) --action fetch $(ARGS)
 
 clean: ## remove .venv, caches and generated tables; keeps results/runs
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/bench results/multirun results/smoke *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/bench results/multirun results/jobs results/smoke results/report.html *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
