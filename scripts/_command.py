@@ -73,6 +73,7 @@ def run_left(
     announce(title, cells, [cell for cell, _ in left], known.shelf.records, arguments.jobs, arguments.protocol)
     if not left:
         return []
+    os.environ.setdefault("QGOFT_SWEEP", f"{title}, {arguments.protocol}")  # the group of its runs at wandb; workers inherit it
     pending, places = [cell for cell, _ in left], [identity for _, identity in left]
     outcomes = sweep(pending, places, means_of(arguments, max(1, min(arguments.jobs, len(left)))))
     if arguments.detach:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -220,6 +221,8 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
         import submitit
     except ImportError as error:
         raise QgoftError(f"LAUNCHER={means.launcher} needs submitit, which is not installed: pip install submitit") from error
+    if means.launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise QgoftError("there is no SLURM on this machine (no sbatch); use LAUNCHER=submitit_local, or joblib")
     settings = compose_launcher(means.launcher, list(means.overrides))
     folder = Path(cells[0].settings.results.root).resolve() / "jobs"
     # Jobs are python processes of their own: they must find these scripts.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,36 @@ def test_a_killed_worker_is_begun_again(repository, tmp_path):
     assert process.returncode == 0, err
     assert "was killed; it is begun once more" in err
     assert {record["method"] for record in records.read_records(tmp_path / "runs")} == {"goft", "qgoft"}
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit(repository, tmp_path):
+    """The local executor runs the same jobs as SLURM's. One that was refused says why."""
+    words = ("flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0,1", "--jobs", "2", "--launcher", "submitit_local")
+    code, out, err = command(repository, tmp_path, *words, "hydra.launcher.timeout_min=5", *SHORT)
+    assert code == 0, err
+    assert "2 jobs, the first is " in out
+    assert "2 of 2 runs done" in err
+    assert {record["seed"] for record in records.read_records(tmp_path / "runs")} == {0, 1}
+    assert len(list((tmp_path / "jobs").glob("*/*_log.out"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--launcher", "slurm"], "unknown launcher 'slurm'; allowed are basic, joblib, submitit_local, submitit_slurm; change LAUNCHER"),
+        (["--detach"], "DETACH leaves jobs to a cluster; set LAUNCHER=submitit_slurm"),
+        (["--launcher", "submitit_local", "hydra.launcher.partitionn=x"], "the settings of the launcher do not compose"),
+        (["--launcher", "submitit_slurm"], "no SLURM"),
+    ],
+)
+def test_mistakes_about_launchers(repository, tmp_path, words, message):
+    if message == "no SLURM" and shutil.which("sbatch"):
+        pytest.skip("this machine has SLURM")
+    code, _, err = command(repository, tmp_path, "flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0", *words, *SHORT)
+    assert code == 2, err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_failures_are_all_named_at_the_end(repository, tmp_path):

@@ -14,6 +14,8 @@ from qgoft.settings import DECODER_SUITES, RunSettings, method_label
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
+# Name of the sweep that a run belongs to, in the environment of its process.
+SWEEP = "QGOFT_SWEEP"
 
 
 def run_name(settings: RunSettings) -> str:
@@ -108,7 +110,8 @@ class Tracker:
             text = f"{record['status']}: {record['reason']}"
         self.progress.say(f"{run_name(self.settings)}  seed {record['seed']}  {text}")
         if self.wandb is not None:
-            self.wandb.summary.update({"status": record["status"], **{n: m["value"] for n, m in record["metrics"].items()}})
+            scalars = {n: m["value"] for n, m in record["metrics"].items()}
+            self.wandb.summary.update({"status": record["status"], **scalars, "record": record})
             self.wandb.finish()
 
 
@@ -119,4 +122,5 @@ def _start_wandb(settings: RunSettings, folder: Path) -> Any:
 
     name = f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}"
     config = {"protocol": settings.protocol, "task": settings.task.full_name, "method": settings.method.name, "seed": settings.seed}
-    return wandb.init(project=settings.wandb.project, name=name, mode=settings.wandb.mode, dir=str(folder), config=config)
+    group = os.environ.get(SWEEP)  # so that the runs of a table stand together
+    return wandb.init(project=settings.wandb.project, group=group, name=name, mode=settings.wandb.mode, dir=str(folder), config=config)

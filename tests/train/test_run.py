@@ -347,11 +347,16 @@ def test_the_device_and_the_parts(tmp_path):
 def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("QGOFT_SWEEP", "table1, pocket")
     s = settings(tmp_path, "wandb.mode=offline")
     record = run(s)
     assert record["status"] in ("done", "diverged")
     folder = identify(s).folder
-    assert list(folder.glob("wandb/offline-run-*"))
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    sent = log.read_bytes()
+    assert b"table1, pocket" in sent, "a sweep is a group"
+    assert record["key"].encode() in sent, "the record goes along"
+    assert str(tmp_path).encode() not in sent.replace(str(folder).encode(), b""), "paths stay here"
     assert "api_key" not in json.dumps(record)
     assert history(folder)
 
