@@ -15,6 +15,9 @@ from qgoft.errors import QgoftError, choose
 from qgoft.ledger import Identity
 from qgoft.tasks.sources import TOKENIZER_FILES, remote_size, repositories
 
+# What Ctrl-C is answered with.
+INTERRUPTED = "interrupted; finished runs are kept, the same command goes on"
+
 
 def add_means(parser: argparse.ArgumentParser) -> None:
     """What every command that runs cells takes."""

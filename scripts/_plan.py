@@ -86,6 +86,16 @@ def method_words(name: str) -> list[str]:
     return [f"method={method}", *([f"method.variant={variant}"] if at else [])]
 
 
+def common_words(protocol: str, model: str, data: str) -> list[str]:
+    """What the command line says for every cell."""
+    return [f"protocol={protocol}", *([f"model={model}"] if model else []), *([f"data.root={data}"] if data else [])]
+
+
+def named(words: Iterable[str]) -> dict[str, str]:
+    """Setting -> value, of words on Hydra's command line."""
+    return dict(word.split("=", 1) for word in words)
+
+
 def protocol_seeds(protocol: str) -> list[str]:
     return [str(seed) for seed in yaml.safe_load((CONFIGS / "protocol" / f"{protocol}.yaml").read_text())["seeds"]]
 
@@ -238,7 +248,7 @@ def item_words(item: PlannedItem, ask: Narrowing) -> tuple[list[tuple[tuple[str,
     Raises:
         QgoftError: nothing of the item is left, or it has no such task.
     """
-    shared = [f"protocol={ask.protocol}", *([f"model={ask.model}"] if ask.model else []), *([f"data.root={ask.data}"] if ask.data else [])]
+    shared = common_words(ask.protocol, ask.model, ask.data)
     known = list(dict.fromkeys(task for grid in item.grids for task in grid.tasks))
     for task in ask.tasks:
         if not any(task in (name, name.partition("/")[2]) for name in known):
@@ -249,7 +259,7 @@ def item_words(item: PlannedItem, ask: Narrowing) -> tuple[list[tuple[tuple[str,
         for row, task in itertools.product(_narrow(item, number, ask.methods), grid.tasks):
             if ask.tasks and not {task, task.partition("/")[2]} & set(ask.tasks):
                 continue
-            method = next(word for word in row if word.startswith("method=")).partition("=")[2]
+            method = named(row)["method"]
             reason = gap(ask.protocol, task, method)
             if reason:
                 left_out.append(f"{method} on {task}: {reason}")
@@ -276,7 +286,7 @@ def _narrow(item: PlannedItem, number: int, methods: tuple[str, ...]) -> tuple[t
         elif all(len(row) == 1 for row in every):
             chosen.append(words)
         else:
-            known = sorted({next(word for word in row if word.startswith("method=")).partition("=")[2] for row in every})
+            known = sorted({named(row)["method"] for row in every})
             raise QgoftError(f"item {item.name} has no row of {name}; it has {', '.join(known)}; change METHOD")
     return tuple(dict.fromkeys(chosen))
 
@@ -392,8 +402,8 @@ class Shelf:
         """Whether any record is of the protocol, task and method of some words: what has none need not be composed to be found missing."""
         if self._methods is None:
             self._methods = {(r["protocol"], f"{r['suite']}/{r['task']}", r["method"]) for r in self.records}
-        named = dict(word.split("=", 1) for word in words)
-        return (named["protocol"], named["task"], named["method"]) in self._methods
+        asked = named(words)
+        return (asked["protocol"], asked["task"], asked["method"]) in self._methods
 
     def find(self, cell: Cell, *, only_done: bool = True) -> Record | None:
         if cell.key is not None:

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 import yaml
+from _ending import leave
 from _settings import CONFIGS, REPOSITORY
 
 from qgoft import audit
 from qgoft.audit import Finding
 from qgoft.audit.counts import PrintedCount, Reading
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import choose
 
 CHECKS = ("averages", "counts", "granularity", "wins", "sizes", "operator")
 # What the text of a paper states where its table counts something else.
@@ -140,8 +141,4 @@ def as_json(findings: list[Finding], checked: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except QgoftError as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(lambda: main(sys.argv[1:]))

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _ending import leave
 
 from qgoft import records
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import choose
 from qgoft.ops.givens.paths import triton_works
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.train.quiet import quiet_libraries
@@ -240,8 +241,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except QgoftError as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(main)

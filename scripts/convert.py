@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from _ending import leave
+
 from qgoft.errors import QgoftError
-from qgoft.records import RecordError
 
 
 def main(words: list[str]) -> int:
@@ -37,8 +38,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (QgoftError, RecordError) as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(lambda: main(sys.argv[1:]))

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _command import act, add_means, check_means, run_words
-from _plan import ROOT, Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, read_items, split_list
+from _command import INTERRUPTED, act, add_means, check_means, run_words
+from _ending import leave
+from _plan import ROOT, Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, named, read_items, split_list
 from _settings import check_choice
 from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
 from qgoft.errors import QgoftError, choose
-from qgoft.records import RecordError
 from qgoft.report.cost import cost_tables, read_bench
 from qgoft.report.items import BESIDE, ITEMS, Item
 from qgoft.report.layout import Table
@@ -66,15 +66,19 @@ def plan_items(names: Sequence[str], ask: Narrowing) -> list[Part]:
     return parts
 
 
-def tables_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library, jobs: int) -> list[Table]:
-    """Everything that is printed of an item."""
+def rows_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library) -> list[Row]:
+    """The rows of an item that have runs planned."""
+    own = frozenset(word for words, _ in part.words for word in words) - set(ask.overrides) - {f"model={ask.model}"}
+    return collect_rows(cells, library.shelf, own=own, swept=swept(part))
+
+
+def tables_of(part: Part, measured: Sequence[Row], ask: Narrowing, library: Library, jobs: int) -> list[Table]:
+    """Everything that is printed of an item, from its rows (`rows_of`)."""
     if part.item.bench is not None:
         return cost_tables(part.item.name, read_bench([library.root / "bench", MEASURED / "bench"], part.item.bench))
     name = part.item.name
     item = printed_item(name, ask.protocol)
-    own = frozenset(word for words, _ in part.words for word in words) - set(ask.overrides) - {f"model={ask.model}"}
-    rows = collect_rows(cells, library.shelf, own=own, swept=swept(part))
-    rows += missing_rows(part, rows)
+    rows = [*measured, *missing_rows(part, measured)]
     notes = [f"not under protocol {ask.protocol}: {reason}" for reason in _shorten(part.left_out)]
     notes += [f"for every row: {word}" for word in _fixed(part, ask)]
     if name == "figure3":
@@ -90,9 +94,9 @@ def missing_rows(part: Part, rows: Sequence[Row]) -> list[Row]:
     known = {row.label.partition("@")[0].partition(",")[0] for row in rows}
     labels = []
     for words in part.unmade:
-        named = dict(word.split("=", 1) for word in words)
-        if named["method"] not in known:
-            labels.append(method_label(named["method"], named.get("method.variant", named["method"])))
+        asked = named(words)
+        if asked["method"] not in known:
+            labels.append(method_label(asked["method"], asked.get("method.variant", asked["method"])))
     return [Row(label, {}) for label in dict.fromkeys(labels)]
 
 
@@ -147,9 +151,13 @@ def narrowing(arguments: argparse.Namespace) -> Narrowing:
 
 def compose_parts(parts: Sequence[Part], jobs: int) -> list[list[Cell]]:
     """The cells of every part; what several items share is composed once."""
-    every = [pair for part in parts for pair in part.words]
-    cells = iter(compose_seeded(every, jobs))
-    return [[next(cells) for _, seeds in part.words for _ in seeds] for part in parts]
+    return split(parts, compose_seeded([pair for part in parts for pair in part.words], jobs))
+
+
+def split(parts: Sequence[Part], cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of all parts, in their order, part by part."""
+    rest = iter(cells)
+    return [[next(rest) for _, seeds in part.words for _ in seeds] for part in parts]
 
 
 def main(words: list[str]) -> int:
@@ -157,15 +165,13 @@ def main(words: list[str]) -> int:
     ask = narrowing(arguments)
     parts = plan_items(split_list(arguments.items), ask)
     cells = [cell for part in compose_parts(parts, arguments.jobs) for cell in part]
-    named = next((word.removeprefix(ROOT) for word in arguments.overrides if word.startswith(ROOT)), "results")
-    root = Path(cells[0].settings.results.root if cells else named)
+    asked = next((word.removeprefix(ROOT) for word in arguments.overrides if word.startswith(ROOT)), "results")
+    root = Path(cells[0].settings.results.root if cells else asked)
 
     def show(keyed: list[Cell]) -> None:
         library = read_library(root, arguments.records, arguments.protocol)
-        rest = iter(keyed)
-        for part in parts:
-            mine = [next(rest) for _, seeds in part.words for _ in seeds]
-            for number, table in enumerate(tables_of(part, mine, ask, library, arguments.jobs)):
+        for part, mine in zip(parts, split(parts, keyed), strict=True):
+            for number, table in enumerate(tables_of(part, rows_of(part, mine, ask, library), ask, library, arguments.jobs)):
                 written = write_tables([table], root)
                 if number == 0:
                     print(f"\n{table.terminal()}\n{written}")
@@ -177,11 +183,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (QgoftError, RecordError) as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("qgoft: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    leave(lambda: main(sys.argv[1:]), interrupted=INTERRUPTED)

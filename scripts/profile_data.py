@@ -15,9 +15,8 @@ import tempfile
 import time
 from typing import Any
 
+from _ending import leave
 from _settings import compose_settings
-
-from qgoft.errors import QgoftError
 
 LEAST_WINDOWS, LEAST_SECONDS = 10_000, 5.0
 
@@ -95,8 +94,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except QgoftError as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(lambda: main(sys.argv[1:]))

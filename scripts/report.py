@@ -16,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from _ending import leave
 from _plan import Cell, Narrowing
 from _settings import CONFIGS, REPOSITORY, choices
-from _tables import MEASURED, Library, collect_rows, write_tables
-from paper import Part, compose_parts, plan_items, printed_item, swept, tables_of
+from _tables import Library, read_library, write_tables
+from paper import Part, compose_parts, plan_items, printed_item, rows_of, tables_of
 
 from qgoft import audit
 from qgoft.errors import QgoftError
-from qgoft.records import Found, RecordError, write_atomically
+from qgoft.records import Found, write_atomically
 from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
 from qgoft.report.items import SUITES, Record
 from qgoft.report.layout import Table
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 from qgoft.report.page import Section, build_page
 from qgoft.report.published import load_rows
+from qgoft.report.scores import printed_averages
+from qgoft.settings import method_label
 
 # Items that are not in the papers.
 OWN = ("pairing",)
@@ -41,14 +44,13 @@ def item_section(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Lib
     """An item with its tables and figures; None where it has no record."""
     name, protocol = part.item.name, ask.protocol
     title = item_title(name) + (f" ({protocol})" if part.item.bench is None else "")
+    rows = rows_of(part, cells, ask, library)
     if part.item.bench is not None:
-        return Section(name, title, tables_of(part, cells, ask, library, jobs))
-    if not any(library.shelf.find(cell, only_done=False) for cell in cells):
+        return Section(name, title, tables_of(part, rows, ask, library, jobs))
+    if not any(row.records or row.failed for row in rows):
         return None
-    tables = tables_of(part, cells, ask, library, jobs)
+    tables = tables_of(part, rows, ask, library, jobs)
     item = printed_item(name, protocol)
-    own = frozenset(word for words, _ in part.words for word in words)
-    rows = collect_rows(cells, library.shelf, own=own, swept=swept(part))
     stem = root / "figures" / (name if protocol == "pocket" else f"{name}-{protocol}")
     figures: list[Path] = []
     if name == "flexibility":
@@ -87,14 +89,10 @@ def published_table(name: str, protocol: str) -> Table:
     item = printed_item(name, protocol)
     table = Table(f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles])
     for row in load_rows(item.paper, item.table):
-        cells = [row.printed(column.printed) for column in item.columns]
-        middle: list[object] = []
-        if item.has_average:
-            numbers = [v if isinstance(v, float | int) else None for v in cells]
-            average = row.printed("average") if row.average is None else row.average
-            middle = [*(None if mean is None else round(mean, 1) for mean in item.averages(numbers)[:-1]), average]
-        shown = [*cells, *middle, *(row.printed(column.printed) for column in item.beside)]
-        label = f"{row.method}@{row.variant}" if row.variant and row.variant != row.method else row.method
+        cells, beside = ([row.printed(column.printed) for column in columns] for columns in (item.columns, item.beside))
+        averages = printed_averages(row, item)
+        shown = [*cells, *(None if mean is None else round(mean, 1) for mean in averages[:-1]), *averages[-1:], *beside]
+        label = method_label(row.method, row.variant or row.method)
         extra = "".join(f", {word}" for word in (row.targets, f"λ={row.penalty:g}" if row.penalty is not None else None) if word)
         table.rows.append(
             [label + extra, row.params or "-", *("-" if v is None else str(v).upper() if isinstance(v, str) else f"{v:g}" for v in shown)]
@@ -163,9 +161,7 @@ def main(words: list[str]) -> int:
     out = arguments.out or arguments.root
     sections: list[Section] = []
     missing: list[str] = []
-    library = Library.read(arguments.root / arguments.records)
-    library.root = arguments.root
-    library.folders = {**Library.read(MEASURED).folders, **library.folders}  # the answers of the controls
+    library = read_library(arguments.root, arguments.records, "pocket")  # with the answers of that protocol's controls
     records = library.shelf.records
     if not records and not library.problems:
         raise QgoftError(
@@ -208,8 +204,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (QgoftError, RecordError) as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(lambda: main(sys.argv[1:]))

@@ -5,11 +5,9 @@ python scripts/rescore.py results/runs/<key> --merge
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from qgoft.errors import QgoftError
-from qgoft.records import RecordError
+from _ending import leave
 
 # Points of a metric: rounding may turn single items whose logits are equal to seven digits.
 TOLERANCE = 0.2
@@ -37,8 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (QgoftError, RecordError) as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(main)

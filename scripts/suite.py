@@ -8,13 +8,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from _command import act, add_means, check_means, run_words
-from _plan import Cell, compose_cells, method_words, protocol_seeds, split_list
+from _command import INTERRUPTED, act, add_means, check_means, run_words
+from _ending import leave
+from _plan import Cell, common_words, compose_cells, method_words, protocol_seeds, split_list
 from _settings import check_choice, choices, gap
 from _tables import collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
 from qgoft.errors import QgoftError
-from qgoft.records import RecordError
 from qgoft.report.items import BESIDE, SUITES
 
 
@@ -32,13 +32,9 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
         raise QgoftError(
             f"protocol {arguments.protocol} has no task of suite {suite}: {gap(arguments.protocol, f'{suite}/{known[0]}', '')}; change PROTOCOL"
         )
-    common = [f"protocol={arguments.protocol}"]
     if arguments.model:
         check_choice("model", arguments.model)
-        common.append(f"model={arguments.model}")
-    if arguments.data:
-        common.append(f"data.root={arguments.data}")
-    common += run_words(arguments.overrides)
+    common = [*common_words(arguments.protocol, arguments.model, arguments.data), *run_words(arguments.overrides)]
     asked = []
     for method in split_list(arguments.method):
         for task in tasks:
@@ -88,11 +84,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (QgoftError, RecordError) as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("qgoft: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    leave(lambda: main(sys.argv[1:]), interrupted=INTERRUPTED)

@@ -14,14 +14,14 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import yaml
+from _ending import leave
 from _settings import CONFIGS, compose_settings
 
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import choose
 
 
 def format_rate(rate: float) -> str:
@@ -137,8 +137,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except QgoftError as error:
-        print(f"qgoft: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(main)

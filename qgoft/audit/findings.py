@@ -40,8 +40,8 @@ def build_findings(findings: Sequence[Finding], checked: dict[str, int]) -> list
         ("audit-explained", "differences that have an explanation", True),
     ):
         table = Table(name, title, columns)
-        for number, finding in enumerate(f for f in findings if f.is_explained == is_explained):
-            if number and tables_break(table, finding):
+        for finding in (f for f in findings if f.is_explained == is_explained):
+            if tables_break(table, finding):
                 table.rules.append(len(table.rows))
             table.rows.append([finding.where, finding.printed, finding.follows, finding.sure, f"make audit ARGS=--only={finding.check}"])
         tables.append(table)

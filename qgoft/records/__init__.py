@@ -1,7 +1,7 @@
 """The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
 
 from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
-from qgoft.records.lines import TaggedLines, read_tagged
+from qgoft.records.lines import TaggedLines, read_curve, read_tagged
 from qgoft.records.provenance import code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
 from qgoft.records.store import Found, find_records, read_record, read_records, write_atomically, write_record
@@ -19,6 +19,7 @@ __all__ = [
     "find_records",
     "hardware",
     "package_versions",
+    "read_curve",
     "read_record",
     "read_records",
     "read_tagged",

@@ -35,3 +35,17 @@ def read_tagged(path: Path, tag: dict[str, Any]) -> list[dict[str, Any]] | None:
         except json.JSONDecodeError:
             break
     return found[1:] if found and found[0] == tag else None
+
+
+def read_curve(folder: Path | None, name: str) -> list[tuple[int, float]]:
+    """(step, value) of history.jsonl, as far as it is whole."""
+    points = []
+    try:
+        text = (folder / "history.jsonl").read_text() if folder is not None else ""
+        for line in text.splitlines():
+            entry = json.loads(line)
+            if isinstance(entry.get(name), float | int):
+                points.append((int(entry["step"]), float(entry[name])))
+    except (OSError, ValueError, KeyError):
+        return points
+    return points

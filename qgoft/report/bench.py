@@ -102,10 +102,15 @@ def published_tables(record: Record) -> list[Table]:
     tables = []
     for item in items:
         paper, name = item.split("/")
-        printed = load_figures(paper, name)
-        rows = [[row, *("-" if value is None else str(value) for value in values)] for row, values in printed["rows"].items()]
-        tables.append(Table(f"bench-published-{name}", f"published, {paper} {name}: {printed['title']}", ["", *printed["columns"]], rows))
+        tables.append(published_table(f"bench-published-{name}", paper, name))
     return tables
+
+
+def published_table(name: str, paper: str, printed_name: str) -> Table:
+    """The printed costs of one table."""
+    printed = load_figures(paper, printed_name)
+    rows = [[row, *("-" if value is None else str(value) for value in values)] for row, values in printed["rows"].items()]
+    return Table(name, f"published, {paper} {printed_name}: {printed['title']}", ["", *printed["columns"]], rows)
 
 
 def all_tables(record: Record) -> list[Table]:

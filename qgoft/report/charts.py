@@ -1,6 +1,5 @@
 """The figures of the papers and of this suite, from rows of tables: flexibility, lambda, win rates, score against parameters, training curves."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
+from qgoft.records import read_curve
 from qgoft.report.figures import COLOURS, COLUMN, paper_style, save_figure, style_of
 from qgoft.report.items import Item
 from qgoft.report.layout import Table
@@ -145,20 +145,6 @@ def draw_curves(rows: Sequence[Row], task: str, title: str, folders: Mapping[str
         axis.set_title(title)
         axis.legend(ncol=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return save_figure(figure, stem)
-
-
-def read_curve(folder: Path | None, name: str) -> list[tuple[int, float]]:
-    """(step, value) of history.jsonl, as far as it is whole."""
-    points = []
-    try:
-        text = (folder / "history.jsonl").read_text() if folder is not None else ""
-        for line in text.splitlines():
-            entry = json.loads(line)
-            if isinstance(entry.get(name), float | int):
-                points.append((int(entry["step"]), float(entry[name])))
-    except (OSError, ValueError, KeyError):
-        return points
-    return points
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> list[float]:

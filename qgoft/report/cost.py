@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgoft.report.bench import shape_table
+from qgoft.report.bench import published_table, shape_table
 from qgoft.report.layout import Table
-from qgoft.report.published import load_figures
 
 # Item -> where its printed figures are, and what of the benchmark stands beside them.
 PRINTED = {
@@ -52,7 +51,6 @@ def _is_model(shape: str, line: dict[str, Any]) -> bool:
 def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:
     """What was measured of an item, and what is printed."""
     paper, table = PRINTED[name]
-    printed = load_figures(paper, table)
     tables = []
     for number, found in enumerate(measured):
         ours = shape_table(number, found.line, found.record)
@@ -66,6 +64,5 @@ def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:
         tables.append(
             Table(f"{name}-measured", f"{name}: not measured yet", ["shape"], notes=["make bench measures it (BENCH=paper on a GPU)"])
         )
-    rows = [[row, *("-" if v is None else str(v) for v in values)] for row, values in printed["rows"].items()]
-    tables.append(Table(f"{name}-published", f"published, {paper} {table}: {printed['title']}", ["", *printed["columns"]], rows))
+    tables.append(published_table(f"{name}-published", paper, table))
     return tables

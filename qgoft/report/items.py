@@ -23,7 +23,6 @@ class Column:
     task: str | None
     metric: str | None = None
     cost: Callable[[Record], float | None] | None = None
-    higher_is_better: bool = True
 
     def value(self, record: Record, what: str = "value") -> Any:
         if self.cost is not None:
@@ -190,10 +189,10 @@ def _held_out_loss(record: Record) -> float | None:
     return None if score is None else -score
 
 
-MEMORY = Column("memory_gb", "peak GB", None, cost=_gigabytes, higher_is_better=False)
-MINUTES = Column("minutes", "minutes", None, cost=_minutes, higher_is_better=False)
-SETUP = Column("seconds", "start s", None, cost=_setup, higher_is_better=False)
-LOSS = Column("loss", "held-out loss", None, cost=_held_out_loss, higher_is_better=False)
+MEMORY = Column("memory_gb", "peak GB", None, cost=_gigabytes)
+MINUTES = Column("minutes", "minutes", None, cost=_minutes)
+SETUP = Column("seconds", "start s", None, cost=_setup)
+LOSS = Column("loss", "held-out loss", None, cost=_held_out_loss)
 _TWO = _glue("qnli", "rte")
 # Every item that is a table of runs, by the name of its make target.
 ITEMS = {

@@ -7,8 +7,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from qgoft.records import Found
-from qgoft.report.charts import read_curve
+from qgoft.records import Found, read_curve
 from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.layout import Table
 from qgoft.settings import method_label

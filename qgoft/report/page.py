@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qgoft.report.charts import read_curve
+from qgoft.records import read_curve
 from qgoft.report.items import Record
 from qgoft.report.layout import Table
 from qgoft.settings import method_label

@@ -40,7 +40,6 @@ class Row:
     is_altered: bool = False  # settings are not the protocol's own
     planned: dict[str, int] = field(default_factory=dict)  # task -> seeds that were asked for
     failed: dict[str, list[Record]] = field(default_factory=dict)
-    suffix: str = ""  # of the label, where an item sweeps more than methods
     targets: str | None = None  # where an item mixes choices of layers, or weights of a penalty
     penalty: float | None = None
 
@@ -247,7 +246,7 @@ def _cells(row: Row, item: Item) -> list[str]:
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     averages = ["-" if average is None else f"{average:.1f}" for average in averages_of(row, item)]
     cells = [[_cell(row, column) for column in columns] for columns in (item.columns, item.beside)]
-    return [row.label + row.suffix + row.mark(), params, *cells[0], *averages, *cells[1]]
+    return [row.label + row.mark(), params, *cells[0], *averages, *cells[1]]
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:
@@ -285,12 +284,12 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         values, printed = scores_of(row, column), published.printed(column.printed)
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
-    for ours, printed in zip(averages_of(row, item), _printed_averages(published, item), strict=True):
+    for ours, printed in zip(averages_of(row, item), printed_averages(published, item), strict=True):
         differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
     return [printed_row, ["  difference", "", *differences, *("" for _ in item.beside)]]
 
 
-def _printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
+def printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
     """The printed average; group means, which are not printed, from the printed cells."""
     if not item.has_average:
         return []
@@ -301,7 +300,7 @@ def _printed_averages(published: PublishedRow, item: Item) -> list[float | None]
 
 def _printed(published: PublishedRow, item: Item) -> list[str]:
     cells, beside = ([_number(published.printed(c.printed)) for c in columns] for columns in (item.columns, item.beside))
-    return [*cells, *(_number(average) for average in _printed_averages(published, item)), *beside]
+    return [*cells, *(_number(average) for average in printed_averages(published, item)), *beside]
 
 
 def _majority(rows: list[Row], item: Item) -> list[str] | None:
@@ -339,7 +338,7 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
             for row in printed:
                 cells = _printed(row, item)
                 shown = "  ".join([*cells[: len(item.columns)], *(cells[-len(item.beside) :] if item.beside and row.values else [])])
-                averages = _printed_averages(row, item)
+                averages = printed_averages(row, item)
                 average = f" | {_number(averages[-1])}" if averages else ""
                 notes.append(
                     f"published {_published_name(row, len(printed))} ({MODEL_NAMES[own[0]['suite']]}, other data; context only): {shown}{average}"

@@ -1,0 +1,26 @@
+"""How a command ends: what is wrong with the input comes out as one line, and the exit code says so."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from qgoft.errors import QgoftError
+from qgoft.records import RecordError
+
+
+def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoReturn:
+    """Run a command and exit with its code, or with 2 after a mistake in the input.
+
+    Args:
+        interrupted: what to say after Ctrl-C (exit code 130), where there is something to say.
+    """
+    try:
+        sys.exit(command())
+    except (QgoftError, RecordError) as error:
+        print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if interrupted is None:
+            raise
+        print(f"qgoft: {interrupted}", file=sys.stderr)
+        sys.exit(130)
