@@ -193,7 +193,7 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
         "mean difference and 95% interval on the seeds that both have, seeds and items drawn again 1000 times; where it holds 0, no order is claimed",
         "won/lost: pairs of task and seed in which the row scored higher or lower; sign p: two-sided probability of so uneven a split",
     ]
-    if any(gap is None for row in table.rows for gap in row if gap == "-"):
+    if any("-" in row for row in table.rows):
         table.notes.append("-: the rows share no seed, have not the same items, or their answers are not kept")
     return table
 
