@@ -135,6 +135,7 @@ class WandbSettings:
 @dataclass(frozen=True)
 class ResultsSettings:
     root: str = "results"
+    checkpoint_seconds: float | None = 30.0  # between two checkpoints of a run; null: none
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,11 @@ class RunSettings:
         ):
             if number is not None and number <= 0:
                 raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
+        if self.results.checkpoint_seconds is not None and self.results.checkpoint_seconds < 0:
+            raise QgoftError(
+                f"results.checkpoint_seconds is {self.results.checkpoint_seconds}; allowed are 0 (after every step), more, or null for none; "
+                "change results.checkpoint_seconds"
+            )
         if self.selection == "best_validation" and self.splits in ("validation", "whole"):
             raise QgoftError(
                 f"selection=best_validation has no rows left to choose on when splits={self.splits}; use selection=last, "

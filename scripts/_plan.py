@@ -24,7 +24,7 @@ from qgoft.ledger import Identity, identify
 from qgoft.pocket.data import cache_folder, is_generated, pocket_files
 from qgoft.records import compute_key, write_atomically
 from qgoft.report.items import Record
-from qgoft.settings import DECODER_SUITES, ResultsSettings, RunSettings, settings_from_dict, settings_from_record, settings_in_key
+from qgoft.settings import DECODER_SUITES, RunSettings, settings_from_dict, settings_from_record, settings_in_key
 
 # Settings to compose, from which several processes are worth starting.
 MANY = 12
@@ -126,7 +126,7 @@ def compose_all(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings
     plain = [tuple(word for word in words if word != place) for words, place in zip(asked, places, strict=True)]
     found = _compose_plain(plain, jobs)
     return [
-        s if place is None else dataclasses.replace(s, results=ResultsSettings(place.removeprefix(ROOT)))
+        s if place is None else dataclasses.replace(s, results=dataclasses.replace(s.results, root=place.removeprefix(ROOT)))
         for s, place in zip(found, places, strict=True)
     ]
 

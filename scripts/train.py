@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
     except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return 128 + getattr(stop, "number", 2)
     return 0 if record["status"] == "done" else 1
 
 

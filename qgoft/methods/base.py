@@ -23,6 +23,19 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a method remembers from step to step beside its parameters, for checkpoints: tensors, and plain data that JSON holds.
+
+    Attributes:
+        read: takes it from a peft model.
+        write: puts it back.
+    """
+
+    read: Callable[[nn.Module], tuple[dict[str, Tensor], Any]]
+    write: Callable[[nn.Module, dict[str, Tensor], Any], None]
+
+
+@dataclass(frozen=True)
 class Context:
     """What a method may need to know beside its own settings."""
 
@@ -46,6 +59,7 @@ class Method:
         prepare: called once before the model is wrapped.
         kinds: of modules that it can be put on.
         settled_at: of the total number of steps, the first after which the model has its final form and may be chosen.
+        memory: what `after_step` remembers, so that a run can be gone on with.
     """
 
     name: str
@@ -59,6 +73,7 @@ class Method:
     prepare: Callable[[], None] | None = None
     kinds: tuple[type, ...] = LINEAR
     settled_at: Callable[[int], int] | None = None
+    memory: Memory | None = None
 
 
 @dataclass
@@ -74,6 +89,7 @@ class Adapted:
     after_step: Callable[[nn.Module, int], None] | None
     settled_at: int = 0
     penalty: Penalty | None = None
+    memory: Memory | None = None
 
 
 REGISTRY: dict[str, Method] = {}
@@ -212,4 +228,6 @@ def _wrap(
         )
     settled_at = method.settled_at(total_steps) if method.settled_at else 0
     in_head = sum(free[n] for n in head)
-    return Adapted(wrapped, True, trainable, in_head, total + trainable, head, method.after_step, settled_at, method.penalty(values))
+    return Adapted(
+        wrapped, True, trainable, in_head, total + trainable, head, method.after_step, settled_at, method.penalty(values), method.memory
+    )

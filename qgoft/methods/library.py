@@ -1,9 +1,11 @@
 """Methods that peft ships, with the settings that make them what their papers describe."""
 
-import peft
-from torch import nn
+from typing import Any
 
-from qgoft.methods.base import Context, Method, Shapes, Values, one_of, register
+import peft
+from torch import Tensor, nn
+
+from qgoft.methods.base import Context, Memory, Method, Shapes, Values, one_of, register
 from qgoft.tuners.psoft import PsoftOutputConfig
 
 
@@ -62,7 +64,36 @@ def _adalora_settled(total: int) -> int:
     return total - 3 * max(total, 10) // 10 + 1
 
 
-register(Method("adalora", {"r": "final rank"}, count_adalora, _adalora, after_step=_allocate, settled_at=_adalora_settled))
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # as peft's allocator names its running averages
+
+
+def _remembered(model: nn.Module) -> tuple[dict[str, Tensor], Any]:
+    """The importance of every weight so far, and which singular values the budget left."""
+    allocator, config = model.base_model.rankallocator, model.peft_config["default"]
+    tensors = {f"{kind}.{name}": value for kind in IMPORTANCE for name, value in getattr(allocator, kind).items()}
+    return tensors, config.rank_pattern or {}
+
+
+def _remember(model: nn.Module, tensors: dict[str, Tensor], rank_pattern: Any) -> None:
+    allocator, config = model.base_model.rankallocator, model.peft_config["default"]
+    device = next(model.parameters()).device
+    for kind in IMPORTANCE:
+        values = {name.removeprefix(f"{kind}."): value.to(device) for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        setattr(allocator, kind, values)
+    config.rank_pattern = rank_pattern
+
+
+register(
+    Method(
+        "adalora",
+        {"r": "final rank"},
+        count_adalora,
+        _adalora,
+        after_step=_allocate,
+        settled_at=_adalora_settled,
+        memory=Memory(_remembered, _remember),
+    )
+)
 
 
 def count_oft(shapes: Shapes, values: Values) -> int:

@@ -2,7 +2,7 @@
 
 from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
-from qgoft.records.provenance import code_provenance, hardware, package_versions
+from qgoft.records.provenance import code_checksum, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
 from qgoft.records.store import Found, find_records, read_record, read_records, write_atomically, write_record
 
@@ -14,6 +14,7 @@ __all__ = [
     "RecordError",
     "TaggedLines",
     "canonical_json",
+    "code_checksum",
     "code_provenance",
     "compute_key",
     "find_records",

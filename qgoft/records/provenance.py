@@ -1,5 +1,6 @@
 """Where a number comes from: which code, which packages, which machine. No torch: what only torch knows is handed in."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,15 @@ def code_provenance(repository: Path) -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(changed.strip())}
+
+
+def code_checksum() -> str:
+    """SHA-256 over the sources of this package: what a run that is gone on with must share with its beginning."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _git(repository: Path, *words: str) -> str:

@@ -62,6 +62,7 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
         "hardware": (dict, False),
         "data": (dict, False),
         "model": (dict, False),
+        "resumed": (list, False),  # where the run was broken off and gone on with: after which step, and the hardware of the part before
         "training": (dict, False),  # where several tasks are scored with one training: its key, and whether another run did it
     },
 }
@@ -78,7 +79,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
     "training": {"key": (str, False), "shared": (bool, False)},
 }
 # Left out where there is nothing to say.
-_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.training", "cost.setup_seconds", "selected"}
+_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.resumed", "provenance.training", "cost.setup_seconds", "selected"}
 
 
 class RecordError(ValueError):

@@ -1,34 +1,26 @@
 """The loop, on a page."""
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qgoft.errors import Diverged
 from qgoft.methods import Adapted
 from qgoft.settings import RunSettings
+from qgoft.train.checkpoint import Checkpoints
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.sharding import backward
+from qgoft.train.state import Fitted, Training, read_random, write_random
+from qgoft.train.stops import Stopped, Stops
 
 Log = Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class Fitted:
-    """What a finished loop says about itself. `seconds` is training alone, without the evaluations."""
-
-    steps: int
-    seconds: float
-    best_step: int | None = None
-    best_score: float | None = None
-    scores: list[tuple[int, float | None]] = field(default_factory=list)
+GO_ON, SAVE, STOP = range(3)
 
 
 def fit(
@@ -39,75 +31,133 @@ def fit(
     choose: Callable[[], float | None] | None,
     log: Log,
     watch: Callable[[], float | None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    stops: Stops | None = None,
 ) -> Fitted:
     """Train `adapted.model` in place. Where `choose` scores it, the model ends with the weights of its best score, else with the last.
 
-    `watch` measures what drifts, such as the error of orthogonality, at the same steps; None is not logged.
+    `watch` measures what drifts, such as the error of orthogonality, at the same steps; None is not logged. With `checkpoints`, the training
+    goes on from the last one, and leaves some; with `stops`, a signal ends it after the step that it is at, saved.
 
     Raises:
         Diverged: at the first loss or gradient norm that is not finite.
+        Stopped: a signal asked for it.
     """
-    optim = settings.optim
+    optim, stops = settings.optim, stops or Stops()
     if not any(p.requires_grad for p in adapted.model.parameters()):
         accelerator.prepare(adapted.model)
         return Fitted(0, 0.0)
+    generator = loader.sampler.generator
     # Together: FSDP2 and DeepSpeed change the parameters, and only a prepared loader has the length of one process's share.
     plain = build_optimizer(adapted, optim)
     model, optimizer, loader = accelerator.prepare(adapted.model, plain, loader)
     total, per_epoch = count_steps(settings.train, len(loader))
     marks = evaluation_steps(settings.train, total, per_epoch)
     schedule = build_schedule(plain, optim, total)
-    trained = [p for p in adapted.model.parameters() if p.requires_grad]
-    fitted, best, epoch = Fitted(0, 0.0), None, 0
-    clock = time.perf_counter()
+    at = Training(adapted, plain, schedule, accelerator, generator)
+    trained = list(at.trained.values())
+
+    def save_or_stop() -> None:
+        """Where a checkpoint is due, or a signal came to any of the processes."""
+        wish = STOP if stops.asked is not None else SAVE if checkpoints and checkpoints.is_due else GO_ON
+        wish = _the_most(wish, accelerator)
+        if wish == GO_ON:
+            return
+        at.pause()
+        is_saved = checkpoints is not None and checkpoints.save(at)
+        if wish == STOP:
+            stops.give_way(_where(at, is_saved))
+        at.go_on()
+
+    def look() -> None:
+        """Measure what drifts, and score for the choice. It may take long: a signal breaks it off, and what is saved is the training before."""
+        at.pause()
+        before, error, score = read_random(), None, None
+        try:
+            # Of several processes, one that leaves would keep the others waiting.
+            with stops.at_once() if accelerator.num_processes == 1 else nullcontext():
+                error = watch() if watch else None
+                score = choose() if choose else None
+        except Stopped as stop:
+            is_saved = checkpoints is not None and checkpoints.save(at, before)
+            raise Stopped(stop.number, _where(at, is_saved)) from stop
+        step = at.fitted.steps
+        if error is not None:
+            log({"step": step, "total": total, "orthogonality": error})
+        if choose:
+            at.fitted.scores.append((step, score))
+            log({"step": step, "total": total, "score": score})
+            if step >= adapted.settled_at and score is not None and (at.fitted.best_score is None or score > at.fitted.best_score):
+                at.keep_best(score)
+        at.is_scored = True
+        at.go_on()
+
+    if checkpoints:
+        checkpoints.forecast(at)
+        checkpoints.load(at)
     model.train()
-    while fitted.steps < total:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        for batch in loader:
-            with accelerator.accumulate(model):
-                loss = model(**batch).loss
-                penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
-                backward(accelerator, model, loss, None if penalty is None else settings.method.penalty * penalty)
-                norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
-                # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
-                _stop_unless_finite(loss, None if accelerator.scaler else norm, fitted.steps + 1)
-                optimizer.step()
-                is_step = accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
-                if is_step:
-                    schedule.step()
-                    fitted.steps += 1
-                    if adapted.after_step:
-                        adapted.after_step(adapted.model, fitted.steps)
-                optimizer.zero_grad()
-            if not is_step:
-                continue
-            lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
-            log({"step": fitted.steps, "total": total, "loss": loss.item(), "penalty": of_blocks, "norm": float(norm), "lr": lr})
-            if fitted.steps not in marks:
-                continue
-            fitted.seconds += time.perf_counter() - clock
-            error = watch() if watch else None
-            if error is not None:
-                log({"step": fitted.steps, "total": total, "orthogonality": error})
-            if choose:
-                score = choose()
-                fitted.scores.append((fitted.steps, score))
-                log({"step": fitted.steps, "total": total, "score": score})
-                is_settled = fitted.steps >= adapted.settled_at
-                if is_settled and score is not None and (fitted.best_score is None or score > fitted.best_score):
-                    fitted.best_step, fitted.best_score = fitted.steps, score
-                    best = [p.detach().clone() for p in trained]
-            clock = time.perf_counter()
-            if fitted.steps >= total:
-                break
-        epoch += 1
-    fitted.seconds += time.perf_counter() - clock
-    if best is not None:
-        with torch.no_grad():
-            for parameter, value in zip(trained, best, strict=True):
-                parameter.copy_(value)
-    return fitted
+    with stops.later():
+        at.go_on()
+        if not at.is_scored:
+            look()
+        # To start an epoch draws from the random generators too: they are put back once it has been started again.
+        random_state = read_random() if at.batches else None
+        while at.fitted.steps < total and not at.is_over:
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(at.epoch)
+            at.shuffle = generator.get_state()
+            for batch in skip_first_batches(loader, at.batches) if at.batches else loader:
+                if random_state is not None:
+                    random_state = write_random(random_state)
+                at.batches += 1
+                with accelerator.accumulate(model):
+                    loss = model(**batch).loss
+                    penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
+                    backward(accelerator, model, loss, None if penalty is None else settings.method.penalty * penalty)
+                    norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
+                    # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
+                    _stop_unless_finite(loss, None if accelerator.scaler else norm, at.fitted.steps + 1)
+                    optimizer.step()
+                    is_step = accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
+                    if is_step:
+                        schedule.step()
+                        at.fitted.steps += 1
+                        if adapted.after_step:
+                            adapted.after_step(adapted.model, at.fitted.steps)
+                    optimizer.zero_grad()
+                if not is_step:
+                    continue
+                lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
+                step = at.fitted.steps
+                log({"step": step, "total": total, "loss": loss.item(), "penalty": of_blocks, "norm": float(norm), "lr": lr})
+                at.is_scored = step not in marks
+                save_or_stop()
+                if not at.is_scored:
+                    look()
+                if step >= total:
+                    break
+            if random_state is not None:
+                random_state = write_random(random_state)
+            at.epoch, at.batches = at.epoch + 1, 0
+        at.pause()
+        at.take_best()
+        if not at.is_over:
+            at.is_over = True
+            save_or_stop()
+    return at.fitted
+
+
+def _the_most(wish: int, accelerator: Accelerator) -> int:
+    """The strongest wish of all processes, so that all do the same."""
+    if accelerator.num_processes == 1:
+        return wish
+    return int(
+        accelerator.reduce(torch.tensor([float(wish == level) for level in (GO_ON, SAVE, STOP)], device=accelerator.device)).nonzero().max()
+    )
+
+
+def _where(at: Training, is_saved: bool) -> str:
+    return f" after step {at.fitted.steps}{'; the same command goes on from there' if is_saved else ''}"
 
 
 def _stop_unless_finite(loss: Tensor, norm: Tensor | None, step: int) -> None:

@@ -79,6 +79,7 @@ class Tracker:
         self.settings, self.progress = settings, progress
         self.is_main = accelerator.is_main_process
         self.file = open(folder / "history.jsonl", "w", buffering=1) if self.is_main else None  # noqa: SIM115 - closed in close()
+        self.lines: list[str] = []
         self.wandb = _start_wandb(settings, folder) if self.is_main and settings.wandb.mode != "disabled" else None
 
     def log(self, line: dict[str, Any]) -> None:
@@ -91,9 +92,19 @@ class Tracker:
             self.progress.step(step, total, line["loss"])
         if "loss" not in line or step == total or step % max(1, total // HISTORY_LINES) == 0:
             kept = {name: value for name, value in line.items() if name != "total"}
-            self.file.write(json.dumps(kept) + "\n")
+            self.lines.append(json.dumps(kept))
+            self.file.write(self.lines[-1] + "\n")
             if self.wandb is not None:
                 self.wandb.log({name: value for name, value in kept.items() if name != "step"}, step=step)
+
+    def rewind(self, lines: list[str]) -> None:
+        """The history is that of a checkpoint."""
+        if self.file is None:
+            return
+        self.lines = list(lines)
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.writelines(line + "\n" for line in lines)
 
     def close(self) -> None:
         self.progress.close()

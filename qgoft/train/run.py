@@ -34,17 +34,22 @@ from qgoft.ledger import Identity, Lease, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.settings import RunSettings
+from qgoft.train.checkpoint import Checkpoints, Resumed
 from qgoft.train.evaluate import LOWER_IS_BETTER, Measured, Outcome
-from qgoft.train.fit import Fitted, fit
+from qgoft.train.fit import fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
 from qgoft.train.sharding import check_sharding, gather_state, whole
 from qgoft.train.shared import fit_or_load, trained_checksum, training_key
+from qgoft.train.state import Fitted
+from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
+CHECKPOINT = "checkpoint"
+FINAL = ("done", "diverged")  # to go on from a checkpoint would come to the same
 MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
 
 
@@ -57,10 +62,12 @@ class Prepared:
     suite: Suite
     adapted: Adapted
     accelerator: Accelerator
+    resumed: list[Resumed] = dataclasses.field(default_factory=list)
+    stop: KeyboardInterrupt | None = None
 
 
 def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
-    """Do one run, or return its record where it is done already.
+    """Do one run, or return its record where it is done already. One that was broken off goes on from its last checkpoint.
 
     Args:
         position: line of the progress bar, where several runs share a terminal.
@@ -69,8 +76,9 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
         QgoftError: the input is wrong; nothing was recorded. Anything that goes wrong later is in the record's status and reason.
         LeaseHeld: another process is at work on this run.
         LeaseLost: this process was taken for dead, and another one has begun the run anew.
+        KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended it; what was done is saved.
     """
-    with _disk_errors(settings):
+    with _disk_errors(settings), Stops() as stops:
         identity = identify(settings)
         if identity.is_done:
             return identity.read() or {}
@@ -79,13 +87,15 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
                 return identity.read() or {}
             began = time.perf_counter()
             prepared = prepare(settings, identity)
-            record = _run_prepared(prepared, position, time.perf_counter() - began)
+            record = _run_prepared(prepared, position, time.perf_counter() - began, stops)
             if prepared.accelerator.is_main_process:
                 if lease is not None:
                     lease.check()
                 records.write_record(identity.folder, record)
-        if record["status"] == "interrupted":
-            raise KeyboardInterrupt
+                if record["status"] in FINAL:
+                    shutil.rmtree(identity.folder / CHECKPOINT, ignore_errors=True)
+        if prepared.stop is not None:
+            raise prepared.stop
         return record
 
 
@@ -170,22 +180,35 @@ def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
     return choose
 
 
-def _train(prepared: Prepared, log: Callable[[dict[str, Any]], None]) -> tuple[Fitted, dict[str, Any] | None]:
+def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, dict[str, Any] | None]:
     """Train, or load the training that other tasks of this suite share; then also what the record says about it."""
     settings, adapted, accelerator, suite = prepared.settings, prepared.adapted, prepared.accelerator, prepared.suite
+    key = None if suite.shared_training is None else training_key(settings, prepared.identity, suite.shared_training)
+    folder = prepared.identity.folder if key is None else trained_folder(settings, key)
+    checkpoints = Checkpoints(
+        folder / CHECKPOINT,
+        accelerator,
+        every=settings.results.checkpoint_seconds,
+        origin={"code": records.code_checksum(), **records.package_versions()},
+        hardware=_hardware(),
+        tell=tracker.progress.say,
+        lines=lambda: tracker.lines,
+        rewind=tracker.rewind,
+    )
 
     def watch() -> float | None:
         with whole(adapted.model):
             return _finite(orthogonality_error(adapted.model))
 
     def train() -> Fitted:
-        return fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), log, watch)
+        fitted = fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), tracker.log, watch, checkpoints, stops)
+        prepared.resumed = checkpoints.resumed
+        return fitted
 
-    if suite.shared_training is None:
+    if key is None:
         return train(), None
-    key = training_key(settings, prepared.identity, suite.shared_training)
-    folder = trained_folder(settings, key)
     fitted, was_there = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, lambda to: save_adapter(prepared, to))
+    checkpoints.clear()
     if was_there:
         adapted.model.to(accelerator.device)
     suite.weights = trained_checksum(folder / "adapter")
@@ -197,14 +220,14 @@ def trained_folder(settings: RunSettings, key: str) -> Path:
     return Path(settings.results.root) / "trained" / key
 
 
-def _run_prepared(prepared: Prepared, position: int, setup: float) -> dict[str, Any]:
+def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops) -> dict[str, Any]:
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
     fitted, outcomes, status, reason, training = None, {}, "done", None, None
     tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position))
     reset_peak_memory()
     try:
-        fitted, training = _train(prepared, tracker.log)
+        fitted, training = _train(prepared, tracker, stops)
         with whole(prepared.adapted.model), merged(prepared.adapted):
             outcomes = report_parts(prepared)
         if training is not None and training["shared"]:
@@ -221,8 +244,8 @@ def _run_prepared(prepared: Prepared, position: int, setup: float) -> dict[str, 
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
         status, reason = "oom", _one_line(error)
-    except KeyboardInterrupt:
-        status, reason = "interrupted", "stopped from the keyboard"
+    except KeyboardInterrupt as stop:
+        status, reason, prepared.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise
@@ -292,7 +315,7 @@ def _record(
         "provenance": {
             **records.code_provenance(REPOSITORY),
             "packages": records.package_versions(),
-            "hardware": records.hardware(device=_device_name(), threads=torch.get_num_threads(), processes=world_size()),
+            "hardware": _hardware(),
             "data": {
                 "source": data.source,
                 "revision": data.revision,
@@ -302,6 +325,7 @@ def _record(
                 **({"repairs": prepared.suite.repairs} if prepared.suite.repairs else {}),
             },
             "model": {"source": model.source, "revision": model.revision, "sha256": model.sha256},
+            **({"resumed": [dataclasses.asdict(part) for part in prepared.resumed]} if prepared.resumed else {}),
             **({} if training is None else {"training": training}),
         },
     }
@@ -381,8 +405,9 @@ class _disk_errors:  # noqa: N801 - reads as the statement it is
             ) from error
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def _hardware() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return records.hardware(device=device, threads=torch.get_num_threads(), processes=world_size())
 
 
 def _one_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from qgoft.methods import Adapted
 from qgoft.records import compute_key, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
 from qgoft.tasks.sources import file_sha256
-from qgoft.train.fit import Fitted
+from qgoft.train.state import Fitted
 
 STATE, HISTORY = "trained.json", "history.jsonl"
 
@@ -103,8 +103,7 @@ def trained_checksum(folder: Path) -> str:
 
 def _read(folder: Path) -> Fitted | None:
     try:
-        data = json.loads((folder / STATE).read_text())
-        return Fitted(**{**data, "scores": [tuple(pair) for pair in data["scores"]]})
+        return Fitted.from_plain(json.loads((folder / STATE).read_text()))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -1,0 +1,202 @@
+"""Checkpoints of a training: one file each, written in one move, checked by its own checksum before anything of it is used."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qgoft.records import canonical_json
+from qgoft.train.state import Plain, Tensors, Training
+
+FORMAT = "1"
+# A torn or damaged file leaves the one before it.
+KEPT = 2
+# Of a run's time that writing may take; and the bytes a second with which the first is reckoned.
+SHARE, SPEED = 0.03, 200e6
+UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError)
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was written."""
+
+
+@dataclass
+class Resumed:
+    """From where a training went on, and on what the part before was made."""
+
+    step: int
+    hardware: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder of their own.
+
+    Args:
+        folder: where they lie.
+        every: seconds between two of them; more where writing takes long, so that it takes no more than 3% of the time. 0: after every step,
+            whatever it takes. None: none are kept.
+        origin: what must be the same for the result to be the same: the code and the packages.
+        hardware: of this part of the run; a part made on other hardware is gone on from, and the record says so.
+        tell: shows a line to the user.
+        lines: gives the lines of the history so far; `rewind` puts those of a checkpoint in their place.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        every: float | None,
+        origin: Plain,
+        hardware: dict[str, Any],
+        tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+        lines: Callable[[], list[str]] = list,
+        rewind: Callable[[list[str]], None] = lambda lines: None,
+    ):
+        self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
+        # Each process of a divided model holds a part of it: such a run begins anew.
+        is_divided = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self.every = None if is_divided else every
+        self.tell, self.lines, self.rewind = tell, lines, rewind
+        self.resumed: list[Resumed] = []
+        self.cost: float | None = None
+        self._last = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+        if self.every is None:
+            return False
+        return self.every == 0 or time.monotonic() - self._last >= max(self.every, (self.cost or 0.0) / SHARE)
+
+    def save(self, training: Training, random_state: tuple[Tensors, Plain] | None = None) -> bool:
+        """Write one, and drop the oldest. All processes call it. False where it could not be written: the run goes on without."""
+        if self.every is None:
+            return False
+        began = time.monotonic()
+        tensors, plain = training.pack(random_state)
+        state = {
+            **plain,
+            "history": self.lines(),
+            "origin": self.origin,
+            "hardware": self.hardware,
+            "resumed": [vars(part) for part in self.resumed],
+        }
+        is_written = True
+        if self.accelerator.is_main_process:
+            try:
+                _write(self.folder / f"step-{training.fitted.steps:08}.safetensors", tensors, canonical_json(state))
+                for old in self._files()[:-KEPT]:
+                    old.unlink(missing_ok=True)
+            except (OSError, SafetensorError) as error:
+                self.tell(f"qgoft: no checkpoint could be written ({_one_line(error)}); the run goes on without it")
+                is_written = False
+        self._last = time.monotonic()
+        self.cost = self._last - began
+        return is_written
+
+    def forecast(self, training: Training) -> None:
+        """Reckon what the first one will cost, before any was written."""
+        size = sum(p.numel() * p.element_size() for p in training.trained.values())
+        self.cost = 4 * size / SPEED  # the parameters, two moments, the best
+
+    def load(self, training: Training) -> bool:
+        """Go on from the last good one. All processes call it. False where there is none; what is passed over is named."""
+        if self.every is None:
+            return False
+        path = self._choose() if self.accelerator.is_main_process else None
+        if self.accelerator.num_processes > 1:
+            box = [path]
+            broadcast_object_list(box)
+            path = box[0]
+        if path is None:
+            return False
+        tensors, state = _read(path)
+        training.unpack(tensors, state)
+        self.rewind(state["history"])
+        self.resumed = [Resumed(**part) for part in state["resumed"]]
+        self.resumed.append(Resumed(training.fitted.steps, state["hardware"]))
+        self.tell(f"going on after step {training.fitted.steps}")
+        return True
+
+    def clear(self) -> None:
+        """Nothing is left to go on with."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
+
+    def _choose(self) -> Path | None:
+        """The newest that is whole and of this code."""
+        for path in reversed(self._files()):
+            try:
+                _, state = _read(path)
+            except UNREADABLE as error:
+                self.tell(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({_one_line(error)})")
+                continue
+            changed = sorted(name for name in {*self.origin, *state["origin"]} if self.origin.get(name) != state["origin"].get(name))
+            if not changed:
+                return path
+            self.tell(
+                f"qgoft: the checkpoint after step {state['fitted']['steps']} was made with another {', '.join(changed)}; the run begins anew"
+            )
+            return None
+        return None
+
+
+def _write(path: Path, tensors: Tensors, state: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        save_file(tensors, temporary, metadata={"format": FORMAT, "state": state, "sha256": _checksum(tensors, state)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    for left in path.parent.glob("*.part"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[Tensors, Plain]:
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    if header.get("format") != FORMAT:
+        raise Damaged(f"its format is {header.get('format')!r}; this version reads {FORMAT!r}")
+    if _checksum(tensors, header["state"]) != header.get("sha256"):
+        raise Damaged("its checksum does not hold")
+    state = json.loads(header["state"])
+    return tensors, state
+
+
+def _checksum(tensors: dict[str, Tensor], state: str) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,191 @@
+"""All that a training is made of while it runs, as plain tensors and plain data, so that it can go on elsewhere to the same bits.
+
+The frozen base is not among it: it is built again from its files and the seed.
+"""
+
+import dataclasses
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from qgoft.methods import Adapted
+
+Tensors = dict[str, Tensor]
+Plain = dict[str, Any]  # what JSON holds without loss
+
+
+@dataclass
+class Fitted:
+    """What a finished loop says about itself. `seconds` is training alone, without the evaluations."""
+
+    steps: int
+    seconds: float
+    best_step: int | None = None
+    best_score: float | None = None
+    scores: list[tuple[int, float | None]] = field(default_factory=list)
+
+    @classmethod
+    def from_plain(cls, data: Plain) -> "Fitted":
+        """Raises TypeError, KeyError or ValueError where the data are not such."""
+        return cls(**{**data, "scores": [(step, score) for step, score in data["scores"]]})
+
+
+@dataclass
+class Training:
+    """A training between two optimiser steps.
+
+    Attributes:
+        generator: shuffles the rows; `shuffle` is its state at the start of the epoch.
+        batches: of this epoch that were used, in this process.
+        is_scored: whether the evaluation after the last step, where one is due, was made.
+        is_over: nothing but the reporting is left.
+        best: the trained parameters of the best score.
+    """
+
+    adapted: Adapted
+    optimizer: Optimizer
+    schedule: LRScheduler
+    accelerator: Accelerator
+    generator: torch.Generator
+    fitted: Fitted = field(default_factory=lambda: Fitted(0, 0.0))
+    best: Tensors | None = None
+    epoch: int = 0
+    batches: int = 0
+    shuffle: Tensor | None = None
+    is_scored: bool = True
+    is_over: bool = False
+    _since: float | None = None
+
+    def __post_init__(self) -> None:
+        self.trained = {name: p for name, p in self.adapted.model.named_parameters() if p.requires_grad}
+
+    def go_on(self) -> None:
+        """The clock runs."""
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """The clock stands."""
+        if self._since is not None:
+            self.fitted.seconds += time.perf_counter() - self._since
+        self._since = None
+
+    def keep_best(self, score: float) -> None:
+        self.fitted.best_step, self.fitted.best_score = self.fitted.steps, score
+        self.best = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    def take_best(self) -> None:
+        """The model ends with its best parameters, where something chose."""
+        if self.best is not None:
+            _copy(self.trained, self.best)
+
+    def pack(self, random_state: tuple[Tensors, Plain] | None = None) -> tuple[Tensors, Plain]:
+        """Everything as tensors in main memory and plain data. All processes call it.
+
+        Args:
+            random_state: where it is not the present one that counts.
+        """
+        tensors: Tensors = {f"trained.{name}": p.detach() for name, p in self.trained.items()}
+        if self.best is not None and not self.is_over:
+            tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        plain: Plain = {
+            "fitted": dataclasses.asdict(self.fitted),
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "is_scored": self.is_scored,
+            "is_over": self.is_over,
+        }
+        if self.adapted.memory is not None:
+            remembered, plain["memory"] = self.adapted.memory.read(self.adapted.model)
+            tensors |= {f"memory.{name}": value for name, value in remembered.items()}
+        if not self.is_over:
+            state = self.optimizer.state_dict()
+            for number, values in state["state"].items():
+                tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+            plain["groups"] = state["param_groups"]
+            plain["schedule"] = self.schedule.state_dict()
+            plain["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            assert self.shuffle is not None
+            tensors["shuffle"] = self.shuffle
+        mine = random_state or read_random()
+        plain["random"] = []
+        for rank, (states, more) in enumerate(gather_object([mine]) if self.accelerator.num_processes > 1 else [mine]):
+            tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
+            plain["random"].append(more)
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, plain
+
+    def unpack(self, tensors: Tensors, plain: Plain) -> None:
+        """Go on from what `pack` gave. All processes call it.
+
+        Raises:
+            KeyError, ValueError, TypeError, RuntimeError: it is of another training.
+        """
+        _copy(self.trained, _below(tensors, "trained."))
+        self.best = _below(tensors, "best.") or None
+        if self.best is not None:
+            self.best = {name: value.to(self.trained[name].device) for name, value in self.best.items()}
+        self.fitted = Fitted.from_plain(plain["fitted"])
+        self.epoch, self.batches = plain["epoch"], plain["batches"]
+        self.is_scored, self.is_over = plain["is_scored"], plain["is_over"]
+        if self.adapted.memory is not None:
+            self.adapted.memory.write(self.adapted.model, _below(tensors, "memory."), plain["memory"])
+        if not self.is_over:
+            states: dict[int, Tensors] = {}
+            for name, value in _below(tensors, "optimizer.").items():
+                number, _, last = name.partition(".")
+                states.setdefault(int(number), {})[last] = value
+            groups = [{name: tuple(v) if isinstance(v, list) and name != "params" else v for name, v in g.items()} for g in plain["groups"]]
+            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+            self.schedule.load_state_dict(plain["schedule"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(plain["scaler"])
+            self.shuffle = tensors["shuffle"]
+            self.generator.set_state(self.shuffle)
+        rank = self.accelerator.process_index
+        write_random((_below(tensors, f"random.{rank}."), plain["random"][rank]))
+
+
+def read_random() -> tuple[Tensors, Plain]:
+    """The state of every random generator that a training may draw from (dropout, above all)."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    version, words, spare = random.getstate()
+    tensors["python"] = torch.tensor(words, dtype=torch.int64)
+    return tensors, {"numpy": [int(position), int(has_gauss), float(gauss)], "python": [version, spare]}
+
+
+def write_random(state: tuple[Tensors, Plain]) -> None:
+    """Put back what `read_random` gave."""
+    tensors, plain = state
+    torch.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available() and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"])
+    position, has_gauss, gauss = plain["numpy"]
+    np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, spare = plain["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), spare))
+
+
+@torch.no_grad()
+def _copy(parameters: dict[str, torch.nn.Parameter], values: Tensors) -> None:
+    if set(parameters) != set(values):
+        raise KeyError(sorted(set(parameters) ^ set(values))[0])
+    for name, parameter in parameters.items():
+        if parameter.shape != values[name].shape:
+            raise ValueError(f"{name} has the shape {tuple(values[name].shape)}, not {tuple(parameter.shape)}")
+        parameter.copy_(values[name])
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,97 @@
+"""Signals that ask a run to end: it finishes its step and saves first.
+
+SIGINT is Ctrl-C, SIGTERM what kill, torchrun and clusters send, SIGUSR1 and SIGUSR2 what SLURM sends ahead of a time limit or a pre-emption.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# One stop may arrive twice, from the terminal and from the process that passes it on.
+SAME_STOP = 2.0
+OWN = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN, None)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to end. `number` is the signal's, `where` says how far the run was."""
+
+    def __init__(self, number: int, where: str = ""):
+        name = "from the keyboard" if number == signal.SIGINT else f"by {signal.Signals(number).name}"
+        super().__init__(f"stopped {name}{where}")
+        self.number = number
+
+
+class Stops:
+    """Takes these signals for the time of the block, in the main thread of a process; does nothing elsewhere.
+
+    A signal raises `Stopped` at once, but for the time of `later()`: there it is noted in `asked`, until `give_way()` acts on it or it comes
+    a second time.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._when = 0.0
+        self._is_patient = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stops":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Signals wait until `give_way()`."""
+        yield from self._patience(True)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `later()`: a signal raises again."""
+        yield from self._patience(False)
+
+    def _patience(self, is_patient: bool) -> Iterator[None]:
+        before, self._is_patient = self._is_patient, is_patient
+        try:
+            yield
+        finally:
+            self._is_patient = before
+
+    def give_way(self, where: str) -> None:
+        """Do what the signal asks, after everything is saved. Where somebody else had taken the signal before (submitit, which queues the
+        job again), that is called, and where it returns, the run goes on.
+
+        Raises:
+            Stopped: nobody else had taken it, or could do what was asked.
+        """
+        if self.asked is None:  # another process of this run was asked
+            raise Stopped(signal.SIGTERM, where)
+        number, self.asked = self.asked, None
+        foreign: Callable[[int, FrameType | None], Any] | None = self._before.get(number)
+        if foreign in OWN or not callable(foreign):
+            raise Stopped(number, where)
+        try:
+            foreign(number, None)
+        except Exception as error:
+            raise Stopped(number, f"{where} ({error})") from error
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        is_repeated = self.asked is not None and time.monotonic() - self._when > SAME_STOP
+        if self._is_patient and not is_repeated:
+            if self.asked is None:
+                self.asked, self._when = number, time.monotonic()
+            return
+        foreign = self._before.get(number)
+        if foreign not in OWN and callable(foreign):
+            foreign(number, frame)
+            return
+        raise Stopped(number)

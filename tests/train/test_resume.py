@@ -1,0 +1,352 @@
+"""A run that is broken off anywhere goes on from its checkpoint to the same bits."""
+
+import errno
+import gzip
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from _processes import run_in_two
+from _settings import compose_settings
+from safetensors.torch import load_file
+
+from qgoft import records
+from qgoft.ledger import identify
+from qgoft.methods.base import method_names
+from qgoft.train import checkpoint as checkpoint_module
+from qgoft.train import fit as fit_module
+from qgoft.train import progress as progress_module
+from qgoft.train import run as run_module
+from qgoft.train.checkpoint import Checkpoints
+from qgoft.train.evaluate import token_lengths
+from qgoft.train.fit import fit
+from qgoft.train.run import prepare, run, train_loader
+from qgoft.train.stops import Stopped, Stops
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Dropout everywhere, two looks, the last of them at the end.
+SHORT = ["train.max_steps=6", "train.evaluations=2", "train.drop_hidden=0.1", "train.drop_classifier=0.1", "results.checkpoint_seconds=0"]
+
+
+def settings(root, *words):
+    return compose_settings([f"results.root={root}", *SHORT, *words])
+
+
+def remains(s):
+    """All that a run leaves and that must be equal to the bit, but for its times."""
+    folder = identify(s).folder
+    record = records.read_record(folder / "record.json")
+    for name in ("cost", "started", "finished"):
+        del record[name]
+    record["provenance"].pop("resumed", None)
+    weights = {path.name: load_file(path) for path in sorted((folder / "adapter").glob("*.safetensors"))}
+    predictions = gzip.decompress((folder / "predictions.jsonl.gz").read_bytes())
+    return record, weights, predictions, (folder / "history.jsonl").read_text()
+
+
+def assert_same(one, two):
+    for a, b in zip(one[1].values(), two[1].values(), strict=True):
+        assert {name: tensor.tolist() for name, tensor in a.items()} == {name: tensor.tolist() for name, tensor in b.items()}
+    assert one[0] == two[0]
+    assert one[2:] == two[2:]
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing of ours sees it."""
+
+
+def break_off(monkeypatch, s, step, kind="loss"):
+    """Do the run up to a line of its log."""
+    log = progress_module.Tracker.log
+
+    def cut(self, line):
+        if line["step"] == step and kind in line:
+            raise Killed
+        log(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress_module.Tracker, "log", cut)
+        with pytest.raises(Killed):
+            run(s)
+    assert not (identify(s).folder / "record.json").exists()
+
+
+def fitted(s, folder, last=None):
+    """Train on forty rows of STS-B's twin, up to a step if asked; the trained parameters, the history, from where it was gone on."""
+    prepared = prepare(s, identify(s))
+    suite, lines = prepared.suite, []
+    suite.train = suite.train.select(range(40))
+    suite.train_lengths = token_lengths(suite.train)
+
+    def log(line):
+        if line["step"] == last:
+            raise Killed
+        lines.append(line)
+
+    def rewind(kept):
+        lines[:] = [json.loads(line) for line in kept]
+
+    def written():
+        return [json.dumps(line) for line in lines]
+
+    checkpoints = Checkpoints(folder, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
+    # A score that draws, as an evaluation may, and that falls: what was best before the break must be kept over it.
+    result = fit(
+        prepared.adapted,
+        train_loader(prepared),
+        s,
+        prepared.accelerator,
+        lambda: float(torch.rand(())) - lines[-1]["step"],
+        log,
+        None,
+        checkpoints,
+    )
+    assert result.steps == s.train.max_steps
+    return {n: p.detach().clone() for n, p in prepared.adapted.model.named_parameters() if p.requires_grad}, lines, checkpoints.resumed
+
+
+def assert_fit_goes_on(tmp_path, s, breaks):
+    """Broken off while the steps of `breaks` are logged, each time after the step before was saved."""
+    whole, history, _ = fitted(s, tmp_path / "whole")
+    for last in breaks:
+        with pytest.raises(Killed):
+            fitted(s, tmp_path / "broken", last)
+    trained, lines, resumed = fitted(s, tmp_path / "broken")
+    assert [part.step for part in resumed] == [last - 1 for last in breaks]
+    assert lines == history
+    assert trained.keys() == whole.keys()
+    assert all(torch.equal(trained[name], value) for name, value in whole.items())
+
+
+ALL_METHODS = [name for name in method_names() if name not in ("base", "linear")]
+
+
+@pytest.mark.parametrize("method", [*ALL_METHODS, "linear"])
+def test_every_method_goes_on_to_the_same_bits(tmp_path, method):
+    """For AdaLoRA, while its budget falls."""
+    s = settings(tmp_path, "task=glue/stsb", f"method={method}", "train.max_steps=10", "train.evaluations=5", "train.batch_size=4")
+    assert_fit_goes_on(tmp_path, s, [6])
+
+
+@pytest.mark.parametrize("more", [(), ("train.accumulation=2",), ("train.group_by_length=true", "train.drop_last=true")])
+def test_the_order_of_rows_goes_on_too(tmp_path, more):
+    """At the start of an epoch, within it, and at its very end; several times in one run."""
+    s = settings(tmp_path, "task=glue/stsb", "train.max_steps=9", "train.evaluations=9", "train.batch_size=12", *more)
+    assert_fit_goes_on(tmp_path, s, [2, 5, 9])
+
+
+# --- whole runs --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One undisturbed run."""
+    s = settings(tmp_path_factory.mktemp("whole"))
+    run(s)
+    return remains(s)
+
+
+def command(s_words, root):
+    words = [f"results.root={root}", *SHORT, *s_words]
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *words], stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+
+
+def wait_for(folder, pattern, process):
+    began = time.monotonic()
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() - began < 120
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_killed_process_loses_nothing(tmp_path, whole, number, code):
+    """SIGKILL leaves the last checkpoint, SIGTERM saves first and tells so in a record."""
+    s = settings(tmp_path)
+    process = command([], tmp_path)
+    wait_for(identify(s).folder, "checkpoint/step-*.safetensors", process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    path = identify(s).folder / "record.json"
+    if number == signal.SIGKILL:
+        assert not path.exists()
+    else:
+        record = records.read_record(path)
+        assert record["status"] == "interrupted"
+        assert re.fullmatch(r"stopped by SIGTERM after step \d; the same command goes on from there", record["reason"])
+    run(s)
+    assert_same(remains(s), whole)
+
+
+@pytest.mark.parametrize("moment", ["step", "scoring", "reporting"])
+def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, moment, capfd):
+    """In a step it waits for the step's end; scoring and reporting are broken off."""
+    s = settings(tmp_path)
+    with monkeypatch.context() as patch:
+        if moment == "step":
+            patch.setattr(fit_module, "backward", signalling(fit_module.backward, 4))
+        else:
+            patch.setattr(run_module, "merged", signalling(run_module.merged, {"scoring": 2, "reporting": 3}[moment]))
+        with pytest.raises(Stopped) as stop:
+            run(s)
+    assert stop.value.number == signal.SIGTERM
+    record = records.read_record(identify(s).folder / "record.json")
+    assert record["status"] == "interrupted"
+    assert record["reason"] == str(stop.value)
+    last = {"step": 4, "scoring": 6, "reporting": 6}[moment]
+    assert f"after step {last}; the same" in record["reason"] or moment == "reporting"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == [signal.SIG_DFL, signal.default_int_handler]
+    record = run(s)
+    assert f"going on after step {last}" in capfd.readouterr().err
+    assert record["provenance"]["resumed"][0]["step"] == last
+    assert_same(remains(s), whole)
+
+
+def signalling(function, nth):
+    """Sends SIGTERM to this process in the nth call."""
+    calls = itertools.count(1)
+
+    def call(*arguments):
+        if next(calls) == nth:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    return call
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with Stops() as stops, stops.later():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the same, passed on by whoever started us
+        assert stops.asked == signal.SIGINT
+        stops._when -= 10
+        with pytest.raises(Stopped, match="stopped from the keyboard"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_who_took_the_signal_before_is_asked_after_saving():
+    """As submitit does, which queues the job again and leaves; where it only takes notice, the run goes on."""
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
+    try:
+        with Stops() as stops, stops.later():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert not seen
+            stops.give_way(" after step 3")
+            assert seen == [signal.SIGUSR2]
+            assert stops.asked is None
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch, capfd):
+    s = settings(tmp_path)
+    break_off(monkeypatch, s, 5)
+    older, newest = sorted((identify(s).folder / "checkpoint").iterdir())
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    (newest.parent / "step-00000005.safetensors").write_bytes(older.read_bytes()[:1000])
+    (newest.parent / "step-00000004.safetensorsabc.part").write_bytes(b"torn")
+    record = run(s)
+    told = capfd.readouterr().err
+    assert "step-00000005.safetensors is damaged and not used" in told
+    assert "step-00000004.safetensors is damaged and not used (its checksum does not hold)" in told
+    assert record["provenance"]["resumed"][0]["step"] == 3
+    assert_same(remains(s), whole)
+
+
+def test_a_checkpoint_of_other_code_is_not_used(tmp_path, whole, monkeypatch, capfd):
+    s = settings(tmp_path)
+    break_off(monkeypatch, s, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "code_checksum", lambda: "another")
+        assert "resumed" not in run(s)["provenance"]
+    assert "was made with another code; the run begins anew" in capfd.readouterr().err
+    assert_same(remains(s), whole)
+
+
+def test_other_hardware_is_stated(tmp_path, monkeypatch):
+    s = settings(tmp_path)
+    own = run_module._hardware()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_hardware", lambda: {**own, "threads": 64})
+        break_off(monkeypatch, s, 3)
+    record = run(s)
+    assert record["provenance"]["resumed"] == [{"step": 2, "hardware": {**own, "threads": 64}}]
+    assert record["provenance"]["hardware"] == own
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, whole, monkeypatch, capfd):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_module, "_write", full)
+    s = settings(tmp_path)
+    run(s)
+    assert "no checkpoint could be written ([Errno 28] No space left on device); the run goes on without it" in capfd.readouterr().err
+    assert_same(remains(s), whole)
+
+
+def test_checkpoints_can_be_left_out(tmp_path, whole, monkeypatch):
+    s = settings(tmp_path, "results.checkpoint_seconds=null")
+    break_off(monkeypatch, s, 5)
+    assert not (identify(s).folder / "checkpoint").exists()
+    run(s)
+    assert remains(s)[2:] == whole[2:]
+
+
+def test_writing_takes_a_small_share_of_the_time(tmp_path):
+    """However long a write takes, the next one waits until it is 3% of the time."""
+    prepared = prepare(settings(tmp_path), identify(settings(tmp_path)))
+    checkpoints = Checkpoints(tmp_path, prepared.accelerator, every=1.0, origin={}, hardware={})
+    checkpoints._last = time.monotonic() - 20
+    assert checkpoints.is_due
+    checkpoints.cost = 1.0
+    assert not checkpoints.is_due
+    checkpoints._last -= 20
+    assert checkpoints.is_due
+
+
+def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkeypatch):
+    words = [*SHORT, "method=lora", "train.evaluations=1"]
+    first, other = ([f"task=commonsense/{task}", *words, f"results.root={tmp_path / 'broken'}"] for task in ("boolq", "piqa"))
+    break_off(monkeypatch, compose_settings(first), 5)
+    record = run(compose_settings(other))
+    assert record["provenance"]["training"]["shared"] is False
+    assert record["provenance"]["resumed"][0]["step"] == 4
+    assert not list(tmp_path.rglob("checkpoint"))
+    whole = compose_settings([*other, f"results.root={tmp_path / 'whole'}"])
+    run(whole)
+    assert_same(remains(compose_settings(other)), remains(whole))
+
+
+def worker(rank, port, root):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    run(settings(root / "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, settings(root / "broken"), 5)
+    run(settings(root / "broken"))
+    torch.distributed.barrier()
+    os._exit(0)  # without destructors, see test_parallel_and_compiled.py
+
+
+def test_two_processes_go_on_to_the_same_bits(tmp_path, monkeypatch):
+    """Each has random states of its own."""
+    run_in_two(worker, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    broken = settings(tmp_path / "broken")
+    assert records.read_record(identify(broken).folder / "record.json")["provenance"]["resumed"][0]["step"] == 4
+    assert_same(remains(broken), remains(settings(tmp_path / "whole")))
