@@ -12,15 +12,15 @@ def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoRe
     """Run a command and exit with its code, or with 2 after a mistake in the input.
 
     Args:
-        interrupted: what to say after Ctrl-C (exit code 130), where there is something to say.
+        interrupted: what to say after Ctrl-C or another signal (exit code 128 and its number, 130), where there is something to say.
     """
     try:
         sys.exit(command())
     except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if interrupted is None:
             raise
         print(f"qgoft: {interrupted}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "number", 2))

@@ -3,12 +3,15 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import current_process
+from multiprocessing import active_children, current_process
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,13 @@ from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost
 from qgoft.records import RecordError, canonical_json
 from qgoft.settings import DECODER_SUITES, settings_of_training
+from qgoft.train.stops import Stops
 
 SCRIPTS = Path(__file__).resolve().parent
 # Of a run whose process was killed from outside: how often it is begun.
 ATTEMPTS = 2
+# Seconds that runs have to save themselves after a signal; clusters give thirty.
+GRACE = 28.0
 # Seconds between two looks at a run that another sweep holds.
 PATIENCE = 5.0
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
@@ -51,11 +57,15 @@ class Means:
 
 
 def run_cell(number: int, cell: Cell) -> Outcome:
-    """One run in this process. Never raises but for Ctrl-C: what goes wrong is said in the outcome."""
+    """One run in this process. Never raises but where the whole sweep is this process and was stopped: what goes wrong is said in the outcome."""
     from train import train  # imports torch late, once a process
 
     try:
         record = train(cell.settings, position=_line_of_this_process())
+    except KeyboardInterrupt as stop:
+        if current_process().name == "MainProcess":
+            raise
+        return Outcome(number, "interrupted", str(stop))
     except LeaseHeld as error:
         return Outcome(number, "held", str(error))
     except (QgoftError, RecordError, LeaseLost) as error:
@@ -105,6 +115,8 @@ def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -
 
 
 def _tell(done: int, total: int, failed: int, began: float, cell: Cell, outcome: Outcome) -> None:
+    if outcome.status == "interrupted":
+        return  # the run itself has said so
     if outcome.status != "done":
         print(f"qgoft: {cell.where}: {outcome.status}: {outcome.reason}", file=sys.stderr, flush=True)
     if total > 1:
@@ -130,24 +142,65 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     finished = set()
+    with _passing_on(lambda: [process.pid for process in active_children() if process.pid]) as stops:
+
+        def tasks() -> Iterator[Any]:
+            for number, cell in work:
+                if stops.asked is not None:
+                    return
+                yield delayed(run_cell)(number, cell)
+
+        try:
+            with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
+                for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(tasks()):
+                    finished.add(outcome.number)
+                    yield outcome
+        except TerminatedWorkerError:
+            if stops.asked is not None:
+                return
+            # A worker was killed from outside, such as by the system for want of memory, and took the pool along. Its run left a lease.
+            for number, cell in work:
+                if number in finished or identities[number].is_done or not _was_begun(identities[number]):
+                    continue
+                attempts[number] = attempts.get(number, 0) + 1
+                if attempts[number] >= ATTEMPTS:
+                    reason = (
+                        f"its process was killed {ATTEMPTS} times, perhaps for want of memory; try JOBS=1 or a smaller train.batch_size"
+                    )
+                    yield Outcome(number, "failed", reason)
+                else:
+                    print(f"qgoft: the process of {cell.where} was killed; it is begun once more", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _passing_on(pids: Callable[[], list[int]]) -> Iterator[Stops]:
+    """A signal that stops the sweep goes on to the processes that do its runs; they save, and when they have ended, so does the sweep. A second
+    signal, or GRACE seconds, end it at once.
+
+    Raises:
+        Stopped: at the end of the block, where a signal came.
+    """
+    timers: list[threading.Timer] = []
+
+    def pass_on() -> None:
+        for pid in pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        timers.append(threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers[0].daemon = True
+        timers[0].start()
+        print("\nqgoft: stopping; what runs is saved first", file=sys.stderr, flush=True)
+
     try:
-        with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
-            for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(
-                delayed(run_cell)(number, cell) for number, cell in work
-            ):
-                finished.add(outcome.number)
-                yield outcome
-    except TerminatedWorkerError:
-        # A worker was killed from outside, such as by the system for want of memory, and took the pool along. Its run left a lease.
-        for number, cell in work:
-            if number in finished or identities[number].is_done or not _was_begun(identities[number]):
-                continue
-            attempts[number] = attempts.get(number, 0) + 1
-            if attempts[number] >= ATTEMPTS:
-                reason = f"its process was killed {ATTEMPTS} times, perhaps for want of memory; try JOBS=1 or a smaller train.batch_size"
-                yield Outcome(number, "failed", reason)
-            else:
-                print(f"qgoft: the process of {cell.where} was killed; it is begun once more", file=sys.stderr, flush=True)
+        with Stops(pass_on) as stops, stops.later():
+            try:
+                yield stops
+            finally:
+                if stops.asked is not None:
+                    stops.give_way()
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def in_good_order(pending: dict[int, Cell]) -> list[tuple[int, Cell]]:
@@ -168,16 +221,12 @@ def _was_begun(identity: Identity) -> bool:
 
 
 def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means) -> Outcome:
-    """One run by torchrun or accelerate. Ctrl-C reaches the run itself; it is given the time to write what stopped it."""
-    process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words])
-    try:
+    """One run by torchrun or accelerate, which pass a signal on to its processes."""
+    running: list[int] = []
+    with _passing_on(lambda: running):
+        process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words])
+        running.append(process.pid)
         code = process.wait()
-    except KeyboardInterrupt:
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise
     status, reason = identity.state()
     if code and status in ("planned", "done"):
         return Outcome(number, "refused", f"it ended with exit code {code} and left no record; see above")

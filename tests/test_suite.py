@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import _plan
 import pytest
@@ -127,6 +128,35 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1
     assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
+
+
+def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
+    """SIGTERM to the sweep alone: its workers save, nothing is left running, and the same command goes on from there."""
+    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,cola,mrpc", "--jobs", "2"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.evaluations=1", "results.checkpoint_seconds=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    sweep = subprocess.Popen(
+        [*words, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment
+    )
+    began = time.monotonic()
+    while len(list(tmp_path.glob("runs/*/checkpoint/step-*.safetensors"))) < 2:
+        assert sweep.poll() is None, sweep.communicate()
+        assert time.monotonic() - began < 120
+        time.sleep(0.01)
+    sweep.terminate()
+    _, told = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143, told
+    assert "stopping; what runs is saved first" in told
+    assert not list(tmp_path.glob("runs/*/lease.*"))
+    left = {r["key"]: r for r in records.read_records(tmp_path / "runs")}
+    stopped = [r for r in left.values() if r["status"] == "interrupted"]
+    assert stopped
+    assert all("goes on from there" in r["reason"] for r in stopped)
+    again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
+    found = records.read_records(tmp_path / "runs")
+    assert len(found) == 3, again.stderr
+    assert all("resumed" in r["provenance"] for r in found if r["key"] in {s["key"] for s in stopped})
+    assert not list(tmp_path.glob("runs/*/checkpoint"))
 
 
 def test_a_suite_that_the_protocol_lacks_is_told(repository, tmp_path):

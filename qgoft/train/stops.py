@@ -31,9 +31,13 @@ class Stops:
 
     A signal raises `Stopped` at once, but for the time of `later()`: there it is noted in `asked`, until `give_way()` acts on it or it comes
     a second time.
+
+    Args:
+        pass_on: called when a signal is noted, to tell other processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pass_on: Callable[[], None] = lambda: None) -> None:
+        self.pass_on = pass_on
         self.asked: int | None = None
         self._when = 0.0
         self._is_patient = False
@@ -66,7 +70,7 @@ class Stops:
         finally:
             self._is_patient = before
 
-    def give_way(self, where: str) -> None:
+    def give_way(self, where: str = "") -> None:
         """Do what the signal asks, after everything is saved. Where somebody else had taken the signal before (submitit, which queues the
         job again), that is called, and where it returns, the run goes on.
 
@@ -89,6 +93,7 @@ class Stops:
         if self._is_patient and not is_repeated:
             if self.asked is None:
                 self.asked, self._when = number, time.monotonic()
+                self.pass_on()
             return
         foreign = self._before.get(number)
         if foreign not in OWN and callable(foreign):
