@@ -29,6 +29,8 @@ SCRIPTS = Path(__file__).resolve().parent
 ATTEMPTS = 2
 # Seconds that runs have to save themselves after a signal; clusters give thirty.
 GRACE = 28.0
+# How often a job of a cluster may meet its time limit.
+REQUEUES = 100
 # Seconds between two looks at a run that another sweep holds.
 PATIENCE = 5.0
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
@@ -276,7 +278,10 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
     folder = Path(cells[0].settings.results.root).resolve() / "jobs"
     # Jobs are python processes of their own: they must find these scripts.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=means.launcher.removeprefix("submitit_"))
+    cluster = means.launcher.removeprefix("submitit_")
+    # A job that meets its time limit is queued again and goes on: each time it is further.
+    more = {"slurm_max_num_timeout": REQUEUES} if cluster == "slurm" else {}
+    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster, **more)
     executor.update_parameters(name="qgoft", **settings)
     if means.launcher == "submitit_slurm":
         executor.update_parameters(slurm_array_parallelism=means.jobs)

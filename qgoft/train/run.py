@@ -47,7 +47,7 @@ from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG)
 CHECKPOINT = "checkpoint"
 FINAL = ("done", "diverged")  # to go on from a checkpoint would come to the same
 MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
