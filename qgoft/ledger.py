@@ -6,6 +6,7 @@ says: done, failed, oom, diverged, interrupted. Two sweeps on one folder never r
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from qgoft.tasks.sources import DataFiles, ModelFiles, find_data, find_model, sp
 # Seconds between two signs of life of a running process, and after how many without one its lease is void.
 HEARTBEAT, EXPIRY = 15.0, 120.0
 LEASES = "lease.*.json"
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,12 @@ class Identity:
             return False
         return record is not None and record["status"] == "done"
 
+    def clear(self) -> None:
+        """Drop the checkpoints of a run that is done; one that was killed right after its record leaves them."""
+        shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
+
     def state(self) -> tuple[str, str]:
-        """(planned, running, done, failed, ..., torn) and the reason or who runs it."""
+        """(planned, running, done, failed, ..., torn) and the reason, who runs it, or from where it goes on."""
         try:
             record = self.read()
         except RecordError as error:
@@ -62,7 +68,10 @@ class Identity:
         holder = Lease(self.folder).holder()
         if holder is not None:
             return "running", holder
-        return ("planned", "") if record is None else (record["status"], record["reason"] or "")
+        if record is not None:
+            return record["status"], record["reason"] or ""
+        steps = sorted(path.stem.removeprefix("step-") for path in self.folder.glob(f"{CHECKPOINT}/step-*.safetensors"))
+        return "planned", f"goes on after step {int(steps[-1])}" if steps else ""
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
@@ -146,13 +155,15 @@ class Lease:
         except FileExistsError:
             raise LeaseHeld("another process, which began just now") from None
         # What was void a moment ago may have been cleared away and begun anew meanwhile: then both step back, and ask again later.
-        others = [path for path in self._files() if path != mine]
+        # Older ones than the last are of processes that were killed while they took over.
+        others = [path for path in self._files() if path != mine and (before is None or _number(path) >= _number(before))]
         if others != ([before] if before is not None else []) or (before is not None and _read(before) != text):
             mine.unlink(missing_ok=True)
             raise LeaseHeld("another process, which began just now")
         self.path = mine
-        if before is not None:
-            before.unlink(missing_ok=True)
+        for old in self._files():
+            if _number(old) < number:
+                old.unlink(missing_ok=True)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self

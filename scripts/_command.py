@@ -71,7 +71,12 @@ def run_left(
     title: str, cells: list[Cell], identities: list[Identity], arguments: argparse.Namespace, root: Path
 ) -> list[tuple[Cell, str]]:
     """Run what is not done, after saying how much that is. Returns the cells that are not done then, each with the reason."""
-    left = [(cell, identity) for cell, identity in zip(cells, identities, strict=True) if not identity.is_done]
+    left = []
+    for cell, identity in zip(cells, identities, strict=True):
+        if identity.is_done:
+            identity.clear()
+        else:
+            left.append((cell, identity))
     known = Library.read(root / "runs", MEASURED) if arguments.protocol == "pocket" else Library.read(root / "runs")
     announce(title, cells, [cell for cell, _ in left], known.shelf.records, arguments.jobs, arguments.protocol)
     if not left:

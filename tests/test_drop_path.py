@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from _settings import compose_settings
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from qgoft.errors import QgoftError
+from qgoft.ledger import identify
 from qgoft.models.drop_path import DropPath, set_drop_path
+from qgoft.train.suites import suite_class
 
 
 def vit():
@@ -47,3 +50,40 @@ def test_what_it_does_not_fit():
     )
     with pytest.raises(QgoftError, match="needs the blocks of a ViT"):
         set_drop_path(bert, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_random"),
+    [
+        (["task=glue/rte"], False),
+        (["task=glue/rte", "train.drop_hidden=0.1"], True),
+        (["task=squad/v1", "train.drop_hidden=0.1"], True),
+        (["task=glue/rte", "train.drop_classifier=0.5"], True),
+    ],
+)
+def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
+    settings = compose_settings([f"results.root={tmp_path}", *words])
+    model = suite_class(settings).build_model(settings, identify(settings).model.folder).train()
+    ids = torch.arange(16).reshape(2, 8)
+    with torch.no_grad():
+        one, two = (tuple(model(input_ids=ids).values()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)) is not is_random
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=math/gsm8k", "train.drop_hidden=0.1"], "train.drop_hidden=0.1: the architecture llama has no hidden_dropout_prob"),
+        (["task=math/gsm8k", "train.drop_classifier=0.1"], "the architecture llama has no classifier_dropout"),
+        (["task=glue/rte", "train.drop_path=0.1"], "train.drop_path=0.1 needs the blocks of a ViT"),
+        (["task=glue/rte", "train.held_out=8"], "train.held_out is for decoders"),
+        (["task=glue/rte", "train.group_by_length=true"], "train.group_by_length is for decoders"),
+    ],
+)
+def test_what_would_be_left_out_in_silence_is_refused(tmp_path, words, message):
+    def build():
+        settings = compose_settings([f"results.root={tmp_path}", *words])
+        suite_class(settings).build_model(settings, identify(settings).model.folder)
+
+    with pytest.raises(QgoftError, match=message):
+        build()

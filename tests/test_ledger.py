@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +42,18 @@ def test_of_a_dead_process_of_this_machine_it_is_free_at_once(tmp_path):
     with Lease(tmp_path) as lease:
         lease.check()
         assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.1.json"]
+
+
+def test_two_dead_ones_do_not_bar_the_way(tmp_path):
+    """One was killed while it took over from the other: both files stay."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    content = json.dumps({"token": "dead", "host": socket.gethostname(), "pid": gone.pid, "beats": 0})
+    for number in (0, 1):
+        (tmp_path / f"lease.{number}.json").write_text(content)
+    with Lease(tmp_path) as lease:
+        lease.check()
+        assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.2.json"]
 
 
 def test_of_another_machine_it_is_void_when_it_shows_no_life_for_long_enough(tmp_path):

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from qgoft.errors import QgoftError
-from qgoft.settings import RunSettings
+from qgoft.models.drop_path import set_drop_path
+from qgoft.settings import RunSettings, TrainSettings
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -85,25 +86,32 @@ def load_backbone(
         raise QgoftError(f"config.json in {folder} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
     for name, value in (changes or {}).items():
         setattr(config, name, value)
-    if settings.train.drop_classifier is not None:
-        _set_classifier_dropout(config, settings.train.drop_classifier)
+    _set_dropout(config, settings.train)
+    if model.init == "random":
+        built = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
+    else:
+        built = _fill(auto_class, folder, config, dtype, model.name, head)
+    set_drop_path(built, settings.train.drop_path)
+    return built
+
+
+def _fill(auto_class: Any, folder: Path, config: Any, dtype: torch.dtype, name: str, head: list[str]) -> PreTrainedModel:
+    """The architecture with the weights of the folder, and its head drawn anew."""
     try:
-        if model.init == "random":
-            return auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
         # A head for other classes is no mistake: it is replaced below. What does not fit the backbone is told after that.
         built, report = auto_class.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except Exception as error:  # safetensors, torch and transformers each raise their own kind for a damaged file
         raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
-    mismatched = [name if isinstance(name, str) else name[0] for name in report["mismatched_keys"]]
-    wrong = sorted(name for name in {*report["missing_keys"], *mismatched} if not any(part in head for part in name.split(".")))
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    wrong = sorted(key for key in {*report["missing_keys"], *mismatched} if not any(part in head for part in key.split(".")))
     if wrong:
         raise QgoftError(
-            f"the weights in {folder} do not fill the backbone of model={model.name}: {wrong[0]} is missing or has another shape "
+            f"the weights in {folder} do not fill the backbone of model={name}: {wrong[0]} is missing or has another shape "
             f"({len(wrong)} such); use the model that belongs to these weights"
         )
-    _renew(built, [name for name in head if name != POOLER], {*report["missing_keys"], *mismatched})
+    _renew(built, [part for part in head if part != POOLER], {*report["missing_keys"], *mismatched})
     return built
 
 
@@ -123,7 +131,18 @@ def _renew(model: PreTrainedModel, head: list[str], drawn: set[str]) -> None:
             model._init_weights(module)
 
 
-def _set_classifier_dropout(config: object, value: float) -> None:
-    """transformers spells it cls_dropout for DeBERTa and classifier_dropout elsewhere."""
-    name = "cls_dropout" if getattr(config, "model_type", "").startswith("deberta") else "classifier_dropout"
-    setattr(config, name, value)
+def _set_dropout(config: Any, train: TrainSettings) -> None:
+    """transformers spells the classifier's cls_dropout for DeBERTa, which has it without stating it, and classifier_dropout elsewhere.
+
+    Raises:
+        QgoftError: the architecture has no such dropout; it would be left out without a word.
+    """
+    is_deberta = str(getattr(config, "model_type", "")).startswith("deberta")
+    names = {"drop_classifier": "cls_dropout" if is_deberta else "classifier_dropout", "drop_hidden": "hidden_dropout_prob"}
+    for setting, name in names.items():
+        value = getattr(train, setting)
+        if value is None:
+            continue
+        if not hasattr(config, name) and name != "cls_dropout":
+            raise QgoftError(f"train.{setting}={value}: the architecture {config.model_type} has no {name}; set train.{setting}=null")
+        setattr(config, name, value)

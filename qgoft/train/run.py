@@ -30,7 +30,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
-from qgoft.ledger import Identity, Lease, identify, world_size
+from qgoft.ledger import CHECKPOINT, Identity, Lease, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.settings import RunSettings
@@ -48,7 +48,6 @@ from qgoft.train.suites import Suite, build_suite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG)
-CHECKPOINT = "checkpoint"
 FINAL = ("done", "diverged")  # to go on from a checkpoint would come to the same
 MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
 
@@ -81,6 +80,7 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
     with _disk_errors(settings), Stops() as stops:
         identity = identify(settings)
         if identity.is_done:
+            identity.clear()
             return identity.read() or {}
         with _lease(identity) as lease:
             if identity.is_done:  # another sweep was faster
@@ -93,7 +93,7 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
                     lease.check()
                 records.write_record(identity.folder, record)
                 if record["status"] in FINAL:
-                    shutil.rmtree(identity.folder / CHECKPOINT, ignore_errors=True)
+                    identity.clear()
         if prepared.stop is not None:
             raise prepared.stop
         return record

@@ -17,16 +17,17 @@ import torch
 from _processes import run_in_two
 from _settings import compose_settings
 from safetensors.torch import load_file
+from torture import write_rows
 
 from qgoft import records
 from qgoft.ledger import identify
 from qgoft.methods.base import method_names
+from qgoft.pocket.data import pocket_files
 from qgoft.train import checkpoint as checkpoint_module
 from qgoft.train import fit as fit_module
 from qgoft.train import progress as progress_module
 from qgoft.train import run as run_module
 from qgoft.train.checkpoint import Checkpoints
-from qgoft.train.evaluate import token_lengths
 from qgoft.train.fit import fit
 from qgoft.train.run import prepare, run, train_loader
 from qgoft.train.stops import Stopped, Stops
@@ -36,8 +37,20 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SHORT = ["train.max_steps=6", "train.evaluations=2", "train.drop_hidden=0.1", "train.drop_classifier=0.1", "results.checkpoint_seconds=0"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rows(tmp_path_factory):
+    """Runs of a second: 32 rows of each part, in a directory that this module's settings name."""
+    folder = tmp_path_factory.mktemp("rows")
+    for split in ("train", "validation", "test"):
+        write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", folder / "stsb" / f"{split}.parquet")
+    WORDS[:] = ["task=glue/stsb", "data.source=hub", f"data.root={folder}", *SHORT]
+
+
 def settings(root, *words):
-    return compose_settings([f"results.root={root}", *SHORT, *words])
+    return compose_settings([f"results.root={root}", *WORDS, *words])
+
+
+WORDS = []
 
 
 def remains(s):
@@ -80,11 +93,9 @@ def break_off(monkeypatch, s, step, kind="loss"):
 
 
 def fitted(s, folder, last=None):
-    """Train on forty rows of STS-B's twin, up to a step if asked; the trained parameters, the history, from where it was gone on."""
+    """Train, up to a step if asked; the trained parameters, the history, from where it was gone on."""
     prepared = prepare(s, identify(s))
-    suite, lines = prepared.suite, []
-    suite.train = suite.train.select(range(40))
-    suite.train_lengths = token_lengths(suite.train)
+    lines = []
 
     def log(line):
         if line["step"] == last:
@@ -132,14 +143,19 @@ ALL_METHODS = [name for name in method_names() if name not in ("base", "linear")
 @pytest.mark.parametrize("method", [*ALL_METHODS, "linear"])
 def test_every_method_goes_on_to_the_same_bits(tmp_path, method):
     """For AdaLoRA, while its budget falls."""
-    s = settings(tmp_path, "task=glue/stsb", f"method={method}", "train.max_steps=10", "train.evaluations=5", "train.batch_size=4")
+    s = settings(tmp_path, f"method={method}", "train.max_steps=10", "train.evaluations=5", "train.batch_size=4")
     assert_fit_goes_on(tmp_path, s, [6])
 
 
-@pytest.mark.parametrize("more", [(), ("train.accumulation=2",), ("train.group_by_length=true", "train.drop_last=true")])
+DECODER = ["data.source=pocket", "data.root=null", "train.drop_hidden=null", "train.drop_classifier=null", "method=lora"]
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("train.accumulation=2", "train.drop_last=true"), ("task=math/gsm8k", "train.group_by_length=true", *DECODER)]
+)
 def test_the_order_of_rows_goes_on_too(tmp_path, more):
     """At the start of an epoch, within it, and at its very end; several times in one run."""
-    s = settings(tmp_path, "task=glue/stsb", "train.max_steps=9", "train.evaluations=9", "train.batch_size=12", *more)
+    s = settings(tmp_path, "train.max_steps=9", "train.evaluations=9", "train.batch_size=10", *more)
     assert_fit_goes_on(tmp_path, s, [2, 5, 9])
 
 
@@ -154,13 +170,6 @@ def whole(tmp_path_factory):
     return remains(s)
 
 
-def command(s_words, root):
-    words = [f"results.root={root}", *SHORT, *s_words]
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *words], stderr=subprocess.PIPE, text=True, env={**os.environ}
-    )
-
-
 def wait_for(folder, pattern, process):
     began = time.monotonic()
     while not list(folder.glob(pattern)):
@@ -173,7 +182,8 @@ def wait_for(folder, pattern, process):
 def test_a_killed_process_loses_nothing(tmp_path, whole, number, code):
     """SIGKILL leaves the last checkpoint, SIGTERM saves first and tells so in a record."""
     s = settings(tmp_path)
-    process = command([], tmp_path)
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), f"results.root={tmp_path}", *WORDS]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(identify(s).folder, "checkpoint/step-*.safetensors", process)
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
@@ -320,7 +330,7 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path):
 
 
 def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkeypatch):
-    words = [*SHORT, "method=lora", "train.evaluations=1"]
+    words = [*SHORT, *DECODER]
     first, other = ([f"task=commonsense/{task}", *words, f"results.root={tmp_path / 'broken'}"] for task in ("boolq", "piqa"))
     break_off(monkeypatch, compose_settings(first), 5)
     record = run(compose_settings(other))
@@ -332,7 +342,8 @@ def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkey
     assert_same(remains(compose_settings(other)), remains(whole))
 
 
-def worker(rank, port, root):
+def worker(rank, port, root, words):
+    WORDS[:] = words
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     run(settings(root / "whole"))
@@ -345,7 +356,7 @@ def worker(rank, port, root):
 
 def test_two_processes_go_on_to_the_same_bits(tmp_path, monkeypatch):
     """Each has random states of its own."""
-    run_in_two(worker, tmp_path)
+    run_in_two(worker, tmp_path, WORDS)
     monkeypatch.setenv("WORLD_SIZE", "2")
     broken = settings(tmp_path / "broken")
     assert records.read_record(identify(broken).folder / "record.json")["provenance"]["resumed"][0]["step"] == 4

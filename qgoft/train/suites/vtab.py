@@ -11,7 +11,6 @@ from transformers.utils import ModelOutput
 
 from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_backbone
-from qgoft.models.drop_path import set_drop_path
 from qgoft.settings import RunSettings
 from qgoft.tasks.pictures import PixelBatch
 from qgoft.tasks.vtab import load_parts
@@ -42,11 +41,7 @@ class Vtab(Suite):
 
     @classmethod
     def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        train, classes = settings.train, settings.task.options["classes"]
-        changes = {} if train.drop_hidden is None else {"hidden_dropout_prob": train.drop_hidden}
-        model = load_backbone(settings, folder, AutoModelForImageClassification, cls.head, num_labels=classes, changes=changes)
-        set_drop_path(model, train.drop_path)
-        return model
+        return load_backbone(settings, folder, AutoModelForImageClassification, cls.head, num_labels=settings.task.options["classes"])
 
     def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
         rows, labels, task = self.scored[part], self.labels[part], self.settings.task
