@@ -12,6 +12,11 @@ class Diverged(ArithmeticError):
     """A loss, a gradient or a prediction is no longer finite."""
 
 
+def one_line(error: BaseException) -> str:
+    """Kind and text of an error of somebody else's."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
 def choose(kind: str, value: str, allowed: list[str], advice: str) -> None:
     """Refuse a value that is not among the allowed ones.
 

@@ -49,7 +49,10 @@ def train(repository, address, home, *words):
 
 
 def test_downloads_trains_and_names_the_revisions(hub, tmp_path, repository):
-    done = train(repository, hub(), tmp_path / "home", f"results.root={tmp_path}")
+    """From a hub that is busy at first."""
+    done = train(repository, hub("--fail", "3"), tmp_path / "home", f"results.root={tmp_path}")
+    assert "503 Service Unavailable" in done.stderr
+    assert "once more in 1 s" in done.stderr
     assert done.returncode in (0, 1), done.stderr  # two steps may leave constant predictions, which accuracy does not mind
     (record,) = records.read_records(tmp_path / "runs")
     assert record["status"] == "done"
@@ -68,7 +71,8 @@ def test_a_gated_model_says_what_to_do(hub, tmp_path, repository):
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("qgoft:")]
     assert len(lines) == 1
-    assert "gated" in lines[0]
+    assert "is gated: accept its terms on http://127.0.0.1:" in lines[0]
+    assert "/microsoft/deberta-v3-base, then log in" in lines[0]
     assert not list(tmp_path.rglob("record.json"))
 
 

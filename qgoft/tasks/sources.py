@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import sys
+import time
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, one_line
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
 from qgoft.settings import DataSettings, ModelSettings, TaskSettings
@@ -15,6 +17,8 @@ from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
 from qgoft.tasks.picture_files import find_folder, list_checksum, split_files, unpack
 from qgoft.tasks.pinned import pinned_file
 
+# Seconds before a download that failed is tried once more, while that may help.
+WAITS = (1, 2, 4, 8)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
 
@@ -228,10 +232,19 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
     from huggingface_hub import errors
 
     where = f"{kind} {repository} at revision {revision}"
+    page = "/".join([huggingface_hub.constants.ENDPOINT, *(["datasets"] if kind == "dataset" else []), repository])
     try:
-        folder = huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns)
+        for wait in (*WAITS, None):
+            try:
+                folder = huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns)
+                break
+            except (OSError, errors.HfHubHTTPError) as error:
+                if wait is None or not _may_pass(error):
+                    raise
+                print(f"qgoft: {where}: {one_line(error)}; once more in {wait} s", file=sys.stderr, flush=True)
+                time.sleep(wait)
     except errors.GatedRepoError as error:
-        raise QgoftError(f"{where} is gated: ask for access on its page, then log in with `hf auth login`") from error
+        raise QgoftError(f"{where} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
         raise QgoftError(f"{where} does not exist or is private; check the name, log in, or set a local directory instead") from error
     except errors.RevisionNotFoundError as error:
@@ -242,8 +255,18 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             "or set data.root / model.path to a local directory"
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose family changes between its versions
-        raise QgoftError(f"downloading {where} failed ({type(error).__name__}: {error}); run the same command again to resume") from error
+        raise QgoftError(f"downloading {where} failed ({one_line(error)}); run the same command again to resume") from error
     return Path(folder)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the hub is busy, or a file came short: not what it refuses, and not that it cannot be reached at all."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        status = getattr(error.response, "status_code", None)
+        return status is not None and (status == 429 or status >= 500)
+    return not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and error.errno is None
 
 
 def remote_size(repository: str, kind: str, revision: str, patterns: list[str]) -> int | None:

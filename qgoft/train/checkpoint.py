@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qgoft.errors import one_line
 from qgoft.records import canonical_json
 from qgoft.train.state import Plain, Tensors, Training
 
@@ -104,7 +105,7 @@ class Checkpoints:
                 for old in self._files()[:-KEPT]:
                     old.unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:
-                self.tell(f"qgoft: no checkpoint could be written ({_one_line(error)}); the run goes on without it")
+                self.tell(f"qgoft: no checkpoint could be written ({one_line(error)}); the run goes on without it")
                 is_written = False
         self._last = time.monotonic()
         self.cost = self._last - began
@@ -148,7 +149,7 @@ class Checkpoints:
             try:
                 _, state = _read(path)
             except UNREADABLE as error:
-                self.tell(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({_one_line(error)})")
+                self.tell(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({one_line(error)})")
                 continue
             changed = sorted(name for name in {*self.origin, *state["origin"]} if self.origin.get(name) != state["origin"].get(name))
             if not changed:
@@ -196,7 +197,3 @@ def _checksum(tensors: dict[str, Tensor], state: str) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

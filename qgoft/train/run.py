@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
-from qgoft.errors import Diverged, QgoftError
+from qgoft.errors import Diverged, QgoftError, one_line
 from qgoft.ledger import CHECKPOINT, Identity, Lease, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
@@ -243,16 +243,16 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        status, reason = "oom", _one_line(error)
+        status, reason = "oom", one_line(error)
     except KeyboardInterrupt as stop:
         status, reason, prepared.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise
-        status, reason = "failed", _one_line(error)
+        status, reason = "failed", one_line(error)
         traceback.print_exc()
     except Exception as error:  # the record must say what happened, whatever it was
-        status, reason = "failed", _one_line(error)
+        status, reason = "failed", one_line(error)
         traceback.print_exc()
     finally:
         tracker.close()
@@ -408,10 +408,6 @@ class _disk_errors:  # noqa: N801 - reads as the statement it is
 def _hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return records.hardware(device=device, threads=torch.get_num_threads(), processes=world_size())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _now() -> str:

@@ -156,7 +156,7 @@ def test_the_hub_path_reads_a_snapshot(tmp_path, monkeypatch):
     [
         ("LocalEntryNotFoundError", "make fetch"),
         ("RepositoryNotFoundError", "does not exist or is private"),
-        ("GatedRepoError", "ask for access"),
+        ("GatedRepoError", "accept its terms on"),
         ("RevisionNotFoundError", "no such revision"),
     ],
 )

@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch
     record = run(s)
     told = capfd.readouterr().err
     assert "step-00000005.safetensors is damaged and not used" in told
-    assert "step-00000004.safetensors is damaged and not used (its checksum does not hold)" in told
+    assert "step-00000004.safetensors is damaged and not used (Damaged: its checksum does not hold)" in told
     assert record["provenance"]["resumed"][0]["step"] == 3
     assert_same(remains(s), whole)
 
@@ -305,7 +305,9 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, whole, monkeypatch, ca
     monkeypatch.setattr(checkpoint_module, "_write", full)
     s = settings(tmp_path)
     run(s)
-    assert "no checkpoint could be written ([Errno 28] No space left on device); the run goes on without it" in capfd.readouterr().err
+    assert (
+        "no checkpoint could be written (OSError: [Errno 28] No space left on device); the run goes on without it" in capfd.readouterr().err
+    )
     assert_same(remains(s), whole)
 
 
