@@ -44,6 +44,7 @@ METHODS = ("qgoft", "lora", "adalora", "full", "goft")
 STEPS = 8
 SHORT = (f"train.max_steps={STEPS}", "train.evaluations=2", "train.batch_size=4", "train.drop_hidden=0.1", "results.checkpoint_seconds=0")
 # What a record may tell differently when the same run is made again.
+PARTS = ("record", "weights", "predictions", "history")  # of an outcome
 STRUCK = "[struck]"
 OF_ITS_TIME = ("cost", "started", "finished")
 
@@ -338,6 +339,7 @@ class Torment:
         if identity.key not in self.expected:
             self._finish(settings)
             self.expected[identity.key] = outcome(identity.folder)
+        self.blows: list[str] = []
         others = {key: text for key, text in self._records().items() if key != identity.key}
         what = f"{settings.method.name} on {settings.task.name}"
         if self.rng.random() < 0.15:
@@ -346,13 +348,15 @@ class Torment:
             shutil.rmtree(identity.folder)
         for _ in range(self.rng.randint(1, 3)):
             fault = self.rng.choice(FAULTS)
-            self.count[fault.name] += 1
+            self._note(fault.name)
             result = in_child(lambda fault=fault: self._struck(settings, fault), self.log)  # type: ignore[misc]
             self._check_told(fault, result, settings, what)
             if self.rng.random() < 0.3:
                 self._damage_what_is_left(settings, what)
-        self._finish(settings)
-        self._check(outcome(identity.folder) == self.expected[identity.key], f"{what}: the result is another one")
+        told = self._finish(settings).told
+        found, expected = outcome(identity.folder), self.expected[identity.key]
+        differing = [name for name, one, two in zip(PARTS, found, expected, strict=True) if one != two]
+        self._check(not differing, f"{what} after {', '.join(self.blows)}: {', '.join(differing)} differ; at last it told: {told[-300:]}")
         self._check(not list(identity.folder.glob("checkpoint/*")), f"{what}: a checkpoint is left of a run that is done")
         self._check(
             {key: text for key, text in self._records().items() if key != identity.key} == others, f"{what}: other records have changed"
@@ -376,30 +380,31 @@ class Torment:
             self._check(named, f"{what}: a clock that was set back is not named")
 
     def _damage_a_record(self, settings: RunSettings, what: str) -> None:
-        """Torn, as by a disk: a bit that is flipped could make another number, which nothing but a checksum elsewhere could tell."""
-        self.count["damaged record"] += 1
+        """Wherever a bit was flipped, also where it would make another number."""
+        self._note("damaged record")
         path = identify(settings).folder / "record.json"
-        content = path.read_text()
-        path.write_text(content[: self.rng.randrange(len(content) - 2)])
+        before = path.read_text()
+        damage(self.rng, path)
         problems = find_records(self.folder / "results").problems
-        self._check(any(str(path) in problem for problem in problems), f"{what}: a torn record is not named")
-        self._check(identify(settings).state()[0] == "torn", f"{what}: a torn record counts")
+        self._check(any(str(path) in problem for problem in problems), f"{what}: a damaged record is not named: {before}")
+        self._check(identify(settings).state()[0] == "torn", f"{what}: a damaged record counts")
 
     def _damage_what_is_left(self, settings: RunSettings, what: str) -> None:
-        folder = identify(settings).folder
+        identity = identify(settings)
+        folder = identity.folder
         kind = self.rng.choice(["checkpoint", "lease", "rows", "history"])
         checkpoints = sorted(folder.glob("checkpoint/step-*.safetensors"))
         if kind == "checkpoint" and checkpoints:
             damage(self.rng, checkpoints[-1])
-            self.count["damaged checkpoint"] += 1
+            self._note("damaged checkpoint")
             result = in_child(lambda: self._struck(settings, FAULTS[0]), self.log)
             self._check("is damaged and not used" in result.told, f"{what}: a damaged checkpoint is not named: {result.told[-600:]}")
         elif kind == "lease" and folder.is_dir():
             (folder / "lease.7.json").write_text(self.rng.choice(["", "{", json.dumps({"host": os.uname().nodename, "pid": 2**22 - 1})]))
-            self.count["damaged lease"] += 1
+            self._note("damaged lease")
             self._check(self._is_free(settings), f"{what}: a lease that nobody holds keeps the run from going on")
         elif kind == "rows":
-            self.count["damaged rows"] += 1
+            self._note("damaged rows")
             path = self.data / settings.task.name / "train.parquet"
             whole = path.read_bytes()
             path.write_bytes(whole[: self.rng.randrange(len(whole))])
@@ -408,8 +413,15 @@ class Torment:
             said = result.code == 2 and re.search(r"train\.parquet|cannot be read", result.told)
             self._check(bool(said), f"{what}: damaged rows are not named: {result.told[-600:]}")
         elif kind == "history" and (folder / "history.jsonl").is_file():
+            self._note("damaged history")
+            before = (folder / "history.jsonl").read_bytes()
             damage(self.rng, folder / "history.jsonl")
-            self.count["damaged history"] += 1
+            if identity.is_done and (folder / "history.jsonl").read_bytes() != before:
+                problems = find_records(folder).problems
+                self._check(
+                    any("history.jsonl: it is not as the run left it" in p for p in problems), f"{what}: a changed curve is not named"
+                )
+                shutil.rmtree(folder)
 
     def _is_free(self, settings: RunSettings) -> bool:
         """A lease whose content is torn is void after a while only; its holder may be writing it."""
@@ -418,6 +430,10 @@ class Torment:
             return identify(settings).state()[0] != "running"
         path.unlink()
         return True
+
+    def _note(self, name: str) -> None:
+        self.count[name] += 1
+        self.blows.append(name)
 
     def _check(self, is_right: bool, otherwise: str) -> None:
         if not is_right:

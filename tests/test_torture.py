@@ -20,7 +20,7 @@ def test_it_would_see_a_wrong_result(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(torture, "FAULTS", torture.FAULTS[:1])
     monkeypatch.setattr(torture, "METHODS", ("lora",))
     assert torture.main(["faults", "--number", "8", "--folder", str(tmp_path / "t")]) == 1
-    assert "the result is another one" in capfd.readouterr().out
+    assert "weights, predictions, history differ" in capfd.readouterr().out
 
 
 def test_status_says_from_where_a_run_goes_on(tmp_path):

@@ -42,6 +42,7 @@ _FIELDS: dict[str, tuple[Kind, bool]] = {
     "finished": (str, False),
     "settings": (dict, False),
     "provenance": (dict, False),
+    "files": (dict, False),  # name of a file beside the record -> its SHA-256
 }
 _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
     "params": {"trainable": (int, True), "head": (int, True), "total": (int, True)},
@@ -79,7 +80,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
     "training": {"key": (str, False), "shared": (bool, False)},
 }
 # Left out where there is nothing to say.
-_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.resumed", "provenance.training", "cost.setup_seconds", "selected"}
+_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.resumed", "provenance.training", "cost.setup_seconds", "selected", "files"}
 
 
 class RecordError(ValueError):
@@ -108,6 +109,9 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
         raise RecordError(f"status is {record['status']!r}; allowed are {', '.join(PRIMARY_STATUSES)}")
     if len(record["key"]) != 64 or not set(record["key"]) <= set("0123456789abcdef"):
         raise RecordError(f"key is {record['key']!r}; a SHA-256 in hex is needed")
+    for name, checksum in record.get("files", {}).items():
+        if not isinstance(checksum, str):
+            raise RecordError(f"files.{name} is {checksum!r}; a checksum is needed")
     for name in ("started", "finished"):
         try:
             datetime.fromisoformat(record[name])

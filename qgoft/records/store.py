@@ -1,5 +1,6 @@
 """Writing a record last and in one move, and reading records back."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -7,19 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgoft.records.keys import canonical_json
 from qgoft.records.schema import RecordError, validate
 
 NAME = "record.json"
+# Of a run's other files, those that tables and figures read; the record states their checksums.
+READ_LATER = ("history.jsonl", "predictions.jsonl.gz")
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> Path:
-    """Validate and write `folder/record.json`; a reader sees the whole record or none.
+    """Validate and write `folder/record.json`, with a checksum over itself; a reader sees the whole record or none.
 
     Raises:
         RecordError: the record is not whole.
         OSError: it cannot be written, for example because the disk is full; nothing half is left.
     """
-    text = json.dumps(validate(record), indent=1, allow_nan=False) + "\n"
+    text = json.dumps({**validate(record), "checksum": _checksum(record)}, indent=1, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     return write_atomically(folder / NAME, text)
 
@@ -51,13 +55,27 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read and validate one record.
 
     Raises:
-        RecordError: it is not JSON or not whole; the message names the file.
+        RecordError: it is not JSON, not whole or not as it was written; the message names the file.
     """
     try:
-        record: dict[str, Any] = validate(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        # Those of the first versions have none.
+        stated = content.pop("checksum", None) if isinstance(content, dict) else None
+        record: dict[str, Any] = validate(content)
+        if stated is not None and stated != _checksum(record):
+            raise RecordError("its checksum does not hold: something was changed in it")
     except (RecordError, ValueError) as error:
         raise RecordError(f"{path}: {error}") from error
     return record
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of what tables and figures read of a run beside its record."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in READ_LATER if (folder / name).is_file()}
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,14 +83,15 @@ class Found:
     """Records below a folder, where each lies, and what could not be read."""
 
     records: list[dict[str, Any]]
-    folders: dict[str, Path]  # key -> folder
+    folders: dict[str, Path]  # key -> folder, where its files are as the run left them
     problems: list[str]
 
 
 def find_records(root: Path) -> Found:
     """All records below a folder, in the order of their paths; of one key, the one that finished last.
 
-    A record that is torn, of another schema or holds what it must not is left out and named in `problems`, never passed over in silence.
+    A record that is torn, changed, of another schema or holds what it must not is left out and named in `problems`, never passed over in
+    silence. Of a run whose curve or answers are not as it left them, the record counts, its folder does not.
     """
     newest: dict[str, tuple[dict[str, Any], Path]] = {}
     problems = []
@@ -87,7 +106,19 @@ def find_records(root: Path) -> Found:
         known = newest.get(record["key"])
         if known is None or known[0]["finished"] <= record["finished"]:
             newest[record["key"]] = record, path.parent
-    return Found([record for record, _ in newest.values()], {key: folder for key, (_, folder) in newest.items()}, problems)
+    folders = {}
+    for key, (record, folder) in newest.items():
+        changed = _changed_files(record, folder)
+        problems += [f"{folder / name}: it is not as the run left it; its curve and answers are not used" for name in changed]
+        if not changed:
+            folders[key] = folder
+    return Found([record for record, _ in newest.values()], folders, problems)
+
+
+def _changed_files(record: dict[str, Any], folder: Path) -> list[str]:
+    """Files that are there and not as they were; not everybody keeps all of them."""
+    stated = record.get("files", {})
+    return [name for name, checksum in file_checksums(folder).items() if stated.get(name, checksum) != checksum] if stated else []
 
 
 def read_records(root: Path) -> list[dict[str, Any]]:

@@ -312,6 +312,8 @@ def _record(
         "started": started,
         "finished": _now(),
         "settings": _public_settings(settings),
+        # Of a run that failed, answers may be of an earlier attempt.
+        **({"files": records.file_checksums(identity.folder)} if status == "done" else {}),
         "provenance": {
             **records.code_provenance(REPOSITORY),
             "packages": records.package_versions(),

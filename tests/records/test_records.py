@@ -73,6 +73,35 @@ def test_written_and_read_back(tmp_path):
     assert os.listdir(tmp_path / "run") == ["record.json"]
 
 
+def test_a_changed_figure_is_seen(tmp_path):
+    path = records.write_record(tmp_path / "run", copy.deepcopy(RECORD))
+    text = path.read_text()
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(RecordError, match=r"record.json: its checksum does not hold"):
+        records.read_record(path)
+    path.write_text(json.dumps(json.loads(text)))  # another spelling of the same
+    assert records.read_record(path) == RECORD
+    bare = json.loads(text)
+    del bare["checksum"]  # as the first versions wrote it
+    path.write_text(json.dumps(bare))
+    assert records.read_record(path) == RECORD
+
+
+def test_a_curve_that_was_changed_is_named_and_not_used(tmp_path):
+    for name in records.file_checksums(tmp_path):
+        pytest.fail(name)
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    records.write_record(tmp_path, {**copy.deepcopy(RECORD), "files": records.file_checksums(tmp_path)})
+    assert records.find_records(tmp_path).folders == {RECORD["key"]: tmp_path}
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    found = records.find_records(tmp_path)
+    assert found.records
+    assert found.folders == {}
+    assert found.problems == [f"{tmp_path / 'history.jsonl'}: it is not as the run left it; its curve and answers are not used"]
+    (tmp_path / "history.jsonl").unlink()  # not everybody keeps them
+    assert records.find_records(tmp_path).problems == []
+
+
 def test_an_invalid_record_is_not_written(tmp_path):
     with pytest.raises(RecordError):
         records.write_record(tmp_path / "run", changed("seed", None))
