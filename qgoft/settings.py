@@ -193,11 +193,11 @@ class RunSettings:
         suite_splits = SUITE_SPLITS.get(self.task.suite, ("test", "halves", "validation"))
         if self.splits not in suite_splits:
             raise QgoftError(f"splits is {self.splits!r}; suite {self.task.suite} has {', '.join(suite_splits)}; change splits")
-        for name, is_set in (("train.held_out", self.train.held_out > 0), ("train.group_by_length", self.train.group_by_length)):
-            if is_set and self.task.suite not in DECODER_SUITES:
-                raise QgoftError(
-                    f"{name} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} does not know it; leave it out"
-                )
+        if self.train.held_out and self.task.suite not in DECODER_SUITES:
+            raise QgoftError(
+                f"train.held_out={self.train.held_out} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} has rows of its own to "
+                "choose on; leave it out"
+            )
         if self.selection == "best_reported" and self.task.suite in DECODER_SUITES:
             raise QgoftError(f"selection=best_reported does not exist for suite {self.task.suite}; use last or best_validation")
 

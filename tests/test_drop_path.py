@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify
 from qgoft.models.drop_path import DropPath, set_drop_path
+from qgoft.train.run import prepare
 from qgoft.train.suites import suite_class
 
 
@@ -76,14 +77,14 @@ def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
         (["task=math/gsm8k", "train.drop_hidden=0.1"], "train.drop_hidden=0.1: the architecture llama has no hidden_dropout_prob"),
         (["task=math/gsm8k", "train.drop_classifier=0.1"], "the architecture llama has no classifier_dropout"),
         (["task=glue/rte", "train.drop_path=0.1"], "train.drop_path=0.1 needs the blocks of a ViT"),
-        (["task=glue/rte", "train.held_out=8"], "train.held_out is for decoders"),
-        (["task=glue/rte", "train.group_by_length=true"], "train.group_by_length is for decoders"),
+        (["task=glue/rte", "train.held_out=8"], "train.held_out=8 is for decoders"),
+        (["task=glue/rte", "train.group_by_length=true"], "the rows of suite glue have no lengths here"),
     ],
 )
 def test_what_would_be_left_out_in_silence_is_refused(tmp_path, words, message):
     def build():
         settings = compose_settings([f"results.root={tmp_path}", *words])
-        suite_class(settings).build_model(settings, identify(settings).model.folder)
+        prepare(settings, identify(settings))
 
     with pytest.raises(QgoftError, match=message):
         build()

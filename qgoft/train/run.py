@@ -118,6 +118,8 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     accelerator = build_accelerator(settings)
     set_seed(settings.seed)
     suite = build_suite(settings, identity)
+    if settings.train.group_by_length and suite.train_lengths is None:
+        raise QgoftError(f"train.group_by_length=true: the rows of suite {settings.task.suite} have no lengths here; leave it out")
     model = suite.build_model(settings, identity.model.folder)
     if settings.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -153,7 +155,8 @@ def train_loader(prepared: Prepared) -> DataLoader:
     generator = torch.Generator().manual_seed(prepared.settings.seed)
     size = _batch_per_process(prepared.settings, prepared.accelerator)
     suite, drop_last = prepared.suite, prepared.settings.train.drop_last
-    if prepared.settings.train.group_by_length and suite.train_lengths is not None:
+    if prepared.settings.train.group_by_length:
+        assert suite.train_lengths is not None
         sampler = LengthGroupedSampler(size, lengths=suite.train_lengths, generator=generator)
         return DataLoader(suite.train, batch_size=size, sampler=sampler, drop_last=drop_last, collate_fn=suite.collate)
     return DataLoader(suite.train, batch_size=size, shuffle=True, drop_last=drop_last, collate_fn=suite.collate, generator=generator)
