@@ -133,6 +133,11 @@ class WandbSettings:
 
 
 @dataclass(frozen=True)
+class TensorBoardSettings:
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
 class ResultsSettings:
     root: str = "results"
     checkpoint_seconds: float | None = 30.0  # between two checkpoints of a run; null: none
@@ -155,6 +160,7 @@ class RunSettings:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     results: ResultsSettings = field(default_factory=ResultsSettings)
     wandb: WandbSettings = field(default_factory=WandbSettings)
+    tensorboard: TensorBoardSettings = field(default_factory=TensorBoardSettings)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -211,6 +217,7 @@ SUITE_SPLITS = {"vtab": ("test", "whole"), **dict.fromkeys(DECODER_SUITES, ("tes
 NOT_IN_KEY = (
     "results",
     "wandb",
+    "tensorboard",
     "data",
     "model.path",
     "model.hub",
@@ -287,7 +294,7 @@ def settings_from_dict(data: dict[str, Any]) -> RunSettings:
 
 def settings_from_record(record: dict[str, Any]) -> RunSettings:
     """The settings that a record was made with; places are not among them."""
-    data = {**record["settings"], "results": {}, "wandb": {}}
+    data = {**record["settings"], "results": {}, "wandb": {}, "tensorboard": {}}
     return settings_from_dict(data)
 
 

@@ -1,7 +1,6 @@
-"""What a run tells while it runs: a bar or a line for people, JSON lines always, wandb where asked."""
+"""What a run tells while it runs: a bar or a line for people, JSON lines always, wandb and TensorBoard where asked."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,11 +10,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from qgoft.settings import DECODER_SUITES, RunSettings, method_label
+from qgoft.train.boards import open_boards
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
-# Name of the sweep that a run belongs to, in the environment of its process.
-SWEEP = "QGOFT_SWEEP"
 
 
 def run_name(settings: RunSettings) -> str:
@@ -73,14 +71,14 @@ class Progress:
 
 
 class Tracker:
-    """Passes what `fit` logs to the bar, to history.jsonl and to wandb. Only the main process tells."""
+    """Passes what `fit` logs to the bar, to history.jsonl and to the boards. Only the main process tells."""
 
     def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress):
         self.settings, self.progress = settings, progress
         self.is_main = accelerator.is_main_process
+        self.boards = open_boards(settings, folder) if self.is_main else []
         self.file = open(folder / "history.jsonl", "w", buffering=1) if self.is_main else None  # noqa: SIM115 - closed in close()
         self.lines: list[str] = []
-        self.wandb = _start_wandb(settings, folder) if self.is_main and settings.wandb.mode != "disabled" else None
 
     def log(self, line: dict[str, Any]) -> None:
         if not self.is_main or self.file is None:
@@ -94,8 +92,8 @@ class Tracker:
             kept = {name: value for name, value in line.items() if name != "total"}
             self.lines.append(json.dumps(kept))
             self.file.write(self.lines[-1] + "\n")
-            if self.wandb is not None:
-                self.wandb.log({name: value for name, value in kept.items() if name != "step"}, step=step)
+            for board in self.boards:
+                board.log({name: value for name, value in kept.items() if name != "step" and value is not None}, step)
 
     def rewind(self, lines: list[str]) -> None:
         """The history is that of a checkpoint."""
@@ -105,6 +103,9 @@ class Tracker:
         self.file.seek(0)
         self.file.truncate()
         self.file.writelines(line + "\n" for line in lines)
+        step = json.loads(lines[-1])["step"] if lines else 0
+        for board in self.boards:
+            board.rewind(step)
 
     def close(self) -> None:
         self.progress.close()
@@ -120,18 +121,5 @@ class Tracker:
         else:
             text = f"{record['status']}: {record['reason']}"
         self.progress.say(f"{run_name(self.settings)}  seed {record['seed']}  {text}")
-        if self.wandb is not None:
-            scalars = {n: m["value"] for n, m in record["metrics"].items()}
-            self.wandb.summary.update({"status": record["status"], **scalars, "record": record})
-            self.wandb.finish()
-
-
-def _start_wandb(settings: RunSettings, folder: Path) -> Any:
-    """Offline needs no key and asks nothing. The settings that are sent hold no path and no secret."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    name = f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}"
-    config = {"protocol": settings.protocol, "task": settings.task.full_name, "method": settings.method.name, "seed": settings.seed}
-    group = os.environ.get(SWEEP)  # so that the runs of a table stand together
-    return wandb.init(project=settings.wandb.project, group=group, name=name, mode=settings.wandb.mode, dir=str(folder), config=config)
+        for board in self.boards:
+            board.finish({n: m["value"] for n, m in record["metrics"].items() if m["value"] is not None}, record)

@@ -246,7 +246,7 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        status, reason = "oom", one_line(error)
+        status, reason = "oom", f"{one_line(error)}; {_smaller(settings)}"
     except KeyboardInterrupt as stop:
         status, reason, prepared.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
     except OSError as error:
@@ -334,6 +334,16 @@ def _record(
             **({} if training is None else {"training": training}),
         },
     }
+
+
+def _smaller(settings: RunSettings) -> str:
+    """What takes less memory for the same training."""
+    size, times = settings.train.batch_size, settings.train.accumulation
+    if size % 2 == 0:
+        return f"the same batch in halves: train.batch_size={size // 2} train.accumulation={2 * times}"
+    return (
+        "train.gradient_checkpointing=true needs less" if not settings.train.gradient_checkpointing else "this model needs a larger device"
+    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -177,6 +177,7 @@ def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, err
     record = identify(s).read()
     assert record["status"] == status
     assert record["reason"]
+    assert ("train.batch_size=16 train.accumulation=2" in record["reason"]) == (status == "oom")
     assert record["metrics"] == {}
     assert record["cost"]["steps"] is None
     assert run(s)["status"] in ("done", "diverged")
@@ -359,6 +360,31 @@ def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
     assert str(tmp_path).encode() not in sent.replace(str(folder).encode(), b""), "paths stay here"
     assert "api_key" not in json.dumps(record)
     assert history(folder)
+
+
+def test_tensorboard_shows_the_same_scalars(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("QGOFT_SWEEP", "table1, pocket")
+    s = settings(tmp_path, "task=glue/stsb", "tensorboard.enabled=true")
+    record = run(s)
+    folder = identify(s).folder
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    losses = {line["step"]: line["loss"] for line in history(folder) if "loss" in line}
+    assert {event.step: event.value for event in shown.Scalars("loss")} == pytest.approx(losses)
+    assert [event.value for event in shown.Scalars("score")] == pytest.approx(
+        [line["score"] for line in history(folder) if "score" in line]
+    )
+    assert shown.Scalars("reported/pearson_spearman")[0].value == pytest.approx(record["metrics"]["pearson_spearman"]["value"])
+    texts = [event.tensor_proto.string_val[0].decode() for tag in shown.Tags()["tensors"] for event in shown.Tensors(tag)]
+    assert "table1, pocket" in texts
+    assert any(record["key"] in text for text in texts)
+
+
+def test_tensorboard_that_is_missing_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(QgoftError, match="pip install tensorboard"):
+        run(settings(tmp_path, "tensorboard.enabled=true"))
 
 
 @pytest.mark.slow
