@@ -72,15 +72,18 @@ def fit(
     def look() -> None:
         """Measure what drifts, and score for the choice. It may take long: a signal breaks it off, and what is saved is the training before."""
         at.pause()
-        before, error, score = read_random(), None, None
+        before = read_random()
         try:
             # Of several processes, one that leaves would keep the others waiting.
             with stops.at_once() if accelerator.num_processes == 1 else nullcontext():
                 error = watch() if watch else None
                 score = choose() if choose else None
-        except Stopped as stop:
+        except Stopped:
             is_saved = checkpoints is not None and checkpoints.save(at, before)
-            raise Stopped(stop.number, _where(at, is_saved)) from stop
+            stops.give_way(_where(at, is_saved))
+            write_random(before)  # whoever was asked lets the run go on
+            look()
+            return
         step = at.fitted.steps
         if error is not None:
             log({"step": step, "total": total, "orthogonality": error})

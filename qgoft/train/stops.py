@@ -40,7 +40,7 @@ class Stops:
         self.pass_on = pass_on
         self.asked: int | None = None
         self._when = 0.0
-        self._is_patient = False
+        self._is_patient = self._is_training = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stops":
@@ -56,11 +56,15 @@ class Stops:
     @contextmanager
     def later(self) -> Iterator[None]:
         """Signals wait until `give_way()`."""
-        yield from self._patience(True)
+        self._is_training = True
+        try:
+            yield from self._patience(True)
+        finally:
+            self._is_training = False
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `later()`: a signal raises again."""
+        """Within `later()`: a signal raises again, and is noted, so that `give_way()` follows when what must be saved is saved."""
         yield from self._patience(False)
 
     def _patience(self, is_patient: bool) -> Iterator[None]:
@@ -96,7 +100,9 @@ class Stops:
                 self.pass_on()
             return
         foreign = self._before.get(number)
-        if foreign not in OWN and callable(foreign):
+        if self._is_training:
+            self.asked, self._when = number, time.monotonic()
+        elif foreign not in OWN and callable(foreign):
             foreign(number, frame)
             return
         raise Stopped(number)

@@ -223,13 +223,13 @@ def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, mome
     assert_same(remains(s), whole)
 
 
-def signalling(function, nth):
-    """Sends SIGTERM to this process in the nth call."""
+def signalling(function, *nth, number=signal.SIGTERM):
+    """Sends a signal to this process in the nth call."""
     calls = itertools.count(1)
 
     def call(*arguments):
-        if next(calls) == nth:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if next(calls) in nth:
+            os.kill(os.getpid(), number)
         return function(*arguments)
 
     return call
@@ -258,6 +258,32 @@ def test_who_took_the_signal_before_is_asked_after_saving():
             assert stops.asked is None
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.parametrize("moment", ["step", "scoring"])
+def test_submitit_is_asked_after_saving_at_every_moment(tmp_path, whole, monkeypatch, moment):
+    """It queues the job again and leaves; another one that only takes notice lets the run go on, to the same."""
+    s, seen = settings(tmp_path), []
+
+    def take(number, frame):
+        seen.append(sorted(path.name for path in (identify(s).folder / "checkpoint").iterdir())[-1])
+        if len(seen) == 2:
+            sys.exit(-1)
+
+    before = signal.signal(signal.SIGUSR2, take)
+    target, name, calls = {"step": (fit_module, "backward", (4, 6)), "scoring": (run_module, "merged", (1, 3))}[moment]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, signalling(getattr(target, name), *calls, number=signal.SIGUSR2))
+            with pytest.raises(SystemExit):
+                run(s)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    steps = {"step": (4, 6), "scoring": (3, 6)}[moment]
+    assert seen == [f"step-{step:08}.safetensors" for step in steps]
+    assert not (identify(s).folder / "record.json").exists()
+    run(s)
+    assert_same(remains(s), whole)
 
 
 def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch, capfd):
