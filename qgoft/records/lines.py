@@ -1,6 +1,7 @@
 """JSON lines that grow while a run goes on and are taken up by the next one."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,23 @@ def read_tagged(path: Path, tag: dict[str, Any]) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     found = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # torn, of another encoding, or brackets without end
             break
     return found[1:] if found and found[0] == tag else None
 
 
 def read_curve(folder: Path | None, name: str) -> list[tuple[int, float]]:
     """(step, value) of history.jsonl, as far as it is whole."""
-    points = []
+    points: list[tuple[int, float]] = []
     try:
-        text = (folder / "history.jsonl").read_text() if folder is not None else ""
+        text = (folder / "history.jsonl").read_bytes() if folder is not None else b""
         for line in text.splitlines():
             entry = json.loads(line)
-            if isinstance(entry.get(name), float | int):
+            if isinstance(entry.get(name), float | int) and math.isfinite(entry[name]):
                 points.append((int(entry["step"]), float(entry[name])))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return points
     return points

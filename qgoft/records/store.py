@@ -64,7 +64,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = validate(content)
         if stated is not None and stated != _checksum(record):
             raise RecordError("its checksum does not hold: something was changed in it")
-    except (RecordError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: {error}") from error
     return record
 

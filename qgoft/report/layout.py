@@ -16,11 +16,11 @@ MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`"})
 
 
 def _latex(text: str) -> str:
-    return text.translate(LATEX)
+    return _one_line(text).translate(LATEX)
 
 
 def _markdown(text: str) -> str:
-    return text.translate(MARKDOWN)
+    return _one_line(text).translate(MARKDOWN)
 
 
 def _one_line(text: str) -> str:
@@ -92,7 +92,7 @@ class Table:
 
     def csv(self) -> str:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+        csv.writer(out, lineterminator="\n").writerows([self.columns, *[[_one_line(cell) for cell in row] for row in self.rows]])
         return out.getvalue()
 
     def write(self, folder: Path) -> list[Path]:

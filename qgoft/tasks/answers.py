@@ -35,6 +35,8 @@ def reference_number(answer: str) -> Fraction | None:
 def to_fraction(text: str) -> Fraction | None:
     """A written number, exactly; None if it is none."""
     plain = re.sub(r"[\s,$%]", "", text).rstrip(".")
+    if not re.fullmatch(r"[-+.\d/]+", plain):  # no 1e9, whose zeros could be without end
+        return None
     try:
         return Fraction(plain)
     except (ValueError, ZeroDivisionError):
@@ -105,8 +107,9 @@ def normalise_formula(text: str) -> str:
 
 def _value(text: str) -> Fraction | None:
     found = re.fullmatch(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}", text)
-    if found and int(found.group(3)):
-        return Fraction(int(found.group(2)), int(found.group(3))) * (-1 if found.group(1) else 1)
+    if found:
+        value = to_fraction(f"{found.group(2)}/{found.group(3)}")
+        return None if value is None else value * (-1 if found.group(1) else 1)
     return to_fraction(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
 
 

@@ -7,6 +7,7 @@ zip of the first.
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -58,24 +59,35 @@ def read_list(path: Path) -> list[tuple[Path, int]]:
         QgoftError: a line is not `path label`, the path leaves the folder, or the picture is missing.
     """
     root, found = path.parent.resolve(), []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise QgoftError(f"{path.name} of {path.parent.name} is no text in UTF-8 ({error}); correct the list") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
         where = f"{path.name}, line {number}"
-        if not name or not label.isdigit():
+        if not name or not re.fullmatch("[0-9]{1,9}", label):
             raise QgoftError(
                 f"{where} of {path.parent.name} is {line!r}; needed is a path, a blank and the number of a class; correct the list"
             )
         picture = root / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise QgoftError(f"{where} of {path.parent.name} names {name}, outside the folder; only pictures below it may be named")
-        if not picture.is_file():
+        if not _is_file(picture):
             raise QgoftError(f"{where} of {path.parent.name} names {name}, which is not there; complete the data")
         found.append((picture, int(label)))
     if not found:
         raise QgoftError(f"{path.name} of {path.parent.name} names no picture; complete the data")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def list_checksum(path: Path) -> str:

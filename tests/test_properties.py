@@ -1,0 +1,225 @@
+"""What must hold for every input: readers of foreign text, records, tables, the rotation.
+
+A hundred inputs each; QGOFT_EXAMPLES=20000 tries as many (docs/LOG.md has the count of the long run). What has failed once is an @example.
+"""
+
+import copy
+import csv
+import io
+import json
+import math
+import os
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from qgoft import records
+from qgoft.errors import QgoftError
+from qgoft.judge.ratings import HIGHEST, LOWEST, NoRating, read_rating
+from qgoft.judge.rule import rate
+from qgoft.ops.givens.blocks import rotation_blocks
+from qgoft.ops.givens.reference import reference_matrix
+from qgoft.records import RecordError
+from qgoft.report.layout import Table
+from qgoft.tasks import answers
+from qgoft.tasks.picture_files import read_list
+from tests.records.test_records import RECORD
+
+EXAMPLES = int(os.environ.get("QGOFT_EXAMPLES", "100"))
+settings.register_profile("here", max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+settings.load_profile("here")
+
+# Text that comes near to what is looked for.
+PIECES = [
+    "the answer is",
+    "The answer is:",
+    "####",
+    "\\boxed{",
+    "\\fbox",
+    "\\frac{",
+    "\\dfrac",
+    "{",
+    "}",
+    "[[",
+    "]]",
+    "[",
+    "]",
+    "-",
+    ".",
+    ",",
+    "/",
+    "$",
+    " ",
+    "%",
+]
+PIECES += [
+    "0",
+    "7",
+    "12",
+    "1,000",
+    "9" * 5000,
+    "٣",
+    "²",
+    "e9",
+    "_",
+    "=",
+    "x=",
+    "\\text{even}",
+    "\n",
+    "\u2028",
+    "\x00",
+    "answer1",
+    "answer10",
+    "ANSWER2",
+]
+near = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=12).map("".join)
+
+
+def outcome(kind, function, *arguments):
+    """What it returns, or the words of the error that it may raise."""
+    try:
+        return function(*arguments), ""
+    except kind as error:
+        return None, str(error)
+
+
+@given(near)
+@example("[[" + "9" * 400 + "]]")
+def test_a_rating_is_in_its_range_or_there_is_none(text):
+    rating, reason = outcome(NoRating, read_rating, text)
+    if reason:
+        assert reason in ("no rating", "several ratings", "rating outside 1 to 10")
+        return
+    assert LOWEST <= rating <= HIGHEST
+    assert read_rating(text + text) == rating
+
+
+@given(near)
+@example("#### 1e999999999")
+@example("the answer is 1/" + "9" * 5000)
+def test_numbers_are_fractions_or_none(text):
+    for found in (answers.read_number(text), answers.reference_number(text), answers.to_fraction(text)):
+        assert found is None or isinstance(found, Fraction)
+
+
+@given(near, near)
+@example("\\frac{" + "9" * 5000 + "}{1}", "1")
+def test_formulas_compare_without_an_error(one, other):
+    assert answers.same_formula(one, one)
+    assert answers.same_formula(one, other) == answers.same_formula(other, one)
+    found = answers.read_formula(one)
+    assert found is None or answers.normalise_formula(answers.normalise_formula(found)) is not None
+
+
+@given(near, st.sampled_from([["answer1", "answer2", "answer10"], ["true", "false"]]))
+def test_a_choice_is_one_of_the_labels(text, labels):
+    assert answers.read_choice(text, labels) in (None, *labels)
+    assert answers.read_choice(f"({labels[-1]})", labels) == labels[-1]
+
+
+@given(st.text(max_size=40), st.lists(st.text(max_size=20), min_size=1, max_size=3))
+def test_the_rule_rates_the_right_answer_highest(answer, right):
+    rating, reason = rate(answer, right)
+    assert LOWEST <= rating <= HIGHEST
+    assert reason
+    assert rate(right[0], right)[0] == HIGHEST
+
+
+@given(st.binary(max_size=60) | near.map(str.encode))
+@example("a.png \u00b2".encode())
+@example(b"\xff.png 1")
+@example(b"a" * 300 + b" 1")
+def test_a_list_file_is_read_or_refused(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp() / "list"
+    folder.mkdir(exist_ok=True)
+    (folder / "train800.txt").write_bytes(content)
+    found, reason = outcome(QgoftError, read_list, folder / "train800.txt")
+    assert "\n" not in reason
+    assert reason or all(picture.is_relative_to(folder.resolve()) for picture, _ in found or [])
+
+
+@given(
+    st.binary(max_size=80)
+    | st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), st.lists).map(json.dumps).map(str.encode)
+)
+@example(b"[" * 100_000)
+@example(b'[1]\n{"step": null, "loss": 1.0}')
+@example(b"\xff")
+@example(b'{"step": 1, "loss": 1e999}')
+def test_lines_of_a_run_are_read_as_far_as_they_are_whole(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp() / "lines"
+    folder.mkdir(exist_ok=True)
+    (folder / "history.jsonl").write_bytes(b'{"step": 1, "loss": 2.5}\n' + content)
+    points = records.read_curve(folder, "loss")
+    assert points[0] == (1, 2.5)
+    assert all(math.isfinite(value) for _, value in points)
+    lines = records.read_tagged(folder / "history.jsonl", {"step": 1, "loss": 2.5})
+    assert isinstance(lines, list)
+
+
+@given(st.integers(min_value=0), st.integers(min_value=0, max_value=40), st.binary(max_size=20))
+@example(0, 10_000, b"")
+def test_a_record_is_as_it_was_written_or_refused(tmp_path_factory, place, length, instead):
+    """Any piece of it replaced by anything."""
+    folder = tmp_path_factory.getbasetemp() / "record"
+    path = records.write_record(folder, copy.deepcopy(RECORD))
+    content = path.read_bytes()
+    start = place % len(content)
+    path.write_bytes(content[:start] + instead + content[start + length :])
+    found, reason = outcome(RecordError, records.read_record, path)
+    assert str(path) in reason or found == RECORD
+
+
+@given(st.binary(max_size=80))
+@example(b"[" * 100_000)
+@example(b"{}")
+@example(b"[]")
+def test_what_is_no_record_is_refused(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp() / "no-record"
+    folder.mkdir(exist_ok=True)
+    (folder / "record.json").write_bytes(content)
+    with pytest.raises(RecordError):
+        records.read_record(folder / "record.json")
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=8,
+        ),
+    )
+)
+def test_one_content_has_one_spelling(data):
+    text = records.canonical_json(data)
+    assert records.canonical_json(json.loads(text)) == text
+    assert json.loads(text) == data
+
+
+@given(st.lists(st.text(max_size=12), min_size=3, max_size=3), st.text(max_size=30))
+@example(["a|b", "\r", "\u2028"], "<script>\r\n| x")
+def test_a_cell_stays_in_its_cell(cells, note):
+    """Whatever a judge or a data set wrote."""
+    table = Table("t", "title", ["a", "b", "c"], [cells], [note])
+    lines = table.markdown().splitlines()
+    (row,) = [line for line in lines[4:] if line.startswith("|")]
+    assert row.replace("\\|", "").count("|") == 4
+    assert "<script" not in table.markdown()
+    tex = [line for line in table.latex().splitlines() if not line.startswith("%")]
+    (row,) = [line for line in tex if line.endswith("\\\\") and "a & b & c" not in line]
+    assert row.replace("\\&", "").count("&") == 2
+    _, *read = csv.reader(io.StringIO(table.csv(), newline=""))
+    assert read == [[" ".join(cell.split()) for cell in cells]]
+
+
+@given(st.integers(min_value=2, max_value=130), st.integers(min_value=0, max_value=2**31), st.floats(min_value=0.01, max_value=40))
+def test_the_rotation_is_orthogonal_whatever_its_angles(d, seed, scale):
+    theta = scale * torch.randn(d - 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    blocks = rotation_blocks(theta)
+    matrix = reference_matrix(blocks, d)
+    assert (matrix.mT @ matrix - torch.eye(d, dtype=torch.float64)).abs().max() < 1e-12
