@@ -199,6 +199,10 @@ def _passing_on(pids: Callable[[], list[int]]) -> Iterator[Stops]:
                 yield stops
             finally:
                 if stops.asked is not None:
+                    # A worker that died idle may have held the pool's lock: the others would wait for it for ever.
+                    for pid in pids():
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
                     stops.give_way()
     finally:
         for timer in timers:
@@ -229,6 +233,7 @@ def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means)
         process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words])
         running.append(process.pid)
         code = process.wait()
+        running.clear()
     status, reason = identity.state()
     if code and status in ("planned", "done"):
         return Outcome(number, "refused", f"it ended with exit code {code} and left no record; see above")

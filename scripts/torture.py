@@ -517,7 +517,11 @@ def strike_sweep(process: "subprocess.Popen[bytes]", rng: random.Random) -> str:
             time.sleep(2)
     elif kind == "SIGTERM":
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise QgoftError("a sweep that was asked to stop has not ended within a minute") from None
         return kind
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
