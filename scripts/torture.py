@@ -348,7 +348,8 @@ class Torment:
             shutil.rmtree(identity.folder)
         for _ in range(self.rng.randint(1, 3)):
             fault = self.rng.choice(FAULTS)
-            self._note(fault.name)
+            if identity.is_done:  # what struck before let it finish
+                shutil.rmtree(identity.folder)
             result = in_child(lambda fault=fault: self._struck(settings, fault), self.log)  # type: ignore[misc]
             self._check_told(fault, result, settings, what)
             if self.rng.random() < 0.3:
@@ -370,7 +371,9 @@ class Torment:
         """A fault that came to pass was named; what did not know of it is done."""
         path = identify(settings).folder / "record.json"
         self._check("Traceback" not in result.told, f"{what}, {fault.name}: not told in a line: {result.told[-900:]}")
-        is_struck = STRUCK in result.told or result.code not in (0, -signal.SIGKILL)
+        is_struck = STRUCK in result.told or result.code != 0
+        if is_struck:  # it may have been set for a write that did not come
+            self._note(fault.name)
         if fault.says is None or not is_struck:
             self._check(result.is_killed or identify(settings).is_done, f"{what}, {fault.name}: ended without a word: {result.told[-600:]}")
         else:
@@ -400,9 +403,9 @@ class Torment:
             result = in_child(lambda: self._struck(settings, FAULTS[0]), self.log)
             self._check("is damaged and not used" in result.told, f"{what}: a damaged checkpoint is not named: {result.told[-600:]}")
         elif kind == "lease" and folder.is_dir():
-            (folder / "lease.7.json").write_text(self.rng.choice(["", "{", json.dumps({"host": os.uname().nodename, "pid": 2**22 - 1})]))
-            self._note("damaged lease")
-            self._check(self._is_free(settings), f"{what}: a lease that nobody holds keeps the run from going on")
+            (folder / "lease.7.json").write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 - 1}))
+            self._note("lease of a dead process")
+            self._check(identity.state()[0] != "running", f"{what}: a lease that nobody holds keeps the run from going on")
         elif kind == "rows":
             self._note("damaged rows")
             path = self.data / settings.task.name / "train.parquet"
@@ -422,14 +425,6 @@ class Torment:
                     any("history.jsonl: it is not as the run left it" in p for p in problems), f"{what}: a changed curve is not named"
                 )
                 shutil.rmtree(folder)
-
-    def _is_free(self, settings: RunSettings) -> bool:
-        """A lease whose content is torn is void after a while only; its holder may be writing it."""
-        path = identify(settings).folder / "lease.7.json"
-        if path.read_text().endswith("}"):
-            return identify(settings).state()[0] != "running"
-        path.unlink()
-        return True
 
     def _note(self, name: str) -> None:
         self.count[name] += 1
@@ -458,7 +453,7 @@ def torment(arguments: argparse.Namespace) -> int:
             print(f"{work.count.total()} faults, {len(work.faulty)} wrong", flush=True)
     print(f"seed {arguments.seed}: {work.count.total()} faults in {time.monotonic() - began:.0f} s over {len(work.expected)} runs")
     for name, number in sorted(work.count.items()):
-        print(f"  {name:<20} {number:>5}")
+        print(f"  {name:<24} {number:>5}")
     print(
         f"{len(work.faulty)} of them left something wrong" if work.faulty else "every result was as undisturbed, and every fault was named"
     )
