@@ -214,7 +214,7 @@ def test_a_cell_stays_in_its_cell(cells, note):
     (row,) = [line for line in tex if line.endswith("\\\\") and "a & b & c" not in line]
     assert row.replace("\\&", "").count("&") == 2
     _, *read = csv.reader(io.StringIO(table.csv(), newline=""))
-    assert read == [[" ".join(cell.split()) for cell in cells]]
+    assert read == [[" ".join(cell.splitlines()) for cell in cells]]
 
 
 @given(st.integers(min_value=2, max_value=130), st.integers(min_value=0, max_value=2**31), st.floats(min_value=0.01, max_value=40))

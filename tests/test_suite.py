@@ -132,7 +132,7 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
 
 def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
     """SIGTERM to the sweep alone: its workers save, nothing is left running, and the same command goes on from there."""
-    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,cola,mrpc", "--jobs", "2"]
+    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
     settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.evaluations=1", "results.checkpoint_seconds=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     sweep = subprocess.Popen(
@@ -154,7 +154,7 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
     assert all("goes on from there" in r["reason"] for r in stopped)
     again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
     found = records.read_records(tmp_path / "runs")
-    assert len(found) == 3, again.stderr
+    assert len(found) == 2, again.stderr
     assert all("resumed" in r["provenance"] for r in found if r["key"] in {s["key"] for s in stopped})
     assert not list(tmp_path.glob("runs/*/checkpoint"))
 

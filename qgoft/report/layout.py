@@ -16,11 +16,16 @@ MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`"})
 
 
 def _latex(text: str) -> str:
-    return _one_line(text).translate(LATEX)
+    return _flat(text).translate(LATEX)
 
 
 def _markdown(text: str) -> str:
-    return _one_line(text).translate(MARKDOWN)
+    return _flat(text).translate(MARKDOWN)
+
+
+def _flat(text: str) -> str:
+    """No line ends, of which a judge's text may hold any kind."""
+    return " ".join(text.splitlines())
 
 
 def _one_line(text: str) -> str:
@@ -92,7 +97,7 @@ class Table:
 
     def csv(self) -> str:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.columns, *[[_one_line(cell) for cell in row] for row in self.rows]])
+        csv.writer(out, lineterminator="\n").writerows([self.columns, *[[_flat(cell) for cell in row] for row in self.rows]])
         return out.getvalue()
 
     def write(self, folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # One stop may arrive twice, from the terminal and from the process that passes it on.
 SAME_STOP = 2.0
-OWN = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN, None)
+OWN = (signal.default_int_handler, signal.SIG_DFL, None)
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,7 +45,9 @@ class Stops:
 
     def __enter__(self) -> "Stops":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+            # Who was started to ignore a signal (a shell's background) goes on ignoring it.
+            taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._take) for number in taken}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

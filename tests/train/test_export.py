@@ -11,6 +11,7 @@ from _settings import compose_settings
 
 from qgoft.errors import QgoftError
 from qgoft.pocket.weights import weights_folder
+from qgoft.records import read_record, write_record
 from qgoft.train.export import export_run
 from qgoft.train.run import run
 
@@ -64,7 +65,6 @@ def test_what_cannot_be_exported_is_told(tmp_path):
     export_run(folder, tmp_path / "plain", str(weights_folder("pocket-deberta")))
     with pytest.raises(QgoftError, match="is not empty"):
         convert.main(["export", str(folder), str(tmp_path / "plain")])
-    record = json.loads((folder / "record.json").read_text())
-    (folder / "record.json").write_text(json.dumps({**record, "status": "failed", "reason": "a test"}))
+    write_record(folder, {**read_record(folder / "record.json"), "status": "failed", "reason": "a test"})
     with pytest.raises(QgoftError, match="is failed"):
         export_run(folder, tmp_path / "other")

@@ -5,7 +5,6 @@ import gzip
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -143,8 +142,8 @@ ALL_METHODS = [name for name in method_names() if name not in ("base", "linear")
 @pytest.mark.parametrize("method", [*ALL_METHODS, "linear"])
 def test_every_method_goes_on_to_the_same_bits(tmp_path, method):
     """For AdaLoRA, while its budget falls."""
-    s = settings(tmp_path, f"method={method}", "train.max_steps=10", "train.evaluations=5", "train.batch_size=4")
-    assert_fit_goes_on(tmp_path, s, [6])
+    s = settings(tmp_path, f"method={method}", "train.max_steps=6", "train.evaluations=3", "train.batch_size=4")
+    assert_fit_goes_on(tmp_path, s, [4])
 
 
 DECODER = ["data.source=pocket", "data.root=null", "train.drop_hidden=null", "train.drop_classifier=null", "method=lora"]
@@ -178,23 +177,16 @@ def wait_for(folder, pattern, process):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_a_killed_process_loses_nothing(tmp_path, whole, number, code):
-    """SIGKILL leaves the last checkpoint, SIGTERM saves first and tells so in a record."""
+def test_a_killed_process_loses_nothing(tmp_path, whole):
+    """SIGKILL, somewhere behind the first checkpoint."""
     s = settings(tmp_path)
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), f"results.root={tmp_path}", *WORDS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(identify(s).folder, "checkpoint/step-*.safetensors", process)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code, told
-    path = identify(s).folder / "record.json"
-    if number == signal.SIGKILL:
-        assert not path.exists()
-    else:
-        record = records.read_record(path)
-        assert record["status"] == "interrupted"
-        assert re.fullmatch(r"stopped by SIGTERM after step \d; the same command goes on from there", record["reason"])
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (identify(s).folder / "record.json").exists()
     run(s)
     assert_same(remains(s), whole)
 
@@ -203,6 +195,7 @@ def test_a_killed_process_loses_nothing(tmp_path, whole, number, code):
 def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, moment, capfd):
     """In a step it waits for the step's end; scoring and reporting are broken off."""
     s = settings(tmp_path)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
         if moment == "step":
             patch.setattr(fit_module, "backward", signalling(fit_module.backward, 4))
@@ -216,7 +209,7 @@ def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, mome
     assert record["reason"] == str(stop.value)
     last = {"step": 4, "scoring": 6, "reporting": 6}[moment]
     assert f"after step {last}; the same" in record["reason"] or moment == "reporting"
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == [signal.SIG_DFL, signal.default_int_handler]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     record = run(s)
     assert f"going on after step {last}" in capfd.readouterr().err
     assert record["provenance"]["resumed"][0]["step"] == last
