@@ -91,6 +91,7 @@ def in_child(work: Callable[[], None], log: Path) -> Result:
     if pid == 0:
         code = 70
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background of a shell
             target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(target, 1)
             os.dup2(target, 2)

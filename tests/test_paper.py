@@ -193,7 +193,7 @@ def test_a_killed_worker_is_begun_again(repository, tmp_path):
         "0",
         "--jobs",
         "2",
-        "train.max_steps=200",
+        "train.max_steps=60",
     )
     for _ in range(600):
         leases = [json.loads(path.read_text()) for path in tmp_path.rglob("lease.0.json")]

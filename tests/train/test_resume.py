@@ -228,6 +228,23 @@ def signalling(function, *nth, number=signal.SIGTERM):
     return call
 
 
+@pytest.fixture
+def ctrl_c():
+    """As in a terminal; in the background of a shell, a process ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_who_ignores_a_signal_goes_on_ignoring_it():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stops() as stops, stops.later():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stops.asked is None
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_at_once():
     with Stops() as stops, stops.later():
         os.kill(os.getpid(), signal.SIGINT)
