@@ -1,4 +1,7 @@
-"""The script that looks for losses: a few of its faults here; the thousand are in docs/LOG.md."""
+"""The script that looks for losses: a few of its faults here; the hundreds are in docs/LOG.md."""
+
+import subprocess
+import sys
 
 import pytest
 import torture
@@ -7,25 +10,32 @@ from _settings import compose_settings
 from qgoft.ledger import identify
 
 
-@pytest.fixture(autouse=True)
-def few_runs(monkeypatch):
-    monkeypatch.setattr(torture, "TASKS", ("rte",))
-    monkeypatch.setattr(torture, "METHODS", ("adalora",))
+def torment(repository, folder, number, more=""):
+    """In a process of its own: it forks, which torch does not bear once its threads have worked."""
+    program = f"""
+import sys
+sys.path[:0] = [{str(repository)!r}, {str(repository / "scripts")!r}]
+import torture
+from qgoft.train import state
+torture.TASKS, torture.METHODS = ("rte",), ("adalora",)
+{more}
+sys.exit(torture.main(["faults", "--number", {number!r}, "--seed", "3", "--folder", {str(folder)!r}]))
+"""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
 
 
-def test_faults_leave_nothing_lost_or_wrong(tmp_path, capfd):
-    assert torture.main(["faults", "--number", "5", "--seed", "3", "--folder", str(tmp_path / "t")]) == 0, capfd.readouterr().out
-    assert "every result was as undisturbed, and every fault was named" in capfd.readouterr().out
+def test_faults_leave_nothing_lost_or_wrong(repository, tmp_path):
+    done = torment(repository, tmp_path / "t", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every result was as undisturbed, and every fault was named" in done.stdout
 
 
-def test_it_would_see_a_wrong_result(tmp_path, monkeypatch, capfd):
+def test_it_would_see_a_wrong_result(repository, tmp_path):
     """Resuming that forgets the random states is found."""
-    from qgoft.train import state
-
-    monkeypatch.setattr(state, "write_random", lambda random_state: None)
-    monkeypatch.setattr(torture, "FAULTS", torture.FAULTS[:1])
-    assert torture.main(["faults", "--number", "2", "--seed", "3", "--folder", str(tmp_path / "t")]) == 1
-    assert "weights, history differ" in capfd.readouterr().out
+    forget = "state.write_random = lambda random_state: None; torture.FAULTS = torture.FAULTS[:1]"
+    done = torment(repository, tmp_path / "t", "2", forget)
+    assert done.returncode == 1, done.stderr
+    assert "weights, history differ" in done.stdout
 
 
 def test_status_says_from_where_a_run_goes_on(tmp_path):
