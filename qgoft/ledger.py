@@ -6,6 +6,7 @@ says: done, failed, oom, diverged, interrupted. Two sweeps on one folder never r
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -70,8 +71,8 @@ class Identity:
             return "running", holder
         if record is not None:
             return record["status"], record["reason"] or ""
-        steps = sorted(path.stem.removeprefix("step-") for path in self.folder.glob(f"{CHECKPOINT}/step-*.safetensors"))
-        return "planned", f"goes on after step {int(steps[-1])}" if steps else ""
+        files = checkpoint_files(self.folder / CHECKPOINT)
+        return "planned", f"goes on after step {int(files[-1].stem.removeprefix('step-'))}" if files else ""
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
@@ -88,6 +89,11 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> Identity
     size = world_size() if processes is None else processes
     key = compute_key(settings_in_key(settings), world_size=size, data_fingerprint=data.fingerprint, model_sha256=model.sha256)
     return Identity(key, results_folder(settings) / key, data, model)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by their step."""
+    return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
 
 
 def world_size() -> int:

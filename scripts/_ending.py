@@ -8,6 +8,11 @@ from qgoft.errors import QgoftError
 from qgoft.records import RecordError
 
 
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """As a shell has it: 128 and the number of the signal, which is 2 for Ctrl-C."""
+    return 128 + int(getattr(stop, "number", 2))
+
+
 def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoReturn:
     """Run a command and exit with its code, or with 2 after a mistake in the input.
 
@@ -23,4 +28,4 @@ def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoRe
         if interrupted is None:
             raise
         print(f"qgoft: {interrupted}", file=sys.stderr)
-        sys.exit(128 + getattr(stop, "number", 2))
+        sys.exit(exit_code(stop))

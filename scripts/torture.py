@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from _ending import leave
+from _ending import exit_code, leave
 from _settings import REPOSITORY, compose_settings
 
 from qgoft.errors import QgoftError
@@ -102,7 +102,7 @@ def in_child(work: Callable[[], None], log: Path) -> Result:
             os.write(2, f"qgoft: {error}\n".encode())
             code = 2
         except KeyboardInterrupt as stop:
-            code = 128 + getattr(stop, "number", 2)
+            code = exit_code(stop)
         except BaseException:
             os.write(2, traceback.format_exc().encode())
         finally:

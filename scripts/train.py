@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import hydra
+from _ending import exit_code
 from _settings import check_overrides, compose_settings, settings_of
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        return 128 + getattr(stop, "number", 2)
+        return exit_code(stop)
     return 0 if record["status"] == "done" else 1
 
 

@@ -1,6 +1,6 @@
 """What must hold for every input: readers of foreign text, records, tables, the rotation.
 
-A hundred inputs each; QGOFT_EXAMPLES=20000 tries as many (docs/LOG.md has the count of the long run). What has failed once is an @example.
+A hundred inputs each; QGOFT_EXAMPLES=10000 tries as many. What has failed once is an @example.
 """
 
 import copy

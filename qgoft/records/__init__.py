@@ -4,7 +4,7 @@ from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
 from qgoft.records.provenance import code_checksum, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
-from qgoft.records.store import Found, file_checksums, find_records, read_record, read_records, write_atomically, write_record
+from qgoft.records.store import Found, file_checksums, find_records, read_record, read_records, replaced, write_atomically, write_record
 
 __all__ = [
     "PRIMARY_STATUSES",
@@ -25,6 +25,7 @@ __all__ = [
     "read_record",
     "read_records",
     "read_tagged",
+    "replaced",
     "validate",
     "write_atomically",
     "write_record",

@@ -1,5 +1,6 @@
 """Where a number comes from: which code, which packages, which machine. No torch: what only torch knows is handed in."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -22,6 +23,7 @@ def code_provenance(repository: Path) -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changed.strip())}
 
 
+@functools.cache
 def code_checksum() -> str:
     """SHA-256 over the sources of this package: what a run that is gone on with must share with its beginning."""
     package = Path(__file__).resolve().parents[1]

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,21 +36,29 @@ def write_atomically(path: Path, text: str) -> Path:
     Raises:
         OSError: it cannot be written; nothing half is left.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    with replaced(path) as temporary:
+        temporary.write_text(text)
+    return path
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A new file to be written in the block; after it, in one move, it is `path`. Where the block fails, nothing half is left."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            # mkstemp gives a file that nobody else can read; a record is for the group, as the user's umask has it.
-            mask = os.umask(0)
-            os.umask(mask)
+        yield temporary
+        # mkstemp gives a file that nobody else can read; a record is for the group, as the user's umask has it.
+        mask = os.umask(0)
+        os.umask(mask)
+        with open(temporary, "rb") as file:
             os.fchmod(file.fileno(), 0o666 & ~mask)
-            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return path
 
 
 def read_record(path: Path) -> dict[str, Any]:

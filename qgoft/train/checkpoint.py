@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
-import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qgoft.errors import one_line
-from qgoft.records import canonical_json
+from qgoft.ledger import checkpoint_files
+from qgoft.records import canonical_json, replaced
 from qgoft.train.state import Plain, Tensors, Training
 
 FORMAT = "1"
@@ -102,7 +100,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             try:
                 _write(self.folder / f"step-{training.fitted.steps:08}.safetensors", tensors, canonical_json(state))
-                for old in self._files()[:-KEPT]:
+                for old in checkpoint_files(self.folder)[:-KEPT]:
                     old.unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:
                 self.tell(f"qgoft: no checkpoint could be written ({one_line(error)}); the run goes on without it")
@@ -120,14 +118,14 @@ class Checkpoints:
         """Go on from the last good one. All processes call it. False where there is none; what is passed over is named."""
         if self.every is None:
             return False
-        path = self._choose() if self.accelerator.is_main_process else None
+        path, content = self._choose() if self.accelerator.is_main_process else (None, None)
         if self.accelerator.num_processes > 1:
             box = [path]
             broadcast_object_list(box)
             path = box[0]
         if path is None:
             return False
-        tensors, state = _read(path)
+        tensors, state = content or _read(path)
         training.unpack(tensors, state)
         self.rewind(state["history"])
         self.resumed = [Resumed(**part) for part in state["resumed"]]
@@ -140,40 +138,28 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
-
-    def _choose(self) -> Path | None:
-        """The newest that is whole and of this code."""
-        for path in reversed(self._files()):
+    def _choose(self) -> tuple[Path, tuple[Tensors, Plain]] | tuple[None, None]:
+        """The newest that is whole and of this code, and what it holds."""
+        for path in reversed(checkpoint_files(self.folder)):
             try:
-                _, state = _read(path)
+                tensors, state = _read(path)
             except UNREADABLE as error:
                 self.tell(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({one_line(error)})")
                 continue
             changed = sorted(name for name in {*self.origin, *state["origin"]} if self.origin.get(name) != state["origin"].get(name))
             if not changed:
-                return path
+                return path, (tensors, state)
             self.tell(
                 f"qgoft: the checkpoint after step {state['fitted']['steps']} was made with another {', '.join(changed)}; the run begins anew"
             )
-            return None
-        return None
+            break
+        return None, None
 
 
 def _write(path: Path, tensors: Tensors, state: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replaced(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "state": state, "sha256": _checksum(tensors, state)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     for left in path.parent.glob("*.part"):  # of a process that was killed while it wrote
         left.unlink(missing_ok=True)
 

@@ -88,8 +88,7 @@ def test_a_changed_figure_is_seen(tmp_path):
 
 
 def test_a_curve_that_was_changed_is_named_and_not_used(tmp_path):
-    for name in records.file_checksums(tmp_path):
-        pytest.fail(name)
+    assert records.file_checksums(tmp_path) == {}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     records.write_record(tmp_path, {**copy.deepcopy(RECORD), "files": records.file_checksums(tmp_path)})
     assert records.find_records(tmp_path).folders == {RECORD["key"]: tmp_path}

@@ -165,6 +165,7 @@ def test_saved_and_loaded_in_a_fresh_process_is_bit_equal(variant, tmp_path):
     [
         "import peft, qgoft",
         "import qgoft, peft",
+        "from qgoft import GoftConfig; import peft",
         "import qgoft, importlib.util as u; u.find_spec('peft'); u.find_spec('peft'); import peft",
         "import qgoft, transformers; transformers.utils.is_peft_available(); from transformers import Trainer; import peft",
     ],
