@@ -18,6 +18,7 @@ NPROC ?= 1
 ACCELERATE ?=
 RECORDS ?= runs
 TORCH_INDEX ?=
+LOCKED ?= 1
 FAILFAST ?=
 DETACH ?=
 BENCH ?= cpu
@@ -34,17 +35,22 @@ COMMA := ,
 # The libraries must not look for a GPU's tokenizer threads or a hub that the embedded protocol does not need.
 export TOKENIZERS_PARALLELISM := false
 
-$(READY): pyproject.toml
+# Every package but torch comes from a lock with checksums (requirements/README.md).
+INSTALL = $(PY) -m pip install --quiet
+FROM_LOCK = $(INSTALL) --require-hashes --no-deps --no-build-isolation -r requirements
+
+$(READY): pyproject.toml requirements/build.lock requirements/dev.lock
 	@echo "making $(VENV) (once, about two minutes and 2 GB)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qgoft: Python 3.11 or later is needed; set PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --index-url $(TORCH_INDEX) "$$($(PYTHON) scripts/torch_pin.py)")
-	@$(PY) -m pip install --quiet --editable '.[dev]'
+	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$($(PYTHON) scripts/torch_pin.py)"
+	@$(if $(LOCKED),$(FROM_LOCK)/build.lock && $(FROM_LOCK)/dev.lock && $(INSTALL) --no-deps --no-build-isolation --editable .,$(INSTALL) --editable '.[dev]')
 	@touch $@
 
-# On Linux the GPU kernels are tested in Triton's interpreter, with or without a GPU. Elsewhere their tests are skipped.
-$(VENV)/.triton: $(READY)
-	@test "$$(uname -s)" != Linux || { echo "adding triton for the tests of the GPU kernels (once, 1 GB)"; $(PY) -m pip install --quiet --editable '.[triton]'; }
+# On Linux the GPU kernels are tested in Triton's interpreter, with or without a GPU. Elsewhere their tests are skipped. torch's builds for
+# GPUs bring the Triton that fits them.
+$(VENV)/.triton: $(READY) requirements/triton.lock
+	@test "$$(uname -s)" != Linux || $(PY) -c 'import triton' 2>/dev/null || { echo "adding triton for the tests of the GPU kernels (once, 1 GB)"; $(if $(LOCKED),$(FROM_LOCK)/triton.lock,$(INSTALL) --editable '.[triton]'); }
 	@touch $@
 
 # Real decoders are scored on MMLU by lm-eval.
@@ -52,9 +58,16 @@ $(VENV)/.mmlu: $(READY)
 	@echo "adding lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env glue squad vtab vicuna mmlu math commonsense $(ITEMS) figure4 paper report audit test check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense $(ITEMS) figure4 paper report audit test check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
+
+LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
+lock: $(READY) ## lock the newest packages that pyproject.toml allows, with their checksums
+	@$(INSTALL) uv
+	@printf 'setuptools>=77\nwheel\n' | $(LOCK) - --output-file requirements/build.lock
+	@$(LOCK) --excludes requirements/without.txt --extra dev pyproject.toml --output-file requirements/dev.lock
+	@sed -n 's/^triton = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - --output-file requirements/triton.lock
 
 glue: $(READY) ## main job: fine-tune and evaluate METHOD on GLUE, print the table beside the published one
 	@$(call RUN_SUITE,glue) $(ARGS)
@@ -139,4 +152,4 @@ help: ## this list
 	@echo
 	@echo "names and defaults: SUITE=glue (of status and fetch)  METHOD=qgoft (list; lora@r2 for a variant)  TASKS= (list, all)  SEEDS= (list, 0)  PROTOCOL=pocket"
 	@echo "  MODEL= DATA= (directory instead of the hub)  JOBS=cores  LAUNCHER=basic|joblib|submitit_local|submitit_slurm  NPROC=1 (torchrun)  ACCELERATE=fsdp2|deepspeed_zero2"
-	@echo "  RECORDS=runs|measured (what tables read)  TORCH_INDEX= (wheel index for a CPU-only torch)  FAILFAST=1  ARGS= (Hydra overrides)"
+	@echo "  RECORDS=runs|measured (what tables read)  TORCH_INDEX= (wheel index for a CPU-only torch)  LOCKED= (packages by their ranges)  FAILFAST=1  ARGS= (Hydra overrides)"

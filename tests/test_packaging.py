@@ -5,6 +5,8 @@ import subprocess
 import tomllib
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 
 def project(repository):
@@ -58,6 +60,44 @@ def test_help_lists_every_target(repository):
 def test_torch_pin_is_that_of_the_project(repository):
     printed = subprocess.run(["python3", "scripts/torch_pin.py"], cwd=repository, capture_output=True, text=True, check=True).stdout.strip()
     assert printed in project(repository)["dependencies"]
+
+
+def locked(repository, name):
+    """Package -> versions (some differ by platform), and how many checksums each entry has."""
+    entries = (repository / "requirements" / f"{name}.lock").read_text().replace("\\\n", " ").splitlines()
+    versions = {}
+    for entry in entries:
+        package, version, rest = re.fullmatch(r"(\S+?)==(\S+)(.*)", entry).groups()
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", rest), f"{name}.lock: {package} has no checksum"
+        versions.setdefault(canonicalize_name(package), []).append(version)
+    return versions
+
+
+def test_every_package_but_torch_is_locked_within_its_range(repository):
+    spec = project(repository)
+    dev, wanted = locked(repository, "dev"), [*spec["dependencies"], *spec["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        if requirement.name == "torch":
+            continue
+        versions = dev[canonicalize_name(requirement.name)]
+        assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: locked is {versions}; run `make lock`"
+    (triton,) = map(Requirement, spec["optional-dependencies"]["triton"])
+    assert all(triton.specifier.contains(version) for version in locked(repository, "triton")["triton"])
+    # Which build of torch is right depends on the machine; what its builds for GPUs bring must not come with the lock.
+    assert not [name for name in dev if re.match(r"torch|triton|nvidia|cuda", name)]
+    assert {"setuptools", "wheel"} <= set(locked(repository, "build"))
+
+
+def test_make_installs_from_the_lock_and_builds_with_nothing_else(repository):
+    printed = subprocess.run(
+        ["make", "--dry-run", "--always-make", "test", "PYTHON=python3"], cwd=repository, capture_output=True, text=True, check=True
+    ).stdout
+    installs = re.findall(r"-m pip install[^&;}\n]*", printed)
+    torch, *others = installs
+    assert "torch==" in torch or "torch_pin" in torch
+    assert all(("--require-hashes" in line or "--editable ." in line) and "--no-deps --no-build-isolation" in line for line in others), (
+        others
+    )
 
 
 def test_no_paths_of_a_machine_are_committed(repository):
