@@ -1,7 +1,8 @@
 """The loop, on a page."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch.utils.data import DataLoader
 from qgoft.errors import Diverged
 from qgoft.methods import Adapted
 from qgoft.settings import RunSettings
+from qgoft.tasks.prompts import IGNORED
 from qgoft.train.checkpoint import Checkpoints
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.sharding import backward
 from qgoft.train.state import Fitted, Training, read_random, write_random
 from qgoft.train.stops import Stopped, Stops
 
+Batch = dict[str, Tensor]
 Log = Callable[[dict[str, Any]], None]
 GO_ON, SAVE, STOP = range(3)
 
@@ -109,30 +112,38 @@ def fit(
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(at.epoch)
             at.shuffle = generator.get_state()
-            for batch in skip_first_batches(loader, at.batches) if at.batches else loader:
+            batches = skip_first_batches(loader, at.batches) if at.batches else loader
+            for group in _groups(batches, settings.train.accumulation):
                 if random_state is not None:
                     random_state = write_random(random_state)
-                at.batches += 1
-                with accelerator.accumulate(model):
-                    loss = model(**batch).loss
-                    penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
-                    backward(accelerator, model, loss, None if penalty is None else settings.method.penalty * penalty)
-                    norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf) if accelerator.sync_gradients else None
-                    # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
-                    _stop_unless_finite(loss, None if accelerator.scaler else norm, at.fitted.steps + 1)
-                    optimizer.step()
-                    is_step = accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
-                    if is_step:
-                        schedule.step()
-                        at.fitted.steps += 1
-                        if adapted.after_step:
-                            adapted.after_step(adapted.model, at.fitted.steps)
-                    optimizer.zero_grad()
+                at.batches += len(group)
+                losses = []
+                for number, (batch, weight) in enumerate(zip(group, _weights(group, accelerator), strict=True), start=1):
+                    is_last = accelerator.sync_gradients = number == len(group)
+                    with nullcontext() if is_last else accelerator.no_sync(model):
+                        loss = weight * model(**batch).loss
+                        losses.append(loss.detach())
+                        penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
+                        pull = None if penalty is None else settings.method.penalty * penalty
+                        # accelerate divides by the accumulation of a whole step; an epoch may end within one.
+                        backward(accelerator, model, loss, pull, share=settings.train.accumulation / len(group))
+                norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf)
+                mean = _mean(losses, accelerator)
+                # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
+                _stop_unless_finite(mean, None if accelerator.scaler else norm, at.fitted.steps + 1)
+                optimizer.step()
+                is_step = not accelerator.optimizer_step_was_skipped
+                if is_step:
+                    schedule.step()
+                    at.fitted.steps += 1
+                    if adapted.after_step:
+                        adapted.after_step(adapted.model, at.fitted.steps)
+                optimizer.zero_grad()
                 if not is_step:
                     continue
                 lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
                 step = at.fitted.steps
-                log({"step": step, "total": total, "loss": loss.item(), "penalty": of_blocks, "norm": float(norm), "lr": lr})
+                log({"step": step, "total": total, "loss": mean, "penalty": of_blocks, "norm": float(norm), "lr": lr})
                 at.is_scored = step not in marks
                 save_or_stop()
                 if not at.is_scored:
@@ -159,12 +170,43 @@ def _the_most(wish: int, accelerator: Accelerator) -> int:
     )
 
 
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """The batches that make one step; at the end of an epoch there may be fewer."""
+    batches = iter(batches)
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def count_items(batch: Batch) -> int:
+    """What the mean loss of a batch is a mean of: the words of its answers, where labels stand under every word, else its rows."""
+    labels = batch.get("labels")
+    if labels is not None and labels.shape == batch.get("input_ids", labels[:0]).shape:
+        return int((labels[:, 1:] != IGNORED).sum())
+    return len(next(iter(batch.values())))
+
+
+def _weights(group: list[Batch], accelerator: Accelerator) -> list[float]:
+    """What the losses of a step's batches count for, so that all its items count alike, however they are divided among passes and processes:
+    a mean of means would give the words of short answers more. The mean of the weights is 1."""
+    if len(group) == 1 and accelerator.num_processes == 1:
+        return [1.0]
+    items = torch.tensor([float(count_items(batch)) for batch in group], device=accelerator.device)
+    total = accelerator.reduce(items.sum()) if accelerator.num_processes > 1 else items.sum()
+    return (items * len(group) * accelerator.num_processes / total).tolist()
+
+
+def _mean(losses: list[Tensor], accelerator: Accelerator) -> float:
+    """The loss of all items of a step."""
+    mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+    return (mean if accelerator.num_processes == 1 else accelerator.reduce(mean, "mean")).item()
+
+
 def _where(at: Training, is_saved: bool) -> str:
     return f" after step {at.fitted.steps}{'; the same command goes on from there' if is_saved else ''}"
 
 
-def _stop_unless_finite(loss: Tensor, norm: Tensor | None, step: int) -> None:
-    if not math.isfinite(loss.item()):
-        raise Diverged(f"the loss is {loss.item()} at step {step}")
+def _stop_unless_finite(loss: float, norm: Tensor | None, step: int) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} at step {step}")
     if norm is not None and not math.isfinite(float(norm)):
         raise Diverged(f"the norm of the gradient is {float(norm)} at step {step}")

@@ -157,7 +157,9 @@ def train_loader(prepared: Prepared) -> DataLoader:
     suite, drop_last = prepared.suite, prepared.settings.train.drop_last
     if prepared.settings.train.group_by_length:
         assert suite.train_lengths is not None
-        sampler = LengthGroupedSampler(size, lengths=suite.train_lengths, generator=generator)
+        # Groups of a whole step, so that the order of the rows does not depend on how a step is divided.
+        of_step = prepared.settings.train.batch_size * prepared.settings.train.accumulation
+        sampler = LengthGroupedSampler(of_step, lengths=suite.train_lengths, generator=generator)
         return DataLoader(suite.train, batch_size=size, sampler=sampler, drop_last=drop_last, collate_fn=suite.collate)
     return DataLoader(suite.train, batch_size=size, shuffle=True, drop_last=drop_last, collate_fn=suite.collate, generator=generator)
 

@@ -43,16 +43,19 @@ def check_sharding(accelerator: Accelerator, settings: RunSettings, per_process:
     config["train_micro_batch_size_per_gpu"] = per_process
 
 
-def backward(accelerator: Accelerator, model: nn.Module, loss: Tensor, penalty: Tensor | None) -> None:
+def backward(accelerator: Accelerator, model: nn.Module, loss: Tensor, penalty: Tensor | None, share: float = 1.0) -> None:
     """Gradients of the loss and of the weighted penalty, in one go where the two may meet.
+
+    Args:
+        share: of a step's gradient that this call adds, times the accumulation, by which accelerate divides.
 
     FSDP2 adds a unit's gradients on a stream of its own, while the penalty's come from the parameters themselves: they wait for each other.
     """
     if penalty is not None and not isinstance(model, FSDPModule):
         loss, penalty = loss + penalty, None
-    accelerator.backward(loss)
+    accelerator.backward(share * loss)
     if penalty is not None:
-        accelerator.backward(penalty)
+        accelerator.backward(share * penalty)
 
 
 @contextmanager

@@ -294,17 +294,6 @@ def test_random_backbone_is_another_model(tmp_path):
     assert record["settings"]["model"]["init"] == "random"
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
-    """Two halves of a batch, accumulated, step as the whole batch does (up to rounding; no dropout in the embedded encoder)."""
-    finals = []
-    for words in (("train.batch_size=32",), ("train.batch_size=16", "train.accumulation=2")):
-        s = settings(tmp_path, "train.max_steps=3", "selection=last", *words)
-        run(s)
-        finals.append(load_file(identify(s).folder / "adapter" / "adapter_model.safetensors"))
-    for name in finals[0]:
-        torch.testing.assert_close(finals[0][name], finals[1][name], rtol=0, atol=2e-3)
-
-
 def test_gradient_checkpointing_scores_alike(tmp_path):
     values = [run(settings(tmp_path, f"train.gradient_checkpointing={flag}", "selection=last"))["metrics"] for flag in ("true", "false")]
     assert values[0]["accuracy"]["value"] == pytest.approx(values[1]["accuracy"]["value"], abs=0.5)
@@ -408,4 +397,4 @@ def test_two_processes(tmp_path, repository):
     alone = run(compose_settings(words))
     assert alone["cost"]["steps"] == 8
     assert alone["key"] != record["key"]
-    assert abs(alone["metrics"]["accuracy"]["value"] - record["metrics"]["accuracy"]["value"]) < 15
+    assert alone["metrics"]["accuracy"]["value"] == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.2)
