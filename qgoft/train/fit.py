@@ -126,7 +126,7 @@ def fit(
                         penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
                         pull = None if penalty is None else settings.method.penalty * penalty
                         # accelerate divides by the accumulation of a whole step; an epoch may end within one.
-                        backward(accelerator, model, loss, pull, share=settings.train.accumulation / len(group))
+                        backward(accelerator, model, loss, pull, settings.train.accumulation / len(group))
                 norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf)
                 mean = _mean(losses, accelerator)
                 # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.

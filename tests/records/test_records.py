@@ -155,6 +155,16 @@ def test_the_results_version_takes_part_in_the_key(monkeypatch):
     assert keys.compute_key(**base) != before
 
 
+def test_runs_that_divide_their_batches_have_a_version_of_their_own(monkeypatch):
+    from qgoft.records import keys
+
+    base = {"settings": {"train": {"accumulation": 1}}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
+    every = [base, {**base, "world_size": 2}, {**base, "settings": {"train": {"accumulation": 2}}}]
+    before = [keys.compute_key(**one) for one in every]
+    monkeypatch.setattr(keys, "DIVIDED_VERSION", keys.DIVIDED_VERSION + 1)
+    assert [key == keys.compute_key(**one) for key, one in zip(before, every, strict=True)] == [True, False, False]
+
+
 def test_provenance_outside_a_repository_is_unknown(tmp_path, repository):
     assert records.code_provenance(tmp_path) == {"commit": None, "dirty": None}
     assert len(records.code_provenance(repository)["commit"]) == 40
