@@ -9,6 +9,7 @@ what it came to undisturbed, to the bit.
 """
 
 import argparse
+import ctypes
 import errno
 import gzip
 import json
@@ -39,13 +40,14 @@ from qgoft.pocket.data import pocket_files
 from qgoft.records import canonical_json, find_records, read_record
 from qgoft.settings import RunSettings
 
-TASKS, ROWS = ("rte", "stsb", "mrpc", "sst2"), 32
+TASKS, PICTURES, ROWS = ("rte", "stsb", "mrpc", "sst2"), "dtd", 32
 METHODS = ("qgoft", "lora", "adalora", "full", "goft")
 STEPS = 8
-SHORT = (f"train.max_steps={STEPS}", "train.evaluations=2", "train.batch_size=4", "train.drop_hidden=0.1", "results.checkpoint_seconds=0")
+SHORT = (f"train.max_steps={STEPS}", "train.evaluations=2", "train.batch_size=4", "results.checkpoint_seconds=0")
 # What a record may tell differently when the same run is made again.
 PARTS = ("record", "weights", "predictions", "history")  # of an outcome
 STRUCK = "[struck]"
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000  # of Linux
 OF_ITS_TIME = ("cost", "started", "finished")
 
 
@@ -53,14 +55,15 @@ OF_ITS_TIME = ("cost", "started", "finished")
 
 
 def short_runs(root: Path, data: Path) -> list[RunSettings]:
-    """Runs of a second: a few rows of pocket tasks, in a directory."""
+    """Runs of a second: a few rows of pocket tasks, and a few pictures of one, in a directory."""
     for task in TASKS:
         for split in ("train", "validation", "test"):
             write_rows(pocket_files("glue", task) / f"{split}.parquet", data / task / f"{split}.parquet")
+    write_pictures(pocket_files("vtab", PICTURES), data / PICTURES)
+    texts = [[f"task=glue/{task}", f"method={method}", "train.drop_hidden=0.1"] for task in TASKS for method in METHODS]
+    pictures = [[f"task=vtab/{PICTURES}", f"method={method}"] for method in METHODS]
     return [
-        compose_settings([f"task=glue/{task}", f"method={method}", "data.source=hub", f"data.root={data}", f"results.root={root}", *SHORT])
-        for task in TASKS
-        for method in METHODS
+        compose_settings([*words, "data.source=hub", f"data.root={data}", f"results.root={root}", *SHORT]) for words in (*texts, *pictures)
     ]
 
 
@@ -69,6 +72,22 @@ def write_rows(source: Path, target: Path) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.parquet.read_table(source).slice(0, ROWS), target)
+
+
+def write_pictures(source: Path, target: Path) -> None:
+    """The layout of VTAB-1K's archive: files, and a list for each split."""
+    import pyarrow.parquet
+
+    (target / "images").mkdir(parents=True, exist_ok=True)
+    lines: dict[str, list[str]] = {}
+    for part, name in (("train", "train800"), ("train", "val200"), ("test", "test")):
+        first = ROWS if name == "val200" else 0
+        rows = pyarrow.parquet.read_table(source / f"{part}.parquet").slice(first, ROWS).to_pylist()
+        for i, row in enumerate(rows):
+            (target / "images" / f"{name}_{i}.png").write_bytes(row["image"]["bytes"])
+        lines[name] = [f"images/{name}_{i}.png {row['label']}" for i, row in enumerate(rows)]
+    for name, found in {**lines, "train800val200": lines["train800"] + lines["val200"]}.items():
+        (target / f"{name}.txt").write_text("\n".join(found) + "\n")
 
 
 @dataclass(frozen=True)
@@ -137,12 +156,12 @@ class Fault:
 
     Attributes:
         name: for the count.
-        strike: a context in which the run is made.
+        strike: a context in which the run is made, from a random generator and the run's folder.
         says: what must be told then, in the run's record or on its terminal; None where nothing can be (the process was killed).
     """
 
     name: str
-    strike: Callable[[random.Random], Any]
+    strike: Callable[..., Any]
     says: str | None
 
 
@@ -165,7 +184,7 @@ def _die(*arguments: Any, **named: Any) -> Any:
 
 
 @contextmanager
-def killed_at_a_step(rng: random.Random) -> Iterator[None]:
+def killed_at_a_step(rng: random.Random, folder: Path) -> Iterator[None]:
     from qgoft.train import fit
 
     with mock.patch.object(fit, "backward", _nth(rng, STEPS, fit.backward, _die)):
@@ -173,7 +192,7 @@ def killed_at_a_step(rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def killed_at_a_write(rng: random.Random) -> Iterator[None]:
+def killed_at_a_write(rng: random.Random, folder: Path) -> Iterator[None]:
     """Before, within and after every kind of write: a half of the bytes is there, or the file but not yet under its name."""
     from qgoft.train import checkpoint, run
 
@@ -208,7 +227,7 @@ def killed_at_a_write(rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def signalled(rng: random.Random) -> Iterator[None]:
+def signalled(rng: random.Random, folder: Path) -> Iterator[None]:
     from qgoft.train import fit, run
 
     number = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
@@ -224,7 +243,7 @@ def signalled(rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def disk_error(rng: random.Random) -> Iterator[None]:
+def disk_error(rng: random.Random, folder: Path) -> Iterator[None]:
     """The nth file that is to be synced or renamed cannot be: the disk is full, over its quota, or read-only."""
     number = rng.choice([errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 
@@ -237,7 +256,7 @@ def disk_error(rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def small_disk(rng: random.Random) -> Iterator[None]:
+def small_disk(rng: random.Random, folder: Path) -> Iterator[None]:
     """No file can grow beyond a few thousand bytes, as the system sees to."""
     size = rng.choice([300, 3_000, 30_000, 60_000])
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -245,7 +264,46 @@ def small_disk(rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory(rng: random.Random) -> Iterator[None]:
+def full_disk(rng: random.Random, folder: Path) -> Iterator[None]:
+    """The run's folder lies on a file system of its own that is too small, seen by this process alone and gone with it."""
+    mount_small(folder, rng.choice([4, 20, 60, 100]))
+    yield
+
+
+def mount_small(folder: Path, kilobytes: int) -> None:
+    """A file system in memory over a folder, in a namespace of this process.
+
+    Raises:
+        OSError: this process may not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    calls = (
+        lambda: libc.unshare(CLONE_NEWNS),
+        lambda: libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
+        lambda: libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%dk" % kilobytes),
+    )
+    for call in calls:
+        if call():
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def may_mount(folder: Path) -> bool:
+    """Tried in a process of its own."""
+    if not sys.platform.startswith("linux"):
+        return False
+    pid = os.fork()
+    if pid == 0:
+        try:
+            mount_small(folder, 4)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+@contextmanager
+def out_of_memory(rng: random.Random, folder: Path) -> Iterator[None]:
     import torch
 
     from qgoft.train import fit
@@ -260,18 +318,18 @@ def out_of_memory(rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def not_a_number(rng: random.Random) -> Iterator[None]:
+def not_a_number(rng: random.Random, folder: Path) -> Iterator[None]:
     from qgoft.train import fit
 
-    def spoil(function: Any, accelerator: Any, model: Any, loss: Any, penalty: Any) -> None:
-        function(accelerator, model, loss * float("nan"), penalty)
+    def spoil(function: Any, accelerator: Any, model: Any, loss: Any, *more: Any) -> None:
+        function(accelerator, model, loss * float("nan"), *more)
 
     with mock.patch.object(fit, "backward", _nth(rng, STEPS, fit.backward, spoil)):
         yield
 
 
 @contextmanager
-def clock_set_back(rng: random.Random) -> Iterator[None]:
+def clock_set_back(rng: random.Random, folder: Path) -> Iterator[None]:
     """The run's own clock goes backwards: its times say nothing, its figures stand."""
     from qgoft.train import run
 
@@ -290,6 +348,7 @@ FAULTS = (
     Fault("signal", signalled, r"stopped (by SIG|from the keyboard)"),
     Fault("disk error", disk_error, r"No space left|quota exceeded|Read-only file system"),
     Fault("file size", small_disk, r"File too large"),
+    Fault("full disk", full_disk, r"No space left"),
     Fault("out of memory", out_of_memory, r"oom: .*(out of memory|cannot allocate)"),
     Fault("not a number", not_a_number, r"diverged: the norm of the gradient is nan"),
     Fault("clock", clock_set_back, None),
@@ -320,6 +379,9 @@ class Torment:
         self.expected: dict[str, Any] = {}
         self.count: Counter[str] = Counter()
         self.faulty: list[str] = []
+        self.faults = [fault for fault in FAULTS if fault.strike is not full_disk or may_mount(folder / "mounted")]
+        if len(self.faults) < len(FAULTS):
+            print("left out: full disk (this process may not mount a file system); disk error and file size are struck")
 
     def _finish(self, settings: RunSettings) -> Result:
         result = in_child(lambda: do_run(settings), self.log)
@@ -348,7 +410,7 @@ class Torment:
         else:
             shutil.rmtree(identity.folder)
         for _ in range(self.rng.randint(1, 3)):
-            fault = self.rng.choice(FAULTS)
+            fault = self.rng.choice(self.faults)
             if identity.is_done:  # what struck before let it finish
                 shutil.rmtree(identity.folder)
             result = in_child(lambda fault=fault: self._struck(settings, fault), self.log)  # type: ignore[misc]
@@ -365,7 +427,7 @@ class Torment:
         )
 
     def _struck(self, settings: RunSettings, fault: Fault) -> None:
-        with fault.strike(self.rng):
+        with fault.strike(self.rng, identify(settings).folder):
             do_run(settings)
 
     def _check_told(self, fault: Fault, result: Result, settings: RunSettings, what: str) -> None:
@@ -408,13 +470,14 @@ class Torment:
             self._note("lease of a dead process")
             self._check(identity.state()[0] != "running", f"{what}: a lease that nobody holds keeps the run from going on")
         elif kind == "rows":
-            self._note("damaged rows")
-            path = self.data / settings.task.name / "train.parquet"
+            self._note("damaged picture" if settings.task.suite == "vtab" else "damaged rows")
+            of_task = self.data / settings.task.name
+            path = self.rng.choice(sorted(of_task.glob("images/*"))) if settings.task.suite == "vtab" else of_task / "train.parquet"
             whole = path.read_bytes()
-            path.write_bytes(whole[: self.rng.randrange(len(whole))])
+            path.write_bytes(whole[: self.rng.randrange(len(whole) // 2)])
             result = in_child(lambda: do_run(settings), self.log)
             path.write_bytes(whole)
-            said = result.code == 2 and re.search(r"train\.parquet|cannot be read", result.told)
+            said = result.code == 2 and re.search(r"train\.parquet|cannot be read|pictures cannot be decoded", result.told)
             self._check(bool(said), f"{what}: damaged rows are not named: {result.told[-600:]}")
         elif kind == "history" and (folder / "history.jsonl").is_file():
             self._note("damaged history")
