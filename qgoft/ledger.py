@@ -193,18 +193,23 @@ class Lease:
             raise LeaseLost(f"{self.folder.name[:12]}: another process took this run over, since this one showed no sign of life for long")
 
     def _beat(self) -> None:
-        while not self._stop.wait(self.heartbeat):
-            if self.path is None or self._files()[-1:] != [self.path]:
-                self.is_lost = True
-                return
-            self.beats += 1
-            temporary = self.path.with_suffix(f".{self.token}.part")
-            try:
-                temporary.write_text(self._content())
-                os.replace(temporary, self.path)
-            except OSError:
-                # A full or vanished disk: the run itself will tell of it.
-                temporary.unlink(missing_ok=True)
+        while not self._stop.wait(self.heartbeat) and self.show_life():
+            pass
+
+    def show_life(self) -> bool:
+        """Rewrite the lease, unless it is lost; whether it is held."""
+        if self.path is None or self._files()[-1:] != [self.path]:
+            self.is_lost = True
+            return False
+        self.beats += 1
+        temporary = self.path.with_suffix(f".{self.token}.part")
+        try:
+            temporary.write_text(self._content())
+            os.replace(temporary, self.path)
+        except OSError:
+            # A full or vanished disk: the run itself will tell of it.
+            temporary.unlink(missing_ok=True)
+        return True
 
     def _content(self) -> str:
         return json.dumps({"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "beats": self.beats}) + "\n"

@@ -9,7 +9,10 @@ import io
 import json
 import math
 import os
+import statistics
 from fractions import Fraction
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -20,13 +23,17 @@ from qgoft import records
 from qgoft.errors import QgoftError
 from qgoft.judge.ratings import HIGHEST, LOWEST, NoRating, read_rating
 from qgoft.judge.rule import rate
+from qgoft.ledger import Lease, LeaseHeld, LeaseLost
 from qgoft.ops.givens.blocks import rotation_blocks
 from qgoft.ops.givens.reference import reference_matrix
 from qgoft.records import RecordError
 from qgoft.report.layout import Table
+from qgoft.report.scores import Row, build_table
 from qgoft.tasks import answers
 from qgoft.tasks.picture_files import read_list
 from tests.records.test_records import RECORD
+from tests.report.test_score_tables import GOFT_TASKS, rows_of
+from tests.report.test_score_tables import record as score_record
 
 EXAMPLES = int(os.environ.get("QGOFT_EXAMPLES", "100"))
 settings.register_profile("here", max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
@@ -215,6 +222,88 @@ def test_a_cell_stays_in_its_cell(cells, note):
     assert row.replace("\\&", "").count("&") == 2
     _, *read = csv.reader(io.StringIO(table.csv(), newline=""))
     assert read == [[" ".join(cell.splitlines()) for cell in cells]]
+
+
+SCORES = st.floats(min_value=-100, max_value=100)
+
+
+@given(st.dictionaries(st.sampled_from(GOFT_TASKS), st.dictionaries(st.integers(0, 4), SCORES, min_size=1), min_size=1))
+def test_a_table_holds_the_means_of_its_records_and_no_other_figure(found):
+    made = {task: [score_record(task, value, seed=seed) for seed, value in seeds.items()] for task, seeds in found.items()}
+    line = rows_of(build_table("glue", "goft_icml24", [Row("qgoft", made)]))["qgoft"]
+    means = {task: statistics.fmean(seeds.values()) for task, seeds in found.items()}
+    for task, cell in zip(GOFT_TASKS, line[1:9], strict=True):
+        if task not in means:
+            assert cell == "-"
+            continue
+        mean, _, spread = cell.partition("±")
+        assert float(mean) == pytest.approx(means[task], abs=0.0501)
+        assert bool(spread) == (len(found[task]) > 1)
+    if len(means) < 8:
+        assert line[9] == "-"
+    else:
+        assert float(line[9].partition("±")[0]) == pytest.approx(statistics.fmean(means.values()), abs=0.0501)
+
+
+# Often enough what matters: to take, to wait, to show life.
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "take", "wait", "wait", "live", "ask", "leave", "die"]), st.integers(0, 2), st.sampled_from([10, 100, 130])
+    ),
+    max_size=25,
+)
+
+
+@given(MOVES)
+@example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 130), ("take", 1, 0), ("live", 0, 0), ("live", 1, 0), ("take", 0, 0)])
+@example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 100), ("take", 1, 0)])
+@example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 100), ("live", 0, 0), ("wait", 0, 100), ("take", 1, 0)])
+def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
+    """Three machines, whatever they do in whatever order; who dies leaves his file, and nobody knows more than the files show."""
+    folder, now, hidden = tmp_path_factory.mktemp("run"), [0.0], {"heartbeat": 1e6, "expiry": 120.0}
+    views = [type("View", (Lease,), {"_seen": {}}) for _ in range(3)]
+    held, last_life = {}, {}
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    with mock.patch("qgoft.ledger.time", clock), mock.patch("qgoft.ledger._is_alive", return_value=True):
+        for move, number, seconds in moves:
+            if move == "wait":
+                now[0] += seconds
+            elif move == "ask":
+                views[number](folder, **hidden).holder()
+            elif move == "take" and number not in held:
+                lease, others = views[number](folder, **hidden), [other for other in held if still_holds(held[other])]
+                try:
+                    lease.__enter__()
+                except LeaseHeld:
+                    continue
+                # Whoever held it until now had shown no sign of life for long.
+                assert all(now[0] - last_life[other] > hidden["expiry"] for other in others), moves
+                held[number], last_life[number] = lease, now[0]
+            elif number in held and move == "live":
+                if held[number].show_life():
+                    last_life[number] = now[0]
+            elif number in held and move == "leave":
+                held.pop(number).__exit__(None, None, None)
+            elif number in held and move == "die":
+                lease = held.pop(number)
+                lease._stop.set()
+            assert sum(still_holds(lease) for lease in held.values()) <= 1, moves
+        for lease in held.values():
+            lease.__exit__(None, None, None)
+        # Whatever was left behind does not bar the way for ever.
+        for _ in range(2):
+            views[0](folder, **hidden).holder()
+            now[0] += 130
+        with views[0](folder, **hidden):
+            pass
+
+
+def still_holds(lease):
+    try:
+        lease.check()
+    except LeaseLost:
+        return False
+    return True
 
 
 @given(st.integers(min_value=2, max_value=130), st.integers(min_value=0, max_value=2**31), st.floats(min_value=0.01, max_value=40))
