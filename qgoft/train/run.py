@@ -40,6 +40,7 @@ from qgoft.train.fit import fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
+from qgoft.train.room import check_room
 from qgoft.train.sharding import check_sharding, gather_state, whole
 from qgoft.train.shared import fit_or_load, trained_checksum, training_key
 from qgoft.train.state import Fitted
@@ -127,6 +128,7 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     batches, rest = divmod(len(suite.train), per_process * accelerator.num_processes)
     total, _ = count_steps(settings.train, batches + (rest > 0 and not settings.train.drop_last))
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=total)
+    check_room(adapted, settings, accelerator)
     return Prepared(settings, identity, suite, adapted, accelerator)
 
 

@@ -3,13 +3,17 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
 from _settings import compose_settings
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -17,6 +21,7 @@ from qgoft import records
 from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import identify
 from qgoft.models import load_classifier
+from qgoft.train import room
 from qgoft.train import run as run_module
 from qgoft.train.optim import count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
@@ -181,6 +186,27 @@ def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, err
     assert record["metrics"] == {}
     assert record["cost"]["steps"] is None
     assert run(s)["status"] in ("done", "diverged")
+
+
+def test_too_little_room_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    s = settings(tmp_path, "method=full")
+    prepared = prepare(s, identify(s))
+    trained = 4 * (prepared.adapted.trainable + prepared.adapted.head)
+    # Adapter, two checkpoints and one that is being written, each of four copies.
+    assert room.disk_bytes(prepared.adapted, s) == 13 * trained
+    assert room.device_bytes(prepared.adapted) >= 4 * trained
+    assert room.device_bytes(prepared.adapted) < 4 * trained + 4 * prepared.adapted.total
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 13 * trained + 1, 13 * trained - 1))
+    with pytest.raises(QgoftError, match=r"MB free, and this run writes .* MB"):
+        run(s)
+    assert not (identify(s).folder / "record.json").exists()
+    run(settings(tmp_path, "method=full", "results.checkpoint_seconds=null"))  # the adapter alone has room
+    gpu = SimpleNamespace(device=torch.device("cuda"), distributed_type=DistributedType.NO)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    for total, message in ((room.device_bytes(prepared.adapted), None), (room.device_bytes(prepared.adapted) - 1, "ACCELERATE=fsdp2")):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, total=total: SimpleNamespace(total_memory=total))
+        with nullcontext() if message is None else pytest.raises(QgoftError, match=message):
+            room.check_room(prepared.adapted, s, gpu)
 
 
 def test_a_full_disk_is_one_line_and_no_record(tmp_path, monkeypatch):
