@@ -58,7 +58,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "adding lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense $(ITEMS) figure4 paper report audit test check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense $(ITEMS) figure4 paper report audit test coverage check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
@@ -120,6 +120,11 @@ audit: $(READY) ## check what the papers print: averages, counts, granularity, s
 test: $(READY) $(VENV)/.triton ## everything that a CPU can check, in ten minutes on two cores
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q
+
+coverage: $(READY) $(VENV)/.triton ## which branches of qgoft/ the tests take, in a quarter of an hour
+	@$(VENV)/bin/coverage erase
+	@OMP_NUM_THREADS=1 $(VENV)/bin/coverage run -m pytest -n $(JOBS) -q
+	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report
 
 check: $(READY) ## style, types and the fast tests, in two minutes
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -3,6 +3,7 @@
 
     python scripts/torture.py faults --number 1000 --seed 0     short runs, each struck by faults in a process of its own, then gone on with
     python scripts/torture.py kills --number 50 --seed 0        a pocket GLUE sweep, killed at random moments and begun again
+    python scripts/torture.py cost --number 3                   what checkpoints cost a pocket run, and how long it takes to go on
 
 After every fault the run must have said what happened, no other record may have changed, and what it comes to when it is gone on with must be
 what it came to undisturbed, to the bit.
@@ -559,6 +560,67 @@ def kill_sweeps(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def measure_costs(arguments: argparse.Namespace) -> int:
+    """A checkpoint a second (the default is one in thirty), at most 3% of the time; then a run is killed behind its first one and begun again."""
+    from qgoft.train.checkpoint import Checkpoints
+    from qgoft.train.quiet import quiet_libraries
+
+    quiet_libraries()
+    spent: list[float] = []
+    save = Checkpoints.save
+
+    def timed(*words: Any) -> bool:
+        began = time.monotonic()
+        try:
+            return save(*words)
+        finally:
+            spent.append(time.monotonic() - began)
+
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    words = [f"method={arguments.method}", "task=glue/rte", "results.checkpoint_seconds=1", *arguments.overrides]
+    with mock.patch.object(Checkpoints, "save", timed):
+        for number in range(arguments.number):
+            spent.clear()
+            settings = compose_settings([*words, f"results.root={arguments.folder / str(number)}"])
+            do_run(settings)
+            seconds = read_record(identify(settings).folder / "record.json")["cost"]["seconds"]
+            print(f"{len(spent)} checkpoints in {seconds:.1f} s took {sum(spent):.3f} s, {100 * sum(spent) / seconds:.2f}%", flush=True)
+    for number in range(arguments.number):
+        root = arguments.folder / f"killed{number}"
+        folder = identify(compose_settings([*words, f"results.root={root}"])).folder
+        process = single_run([*words, f"results.root={root}"])
+        while not list(folder.glob("checkpoint/step-*.safetensors")):
+            if process.poll() is not None:
+                raise QgoftError("a run ended before its first checkpoint")
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        last = max(int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoint/step-*.safetensors"))
+        began = time.monotonic()
+        process = single_run([*words, f"results.root={root}"])
+        (folder / "history.jsonl").unlink()  # begun anew, the new process writes what was saved, and goes on
+        while last_step(folder / "history.jsonl") <= last:
+            if process.poll() is not None:
+                raise QgoftError("a run that was to go on has ended")
+            time.sleep(0.01)
+        print(f"from the command to step {last + 1}: {time.monotonic() - began:.1f} s", flush=True)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return 0
+
+
+def single_run(words: list[str]) -> "subprocess.Popen[bytes]":
+    """One run by its own command, in a process group of its own."""
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *words]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=REPOSITORY, start_new_session=True)
+
+
+def last_step(history: Path) -> int:
+    """0 where nothing whole is there yet."""
+    lines = history.read_text().splitlines()[:-1] if history.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
 def sweep(words: list[str], root: Path) -> "subprocess.Popen[bytes]":
     """In a process group of its own, so that all of it can be killed."""
     with open(root.with_suffix(".log"), "a") as log:
@@ -608,11 +670,11 @@ def check_same(one: Path, two: Path) -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["faults", "kills"])
-    parser.add_argument("overrides", nargs="*", help="of the sweep that is killed, such as train.max_steps=60")
-    parser.add_argument("--number", type=int, required=True, help="of faults or kills")
+    parser.add_argument("kind", choices=["faults", "kills", "cost"])
+    parser.add_argument("overrides", nargs="*", help="of the sweep or the run, such as train.max_steps=60")
+    parser.add_argument("--number", type=int, required=True, help="of faults or kills, or of runs to be timed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", default="qgoft", help="of the sweep that is killed")
+    parser.add_argument("--method", default="qgoft", help="of the sweep that is killed, or the run that is timed")
     parser.add_argument("--folder", type=Path, default=Path("results") / "torture", help="is emptied")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_intermixed_args(words)
@@ -620,7 +682,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> int:
     arguments = parse(words)
-    return torment(arguments) if arguments.kind == "faults" else kill_sweeps(arguments)
+    return {"faults": torment, "kills": kill_sweeps, "cost": measure_costs}[arguments.kind](arguments)
 
 
 if __name__ == "__main__":
