@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from qgoft.report.items import Column, Item, Record
+from qgoft.tasks.answers import same_formula
+from qgoft.tasks.spans import question_scores
 
 DRAWS = 1000
 SHARE = 0.95
@@ -69,8 +71,12 @@ def read_answers(folder: Path) -> Answers | None:
     lines = read_lines(folder)
     if lines is None:
         return None
-    items = hashlib.sha256(json.dumps([[line["set"], line["idx"]] for line in lines]).encode()).hexdigest()
-    return Answers(items, *_as_numbers([line["prediction"] for line in lines], [line["label"] for line in lines]))
+    return Answers(_checksum(lines), *_as_numbers([line["prediction"] for line in lines], [line["label"] for line in lines]))
+
+
+def _checksum(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Of which items were answered."""
+    return hashlib.sha256(json.dumps([[line["set"], line["idx"]] for line in lines]).encode()).hexdigest()
 
 
 def _read(folder: Path) -> bytes:
@@ -162,6 +168,22 @@ SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
 }
 
 
+def _question(number: int) -> Callable[[Any, Any], float]:
+    return lambda prediction, answers: 100 * question_scores(prediction, answers)[number]
+
+
+def _formula(prediction: Any, label: Any) -> float:
+    return 100.0 * (prediction is not None and same_formula(prediction, label))
+
+
+# Where an item's score is more than whether two texts are the same: (suite, task, metric) -> prediction and label -> percent.
+ITEM_SCORES: dict[tuple[str, str, str], Callable[[Any, Any], float]] = {
+    ("squad", "v1", "exact_match"): _question(0),
+    ("squad", "v1", "f1"): _question(1),
+    ("math", "math", "accuracy"): _formula,
+}
+
+
 class Redrawn:
     """Scores of table rows under redrawn seeds and items.
 
@@ -217,17 +239,27 @@ class Redrawn:
 
     def _draw(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
         """A checksum of which items were answered, and the drawn scores [1 + draws, seeds]."""
-        is_formula = any(
-            (record["suite"], record["task"]) == ("math", "math") for record in records
-        )  # right is more than the same text there
-        if metric not in SCORES or is_formula or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
+        scored = ITEM_SCORES.get((records[0]["suite"], records[0]["task"], metric))
+        score = SCORES.get(metric) if scored is None else _mean
+        if score is None or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
             return None
-        found = [self._read(record["key"]) for record in records]
+        found = [self._read(record["key"]) if scored is None else self._read_scored(record["key"], scored) for record in records]
         answers = [one for one in found if one is not None and len(one.labels) == records[0]["metrics"][metric]["n"]]
         if len(answers) < len(records) or len({one.items for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
-        return answers[0].items, SCORES[metric](self._drawn(len(labels)), predictions, labels)
+        return answers[0].items, score(self._drawn(len(labels)), predictions, labels)
+
+    def _read_scored(self, key: str, scored: Callable[[Any, Any], float]) -> Answers | None:
+        """Every item's own score as its prediction; None where the answers are missing, torn, or not of this kind."""
+        lines = read_lines(self.folders[key]) if key in self.folders else None
+        if lines is None:
+            return None
+        try:
+            scores = np.array([scored(line["prediction"], line["label"]) for line in lines])
+        except (TypeError, ValueError, AttributeError):
+            return None
+        return Answers(_checksum(lines), scores, np.full(len(lines), np.nan))
 
     def _read(self, key: str) -> Answers | None:
         if key not in self._answers:

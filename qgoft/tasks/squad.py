@@ -6,8 +6,6 @@ windows is the answer. There is no answer "none" in version 1.1, so that none is
 """
 
 import re
-import string
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,12 +22,11 @@ from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.halves import halve
 from qgoft.tasks.sources import DataFiles
+from qgoft.tasks.spans import question_scores
 
 # Raised by any change of what is read, checked or cut into windows here, so that no cached rows of before are used.
 ROWS_VERSION = 1
 MODEL_INPUT = ("input_ids", "attention_mask", "token_type_ids")
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = frozenset(string.punctuation)
 # Where an answer was found: where the file says; elsewhere in the passage; nowhere.
 AS_GIVEN, MOVED, ABSENT = 0, 1, 2
 
@@ -269,24 +266,6 @@ def answers_of(
             best[row] = (span[0], offsets[2 * span[1]], offsets[2 * span[2] + 1])
     contexts = questions["context"][:]
     return [contexts[row][best[row][1] : best[row][2]].strip() if row in best else "" for row in range(len(questions))]
-
-
-def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces (the official rule of version 1.1, in its order)."""
-    text = "".join(letter for letter in text.lower() if letter not in PUNCTUATION)
-    return " ".join(ARTICLES.sub(" ", text).split())
-
-
-def question_scores(prediction: str, answers: list[str]) -> tuple[float, float]:
-    """Exact match and F1 of one question, each the best over its answers, from 0 to 1."""
-    ours = normalise_answer(prediction)
-    references = [normalise_answer(answer) for answer in answers]
-    return float(ours in references), max(_f1(ours.split(), reference.split()) for reference in references)
-
-
-def _f1(ours: list[str], reference: list[str]) -> float:
-    shared = sum((Counter(ours) & Counter(reference)).values())
-    return 2 * shared / (len(ours) + len(reference)) if shared else 0.0
 
 
 def exact_match_and_f1(predictions: dict[str, str], references: dict[str, list[str]]) -> dict[str, Any]:

@@ -181,3 +181,35 @@ def test_cells_open_their_runs_and_failures_are_shown(shop):
     assert table.rows[1][3] == "diverged"
     row.planned = {"qnli": 5, "rte": 5}
     assert build_table("glue", "pocket", [row], item=ITEMS["flexibility"]).rows[0][0] == "a (3 of 5 seeds)"
+
+
+@pytest.mark.parametrize(
+    ("suite", "task", "metric", "predictions", "labels", "expected"),
+    [
+        ("squad", "v1", "f1", ["The cat sat", "dog", ""], [["cat sat", "x"], ["cat"], ["cat"]], 100 / 3),
+        ("squad", "v1", "exact_match", ["the cat!", "a dog", "cat sat"], [["cat"], ["x", "dog"], ["cat"]], 200 / 3),
+        ("math", "math", "accuracy", ["0.5", "7", None, "x"], ["\\frac{1}{2}", "7.0", "1", "y"], 50.0),
+    ],
+)
+def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, predictions, labels, expected):
+    made = [shop.run("lora", seed, 0, task, predictions=predictions, labels=labels) for seed in (0, 1)]
+    for record in made:
+        record.update(suite=suite, primary=metric)
+        record["metrics"] = {metric: {"value": expected, "higher_is_better": True, "n": len(labels)}}
+    redrawn = Redrawn(shop.folders)
+    same, drawn = redrawn.column(Column(task, task, task, metric), made)
+    assert same[0] == (0, 1)
+    assert drawn[0] == pytest.approx(expected, abs=1e-3)
+    assert 0 < drawn[1:].std() < 50
+    write(shop.folders[made[0]["key"]], [[1]] * len(labels), labels)
+    assert Redrawn(shop.folders).column(Column(task, task, task, metric), made) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("v1-lora-r8-pocket-deberta-seed0", "f1"), ("v1-lora-r8-pocket-deberta-seed0", "exact_match")]
+)
+def test_committed_answers_scored_again_give_the_committed_score(repository, name, metric):
+    folder = repository / "results" / "measured" / "pocket" / name
+    record = json.loads((folder / "record.json").read_text())
+    _, drawn = Redrawn({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])
+    assert drawn[0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)

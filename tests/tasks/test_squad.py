@@ -17,6 +17,7 @@ from qgoft.ledger import identify
 from qgoft.models import load_tokenizer
 from qgoft.pocket.weights import weights_folder
 from qgoft.tasks.sources import find_data, split_names
+from qgoft.tasks.spans import normalise_answer, question_scores
 from qgoft.tasks.squad import (
     ABSENT,
     AS_GIVEN,
@@ -25,9 +26,7 @@ from qgoft.tasks.squad import (
     best_span,
     exact_match_and_f1,
     load_parts,
-    normalise_answer,
     place_answer,
-    question_scores,
     write_windows,
 )
 
