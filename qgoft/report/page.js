@@ -77,16 +77,24 @@ function list(pairs) {
   }
   return node;
 }
+// What many runs have alike is written once; a run names its place.
+const shared = (place) => data.shared[place];
+function points(place) {
+  if (place === null) return [];
+  const [steps, values] = shared(place);
+  return shared(steps).map((step, i) => [step, values[i]]);
+}
 function showRun(run) {
   const details = make("details");
   const score = run.value === null ? run.status : `${run.primary} ${run.value.toFixed(2)}`;
   details.append(make("summary", `${run.task}, ${run.label}, seed ${run.seed}: ${score}`));
-  details.append(list([["status", run.status + (run.reason ? `: ${run.reason}` : "")], ...Object.entries(run.metrics), ...Object.entries(run.facts)]));
-  if (run.loss.length > 1) details.append(make("h3", "Training loss"), curve(run.loss, "training loss by step"));
-  if (run.scores.length > 1) details.append(make("h3", "Score that chooses the step"), curve(run.scores, "choosing score by step"));
-  details.append(make("h3", "Settings"), list(Object.entries({ ...data.settings[run.settings[0]], ...run.settings[1] })));
-  details.append(make("h3", "Where it comes from"), list(Object.entries({ ...data.origins[run.origin], key: run.key })));
-  details.append(make("h3", "The same run again"), make("pre", run.command));
+  details.append(list([["status", run.status + (run.reason ? `: ${run.reason}` : "")], ...Object.entries(run.metrics), ...run.facts.map(([name, value]) => [shared(name), value])]));
+  const [loss, scores] = [points(run.loss), points(run.scores)];
+  if (loss.length > 1) details.append(make("h3", "Training loss"), curve(loss, "training loss by step"));
+  if (scores.length > 1) details.append(make("h3", "Score that chooses the step"), curve(scores, "choosing score by step"));
+  details.append(make("h3", "Settings"), list(Object.entries({ ...data.settings[run.settings], ...Object.fromEntries(run.own.map(shared)) })));
+  details.append(make("h3", "Where it comes from"), list(Object.entries({ ...shared(run.origin), key: run.key })));
+  details.append(make("h3", "The same run again"), make("pre", run.command.map(shared).join(" ")));
   return details;
 }
 const dialog = document.querySelector("dialog");

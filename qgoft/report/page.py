@@ -109,10 +109,28 @@ def _figure(path: Path) -> str:
     return f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>"
 
 
+class _Shared:
+    """Values that many runs have alike, written once; a run names their places."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        return self.places.setdefault(json.dumps(value), len(self.places))
+
+    def curve(self, points: Sequence[tuple[int, float]]) -> int | None:
+        """[place of the steps, values]."""
+        return self.place([self.place([step for step, _ in points]), [value for _, value in points]]) if points else None
+
+    @property
+    def values(self) -> list[Any]:
+        return [json.loads(text) for text in self.places]
+
+
 def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """What the page's script needs: runs, their settings and origins, each written once."""
+    """What the page's script needs. Where a run has numbers for `loss`, `scores`, `origin`, `facts`, `own` and `command`, these are places in `shared`."""
     bases: dict[str, dict[str, Any]] = {}
-    origins: dict[str, int] = {}
+    shared = _Shared()
     runs, numbers = [], {}
     for record in records:
         base_name = f"{record['protocol']}/{record['suite']}"
@@ -120,7 +138,6 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
         base = bases.setdefault(base_name, settings)
         own = {name: value for name, value in settings.items() if base.get(name) != value}
         own |= {name: None for name in base if name not in settings}
-        origin = json.dumps(_origin(record))
         runs.append(
             {
                 "key": record["key"],
@@ -132,16 +149,17 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
                 "primary": record["primary"],
                 "value": record["metrics"].get(record["primary"], {}).get("value"),
                 "metrics": {name: _metric(metric) for name, metric in record["metrics"].items()},
-                "facts": _facts(record),
-                "loss": _thin(read_curve(folders.get(record["key"]), "loss")),
-                "scores": _thin(read_curve(folders.get(record["key"]), "score")),
-                "settings": [base_name, own],
-                "origin": origins.setdefault(origin, len(origins)),
-                "command": rerun_command(record, models),
+                "facts": [[shared.place(name), value] for name, value in _facts(record).items()],
+                "loss": shared.curve(_thin(read_curve(folders.get(record["key"]), "loss"))),
+                "scores": shared.curve(_thin(read_curve(folders.get(record["key"]), "score"))),
+                "settings": base_name,
+                "own": [shared.place(pair) for pair in own.items()],
+                "origin": shared.place(_origin(record)),
+                "command": [shared.place(word) for word in rerun_command(record, models).split(" ")],
             }
         )
         numbers[record["key"]] = len(runs) - 1
-    return {"runs": runs, "settings": bases, "origins": [json.loads(text) for text in origins]}, numbers
+    return {"runs": runs, "settings": bases, "shared": shared.values}, numbers
 
 
 def rerun_command(record: Record, models: Mapping[str, str]) -> str:
@@ -214,4 +232,4 @@ def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     if len(points) > POINTS:
         every = len(points) / POINTS
         points = [*(points[int(i * every)] for i in range(POINTS - 1)), points[-1]]
-    return [(step, float(f"{value:.4g}")) for step, value in points]
+    return [(step, float(f"{value:.3g}")) for step, value in points]

@@ -102,12 +102,15 @@ def test_every_cell_opens_runs_that_are_there(page):
     assert [cell["data-runs"] for cell in cells] == ["0", "0 1 2"]
     assert all(cell["aria-label"] for cell in cells)
     run = data["runs"][0]
-    assert len(run["loss"]) == POINTS
-    assert run["loss"][-1] == [100, 0.01]
-    assert run["scores"] == [[100, 80.0], [50, 70.0]]
-    assert run["command"].startswith("python scripts/train.py protocol=")
-    assert {**data["settings"][run["settings"][0]], **run["settings"][1]}["optim.lr"] == 0.01
-    assert data["origins"][run["origin"]]["commit"].startswith("0123456")
+    shared = data["shared"]
+    (steps, losses), (places, scores) = shared[run["loss"]], shared[run["scores"]]
+    assert len(losses) == len(shared[steps]) == POINTS
+    assert (shared[steps][-1], losses[-1]) == (100, 0.01)
+    assert (shared[places], scores) == ([100, 50], [80.0, 70.0])
+    assert " ".join(shared[place] for place in run["command"]).startswith("python scripts/train.py protocol=")
+    assert {**data["settings"][run["settings"]], **dict(shared[place] for place in run["own"])}["optim.lr"] == 0.01
+    assert shared[run["origin"]]["commit"].startswith("0123456")
+    assert {shared[name]: value for name, value in run["facts"]}["selection"] == "best_validation"
 
 
 def test_the_command_composes_to_the_same_settings():
