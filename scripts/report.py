@@ -27,7 +27,7 @@ from qgoft.errors import QgoftError
 from qgoft.records import Found, write_atomically
 from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
 from qgoft.report.items import SUITES, Record
-from qgoft.report.layout import Table
+from qgoft.report.layout import Table, document
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 from qgoft.report.page import Section, build_page
 from qgoft.report.published import load_rows
@@ -191,6 +191,7 @@ def main(words: list[str]) -> int:
     for section in sections:
         if section.tables:
             write_tables(section.tables, out)
+    write_atomically(out / "tables" / "all.tex", document([table for section in sections for table in section.tables]))
     models = {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in choices("model") if name != "auto"}
     lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
     page = build_page("qgoft: results", lead, sections, records, library.folders, models)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,3 +109,17 @@ class Table:
             path.write_text(text)
             paths.append(path)
         return paths
+
+
+def document(tables: Sequence[Table]) -> str:
+    """A LaTeX document of the tables whose files lie beside it, none of them larger than the page."""
+    parts = [rf"\shown{{{_latex(table.title)}}}{{{table.name}}}" for table in tables]
+    head = [
+        r"\documentclass{article}",
+        r"\usepackage[a4paper,landscape,margin=15mm]{geometry}",
+        r"\usepackage{booktabs,graphicx}",
+        r"\newcommand{\shown}[2]{\par\noindent\textbf{#1}\par\smallskip\noindent\sbox0{\input{#2.tex}}%",
+        r"  \ifdim\dimexpr\ht0+\dp0>.9\textheight\resizebox*{!}{.9\textheight}{\usebox0}%",
+        r"  \else\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi\fi\par\bigskip}",
+    ]
+    return "\n".join([*head, r"\begin{document}", *parts, r"\end{document}"]) + "\n"

@@ -1,11 +1,13 @@
 """The table: measured beside published, and nothing that is not there."""
 
 import copy
+import shutil
+import subprocess
 
 import pytest
 
 from qgoft.report.items import BESIDE, TABLE3
-from qgoft.report.layout import Table
+from qgoft.report.layout import Table, document
 from qgoft.report.published import load_rows
 from qgoft.report.scores import Row, build_table
 from tests.records.test_records import RECORD
@@ -217,3 +219,19 @@ def test_published_commonsense_averages_are_those_of_their_cells(table):
     assert len(rows) >= 6
     for row in rows:
         assert sum(row.values.values()) / 8 == pytest.approx(row.average, abs=0.0101)
+
+
+def test_all_tables_compile(tmp_path):
+    """The document of all tables, one of them wide, one long, with letters that LaTeX reads as commands."""
+    evil = r"a_b & 50% #1 {x} \end{document} $ ~ ^ é"
+    wide = Table("wide", evil, ["", *[f"column {i}" for i in range(40)]], [["row", *["12.3 ±4.5"] * 40]])
+    long = Table("long", "a long one", ["name", "value"], [[evil, str(i)] for i in range(120)], [evil])
+    for table in (wide, long):
+        table.write(tmp_path)
+    (tmp_path / "all.tex").write_text(document([wide, long]))
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed; results/example/tables/all.pdf was made with it")
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
