@@ -118,8 +118,9 @@ def document(tables: Sequence[Table]) -> str:
         r"\documentclass{article}",
         r"\usepackage[a4paper,landscape,margin=15mm]{geometry}",
         r"\usepackage{booktabs,graphicx}",
-        r"\newcommand{\shown}[2]{\par\noindent\textbf{#1}\par\smallskip\noindent\sbox0{\input{#2.tex}}%",
-        r"  \ifdim\dimexpr\ht0+\dp0>.9\textheight\resizebox*{!}{.9\textheight}{\usebox0}%",
-        r"  \else\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi\fi\par\bigskip}",
+        r"\newcommand{\shown}[2]{\sbox0{\input{#2.tex}}%",
+        r"  \par\noindent\begin{minipage}{\linewidth}\textbf{#1}\par\smallskip\noindent",
+        r"  \ifdim\dimexpr\ht0+\dp0\relax>.9\textheight\resizebox*{!}{.9\textheight}{\usebox0}%",
+        r"  \else\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi\fi\end{minipage}\par\bigskip}",
     ]
     return "\n".join([*head, r"\begin{document}", *parts, r"\end{document}"]) + "\n"
