@@ -66,8 +66,9 @@ def test_an_epoch_that_ends_within_a_step(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [CASES[0], CASES[3]], ids=lambda words: words[0].removeprefix("task="))
-def test_two_processes_train_like_one(tmp_path, words):
+def test_two_processes_train_like_one(tmp_path):
+    """Of rows with one label each: tests/train/test_run.py, by torchrun."""
+    words = CASES[3]
     run(compose_settings([f"results.root={tmp_path}/one", *WORDS, *words]))
     run_in_two(worker, [f"results.root={tmp_path}/two", *WORDS, *words])
     assert_alike(trained(tmp_path / "one"), trained(tmp_path / "two"))

@@ -424,3 +424,5 @@ def test_two_processes(tmp_path, repository):
     assert alone["cost"]["steps"] == 8
     assert alone["key"] != record["key"]
     assert alone["metrics"]["accuracy"]["value"] == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.2)
+    one, two = ([line["loss"] for line in history(tmp_path / "runs" / key) if "loss" in line] for key in (alone["key"], record["key"]))
+    assert two == pytest.approx(one, rel=2e-6)

@@ -33,20 +33,20 @@ def divide(accelerator):
     return accelerator
 
 
-def worker(rank, port, is_divided, root, method):
+def worker(rank, port, root, method):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
     os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
     build = run_module.build_accelerator
-    if is_divided:
-        run_module.build_accelerator = lambda settings: divide(build(settings))
-    run_module.run(compose_settings([f"results.root={root}", f"method={method}", *WORDS]))
-    torch.distributed.barrier()
+    for is_divided in (False, True):
+        if is_divided:
+            run_module.build_accelerator = lambda settings: divide(build(settings))
+        run_module.run(compose_settings([f"results.root={root / str(is_divided)}", f"method={method}", *WORDS]))
+        torch.distributed.barrier()
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py
 
 
-def train_in_two(root, method, *, is_divided):
-    run_in_two(worker, is_divided, root, method)
+def found(root):
     (folder,) = (root / "runs").iterdir()
     record = json.loads((folder / "record.json").read_text())
     with gzip.open(folder / "predictions.jsonl.gz") as lines:
@@ -60,7 +60,8 @@ def train_in_two(root, method, *, is_divided):
 @pytest.mark.parametrize("method", ["qgoft", "full"])
 def test_divided_weights_train_like_whole_ones(method, tmp_path):
     """Also after an evaluation in the middle, for which the weights come together and are divided again."""
-    whole, divided = (train_in_two(tmp_path / str(is_divided), method, is_divided=is_divided) for is_divided in (False, True))
+    run_in_two(worker, tmp_path, method)
+    whole, divided = found(tmp_path / "False"), found(tmp_path / "True")
     assert divided[0]["status"] == "done"
     assert divided[0]["key"] == whole[0]["key"]
     assert divided[0]["metrics"] == whole[0]["metrics"]
