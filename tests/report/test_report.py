@@ -1,0 +1,78 @@
+"""`make report` as a whole: from a folder of records to the page, its tables and its figures, without torch."""
+
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
+
+
+def report(repository, root, out):
+    """In a process in which torch cannot be imported."""
+    program = (
+        f"import sys; sys.modules['torch'] = None; sys.path[:0] = [{str(repository / 'scripts')!r}, {str(repository)!r}]\n"
+        f"import report; sys.exit(report.main(['--root', {str(root)!r}, '--out', {str(out)!r}, '--jobs', '1']))"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def root(repository, tmp_path_factory):
+    """Some of the committed records: rows of table 1, both ablations, the judged answers."""
+    root, measured = tmp_path_factory.mktemp("report"), repository / "results" / "measured" / "pocket"
+    names = [f"{task}-{method}-pocket-deberta-seed0" for task in GLUE for method in ("lora-r8", "full-full", "goft-goft", "qgoft-qgoft")]
+    names += [
+        f"{task}-{m}-{m}-pocket-deberta-seed{seed}" for task in ("rte", "qnli") for m in ("goft", "goft_star", "qgoft") for seed in (1, 2)
+    ]
+    names += [path.name for path in measured.glob("rte-qgoft-qgoft-pocket-deberta-seed0-*")]
+    names += [path.name for path in measured.glob("vicuna-*-pocket-llama-seed0")]
+    for name in {*names}:
+        key = json.loads((measured / name / "record.json").read_text())["key"]
+        shutil.copytree(measured / name, root / "runs" / key)
+    return root
+
+
+@pytest.mark.slow
+def test_the_whole_report_and_the_same_bytes_again(repository, root, tmp_path):
+    first, again = report(repository, root, tmp_path / "one"), report(repository, root, tmp_path / "two")
+    assert first.returncode == again.returncode == 0, first.stderr
+    assert "items without a record" in first.stdout
+    figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
+    for stem in ("flexibility", "lambda", "table1-pareto", "table1-curves"):
+        assert {f"{stem}.svg", f"{stem}.png", f"{stem}.pdf"} <= figures
+    assert any(name.startswith("figure3") for name in figures)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    same, differing, missing = filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", files, shallow=False)
+    assert not differing
+    assert not missing
+    assert len(same) > 60
+    page = (tmp_path / "one" / "report.html").read_text()
+    for heading in (
+        "GOFT table 1 (pocket)",
+        "GOFT figure 4 (b), lambda (pocket)",
+        "GOFT figure 3 (pocket)",
+        "audit of the printed figures",
+    ):
+        assert heading in page
+    assert "lora@r8" in (tmp_path / "one" / "tables" / "table1.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_broken_record_is_named_and_the_rest_is_printed(repository, root, tmp_path):
+    shutil.copytree(root, tmp_path / "root")
+    broken = sorted((tmp_path / "root" / "runs").iterdir())[0] / "record.json"
+    broken.write_text(broken.read_text()[:300])
+    done = report(repository, tmp_path / "root", tmp_path / "out")
+    assert done.returncode == 0
+    assert str(broken) in done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_without_a_record_it_says_what_to_run(repository, tmp_path):
+    done = report(repository, tmp_path, tmp_path / "out")
+    assert "there is no record" in done.stderr
+    assert done.returncode
