@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -81,6 +82,24 @@ def test_a_missing_dataset_is_one_line(hub, tmp_path, repository):
     assert done.returncode == 2
     assert "does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("state", ["gone", "silent"])
+def test_a_hub_that_does_not_answer_is_one_line(state, tmp_path, repository, monkeypatch):
+    """No hub is needed: nobody listens there, or somebody who takes every call and never says a word."""
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if state == "silent":
+            listener.listen(64)
+        done = train(repository, f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "home", f"results.root={tmp_path}")
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("qgoft:") and "once more" not in line]
+    assert len(lines) == 1, done.stderr
+    assert "cannot be reached; run `make fetch`" in lines[0] or "run the same command again" in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_a_broken_download_is_no_record(hub, tmp_path, repository):

@@ -236,7 +236,10 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
     try:
         for wait in (*WAITS, None):
             try:
-                folder = huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns)
+                is_silent = _is_silent(repository, kind, revision)
+                folder = huggingface_hub.snapshot_download(
+                    repository, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=is_silent
+                )
                 break
             except (OSError, errors.HfHubHTTPError) as error:
                 if wait is None or not _may_pass(error):
@@ -257,6 +260,19 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
     except Exception as error:  # HTTP errors, and those of the client's transport, whose family changes between its versions
         raise QgoftError(f"downloading {where} failed ({one_line(error)}); run the same command again to resume") from error
     return Path(folder)
+
+
+def _is_silent(repository: str, kind: str, revision: str) -> bool:
+    """Whether the hub takes the call and says nothing: huggingface_hub itself would wait for ever. Then only what is there counts."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().repo_info(
+            repository, repo_type=kind, revision=revision, timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
+        )
+    except Exception as error:  # whatever else it is, the download meets it too, and tells it
+        return "timeout" in type(error).__name__.lower()
+    return False
 
 
 def _may_pass(error: Exception) -> bool:
