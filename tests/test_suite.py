@@ -131,9 +131,10 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
 
 
 def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
-    """SIGTERM to the sweep alone: its workers save, nothing is left running, and the same command goes on from there."""
+    """SIGTERM to the sweep alone: its workers save, nothing is left running, and the same command goes on from there. So many steps that none
+    is at its reporting by then."""
     words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
-    settings = [f"results.root={tmp_path}", "train.max_steps=12", "train.evaluations=1", "results.checkpoint_seconds=0"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.evaluations=1", "results.checkpoint_seconds=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     sweep = subprocess.Popen(
         [*words, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment
