@@ -72,7 +72,7 @@ class Identity:
         if record is not None:
             return record["status"], record["reason"] or ""
         files = checkpoint_files(self.folder / CHECKPOINT)
-        return "planned", f"goes on after step {int(files[-1].stem.removeprefix('step-'))}" if files else ""
+        return "planned", f"goes on after step {checkpoint_step(files[-1])}" if files else ""
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
@@ -94,6 +94,11 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> Identity
 def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by their step."""
     return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
+
+
+def checkpoint_step(path: Path) -> int:
+    """After which step it was made."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def world_size() -> int:

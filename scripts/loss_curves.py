@@ -29,10 +29,8 @@ MORE = [("glue/rte", "goft"), ("glue/rte", "lora"), ("glue/rte", "psoft"), ("glu
 
 def curves() -> list[tuple[str, str]]:
     """(task, method) of every curve."""
-    return [
-        *((task, "qgoft") for task in choices("task") if ONE_OF_SUITE.get(task.split("/")[0], task.split("/")[1]) == task.split("/")[1]),
-        *MORE,
-    ]
+    suites = [task.split("/") for task in choices("task")]
+    return [*((f"{suite}/{name}", "qgoft") for suite, name in suites if ONE_OF_SUITE.get(suite, name) == name), *MORE]
 
 
 def measure(task: str, method: str, *words: str) -> list[float]:

@@ -36,9 +36,9 @@ from _ending import exit_code, leave
 from _settings import REPOSITORY, compose_settings
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
+from qgoft.ledger import CHECKPOINT, checkpoint_files, checkpoint_step, identify
 from qgoft.pocket.data import pocket_files
-from qgoft.records import canonical_json, find_records, read_record
+from qgoft.records import canonical_json, find_records, read_curve, read_record
 from qgoft.settings import RunSettings
 
 TASKS, PICTURES, ROWS = ("rte", "stsb", "mrpc", "sst2"), "dtd", 32
@@ -162,7 +162,7 @@ class Fault:
     """
 
     name: str
-    strike: Callable[..., Any]
+    strike: Callable[[random.Random, Path], Any]
     says: str | None
 
 
@@ -461,7 +461,7 @@ class Torment:
         identity = identify(settings)
         folder = identity.folder
         kind = self.rng.choice(["checkpoint", "lease", "rows", "history"])
-        checkpoints = sorted(folder.glob("checkpoint/step-*.safetensors"))
+        checkpoints = checkpoint_files(folder / CHECKPOINT)
         if kind == "checkpoint" and checkpoints:
             damage(self.rng, checkpoints[-1])
             self._note("damaged checkpoint")
@@ -590,17 +590,17 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         root = arguments.folder / f"killed{number}"
         folder = identify(compose_settings([*words, f"results.root={root}"])).folder
         process = single_run([*words, f"results.root={root}"])
-        while not list(folder.glob("checkpoint/step-*.safetensors")):
+        while not checkpoint_files(folder / CHECKPOINT):
             if process.poll() is not None:
                 raise QgoftError("a run ended before its first checkpoint")
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        last = max(int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoint/step-*.safetensors"))
+        last = checkpoint_step(checkpoint_files(folder / CHECKPOINT)[-1])
         began = time.monotonic()
         process = single_run([*words, f"results.root={root}"])
         (folder / "history.jsonl").unlink()  # begun anew, the new process writes what was saved, and goes on
-        while last_step(folder / "history.jsonl") <= last:
+        while max((step for step, _ in read_curve(folder, "loss")), default=0) <= last:
             if process.poll() is not None:
                 raise QgoftError("a run that was to go on has ended")
             time.sleep(0.01)
@@ -614,12 +614,6 @@ def single_run(words: list[str]) -> "subprocess.Popen[bytes]":
     """One run by its own command, in a process group of its own."""
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *words]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=REPOSITORY, start_new_session=True)
-
-
-def last_step(history: Path) -> int:
-    """0 where nothing whole is there yet."""
-    lines = history.read_text().splitlines()[:-1] if history.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def sweep(words: list[str], root: Path) -> "subprocess.Popen[bytes]":

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 
 # Seen once in some hundred runs, on FSDP2 with gloo: the process died of glibc's "malloc_consolidate(): unaligned fastbin chunk". Memcheck and
@@ -18,6 +19,13 @@ def free_port() -> int:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
     return port
+
+
+def join_run(rank: int, port: int) -> None:
+    """Make this process one of the two of a run, as torchrun does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
+    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    torch.set_num_threads(1)
 
 
 def run_in_two(worker: Callable[..., None], *arguments: Any) -> None:

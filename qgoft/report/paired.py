@@ -24,6 +24,7 @@ from qgoft.tasks.spans import question_scores
 DRAWS = 1000
 SHARE = 0.95
 Array = np.ndarray[Any, Any]
+ItemScore = Callable[[Any, Any], float]  # of a prediction and a label, in percent
 # A line of predictions.jsonl.gz whose prediction and label are numbers, as they are written: all others are read as JSON.
 _NUMBERS = re.compile(rb'\{("set": "[^"]*", "idx": (?:\d+|"[^"\\]*")), "prediction": (-?[\d.e+-]+), "label": (-?[\d.e+-]+)\}\n')
 
@@ -61,8 +62,15 @@ def read_lines(folder: Path) -> list[dict[str, Any]] | None:
         return None
 
 
-def read_answers(folder: Path) -> Answers | None:
-    """The answers of a run's folder as numbers (texts get numbers of their own); None where they are missing or torn."""
+def read_answers(folder: Path, scored: ItemScore | None = None) -> Answers | None:
+    """The answers of a run's folder as numbers (texts get numbers of their own), or with `scored` every item's own score as its prediction;
+    None where they are missing, torn, or not of this kind."""
+    if scored is not None:
+        lines = read_lines(folder)
+        try:
+            return None if lines is None else Answers(_checksum(lines), _scores_of(lines, scored), np.full(len(lines), np.nan))
+        except (TypeError, ValueError, AttributeError):
+            return None
     text = _read(folder)
     found = _NUMBERS.findall(text)
     if found and len(found) == text.count(b"\n"):
@@ -72,6 +80,10 @@ def read_answers(folder: Path) -> Answers | None:
     if lines is None:
         return None
     return Answers(_checksum(lines), *_as_numbers([line["prediction"] for line in lines], [line["label"] for line in lines]))
+
+
+def _scores_of(lines: Sequence[Mapping[str, Any]], scored: ItemScore) -> Array:
+    return np.array([scored(line["prediction"], line["label"]) for line in lines])
 
 
 def _checksum(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -168,7 +180,7 @@ SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
 }
 
 
-def _question(number: int) -> Callable[[Any, Any], float]:
+def _question(number: int) -> ItemScore:
     return lambda prediction, answers: 100 * question_scores(prediction, answers)[number]
 
 
@@ -177,7 +189,7 @@ def _formula(prediction: Any, label: Any) -> float:
 
 
 # Where an item's score is more than whether two texts are the same: (suite, task, metric) -> prediction and label -> percent.
-ITEM_SCORES: dict[tuple[str, str, str], Callable[[Any, Any], float]] = {
+ITEM_SCORES: dict[tuple[str, str, str], ItemScore] = {
     ("squad", "v1", "exact_match"): _question(0),
     ("squad", "v1", "f1"): _question(1),
     ("math", "math", "accuracy"): _formula,
@@ -194,7 +206,7 @@ class Redrawn:
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = folders
         self._weights: dict[int, Array] = {}
-        self._answers: dict[str, Answers | None] = {}
+        self._answers: dict[tuple[str, ItemScore | None], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
     def column(self, column: Column, records: Sequence[Record]) -> tuple[Any, Array] | None:
@@ -243,28 +255,17 @@ class Redrawn:
         score = SCORES.get(metric) if scored is None else _mean
         if score is None or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
             return None
-        found = [self._read(record["key"]) if scored is None else self._read_scored(record["key"], scored) for record in records]
+        found = [self._read(record["key"], scored) for record in records]
         answers = [one for one in found if one is not None and len(one.labels) == records[0]["metrics"][metric]["n"]]
         if len(answers) < len(records) or len({one.items for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
         return answers[0].items, score(self._drawn(len(labels)), predictions, labels)
 
-    def _read_scored(self, key: str, scored: Callable[[Any, Any], float]) -> Answers | None:
-        """Every item's own score as its prediction; None where the answers are missing, torn, or not of this kind."""
-        lines = read_lines(self.folders[key]) if key in self.folders else None
-        if lines is None:
-            return None
-        try:
-            scores = np.array([scored(line["prediction"], line["label"]) for line in lines])
-        except (TypeError, ValueError, AttributeError):
-            return None
-        return Answers(_checksum(lines), scores, np.full(len(lines), np.nan))
-
-    def _read(self, key: str) -> Answers | None:
-        if key not in self._answers:
-            self._answers[key] = read_answers(self.folders[key]) if key in self.folders else None
-        return self._answers[key]
+    def _read(self, key: str, scored: ItemScore | None) -> Answers | None:
+        if (key, scored) not in self._answers:
+            self._answers[key, scored] = read_answers(self.folders[key], scored) if key in self.folders else None
+        return self._answers[key, scored]
 
     def _drawn(self, items: int) -> Array:
         """How often each item is drawn; one choice for all rows. The first draw has every item once: it is what was measured."""

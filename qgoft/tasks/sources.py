@@ -264,15 +264,19 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
 
 def _is_silent(repository: str, kind: str, revision: str) -> bool:
     """Whether the hub takes the call and says nothing: huggingface_hub itself would wait for ever. Then only what is there counts."""
-    import huggingface_hub
-
     try:
-        huggingface_hub.HfApi().repo_info(
-            repository, repo_type=kind, revision=revision, timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
-        )
+        _repo_info(repository, kind, revision)
     except Exception as error:  # whatever else it is, the download meets it too, and tells it
         return "timeout" in type(error).__name__.lower()
     return False
+
+
+def _repo_info(repository: str, kind: str, revision: str, *, files_metadata: bool = False) -> Any:
+    """What the hub says about a repository; without a time limit it would be waited for without end."""
+    import huggingface_hub
+
+    limit = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
+    return huggingface_hub.HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=limit, files_metadata=files_metadata)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -287,11 +291,10 @@ def _may_pass(error: Exception) -> bool:
 
 def remote_size(repository: str, kind: str, revision: str, patterns: list[str]) -> int | None:
     """Bytes that a download would take at most, or None where the hub does not tell or cannot be reached."""
-    import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
     try:
-        listed = huggingface_hub.HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True).siblings or []
+        listed = _repo_info(repository, kind, revision, files_metadata=True).siblings or []
     except Exception:  # the download itself says what is wrong
         return None
     sizes = {file.rfilename: file.size for file in listed}

@@ -5,14 +5,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from qgoft.errors import one_line
 from qgoft.ledger import checkpoint_files
 from qgoft.records import canonical_json, replaced
+from qgoft.train.sharding import is_divided
 from qgoft.train.state import Plain, Tensors, Training
 
 FORMAT = "1"
@@ -28,6 +29,15 @@ KEPT = 2
 # Of a run's time that writing may take; and the bytes a second with which the first is reckoned.
 SHARE, SPEED = 0.03, 200e6
 UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError)
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def checkpoint_bytes(trained: Iterable[Tensor]) -> int:
+    """Of one checkpoint: the trained parameters, their best, and AdamW's two moments."""
+    return 4 * total_bytes(trained)
 
 
 class Damaged(ValueError):
@@ -69,8 +79,7 @@ class Checkpoints:
     ):
         self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
         # Each process of a divided model holds a part of it: such a run begins anew.
-        is_divided = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        self.every = None if is_divided else every
+        self.every = None if is_divided(accelerator) else every
         self.tell, self.lines, self.rewind = tell, lines, rewind
         self.resumed: list[Resumed] = []
         self.cost: float | None = None
@@ -111,8 +120,7 @@ class Checkpoints:
 
     def forecast(self, training: Training) -> None:
         """Reckon what the first one will cost, before any was written."""
-        size = sum(p.numel() * p.element_size() for p in training.trained.values())
-        self.cost = 4 * size / SPEED  # the parameters, two moments, the best
+        self.cost = checkpoint_bytes(training.trained.values()) / SPEED
 
     def load(self, training: Training) -> bool:
         """Go on from the last good one. All processes call it. False where there is none; what is passed over is named."""

@@ -197,7 +197,7 @@ def _weights(group: list[Batch], accelerator: Accelerator) -> list[float]:
 
 def _mean(losses: list[Tensor], accelerator: Accelerator) -> float:
     """The loss of all items of a step."""
-    mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+    mean = torch.stack(losses).mean()
     return (mean if accelerator.num_processes == 1 else accelerator.reduce(mean, "mean")).item()
 
 

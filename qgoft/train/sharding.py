@@ -14,6 +14,11 @@ from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings
 
 
+def is_divided(accelerator: Accelerator) -> bool:
+    """Whether every process holds a part of the model, or of its optimiser, alone."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def check_sharding(accelerator: Accelerator, settings: RunSettings, per_process: int) -> None:
     """Refuse what cannot work, and tell DeepSpeed the settings of the run: its own file must not decide them.
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from _processes import run_in_two
+from _processes import join_run, run_in_two
 from _settings import compose_settings
 from safetensors.torch import load_file
 
@@ -25,9 +25,7 @@ CASES = [
 
 
 def worker(rank, port, words):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
-    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    torch.set_num_threads(1)
+    join_run(rank, port)
     run(compose_settings(words))
     torch.distributed.barrier()
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py

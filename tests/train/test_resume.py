@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _processes import run_in_two
+from _processes import join_run, run_in_two
 from _settings import compose_settings
 from safetensors.torch import load_file
 from torture import write_rows
@@ -382,8 +382,7 @@ def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkey
 
 def worker(rank, port, root, words):
     WORDS[:] = words
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+    join_run(rank, port)
     run(settings(root / "whole"))
     with pytest.MonkeyPatch.context() as patch:
         break_off(patch, settings(root / "broken"), 5)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from _processes import run_in_two
+from _processes import join_run, run_in_two
 from _settings import CONFIGS, compose_settings
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -34,9 +34,7 @@ def divide(accelerator):
 
 
 def worker(rank, port, root, method):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
-    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    torch.set_num_threads(1)
+    join_run(rank, port)
     build = run_module.build_accelerator
     for is_divided in (False, True):
         if is_divided:
