@@ -78,7 +78,7 @@ def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
         (["task=math/gsm8k", "train.drop_classifier=0.1"], "the architecture llama has no classifier_dropout"),
         (["task=glue/rte", "train.drop_path=0.1"], "train.drop_path=0.1 needs the blocks of a ViT"),
         (["task=glue/rte", "train.held_out=8"], "train.held_out=8 is for decoders"),
-        (["task=glue/rte", "train.group_by_length=true"], "the rows of suite glue have no lengths here"),
+        (["task=vtab/digits", "train.group_by_length=true"], "the rows of suite vtab have no lengths here"),
     ],
 )
 def test_what_would_be_left_out_in_silence_is_refused(tmp_path, words, message):

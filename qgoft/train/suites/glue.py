@@ -23,6 +23,7 @@ class Glue(TextSuite):
         self.scored = {} if parts.choose is None else {"choose": parts.choose}
         self.scored |= {f"report:{name}": part for name, part in parts.report.items()}
         self.train, self.parts = _model_input(parts.train), list(self.scored)
+        self.train_lengths = token_lengths(parts.train)
         self.train_labels = list(parts.train["labels"])
         self.rows, self.is_subset = parts.rows, parts.is_subset
 
