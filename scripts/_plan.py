@@ -330,8 +330,8 @@ def identify_all(cells: Sequence[Cell], processes: int) -> tuple[list[Cell], lis
     return keyed, identities
 
 
-def expected_seconds(cells: Sequence[Cell], records: Sequence[Record], protocol: str) -> float | None:
-    """How long the runs would take one after the other, from records of the same method and suite; None where nothing tells."""
+def known_seconds(records: Sequence[Record], protocol: str) -> dict[tuple[str, ...], float]:
+    """(suite, method) and (suite,) -> how long a run of a protocol took, on average."""
     known: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for record in records:
         if record["protocol"] == protocol and record["status"] == "done":
@@ -340,15 +340,20 @@ def expected_seconds(cells: Sequence[Cell], records: Sequence[Record], protocol:
             if seconds >= 0:  # a clock that was set back in the middle says nothing
                 known[record["suite"], record["method"]].append(seconds)
                 known[(record["suite"],)].append(seconds)
-    total = 0.0
-    for cell in cells:
-        suite = cell.settings.task.suite
-        times = known.get((suite, cell.settings.method.name)) or known.get((suite,))
-        typical = TYPICAL_SECONDS.get(protocol, {}).get(suite)
-        if not times and typical is None:
-            return None
-        total += statistics.fmean(times) if times else float(typical or 0)
-    return total
+    return {place: statistics.fmean(times) for place, times in known.items()}
+
+
+def mean_seconds(known: dict[tuple[str, ...], float], protocol: str, suite: str, method: str) -> float | None:
+    """What a run will take; None where nothing tells."""
+    typical = TYPICAL_SECONDS.get(protocol, {}).get(suite)
+    return known.get((suite, method), known.get((suite,), None if typical is None else float(typical)))
+
+
+def expected_seconds(cells: Sequence[Cell], records: Sequence[Record], protocol: str) -> float | None:
+    """How long the runs would take one after the other, from records of the same method and suite; None where nothing tells."""
+    known = known_seconds(records, protocol)
+    times = [mean_seconds(known, protocol, cell.settings.task.suite, cell.settings.method.name) for cell in cells]
+    return None if None in times else sum(time for time in times if time is not None)
 
 
 def announce(title: str, cells: Sequence[Cell], left: Sequence[Cell], records: Sequence[Record], jobs: int, protocol: str) -> None:

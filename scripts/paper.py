@@ -75,7 +75,7 @@ def rows_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library)
 def tables_of(part: Part, measured: Sequence[Row], ask: Narrowing, library: Library, jobs: int) -> list[Table]:
     """Everything that is printed of an item, from its rows (`rows_of`)."""
     if part.item.bench is not None:
-        return cost_tables(part.item.name, read_bench([library.root / "bench", MEASURED / "bench"], part.item.bench))
+        return cost_tables(part.item.name, read_bench(bench_folders(library), part.item.bench))
     name = part.item.name
     item = printed_item(name, ask.protocol)
     rows = [*measured, *missing_rows(part, measured)]
@@ -87,6 +87,11 @@ def tables_of(part: Part, measured: Sequence[Row], ask: Narrowing, library: Libr
         rows += control_rows(ask.protocol, item.suite, ask.model, {row.label for row in rows}, [], jobs)
     tables = score_tables(item.suite, ask.protocol, rows, library, item, notes)
     return [*tables, *(rating_tables(ask.protocol, rows, library)[:1] if name == "table2" else [])]
+
+
+def bench_folders(library: Library) -> list[Path]:
+    """Where a benchmark is looked for: one of this machine, then the committed ones."""
+    return [library.root / "bench", MEASURED / "bench"]
 
 
 def missing_rows(part: Part, rows: Sequence[Row]) -> list[Row]:

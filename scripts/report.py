@@ -12,41 +12,40 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from _ending import leave
-from _plan import Cell, Narrowing
+from _plan import Narrowing, known_seconds, mean_seconds, named
 from _settings import CONFIGS, REPOSITORY, choices
 from _tables import Library, read_library, write_tables
-from paper import Part, compose_parts, plan_items, printed_item, rows_of, tables_of
+from paper import Part, bench_folders, compose_parts, plan_items, printed_item, rows_of, tables_of
 
 from qgoft import audit
 from qgoft.errors import QgoftError
 from qgoft.records import Found, write_atomically
 from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
+from qgoft.report.cost import read_bench
 from qgoft.report.items import SUITES, Record
 from qgoft.report.layout import Table, document
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 from qgoft.report.page import Section, build_page
 from qgoft.report.published import load_rows
-from qgoft.report.scores import printed_averages
+from qgoft.report.scores import Row, printed_averages
 from qgoft.settings import method_label
 
 # Items that are not in the papers.
-OWN = ("pairing",)
+OWN = ("pairing", "exactness")
 # The task whose training curves stand for those of its suite.
 CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
 
 
-def item_section(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library, root: Path, jobs: int) -> Section | None:
-    """An item with its tables and figures; None where it has no record."""
+def item_section(part: Part, rows: Sequence[Row], ask: Narrowing, library: Library, root: Path, jobs: int) -> Section | None:
+    """An item of runs with its tables and figures; None where it has no record."""
     name, protocol = part.item.name, ask.protocol
-    title = item_title(name) + (f" ({protocol})" if part.item.bench is None else "")
-    rows = rows_of(part, cells, ask, library)
-    if part.item.bench is not None:
-        return Section(name, title, tables_of(part, rows, ask, library, jobs))
+    title = f"{item_title(name)} ({protocol})"
     if not any(row.records or row.failed for row in rows):
         return None
     tables = tables_of(part, rows, ask, library, jobs)
@@ -74,7 +73,12 @@ def item_section(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Lib
 def item_title(name: str) -> str:
     """`PSOFT table 17` for psoft-table17."""
     words = re.sub(r"(table|figure)(\d+)", r"\1 \2", name.removeprefix("psoft-"))
-    titles = {"flexibility": "GOFT figure 4 (a), flexibility", "lambda": "GOFT figure 4 (b), lambda", "pairing": "pairings (ours)"}
+    titles = {
+        "flexibility": "GOFT figure 4 (a), flexibility",
+        "lambda": "GOFT figure 4 (b), lambda",
+        "pairing": "pairings (ours)",
+        "exactness": "exact and as released (ours)",
+    }
     return titles.get(name) or f"{'PSOFT' if name.startswith('psoft-') else 'GOFT'} {words}"
 
 
@@ -151,6 +155,54 @@ def unopened(records: Sequence[Record], sections: Sequence[Section]) -> Section 
     return Section("other-runs", "other runs", [table])
 
 
+@dataclass
+class Left:
+    """What of an item has no record yet."""
+
+    item: str
+    protocol: str
+    planned: int
+    made: int
+    seconds: float | None  # of one process on this kind of machine, from records of the protocol
+
+    def row(self, hours: dict[str, Any]) -> list[str]:
+        rest = self.planned - self.made
+        work = hours["work"].get(self.protocol, {}).get(self.item)
+        if work is not None:
+            cost = f"{work['hours'] * rest / work['runs']:.0f} GPU hours"
+        elif self.seconds is not None:
+            cost = f"{self.seconds / 3600:.1f} hours of a core"
+        else:
+            cost = "not known"
+        command = f"make {self.item} PROTOCOL={self.protocol}"
+        return [self.item, self.protocol, str(self.planned), str(rest), cost, command]
+
+
+def what_is_left(part: Part, ask: Narrowing, made: int, records: Sequence[Record]) -> Left:
+    """The runs of an item without a record, and their time by records of the same suite and method."""
+    runs = [(named(words), len(seeds)) for words, seeds in part.words]
+    planned = sum(number for _, number in runs)
+    known = known_seconds(records, ask.protocol)
+    times = [mean_seconds(known, ask.protocol, words["task"].partition("/")[0], words["method"]) for words, _ in runs]
+    total = None if None in times else sum(time * number for time, (_, number) in zip(times, runs, strict=True) if time is not None)
+    return Left(part.item.name, ask.protocol, planned, made, None if total is None else total * (planned - made) / planned)
+
+
+def left_section(left: Sequence[Left], benches: Sequence[str]) -> Section | None:
+    """Items, or a part of them, that no record is of: what makes them, and at what cost."""
+    hours = json.loads((REPOSITORY / "results" / "published" / "hours.json").read_text())
+    rows = [one.row(hours) for one in left if one.made < one.planned]
+    rows += [[name, "a CUDA device", "-", "-", "not known", "make bench BENCH=paper"] for name in benches]
+    if not rows:
+        return None
+    notes = [
+        "hours of a core: from the times of records of the same suite and method",
+        f"GPU hours: an estimate, for {hours['speed'][0]:g} TFLOP/s in float32 and {hours['speed'][1]:g} in bfloat16 (scripts/hours.py says what it leaves out)",
+    ]
+    table = Table("missing", "what has no record yet", ["item", "protocol", "runs planned", "runs left", "cost", "command"], rows, notes)
+    return Section("missing", table.title, [table])
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", default="runs", choices=["runs", "measured"])
@@ -160,34 +212,35 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     out = arguments.out or arguments.root
     sections: list[Section] = []
-    missing: list[str] = []
+    left: list[Left] = []
+    benches: list[str] = []  # items that no CUDA device has measured
     library = read_library(arguments.root, arguments.records, "pocket")  # with the answers of that protocol's controls
     records = library.shelf.records
     if not records and not library.problems:
         raise QgoftError(
             f"there is no record below {arguments.root / arguments.records}; run something first, such as make glue METHOD=qgoft"
         )
-    for protocol in sorted({record["protocol"] for record in records} & set(choices("protocol"))):
+    for protocol in choices("protocol"):
         ask = Narrowing(protocol)
-        parts = [part.only_made(library.shelf) for part in plan_items(["all", *OWN], ask)]
-        parts.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
-        for part, cells in zip(parts, compose_parts(parts, arguments.jobs), strict=True):
-            if part.item.bench is not None and any(section.name == part.item.name for section in sections):
-                continue  # the same under every protocol
-            section = item_section(part, cells, ask, library, out, arguments.jobs)
-            if section is None:
-                missing.append(f"{part.item.name} ({protocol}): no record; make {part.item.name} PROTOCOL={protocol}")
-            else:
-                sections.append(section)
+        planned = plan_items(["all", *OWN], ask)
+        planned.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
+        parts = [part.only_made(library.shelf) for part in planned]
+        for whole, part, cells in zip(planned, parts, compose_parts(parts, arguments.jobs), strict=True):
+            if part.item.bench is None:
+                rows = rows_of(part, cells, ask, library)
+                made = sum(len(found) for row in rows for found in row.records.values())
+                left.append(what_is_left(whole, ask, made, records))
+                section = item_section(part, rows, ask, library, out, arguments.jobs)
+                sections += [section] if section is not None else []
+            elif part.item.name not in [section.name for section in sections]:  # the same under every protocol
+                found = read_bench(bench_folders(library), part.item.bench)
+                benches += [] if any(one.record["hardware"]["device"] == "cuda" for one in found) else [part.item.name]
+                sections.append(Section(part.item.name, item_title(part.item.name), tables_of(part, [], ask, library, arguments.jobs)))
     sections += orthogonality_sections(Found(records, library.folders, []), out)
     other = unopened(records, sections)
     sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
-    if missing:
-        sections.append(
-            Section(
-                "missing", "items without a record", [Table("missing", "items without a record", ["item"], [[text] for text in missing])]
-            )
-        )
+    missing = left_section(left, benches)
+    sections += [missing] if missing is not None else []
     for section in sections:
         if section.tables:
             write_tables(section.tables, out)
@@ -196,8 +249,9 @@ def main(words: list[str]) -> int:
     lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
     page = build_page("qgoft: results", lead, sections, records, library.folders, models)
     path = write_atomically(out / "report.html", page)
+    size = path.stat().st_size / 1e6
     print(
-        f"{len(records)} records, {len(sections)} sections, {len(missing)} items without a record: {path} ({path.stat().st_size / 1e6:.1f} MB)"
+        f"{len(records)} records, {len(sections)} sections, {sum(not one.made for one in left)} items without a record: {path} ({size:.1f} MB)"
     )
     for problem in library.problems:
         print(f"qgoft: {problem}", file=sys.stderr)

@@ -44,10 +44,15 @@ class Row:
     penalty: float | None = None
 
     @property
-    def is_ranked(self) -> bool:
-        """Whether the row may be the best of its column."""
+    def is_compared(self) -> bool:
+        """Whether the row may be set against others."""
         is_plain = not self.is_context and not self.is_altered and not self.label.startswith("random") and bool(self.records)
-        return is_plain and not any(r["provenance"]["data"]["subset"] or r["selection"] == "best_reported" for r in self.all())
+        return is_plain and not any(record["selection"] == "best_reported" for record in self.all())
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the row may be the best of its column: never on a subset of the data."""
+        return self.is_compared and not any(record["provenance"]["data"]["subset"] for record in self.all())
 
     def seeds_missing(self) -> str:
         """`1 of 3 seeds`, where that is so of every task that was asked for; else nothing."""
@@ -173,9 +178,13 @@ def _average_gap(redrawn: Redrawn, item: Item, ours: Row, theirs: Row) -> Differ
 
 
 def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
-    """Every row against the best average (without one: the first row): mean difference and 95% interval, column by column."""
-    ranked = [row for row in rows if row.is_ranked]
+    """Every row against the best average (without one: the best mean of the columns that all rows have, or else the first row):
+    mean difference and 95% interval, column by column. Rows on a subset of the data are among them, as they are on the same."""
+    ranked = [row for row in rows if row.is_compared]
     averages = {row.label: average for row in ranked if (average := (averages_of(row, item) or [None])[-1]) is not None}
+    common = [column for column in item.columns if all(row.records.get(column.task or "") for row in ranked)]
+    if not averages and item.has_average and common:
+        averages = {row.label: statistics.fmean(_mean_of(row, column) or 0.0 for column in common) for row in ranked}
     first = max((row for row in ranked if row.label in averages), key=lambda row: averages[row.label], default=next(iter(ranked), None))
     if first is None or len(ranked) < 2:
         return None
