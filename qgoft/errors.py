@@ -1,5 +1,10 @@
 """What goes wrong because of what came in, told in one line: what came, what is allowed, what to do."""
 
+import errno
+
+# What a full disk, a quota, or a folder that may not be written to answers.
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG)
+
 
 class QgoftError(Exception):
     """A mistake in the input. Commands print its one line and leave with an exit code that is not 0."""

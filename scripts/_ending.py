@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from qgoft.errors import QgoftError
+from qgoft.errors import DISK_ERRORS, QgoftError
 from qgoft.records import RecordError
 
 
@@ -23,6 +23,11 @@ def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoRe
         sys.exit(command())
     except (QgoftError, RecordError) as error:
         print(f"qgoft: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or error.filename is None:
+            raise
+        print(f"qgoft: cannot open or write {error.filename}: {error.strerror}; free space or choose another folder", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if interrupted is None:

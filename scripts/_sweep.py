@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
                     return
                 yield delayed(run_cell)(number, cell)
 
+        # loky replaces a worker whose memory has grown, between two runs, and warns of it as if something were lost.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
         try:
             with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
                 for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(tasks()):

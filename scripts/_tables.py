@@ -9,6 +9,7 @@ from pathlib import Path
 from _plan import RANDOM_MODELS, Cell, Shelf, compose_cells, composed, protocol_seeds
 from _settings import REPOSITORY, choices
 
+from qgoft.errors import DISK_ERRORS
 from qgoft.records import Found, find_records
 from qgoft.report.items import Item, Record
 from qgoft.report.layout import Table
@@ -153,6 +154,11 @@ def rating_tables(protocol: str, rows: Sequence[Row], library: Library) -> list[
 
 
 def write_tables(tables: Sequence[Table], root: Path) -> str:
-    """Write every table below results/tables; what to tell of the first."""
-    paths, *_ = [table.write(root / "tables") for table in tables]
+    """Write every table below results/tables; what to tell of the first. Where nothing can be written they are still printed."""
+    try:
+        paths, *_ = [table.write(root / "tables") for table in tables]
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return f"not written: {error.filename}: {error.strerror}"
     return f"{paths[0].parent}/{paths[0].stem}.{{{','.join(path.suffix[1:] for path in paths)}}}"

@@ -155,6 +155,23 @@ def unopened(records: Sequence[Record], sections: Sequence[Section]) -> Section 
     return Section("other-runs", "other runs", [table])
 
 
+def runs_behind(tables: Sequence[Table]) -> str:
+    """Table -> row -> column -> keys of the records behind a cell, a row a line, so that a quoted number can be followed and computed again."""
+    found = {}
+    for table in tables:
+        rows: dict[str, dict[str, list[str]]] = {}
+        for (line, place), keys in sorted(table.runs.items()):
+            if table.columns[place] != "Avg":  # those of the other columns
+                rows.setdefault(table.rows[line][0], {})[table.columns[place]] = sorted(key[:16] for key in keys)
+        if rows and table.name != "other-runs":
+            found[table.name] = rows
+    lines = (
+        f"{json.dumps(name)}: {{\n" + ",\n".join(f" {json.dumps(row)}: {json.dumps(cells)}" for row, cells in rows.items()) + "\n}"
+        for name, rows in found.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 @dataclass
 class Left:
     """What of an item has no record yet."""
@@ -245,6 +262,7 @@ def main(words: list[str]) -> int:
         if section.tables:
             write_tables(section.tables, out)
     write_atomically(out / "tables" / "all.tex", document([table for section in sections for table in section.tables]))
+    write_atomically(out / "tables" / "runs.json", runs_behind([table for section in sections for table in section.tables]))
     models = {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in choices("model") if name != "auto"}
     lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
     page = build_page("qgoft: results", lead, sections, records, library.folders, models)

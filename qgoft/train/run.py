@@ -1,7 +1,6 @@
 """One run: settings in, record out."""
 
 import dataclasses
-import errno
 import gzip
 import json
 import math
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
-from qgoft.errors import Diverged, QgoftError, one_line
+from qgoft.errors import DISK_ERRORS, Diverged, QgoftError, one_line
 from qgoft.ledger import CHECKPOINT, Identity, Lease, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
@@ -48,7 +47,6 @@ from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG)
 FINAL = ("done", "diverged")  # to go on from a checkpoint would come to the same
 MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
 

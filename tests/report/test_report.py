@@ -1,12 +1,19 @@
 """`make report` as a whole: from a folder of records to the page, its tables and its figures, without torch."""
 
+import errno
 import filecmp
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import _ending
+import _tables
 import pytest
+
+from qgoft.report.layout import Table
 
 GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 
@@ -76,3 +83,20 @@ def test_without_a_record_it_says_what_to_run(repository, tmp_path):
     done = report(repository, tmp_path, tmp_path / "out")
     assert "there is no record" in done.stderr
     assert done.returncode
+
+
+def test_a_folder_that_cannot_be_written_to(repository, tmp_path, monkeypatch, capsys):
+    """Tables are printed all the same, and what must be written says in one line that it cannot be."""
+
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    told = _tables.write_tables([Table("t", "title", ["a"])], tmp_path)
+    assert told == f"not written: {tmp_path}/tables: Read-only file system"
+    with pytest.raises(SystemExit) as ending:
+        _ending.leave(lambda: len(str((tmp_path / "out").mkdir())))
+    assert ending.value.code == 2
+    assert capsys.readouterr().err == (
+        f"qgoft: cannot open or write {tmp_path}/out: Read-only file system; free space or choose another folder\n"
+    )

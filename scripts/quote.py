@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Numbers in the documents that come from the tables of results/example: check them, or write them anew after `make report`.
+
+    python scripts/quote.py             names every quote that is not its table's
+    python scripts/quote.py --write     takes the numbers from the tables
+
+A quote is a link to a table with the row and the column in its title; its numbers are the first ones of that cell:
+
+    [87.7](../results/example/tables/table1.md "lora@r8 | Avg")
+
+A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from _ending import leave
+from _settings import REPOSITORY
+
+from qgoft.errors import QgoftError
+
+DOCUMENTS = ("README.md", "docs/FINDINGS.md", "docs/cluster.md")
+TABLES = REPOSITORY / "results" / "example" / "tables"
+QUOTE = re.compile(r'\[([^\]\[]+)\]\((?:\.\./)?results/example/tables/([\w-]+)\.md "([^"]+)"\)')
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
+
+
+@dataclass(frozen=True)
+class Quote:
+    text: str
+    table: str
+    row: tuple[str, ...]
+    column: str
+
+    def cell(self, folder: Path = TABLES) -> str:
+        """What the table has there.
+
+        Raises:
+            QgoftError: no such table, row or column, or several.
+        """
+        try:
+            with (folder / f"{self.table}.csv").open(newline="") as file:
+                columns, *rows = csv.reader(file)
+        except OSError as error:
+            raise QgoftError(f"[{self.text}] quotes table {self.table}, which {folder} has not; run `make report`") from error
+        return pick(columns, rows, self)
+
+    def renewed(self, folder: Path = TABLES) -> str:
+        """The text with the numbers of the table."""
+        found = NUMBER.findall(self.cell(folder))
+        parts = NUMBER.split(self.text)
+        if not len(parts) - 1 or len(parts) - 1 > len(found):
+            raise QgoftError(f"[{self.text}] has {len(parts) - 1} numbers, its cell {len(found)}; quote the first ones of the cell")
+        return parts[0] + "".join(number + part for number, part in zip(found, parts[1:], strict=False))
+
+
+def pick(columns: list[str], rows: list[list[str]], quote: Quote) -> str:
+    """The cell of a quote among the rows of its table."""
+    fitting = [row for row in rows if (plain(row[0]), *row[1 : len(quote.row)]) == quote.row]
+    if len(fitting) != 1 or columns.count(quote.column) != 1:
+        raise QgoftError(
+            f"[{quote.text}]: table {quote.table} has {len(fitting)} rows called {' | '.join(quote.row)} and {columns.count(quote.column)} columns "
+            f"called {quote.column}; its columns are {', '.join(columns)}"
+        )
+    return fitting[0][columns.index(quote.column)]
+
+
+def plain(label: str) -> str:
+    """A row's label without its marks."""
+    return label.partition(" (")[0].removesuffix(" *")
+
+
+def quotes(text: str) -> Iterator[tuple[re.Match[str], Quote]]:
+    for match in QUOTE.finditer(text):
+        *row, column = (word.strip() for word in match[3].split(" | "))
+        yield match, Quote(match[1], match[2], tuple(row), column)
+
+
+def renew(text: str) -> tuple[str, list[str]]:
+    """A document with the numbers of the tables, and what was changed."""
+    parts, changed, end = [], [], 0
+    for match, quote in quotes(text):
+        new = quote.renewed()
+        parts += [text[end : match.start(1)], new]
+        end = match.end(1)
+        if new != quote.text:
+            changed.append(f"[{quote.text}] is [{new}] in {quote.table}, {' | '.join(quote.row)}, {quote.column}")
+    return "".join([*parts, text[end:]]), changed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    total = 0
+    for name in DOCUMENTS:
+        path = REPOSITORY / name
+        text, changed = renew(path.read_text())
+        for line in changed:
+            print(f"{name}: {line}")
+        total += len(changed)
+        if arguments.write and changed:
+            path.write_text(text)
+    print(f"{total} numbers {'written' if arguments.write else 'differ'}", file=sys.stderr)
+    return 1 if total and not arguments.write else 0
+
+
+if __name__ == "__main__":
+    leave(main)
