@@ -203,6 +203,8 @@ def read_items(protocol: str) -> dict[str, PlannedItem]:
     for path in sorted((CONFIGS / "experiment").rglob("*.yaml")):
         data = yaml.safe_load(path.read_text())
         item = data["item"]
+        if item.get("protocol", protocol) != protocol:
+            continue
         params = dict(data.get("hydra", {}).get("sweeper", {}).get("params", {}))
         rows = item.get("rows")
         # Every protocol has its own seeds; a file's are those of the papers.

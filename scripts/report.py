@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from _ending import leave
-from _plan import Narrowing, known_seconds, mean_seconds, named
+from _plan import Narrowing, known_seconds, mean_seconds, named, read_items
 from _settings import CONFIGS, REPOSITORY, choices
 from _tables import Library, read_library, write_tables
 from paper import Part, bench_folders, compose_parts, plan_items, printed_item, rows_of, tables_of
@@ -37,7 +37,7 @@ from qgoft.report.scores import Row, printed_averages
 from qgoft.settings import method_label
 
 # Items that are not in the papers.
-OWN = ("pairing", "exactness")
+OWN = ("pairing", "exactness", "pictures")
 # The task whose training curves stand for those of its suite.
 CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
 
@@ -78,6 +78,7 @@ def item_title(name: str) -> str:
         "lambda": "GOFT figure 4 (b), lambda",
         "pairing": "pairings (ours)",
         "exactness": "exact and as released (ours)",
+        "pictures": "real pictures (ours)",
     }
     return titles.get(name) or f"{'PSOFT' if name.startswith('psoft-') else 'GOFT'} {words}"
 
@@ -239,7 +240,7 @@ def main(words: list[str]) -> int:
         )
     for protocol in choices("protocol"):
         ask = Narrowing(protocol)
-        planned = plan_items(["all", *OWN], ask)
+        planned = plan_items(["all", *(name for name in OWN if name in read_items(protocol))], ask)
         planned.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
         parts = [part.only_made(library.shelf) for part in planned]
         for whole, part, cells in zip(planned, parts, compose_parts(parts, arguments.jobs), strict=True):
