@@ -78,6 +78,9 @@ def test_a_grid_has_every_row_that_is_printed(name):
 @pytest.mark.parametrize("name", sorted({*ITEMS, "figure3"}))
 def test_items_compose(name, protocol):
     own = PROTOCOL[ITEMS["table2" if name == "figure3" else name].paper] if protocol == "paper" else "pocket"
+    if name == "pictures" and protocol == "paper":
+        assert name not in _plan.read_items(own)
+        return
     asked, _ = words_of(name, protocol=own)
     for words, seeds in {0: asked[0], 1: asked[-1]}.values():
         settings = compose_settings([*words])
@@ -88,7 +91,7 @@ def test_items_compose(name, protocol):
 
 def test_the_embedded_twin_has_the_seeds_it_says():
     """Three for GLUE, SQuAD and the ablations on them, one for VTAB and the decoders."""
-    for name in {*ITEMS, "figure3"}:
+    for name in {*ITEMS, "figure3"} - {"pictures"}:
         asked, _ = words_of(name)
         is_one = any(word.startswith(("task=vtab", "task=instruct", "task=math", "task=commonsense")) for word in asked[0][0])
         assert {seeds for _, seeds in asked} == {("0",) if is_one else ("0", "1", "2")}, name
