@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter
 
 from qgoft.records import read_curve
@@ -119,7 +120,9 @@ def _label_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None
         while any(abs(place - other) < 7 and abs(at[0] - column) < 42 for column, other in taken):
             place -= 2
         taken.append((at[0], place))
-        axis.annotate(label, (x, y), xytext=(4, place - at[1]), textcoords="offset points", fontsize=5.5, va="center")
+        offset = {"xytext": (4, place - at[1]), "textcoords": "offset points"}
+        # White around the letters, where a line passes behind them.
+        axis.annotate(label, (x, y), **offset, fontsize=5.5, va="center", path_effects=[withStroke(linewidth=1.5, foreground="white")])
 
 
 def draw_curves(rows: Sequence[Row], task: str, title: str, folders: Mapping[str, Path], stem: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from qgoft.settings import method_label
 Traces = dict[str, list[list[tuple[float, float]]]]
 # Rounding of float32 products lies below.
 ROUNDING = 1e-5
+MOST_LINES = 12  # of a figure
 
 
 def read_traces(found: Found, protocol: str, suite: str) -> Traces:
@@ -44,12 +45,25 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
         "R is what each layer does to its input, scales included (PSOFT: to its principal subspace); below 1e-5 it is rounding",
         "from history.jsonl of each run, measured at every evaluation",
     ]
+    if len(_readable(traces)) < len(traces):
+        table.notes.append("the figure has one row of each method, the one with the most runs")
     return table
 
 
 def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
-    """The error over the training: median of the runs, and their range. Returns the files."""
-    return save_figure(_figure(traces), folder / name)
+    """The error over the training: median of the runs, and their range. Where there are many, of each method the variant with the most
+    runs. Returns the files."""
+    return save_figure(_figure(_readable(traces)), folder / name)
+
+
+def _readable(traces: Traces) -> Traces:
+    if len(traces) <= MOST_LINES:
+        return traces
+    of_method: dict[str, str] = {}
+    for label in traces:
+        method = label.partition("@")[0]
+        of_method[method] = max(of_method.get(method, label), label, key=lambda name: len(traces[name]))
+    return {label: runs for label, runs in traces.items() if label in of_method.values()}
 
 
 def _figure(traces: Traces) -> Any:

@@ -47,6 +47,15 @@ def test_figures_are_the_same_byte_by_byte(root, tmp_path):
     assert all(name in one[0].read_text() for name in ("goft", "psoft@r46"))
 
 
+def test_of_many_a_figure_shows_one_row_of_each_method(tmp_path):
+    end = [(1.0, 0.1)]
+    traces = {f"psoft@r{n}": [end] for n in range(12)} | {"goft": [end], "psoft@r46": [end, end]}
+    path = draw_traces(traces, tmp_path)[0].read_text()
+    assert "psoft@r46" in path
+    assert "psoft@r11" not in path
+    assert "the figure has one row of each method, the one with the most runs" in build_trace_table(traces, "pocket", "glue").notes
+
+
 def test_the_script(root, capsys):
     assert script.main(["--root", str(root)]) == 0
     assert "max |R^T R - I| after training (glue, pocket)" in capsys.readouterr().out
