@@ -93,7 +93,7 @@ commonsense: $(READY) ## tune METHOD on Commonsense-15K and score it on the eigh
 # Items of the papers: the rows and tasks that the paper prints, the protocol's seeds; METHOD, TASKS and SEEDS narrow them.
 ITEMS := table1 table2 table3 table4 table10 figure3 psoft-table2 psoft-table3 psoft-table4 psoft-table5 psoft-table6 psoft-table7 \
 	psoft-table13 psoft-table15 psoft-table16 psoft-table17 psoft-table18 psoft-table19 psoft-table20 psoft-table21 psoft-table22 \
-	psoft-figure3 psoft-figure4 pairing exactness pictures lambda flexibility
+	psoft-figure3 psoft-figure4 pairing exactness pictures real-glue lambda flexibility
 GIVEN = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 RUN_ITEM = $(KEEP) $(PY) scripts/paper.py $(1) --method '$(call GIVEN,METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
 	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' \

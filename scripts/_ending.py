@@ -25,9 +25,10 @@ def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoRe
         print(f"qgoft: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in DISK_ERRORS or error.filename is None:
+        if error.errno not in DISK_ERRORS:
             raise
-        print(f"qgoft: cannot open or write {error.filename}: {error.strerror}; free space or choose another folder", file=sys.stderr)
+        file = error.filename or "a file"  # what a write itself answers names none
+        print(f"qgoft: cannot open or write {file}: {error.strerror}; free space or choose another folder", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if interrupted is None:

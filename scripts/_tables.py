@@ -160,5 +160,5 @@ def write_tables(tables: Sequence[Table], root: Path) -> str:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        return f"not written: {error.filename}: {error.strerror}"
+        return f"not written: {error.filename or root / 'tables'}: {error.strerror}"
     return f"{paths[0].parent}/{paths[0].stem}.{{{','.join(path.suffix[1:] for path in paths)}}}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""How much work the items of the papers' own protocols are: runs, training steps, floating-point operations, hours of one GPU. An estimate.
+"""How much work the items of protocols with real data are: runs, training steps, floating-point operations, hours of one GPU. An estimate.
 
-    python scripts/hours.py                  all items of both papers' protocols
+    python scripts/hours.py                  all items; protocol small in hours of a CPU core
     python scripts/hours.py --speed 40 200   another GPU: 10^12 operations a second that it keeps up in float32 and in bfloat16
 
 Operations are those of the linear layers and of attention: 2 a weight and token forward, as many backward, and as many again where weights
@@ -20,7 +20,7 @@ import yaml
 from _ending import leave
 from _plan import Narrowing
 from _settings import CONFIGS, REPOSITORY
-from paper import compose_parts, plan_items
+from paper import compose_parts, own_items, plan_items
 from torch import nn
 
 from qgoft.models.architectures import ARCHITECTURES, build_shapes
@@ -29,7 +29,7 @@ from qgoft.settings import DECODER_SUITES, RunSettings
 from qgoft.train.optim import count_steps, evaluation_steps
 from qgoft.train.run import MODE_OF_SCORES
 
-PROTOCOLS = ("goft_icml24", "psoft_iclr26")
+PROTOCOLS = ("goft_icml24", "psoft_iclr26", "small")
 HOURS = REPOSITORY / "results" / "published" / "hours.json"
 # Tokens a row: on average, and of the longest of 32 rows, to which a batch of any rows is filled up. From real rows (GSM8K's for math,
 # BoolQ's and PIQA's for commonsense, of MMLU both ways of asking), in word pieces of a vocabulary of 30,000.
@@ -42,6 +42,9 @@ MMLU_TOKENS = 130 + 700
 # Sustained by a GPU of the A100's class: float32 without TF32, and bfloat16. 10^12 operations a second.
 SPEED = (12.0, 100.0)
 STEP_SECONDS = 0.06
+# Of one CPU core, and the encoder of protocol small: six blocks 384 wide. LoRA's runs on MRPC kept up this speed.
+CORE_SPEED = 0.07
+SMALL = "small"
 WRITING = 0.1
 
 
@@ -54,6 +57,8 @@ class Architecture:
     @functools.cache
     def of(cls, name: str) -> "Architecture":
         """By the name that runs know it by."""
+        if name == "minilm-l6":
+            return cls(6 * (4 * 384**2 + 2 * 384 * 1536), 6 * 384)
         files = {yaml.safe_load((CONFIGS / "model" / f"{file}.yaml").read_text())["name"]: file for file in ARCHITECTURES}
         model = build_shapes(files[name])
         config = model.config
@@ -82,6 +87,11 @@ def width_of(settings: RunSettings) -> tuple[float, float]:
     return min(mean, longest), min(mean if settings.train.group_by_length else of_batch, longest)
 
 
+def rate_of(settings: RunSettings, speed: tuple[float, float]) -> float:
+    """Operations a second."""
+    return (CORE_SPEED if settings.protocol == SMALL else speed[settings.train.precision != "no"]) * 1e12
+
+
 def training(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
     """The steps of a run, with its looks at the choosing part."""
     train, rows = settings.train, settings.task.rows
@@ -89,12 +99,13 @@ def training(settings: RunSettings, model: Architecture, speed: tuple[float, flo
     part = "train" if settings.task.suite != "vtab" else "train800val200" if settings.splits == "whole" else "train800"
     whole, rest = divmod(rows[part], train.batch_size)
     steps, per_epoch = count_steps(train, whole + (rest > 0 and not train.drop_last))
-    a_step = model.forward(train.batch_size * train.accumulation * width, width) * (3 if settings.method.name == "full" else 2)
+    passes = {"full": 3, "linear": 1}.get(settings.method.name, 2)
+    a_step = model.forward(train.batch_size * train.accumulation * width, width) * passes
     looks = 0 if MODE_OF_SCORES[settings.selection] is None else len(evaluation_steps(train, steps, per_epoch))
     scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.splits == "halves" else 1)
     looking = looks * model.forward(scored * mean, mean)
-    rate = speed[train.precision != "no"] * 1e12
-    seconds = steps * max(a_step / rate, STEP_SECONDS) + looking / rate
+    rate = rate_of(settings, speed)
+    seconds = steps * max(a_step / rate, 0.0 if settings.protocol == SMALL else STEP_SECONDS) + looking / rate
     return Work(0, steps, (steps * a_step + looking) / 1e15, seconds / 3600)
 
 
@@ -102,7 +113,7 @@ def reporting(settings: RunSettings, model: Architecture, speed: tuple[float, fl
     """The reported part, once: read, or for decoders answered."""
     task, rows = settings.task, settings.task.rows
     mean, _ = width_of(settings)
-    rate = speed[settings.train.precision != "no"] * 1e12
+    rate = rate_of(settings, speed)
     if task.full_name == "instruct/mmlu":
         flop = model.forward(rows["test"] * MMLU_TOKENS, MMLU_TOKENS)
         return Work(1, 0, flop / 1e15, flop / rate / 3600)
@@ -128,25 +139,27 @@ def work_of(runs: Iterable[RunSettings], speed: tuple[float, float]) -> Work:
 
 
 def estimate(
-    speed: tuple[float, float], jobs: int, items: Sequence[str] = ("all", "pairing", "exactness"), protocols: Sequence[str] = PROTOCOLS
+    speed: tuple[float, float], jobs: int, items: Sequence[str] = (), protocols: Sequence[str] = PROTOCOLS
 ) -> dict[str, dict[str, Work]]:
-    """Protocol -> item -> its work."""
+    """Protocol -> item (all, where none is named) -> its work."""
     found: dict[str, dict[str, Work]] = {}
     for protocol in protocols:
-        parts = [part for part in plan_items(items, Narrowing(protocol)) if part.item.bench is None]
+        names = items or ["all", *own_items(protocol)]
+        parts = [part for part in plan_items(names, Narrowing(protocol)) if part.item.bench is None]
         for part, cells in zip(parts, compose_parts(parts, jobs), strict=True):
             found.setdefault(protocol, {})[part.item.name] = work_of((cell.settings for cell in cells), speed)
     return found
 
 
 def build_table(found: dict[str, dict[str, Work]], speed: tuple[float, float]) -> Table:
-    table = Table("hours", "work of the papers' items (estimated)", ["item", "protocol", "runs", "steps", "PFLOP", "GPU hours"])
+    table = Table("hours", "work of the items (estimated)", ["item", "protocol", "runs", "steps", "PFLOP", "hours"])
     for protocol, items in found.items():
         table.rules.append(len(table.rows))
         for name, work in items.items():
             table.rows.append([name, protocol, f"{work.runs:,}", f"{work.steps:,}", f"{work.petaflop:,.0f}", f"{work.hours:,.0f}"])
     table.notes = [
-        f"one GPU that keeps up {speed[0]:g} TFLOP/s in float32 and {speed[1]:g} in bfloat16, {STEP_SECONDS * 1000:g} ms a step at least",
+        f"one GPU that keeps up {speed[0]:g} TFLOP/s in float32 and {speed[1]:g} in bfloat16, {STEP_SECONDS * 1000:g} ms a step at least; protocol small: "
+        f"one CPU core of {CORE_SPEED:g}",
         "runs that two items share are counted in both; scripts/hours.py says what is left out",
     ]
     return table
@@ -163,7 +176,9 @@ def main() -> int:
     print(build_table(found, speed).terminal())
     if arguments.write:
         kept = {protocol: {name: asdict(work) for name, work in items.items()} for protocol, items in found.items()}
-        HOURS.write_text(json.dumps({"speed": speed, "step_seconds": STEP_SECONDS, "work": kept}, indent=1) + "\n")
+        HOURS.write_text(
+            json.dumps({"speed": speed, "step_seconds": STEP_SECONDS, "core_speed": CORE_SPEED, "work": kept}, indent=1) + "\n"
+        )
     return 0
 
 

@@ -89,6 +89,11 @@ def tables_of(part: Part, measured: Sequence[Row], ask: Narrowing, library: Libr
     return [*tables, *(rating_tables(ask.protocol, rows, library)[:1] if name == "table2" else [])]
 
 
+def own_items(protocol: str) -> list[str]:
+    """Items that are not in the papers."""
+    return [name for name, item in read_items(protocol).items() if not item.in_papers]
+
+
 def bench_folders(library: Library) -> list[Path]:
     """Where a benchmark is looked for: one of this machine, then the committed ones."""
     return [library.root / "bench", MEASURED / "bench"]

@@ -8,7 +8,11 @@ A quote is a link to a table with the row and the column in its title; its numbe
 
     [87.7](../results/example/tables/table1.md "lora@r8 | Avg")
 
-A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do.
+A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do. Whole columns of a table stand
+between two comments, and are written anew as they are:
+
+    <!-- table table1-small | #Param | CoLA | MRPC -->
+    <!-- end of table -->
 """
 
 import argparse
@@ -27,7 +31,9 @@ from qgoft.errors import QgoftError
 DOCUMENTS = ("README.md", "docs/FINDINGS.md", "docs/cluster.md")
 TABLES = REPOSITORY / "results" / "example" / "tables"
 QUOTE = re.compile(r'\[([^\]\[]+)\]\((?:\.\./)?results/example/tables/([\w-]+)\.md "([^"]+)"\)')
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
+BLOCK_END = "<!-- end of table -->"
+BLOCK = re.compile(rf"<!-- table ([\w-]+) \| ([^>]+?) -->\n(.*?){BLOCK_END}", re.S)
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?[MB%]?(?!\.?\w)")
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,7 @@ class Quote:
         Raises:
             QgoftError: no such table, row or column, or several.
         """
-        try:
-            with (folder / f"{self.table}.csv").open(newline="") as file:
-                columns, *rows = csv.reader(file)
-        except OSError as error:
-            raise QgoftError(f"[{self.text}] quotes table {self.table}, which {folder} has not; run `make report`") from error
-        return pick(columns, rows, self)
+        return pick(*read_table(self.table, folder), self)
 
     def renewed(self, folder: Path = TABLES) -> str:
         """The text with the numbers of the table."""
@@ -59,9 +60,35 @@ class Quote:
         return parts[0] + "".join(number + part for number, part in zip(found, parts[1:], strict=False))
 
 
+def read_table(name: str, folder: Path = TABLES) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table.
+
+    Raises:
+        QgoftError: there is none of this name.
+    """
+    try:
+        with (folder / f"{name}.csv").open(newline="") as file:
+            columns, *rows = csv.reader(file)
+    except OSError as error:
+        raise QgoftError(f"table {name} is quoted, which {folder} has not; run `make report`") from error
+    return columns, rows
+
+
+def columns_of(name: str, wanted: list[str]) -> str:
+    """Some columns of a table in markdown, with the labels of its rows and their marks."""
+    columns, rows = read_table(name)
+    missing = [column for column in wanted if columns.count(column) != 1]
+    if missing:
+        raise QgoftError(f"table {name} has no column {missing[0]}; it has {', '.join(columns)}")
+    lines = [["", *wanted], [" --- ", *[" ---: "] * len(wanted)]]
+    lines += [[row[0], *(row[columns.index(column)] for column in wanted)] for row in rows]
+    return "".join("| " + " | ".join(cell.strip() for cell in line) + " |\n" for line in lines)
+
+
 def pick(columns: list[str], rows: list[list[str]], quote: Quote) -> str:
     """The cell of a quote among the rows of its table."""
-    fitting = [row for row in rows if (plain(row[0]), *row[1 : len(quote.row)]) == quote.row]
+    named = (plain(quote.row[0]), *quote.row[1:])
+    fitting = [row for row in rows if (plain(row[0]), *row[1 : len(named)]) == named]
     if len(fitting) != 1 or columns.count(quote.column) != 1:
         raise QgoftError(
             f"[{quote.text}]: table {quote.table} has {len(fitting)} rows called {' | '.join(quote.row)} and {columns.count(quote.column)} columns "
@@ -84,6 +111,14 @@ def quotes(text: str) -> Iterator[tuple[re.Match[str], Quote]]:
 def renew(text: str) -> tuple[str, list[str]]:
     """A document with the numbers of the tables, and what was changed."""
     parts, changed, end = [], [], 0
+
+    def block(match: re.Match[str]) -> str:
+        new = columns_of(match[1], match[2].split(" | "))
+        if new != match[3]:
+            changed.append(f"the columns of {match[1]} are not those of the table")
+        return match[0][: match.start(3) - match.start()] + new + BLOCK_END
+
+    text = BLOCK.sub(block, text)
     for match, quote in quotes(text):
         new = quote.renewed()
         parts += [text[end : match.start(1)], new]
@@ -100,7 +135,10 @@ def main() -> int:
     total = 0
     for name in DOCUMENTS:
         path = REPOSITORY / name
-        text, changed = renew(path.read_text())
+        try:
+            text, changed = renew(path.read_text())
+        except QgoftError as error:
+            raise QgoftError(f"{name}: {error}") from error
         for line in changed:
             print(f"{name}: {line}")
         total += len(changed)

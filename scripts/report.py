@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 from _ending import leave
-from _plan import Narrowing, known_seconds, mean_seconds, named, read_items
+from _plan import Narrowing, known_seconds, mean_seconds, named
 from _settings import CONFIGS, REPOSITORY, choices
-from _tables import Library, read_library, write_tables
-from paper import Part, bench_folders, compose_parts, plan_items, printed_item, rows_of, tables_of
+from _tables import Library, read_library
+from paper import Part, bench_folders, compose_parts, own_items, plan_items, printed_item, rows_of, tables_of
 
 from qgoft import audit
 from qgoft.errors import QgoftError
@@ -36,8 +36,6 @@ from qgoft.report.published import load_rows
 from qgoft.report.scores import Row, printed_averages
 from qgoft.settings import method_label
 
-# Items that are not in the papers.
-OWN = ("pairing", "exactness", "pictures")
 # The task whose training curves stand for those of its suite.
 CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
 
@@ -79,6 +77,7 @@ def item_title(name: str) -> str:
         "pairing": "pairings (ours)",
         "exactness": "exact and as released (ours)",
         "pictures": "real pictures (ours)",
+        "real-glue": "real GLUE (ours)",
     }
     return titles.get(name) or f"{'PSOFT' if name.startswith('psoft-') else 'GOFT'} {words}"
 
@@ -173,6 +172,11 @@ def runs_behind(tables: Sequence[Table]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def _diverged(failed: Sequence[Record]) -> list[Record]:
+    """Runs that need not be made again: they would diverge again."""
+    return [record for record in failed if record["status"] == "diverged"]
+
+
 @dataclass
 class Left:
     """What of an item has no record yet."""
@@ -187,7 +191,7 @@ class Left:
         rest = self.planned - self.made
         work = hours["work"].get(self.protocol, {}).get(self.item)
         if work is not None:
-            cost = f"{work['hours'] * rest / work['runs']:.0f} GPU hours"
+            cost = f"{work['hours'] * rest / work['runs']:.0f} {'hours of a core' if self.protocol == 'small' else 'GPU hours'}"
         elif self.seconds is not None:
             cost = f"{self.seconds / 3600:.1f} hours of a core"
         else:
@@ -214,8 +218,7 @@ def left_section(left: Sequence[Left], benches: Sequence[str]) -> Section | None
     if not rows:
         return None
     notes = [
-        "hours of a core: from the times of records of the same suite and method",
-        f"GPU hours: an estimate, for {hours['speed'][0]:g} TFLOP/s in float32 and {hours['speed'][1]:g} in bfloat16 (scripts/hours.py says what it leaves out)",
+        f"an estimate, for a CPU core of {hours['core_speed']:g} TFLOP/s (pocket: by the records of the same suite and method), and for a GPU of {hours['speed'][0]:g} in float32 and {hours['speed'][1]:g} in bfloat16 (scripts/hours.py says what it leaves out)",
     ]
     table = Table("missing", "what has no record yet", ["item", "protocol", "runs planned", "runs left", "cost", "command"], rows, notes)
     return Section("missing", table.title, [table])
@@ -240,13 +243,13 @@ def main(words: list[str]) -> int:
         )
     for protocol in choices("protocol"):
         ask = Narrowing(protocol)
-        planned = plan_items(["all", *(name for name in OWN if name in read_items(protocol))], ask)
+        planned = plan_items(["all", *own_items(protocol)], ask)
         planned.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
         parts = [part.only_made(library.shelf) for part in planned]
         for whole, part, cells in zip(planned, parts, compose_parts(parts, arguments.jobs), strict=True):
             if part.item.bench is None:
                 rows = rows_of(part, cells, ask, library)
-                made = sum(len(found) for row in rows for found in row.records.values())
+                made = sum(len(found) for row in rows for found in (*row.records.values(), *map(_diverged, row.failed.values())))
                 left.append(what_is_left(whole, ask, made, records))
                 section = item_section(part, rows, ask, library, out, arguments.jobs)
                 sections += [section] if section is not None else []
@@ -259,9 +262,8 @@ def main(words: list[str]) -> int:
     sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
     missing = left_section(left, benches)
     sections += [missing] if missing is not None else []
-    for section in sections:
-        if section.tables:
-            write_tables(section.tables, out)
+    for table in (table for section in sections for table in section.tables):
+        table.write(out / "tables")
     write_atomically(out / "tables" / "all.tex", document([table for section in sections for table in section.tables]))
     write_atomically(out / "tables" / "runs.json", runs_behind([table for section in sections for table in section.tables]))
     models = {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in choices("model") if name != "auto"}

@@ -2,12 +2,16 @@
 
 import json
 import re
+import statistics
 
 import _plan
+import hours
 import pytest
 import quote
+import report
 from quote import plain
 
+from qgoft import audit
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.cost import PRINTED, cost_tables, read_bench
@@ -18,6 +22,12 @@ from qgoft.report.scores import Row, build_paired, build_table
 
 # Numbers with a point that nobody measured: versions, and names of data sets.
 NAMES = ("Python 3.11", "v1.1", "Apache-2.0")
+
+
+def blocks(repository):
+    """Table and columns of every block that the documents take from one."""
+    texts = [(repository / document).read_text() for document in quote.DOCUMENTS]
+    return [(match[1], match[2].split(" | ")) for text in texts for match in quote.BLOCK.finditer(text)]
 
 
 def all_quotes(repository):
@@ -44,13 +54,32 @@ def test_a_quote_that_is_not_its_table_s_is_found():
     for place, message in (("nobody | Avg", "has 0 rows called nobody"), ("qgoft | Mean", "0 columns called Mean")):
         with pytest.raises(QgoftError, match=message):
             quote.renew(f'[1](results/example/tables/table1.md "{place}")')
-    with pytest.raises(QgoftError, match="quotes table table99"):
+    with pytest.raises(QgoftError, match="table table99 is quoted, which"):
         quote.renew('[1](results/example/tables/table99.md "qgoft | Avg")')
+
+
+def test_columns_of_a_table_are_written_anew():
+    empty = "<!-- table lambda | QNLI -->\n<!-- end of table -->"
+    text, changed = quote.renew(f"before\n{empty}\nafter")
+    assert changed
+    assert re.search(
+        r"-->\n\|  \| QNLI \|\n\| --- \| ---: \|\n(\| qgoft, λ=[\d.]+ \| [\d.]+ ±[\d.]+ \|\n)+\| majority class .*\n<!-- end", text
+    )
+    assert quote.renew(text) == (text, [])
+    assert quote.renew(text.replace("qgoft", "other"))[0] == text
+    assert quote.renew(f"before\n{empty}\nafter".replace("-->\n<!--", "-->\n\n<!--"))[0] == text
+
+
+def test_numbers_are_found_whole():
+    assert quote.NUMBER.findall("0.018M and 33, 154: -3.6 (-4.8 to +2.2), 41,472 of r8 in v1.1, 5.5e-07, 0.25%.") == [
+        "0.018M", "33", "154", "-3.6", "-4.8", "+2.2", "41,472", "5.5e-07", "0.25%",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/FINDINGS.md"])
 def test_no_number_stands_there_unquoted(repository, document):
     text = (repository / document).read_text()
+    text = quote.BLOCK.sub("", text)
     for pattern in (r"```.*?```", r"^    .*$", r"`[^`]*`", r"\[[^\]]*\]\([^)]*\)", r"arXiv [\d.]+"):
         text = re.sub(pattern, "", text, flags=re.M | re.S if "```" in pattern else re.M)
     text = checked_elsewhere(text)
@@ -79,7 +108,8 @@ def rows_behind(measured, table, folder):
         records = {}
         for keys in cells.values():
             for key in keys:
-                records.setdefault(by_key[key]["task"], {})[key] = by_key[key]
+                if by_key[key]["status"] == "done":
+                    records.setdefault(by_key[key]["task"], {})[key] = by_key[key]
         by_task = {task: sorted(some.values(), key=lambda record: record["seed"]) for task, some in records.items()}
         every = [record for some in by_task.values() for record in some]
         assert len({(r["method"], r["variant"], r["model"], r["protocol"]) for r in every}) == 1, f"{table}, {label}: unlike records"
@@ -93,7 +123,7 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
     folder = repository / "results" / "example" / "tables"
     again = {}
     redrawn = Redrawn(measured.folders)
-    for name in {found.table for found in all_quotes(repository)}:
+    for name in {*(found.table for found in all_quotes(repository)), *(name for name, _ in blocks(repository))}:
         stem, _, protocol = name.removesuffix("-paired").partition("-small")
         if stem in ITEMS and name not in again:
             item, protocol = ITEMS[stem], "small" if "-small" in name else "pocket"
@@ -104,14 +134,73 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
         elif name.startswith("orthogonality-"):
             _, suite, protocol = name.split("-")
             again[name] = build_trace_table(read_traces(measured, protocol, suite), protocol, suite)
-        elif name.partition("-measured")[0] in PRINTED:
-            item = name.partition("-measured")[0]
+        elif name.endswith("-published") and name.removesuffix("-published") in ITEMS:
+            again[name] = report.published_table(name.removesuffix("-published"), "pocket")
+        elif re.sub("-(measured|published)$", "", name) in PRINTED:
+            item = re.sub("-(measured|published)$", "", name)
             shape = _plan.read_items("pocket")[item].bench
             again.update(
                 {table.name: table for table in cost_tables(item, read_bench([repository / "results" / "measured" / "bench"], shape))}
             )
-    assert again
+    kept = json.loads((repository / "results" / "published" / "audit.json").read_text())
+    again |= {
+        table.name: table for table in audit.build_findings([audit.Finding(**finding) for finding in kept["findings"]], kept["checked"])
+    }
     for found in all_quotes(repository):
-        if found.table in again:
-            table = again[found.table]
-            assert numbers(quote.pick(table.columns, table.rows, found)) == numbers(found.cell()), found
+        if found.table == "missing":
+            assert found.row[1] in hours.PROTOCOLS, f"{found}: what is left of protocol pocket is not checked here"
+            continue
+        table = again[found.table]
+        check(quote.pick(table.columns, table.rows, found), found.cell(), found)
+    for name, wanted in blocks(repository):
+        columns, rows = quote.read_table(name)
+        ours = {plain(row[0]): row for row in again[name].rows}
+        for row in rows:
+            for place in (columns.index(column) for column in wanted):
+                check(ours[plain(row[0])][place], row[place], f"{name}, {row[0]}, {columns[place]}")
+
+
+def check(ours, theirs, where):
+    """The same numbers. How many of the planned seeds are done is not known here."""
+    assert numbers(ours) == numbers(re.sub(r" \[\d+ of \d+\]$", "", theirs)), where
+
+
+def test_costs_are_those_of_the_estimate():
+    """Of what has no record, under the protocols with real data."""
+    kept = json.loads(hours.HOURS.read_text())["work"]
+    _, rows = quote.read_table("missing")
+    seen = 0
+    for item, protocol, planned, rest, cost, command in rows:
+        if protocol in kept and item in kept[protocol]:
+            work = kept[protocol][item]
+            assert int(planned) == work["runs"]
+            assert cost.split()[0] == f"{work['hours'] * int(rest) / work['runs']:.0f}"
+            assert command == f"make {item} PROTOCOL={protocol}"
+            seen += 1
+    assert seen > 20
+
+
+def test_example_has_no_table_that_the_report_did_not_write():
+    inputs = set(re.findall(r"^\\shown\{.*\}\{([\w-]+)\}$", (quote.TABLES / "all.tex").read_text(), re.M))
+    assert {path.stem for path in quote.TABLES.glob("*.csv")} == inputs
+
+
+def test_what_readme_prints_of_a_command_is_in_the_records(repository, measured):
+    """The rows of the table that `make glue METHOD=qgoft` printed."""
+    glue = [r for r in measured.records if (r["protocol"], r["suite"]) == ("pocket", "glue")]
+    behind = json.loads((quote.TABLES / "runs.json").read_text())["table1"]["qgoft"]
+    own = {key for keys in behind.values() for key in keys}
+    rows = {
+        "qgoft": [r for r in glue if r["key"][:16] in own and r["seed"] == 0],
+        "linear *": [r for r in glue if r["method"] == "linear"],
+        "random + lora@r8 *": [r for r in glue if r["method"] == "lora" and r["settings"]["model"]["init"] == "random"],
+        "random + qgoft *": [r for r in glue if r["method"] == "qgoft" and r["settings"]["model"]["init"] == "random"],
+    }
+    readme = (repository / "README.md").read_text()
+    for label, records in rows.items():
+        cells = []
+        for column in ITEMS["table1"].columns:
+            values = [column.value(record) for record in records if record["task"] == column.task]
+            cells.append(f"{statistics.fmean(values):.1f}" + (f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else ""))
+        (line,) = (line.strip() for line in readme.splitlines() if re.match(rf"    {re.escape(label)}  ", line))
+        assert re.sub(" {2,}", "  ", line).split("  ")[2:-1] == cells, label

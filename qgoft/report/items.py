@@ -218,6 +218,7 @@ ITEMS = {
         _item(GOFT, "figure4b", "Figure 4 (b)", "glue", _TWO, has_average=True, is_chart=True, own_name="lambda"),
         _item(GOFT, "pairing", "Pairings", "glue", _TWO, has_average=True, is_chart=True),
         _item(GOFT, "exactness", "Exact and as released", "glue", _glue("cola", "qnli", "rte", "mrpc"), has_average=True, is_chart=True),
+        _item(GOFT, "real-glue", "Real GLUE", "glue", _glue("cola", "mrpc", "rte"), has_average=True, is_chart=True),
         _item(GOFT, "pictures", "Real pictures", "vtab", (Column("caltech101", "Caltech-101", "caltech101"),), is_chart=True),
     )
 }

@@ -170,11 +170,22 @@ def _mean_of(row: Row, column: Column) -> float | None:
 
 
 def _column_gap(redrawn: Redrawn, column: Column, ours: Row, theirs: Row) -> Difference | None:
-    return redrawn.column_difference(column, *(row.records.get(column.task or "", []) for row in (ours, theirs)))
+    task = column.task or ""
+    return (
+        redrawn.column_difference(column, *(row.records.get(task, []) for row in (ours, theirs)))
+        if _on_same_rows(ours, theirs, [task])
+        else None
+    )
 
 
 def _average_gap(redrawn: Redrawn, item: Item, ours: Row, theirs: Row) -> Difference | None:
-    return redrawn.average_difference(item, ours.records, theirs.records)
+    return redrawn.average_difference(item, ours.records, theirs.records) if _on_same_rows(ours, theirs, list(ours.records)) else None
+
+
+def _on_same_rows(ours: Row, theirs: Row, tasks: Sequence[str]) -> bool:
+    """False where one was trained or scored on a subset that the other was not. Which items were scored is compared by their answers."""
+    sizes = [[r["provenance"]["data"]["rows"] for row in (ours, theirs) for r in row.records.get(task, [])] for task in tasks]
+    return all(one == some[0] for some in sizes for one in some)
 
 
 def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
@@ -184,7 +195,7 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
     averages = {row.label: average for row in ranked if (average := (averages_of(row, item) or [None])[-1]) is not None}
     common = [column for column in item.columns if all(row.records.get(column.task or "") for row in ranked)]
     if not averages and item.has_average and common:
-        averages = {row.label: statistics.fmean(_mean_of(row, column) or 0.0 for column in common) for row in ranked}
+        averages = {row.label: statistics.fmean(mean for column in common if (mean := _mean_of(row, column)) is not None) for row in ranked}
     first = max((row for row in ranked if row.label in averages), key=lambda row: averages[row.label], default=next(iter(ranked), None))
     if first is None or len(ranked) < 2:
         return None
@@ -204,6 +215,8 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
     ]
     if any("-" in row for row in table.rows):
         table.notes.append("-: the rows share no seed, have not the same items, or their answers are not kept")
+    if any(not row.is_ranked for row in ranked):
+        table.notes.append("subsets of the official data")
     return table
 
 
