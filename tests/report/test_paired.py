@@ -169,6 +169,36 @@ def test_the_table_of_differences(shop):
     assert cells[-2:] == ["0/6", "0.031"]
 
 
+def on_a_subset(row, rows=("train", 3060)):
+    for record in row.all():
+        record["provenance"]["data"] |= {"subset": True, "rows": dict([rows])}
+    return row
+
+
+def test_rows_on_one_subset_are_compared_and_never_marked(shop):
+    rows = [on_a_subset(row) for row in rows_of(shop, {"goft": 0.6, "qgoft": 0.9})]
+    del rows[0].records["qnli"]
+    item = ITEMS["flexibility"]
+    redrawn = Redrawn(shop.folders)
+    table = build_paired("flexibility", rows, item, redrawn)
+    assert table.title.endswith("minus qgoft"), "the best of the column that both have"
+    (row,) = table.rows
+    assert row[0] == "goft"
+    assert row[table.columns.index("RTE")].startswith("-30.0 (")
+    assert row[table.columns.index("QNLI")] == "-"
+    assert "subsets of the official data" in table.notes
+    assert not build_table("glue", "pocket", rows, item=item, redrawn=redrawn).marks
+
+
+def test_rows_on_unlike_subsets_are_not_compared(shop):
+    goft, qgoft = rows_of(shop, {"goft": 0.6, "qgoft": 0.9})
+    table = build_paired(
+        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Redrawn(shop.folders)
+    )
+    (row,) = table.rows
+    assert {row[table.columns.index(title)] for title in ("QNLI", "RTE", "Avg")} == {"-"}
+
+
 def test_cells_open_their_runs_and_failures_are_shown(shop):
     (row,) = rows_of(shop, {"a": 0.9})
     row.planned = {"qnli": 3, "rte": 4}
