@@ -142,6 +142,7 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
             yield run_cell(number, cell)
         return
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.backend import resource_tracker
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     finished = set()
@@ -157,7 +158,15 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
         try:
             with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
-                for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(tasks()):
+                # Workers inherit what is held back: a signal that comes while one starts, or between two runs, waits until it has a run.
+                # loky's tracker lets signals through again once it has started, so it is started before.
+                resource_tracker.ensure_running()
+                held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+                try:
+                    outcomes = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(tasks())
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                for outcome in outcomes:
                     finished.add(outcome.number)
                     yield outcome
         except TerminatedWorkerError:

@@ -30,7 +30,8 @@ class Stops:
     """Takes these signals for the time of the block, in the main thread of a process; does nothing elsewhere.
 
     A signal raises `Stopped` at once, but for the time of `later()`: there it is noted in `asked`, until `give_way()` acts on it or it comes
-    a second time.
+    a second time. One that was held back before the block (a sweep starts its workers so, that none is killed before it has a run) arrives at
+    its beginning, and is held back again after it.
 
     Args:
         pass_on: called when a signal is noted, to tell other processes.
@@ -42,15 +43,24 @@ class Stops:
         self._when = 0.0
         self._is_patient = self._is_training = False
         self._before: dict[int, Any] = {}
+        self._held: set[int] = set()
 
     def __enter__(self) -> "Stops":
         if threading.current_thread() is threading.main_thread():
             # Who was started to ignore a signal (a shell's background) goes on ignoring it.
             taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._take) for number in taken}
+            self._held = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])} & set(taken)
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)
+            except Stopped:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._held:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}

@@ -1,0 +1,41 @@
+"""Signals that were held back before a run began."""
+
+import os
+import signal
+
+import pytest
+
+from qgoft.train.stops import Stopped, Stops
+
+
+@pytest.fixture
+def held():
+    """SIGTERM is held back, as in the worker of a sweep."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    yield
+    while signal.sigpending() & {signal.SIGTERM}:
+        signal.sigwait({signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_it_arrives_when_the_run_begins(held):
+    os.kill(os.getpid(), signal.SIGTERM)  # does nothing yet
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped), Stops():
+        pytest.fail("the run began")
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_it_arrives_within_and_not_between_runs(held):
+    with Stops() as stops, stops.later():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stops.asked == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.sigpending() & {signal.SIGTERM}
+
+
+def test_nothing_is_held_back_where_nothing_was():
+    with Stops():
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
