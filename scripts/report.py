@@ -241,7 +241,8 @@ def main(words: list[str]) -> int:
         raise QgoftError(
             f"there is no record below {arguments.root / arguments.records}; run something first, such as make glue METHOD=qgoft"
         )
-    for protocol in choices("protocol"):
+    costs: list[Section] = []
+    for protocol in sorted(choices("protocol"), key=lambda name: name == "pocket"):  # real data first
         ask = Narrowing(protocol)
         planned = plan_items(["all", *own_items(protocol)], ask)
         planned.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
@@ -253,10 +254,11 @@ def main(words: list[str]) -> int:
                 left.append(what_is_left(whole, ask, made, records))
                 section = item_section(part, rows, ask, library, out, arguments.jobs)
                 sections += [section] if section is not None else []
-            elif part.item.name not in [section.name for section in sections]:  # the same under every protocol
+            elif part.item.name not in [section.name for section in costs]:  # the same under every protocol
                 found = read_bench(bench_folders(library), part.item.bench)
                 benches += [] if any(one.record["hardware"]["device"] == "cuda" for one in found) else [part.item.name]
-                sections.append(Section(part.item.name, item_title(part.item.name), tables_of(part, [], ask, library, arguments.jobs)))
+                costs.append(Section(part.item.name, item_title(part.item.name), tables_of(part, [], ask, library, arguments.jobs)))
+    sections += costs
     sections += orthogonality_sections(Found(records, library.folders, []), out)
     other = unopened(records, sections)
     sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
