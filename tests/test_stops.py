@@ -1,6 +1,5 @@
 """Signals that were held back before a run began."""
 
-import os
 import signal
 
 import pytest
@@ -10,7 +9,7 @@ from qgoft.train.stops import Stopped, Stops
 
 @pytest.fixture
 def held():
-    """SIGTERM is held back, as in the worker of a sweep."""
+    """SIGTERM is held back, as in the worker of a sweep; of this thread alone, so the tests send it to this thread."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     yield
     while signal.sigpending() & {signal.SIGTERM}:
@@ -19,7 +18,7 @@ def held():
 
 
 def test_it_arrives_when_the_run_begins(held):
-    os.kill(os.getpid(), signal.SIGTERM)  # does nothing yet
+    signal.raise_signal(signal.SIGTERM)  # does nothing yet
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped), Stops():
         pytest.fail("the run began")
@@ -29,9 +28,9 @@ def test_it_arrives_when_the_run_begins(held):
 
 def test_it_arrives_within_and_not_between_runs(held):
     with Stops() as stops, stops.later():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stops.asked == signal.SIGTERM
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     assert signal.sigpending() & {signal.SIGTERM}
 
 
