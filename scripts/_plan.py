@@ -332,7 +332,10 @@ def identify_all(cells: Sequence[Cell], processes: int) -> tuple[list[Cell], lis
     return keyed, identities
 
 
-def known_seconds(records: Sequence[Record], protocol: str) -> dict[tuple[str, ...], float]:
+KnownSeconds = dict[tuple[str, ...], float]
+
+
+def known_seconds(records: Sequence[Record], protocol: str) -> KnownSeconds:
     """(suite, method) and (suite,) -> how long a run of a protocol took, on average."""
     known: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for record in records:
@@ -345,17 +348,22 @@ def known_seconds(records: Sequence[Record], protocol: str) -> dict[tuple[str, .
     return {place: statistics.fmean(times) for place, times in known.items()}
 
 
-def mean_seconds(known: dict[tuple[str, ...], float], protocol: str, suite: str, method: str) -> float | None:
-    """What a run will take; None where nothing tells."""
-    typical = TYPICAL_SECONDS.get(protocol, {}).get(suite)
-    return known.get((suite, method), known.get((suite,), None if typical is None else float(typical)))
+def sum_seconds(known: KnownSeconds, protocol: str, runs: Iterable[tuple[str, str, int]]) -> float | None:
+    """How long some runs (suite, method, how many) will take one after the other; None where nothing tells."""
+    total = 0.0
+    for suite, method, number in runs:
+        typical = TYPICAL_SECONDS.get(protocol, {}).get(suite)
+        seconds = known.get((suite, method), known.get((suite,), typical))
+        if seconds is None:
+            return None
+        total += seconds * number
+    return total
 
 
 def expected_seconds(cells: Sequence[Cell], records: Sequence[Record], protocol: str) -> float | None:
     """How long the runs would take one after the other, from records of the same method and suite; None where nothing tells."""
-    known = known_seconds(records, protocol)
-    times = [mean_seconds(known, protocol, cell.settings.task.suite, cell.settings.method.name) for cell in cells]
-    return None if None in times else sum(time for time in times if time is not None)
+    runs = ((cell.settings.task.suite, cell.settings.method.name, 1) for cell in cells)
+    return sum_seconds(known_seconds(records, protocol), protocol, runs)
 
 
 def announce(title: str, cells: Sequence[Cell], left: Sequence[Cell], records: Sequence[Record], jobs: int, protocol: str) -> None:

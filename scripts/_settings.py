@@ -36,6 +36,12 @@ def check_choice(group: str, value: str) -> None:
     choose(group, value, choices(group), f"change {variable} or {group}=" if variable else f"change {group}=")
 
 
+def model_files() -> dict[str, str]:
+    """The name that runs know a model by -> its file in configs/model."""
+    files = [name for name in choices("model") if name != "auto"]
+    return {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in files}
+
+
 @functools.cache
 def _gaps() -> dict[str, Any]:
     gaps: dict[str, Any] = yaml.safe_load((CONFIGS / "gaps.yaml").read_text())

@@ -16,14 +16,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-import yaml
 from _ending import leave
 from _plan import Narrowing
-from _settings import CONFIGS, REPOSITORY
+from _settings import REPOSITORY, model_files
 from paper import compose_parts, own_items, plan_items
 from torch import nn
 
-from qgoft.models.architectures import ARCHITECTURES, build_shapes
+from qgoft.models.architectures import build_shapes
 from qgoft.report.layout import Table
 from qgoft.settings import DECODER_SUITES, RunSettings
 from qgoft.train.optim import count_steps, evaluation_steps
@@ -59,8 +58,7 @@ class Architecture:
         """By the name that runs know it by."""
         if name == "minilm-l6":
             return cls(6 * (4 * 384**2 + 2 * 384 * 1536), 6 * 384)
-        files = {yaml.safe_load((CONFIGS / "model" / f"{file}.yaml").read_text())["name"]: file for file in ARCHITECTURES}
-        model = build_shapes(files[name])
+        model = build_shapes(model_files()[name])
         config = model.config
         weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         return cls(weights, config.num_hidden_layers * config.hidden_size)

@@ -11,7 +11,7 @@ A quote is a link to a table with the row and the column in its title; its numbe
 A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do. Whole columns of a table stand
 between two comments, and are written anew as they are:
 
-    <!-- table table1-small | #Param | CoLA | MRPC -->
+    <!-- table real-glue-small | #Param | CoLA | MRPC -->
     <!-- end of table -->
 """
 
@@ -21,7 +21,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from _ending import leave
 from _settings import REPOSITORY
@@ -43,34 +42,34 @@ class Quote:
     row: tuple[str, ...]
     column: str
 
-    def cell(self, folder: Path = TABLES) -> str:
+    def cell(self) -> str:
         """What the table has there.
 
         Raises:
             QgoftError: no such table, row or column, or several.
         """
-        return pick(*read_table(self.table, folder), self)
+        return pick(*read_table(self.table), self)
 
-    def renewed(self, folder: Path = TABLES) -> str:
+    def renewed(self) -> str:
         """The text with the numbers of the table."""
-        found = NUMBER.findall(self.cell(folder))
-        parts = NUMBER.split(self.text)
-        if not len(parts) - 1 or len(parts) - 1 > len(found):
-            raise QgoftError(f"[{self.text}] has {len(parts) - 1} numbers, its cell {len(found)}; quote the first ones of the cell")
-        return parts[0] + "".join(number + part for number, part in zip(found, parts[1:], strict=False))
+        found = NUMBER.findall(self.cell())
+        first, *rest = NUMBER.split(self.text)
+        if not 0 < len(rest) <= len(found):
+            raise QgoftError(f"[{self.text}] has {len(rest)} numbers, its cell {len(found)}; quote the first ones of the cell")
+        return first + "".join(number + part for number, part in zip(found, rest, strict=False))
 
 
-def read_table(name: str, folder: Path = TABLES) -> tuple[list[str], list[list[str]]]:
+def read_table(name: str) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table.
 
     Raises:
         QgoftError: there is none of this name.
     """
     try:
-        with (folder / f"{name}.csv").open(newline="") as file:
+        with (TABLES / f"{name}.csv").open(newline="") as file:
             columns, *rows = csv.reader(file)
     except OSError as error:
-        raise QgoftError(f"table {name} is quoted, which {folder} has not; run `make report`") from error
+        raise QgoftError(f"table {name} is quoted, which {TABLES} has not; run `make report`") from error
     return columns, rows
 
 

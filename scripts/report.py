@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from _ending import leave
-from _plan import Narrowing, known_seconds, mean_seconds, named
-from _settings import CONFIGS, REPOSITORY, choices
+from _plan import KnownSeconds, Narrowing, known_seconds, named, sum_seconds
+from _settings import REPOSITORY, choices, model_files
 from _tables import Library, read_library
 from paper import Part, bench_folders, compose_parts, own_items, plan_items, printed_item, rows_of, tables_of
 
@@ -200,14 +199,17 @@ class Left:
         return [self.item, self.protocol, str(self.planned), str(rest), cost, command]
 
 
-def what_is_left(part: Part, ask: Narrowing, made: int, records: Sequence[Record]) -> Left:
+def what_is_left(part: Part, ask: Narrowing, made: int, known: KnownSeconds) -> Left:
     """The runs of an item without a record, and their time by records of the same suite and method."""
-    runs = [(named(words), len(seeds)) for words, seeds in part.words]
-    planned = sum(number for _, number in runs)
-    known = known_seconds(records, ask.protocol)
-    times = [mean_seconds(known, ask.protocol, words["task"].partition("/")[0], words["method"]) for words, _ in runs]
-    total = None if None in times else sum(time * number for time, (_, number) in zip(times, runs, strict=True) if time is not None)
+    runs = [(*_suite_and_method(words), len(seeds)) for words, seeds in part.words]
+    planned = sum(number for *_, number in runs)
+    total = sum_seconds(known, ask.protocol, runs)
     return Left(part.item.name, ask.protocol, planned, made, None if total is None else total * (planned - made) / planned)
+
+
+def _suite_and_method(words: Sequence[str]) -> tuple[str, str]:
+    asked = named(words)
+    return asked["task"].partition("/")[0], asked["method"]
 
 
 def left_section(left: Sequence[Left], benches: Sequence[str]) -> Section | None:
@@ -247,11 +249,12 @@ def main(words: list[str]) -> int:
         planned = plan_items(["all", *own_items(protocol)], ask)
         planned.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
         parts = [part.only_made(library.shelf) for part in planned]
+        known = known_seconds(records, protocol)
         for whole, part, cells in zip(planned, parts, compose_parts(parts, arguments.jobs), strict=True):
             if part.item.bench is None:
                 rows = rows_of(part, cells, ask, library)
                 made = sum(len(found) for row in rows for found in (*row.records.values(), *map(_diverged, row.failed.values())))
-                left.append(what_is_left(whole, ask, made, records))
+                left.append(what_is_left(whole, ask, made, known))
                 section = item_section(part, rows, ask, library, out, arguments.jobs)
                 sections += [section] if section is not None else []
             elif part.item.name not in [section.name for section in costs]:  # the same under every protocol
@@ -264,13 +267,13 @@ def main(words: list[str]) -> int:
     sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
     missing = left_section(left, benches)
     sections += [missing] if missing is not None else []
-    for table in (table for section in sections for table in section.tables):
+    tables = [table for section in sections for table in section.tables]
+    for table in tables:
         table.write(out / "tables")
-    write_atomically(out / "tables" / "all.tex", document([table for section in sections for table in section.tables]))
-    write_atomically(out / "tables" / "runs.json", runs_behind([table for section in sections for table in section.tables]))
-    models = {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in choices("model") if name != "auto"}
+    write_atomically(out / "tables" / "all.tex", document(tables))
+    write_atomically(out / "tables" / "runs.json", runs_behind(tables))
     lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
-    page = build_page("qgoft: results", lead, sections, records, library.folders, models)
+    page = build_page("qgoft: results", lead, sections, records, library.folders, model_files())
     path = write_atomically(out / "report.html", page)
     size = path.stat().st_size / 1e6
     print(

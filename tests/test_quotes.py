@@ -11,7 +11,6 @@ import quote
 import report
 from quote import plain
 
-from qgoft import audit
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.cost import PRINTED, cost_tables, read_bench
@@ -100,11 +99,11 @@ def measured(repository):
     return found
 
 
-def rows_behind(measured, table, folder):
+def rows_behind(measured, table):
     """The rows of a table from the records that results/example/tables/runs.json names: one method and variant each."""
     by_key = {record["key"][:16]: record for record in measured.records}
     rows = []
-    for label, cells in json.loads((folder / "runs.json").read_text())[table].items():
+    for label, cells in json.loads((quote.TABLES / "runs.json").read_text())[table].items():
         records = {}
         for keys in cells.values():
             for key in keys:
@@ -120,7 +119,6 @@ def rows_behind(measured, table, folder):
 
 def test_quoted_tables_are_those_of_the_records(repository, measured):
     """Drawn again from the committed records, without the settings of each having to be composed."""
-    folder = repository / "results" / "example" / "tables"
     again = {}
     redrawn = Redrawn(measured.folders)
     for name in {*(found.table for found in all_quotes(repository)), *(name for name, _ in blocks(repository))}:
@@ -128,7 +126,7 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
         if stem in ITEMS and name not in again:
             item, protocol = ITEMS[stem], "small" if "-small" in name else "pocket"
             table = name.removesuffix("-paired")
-            rows = rows_behind(measured, table, folder)
+            rows = rows_behind(measured, table)
             again[table] = build_table(item.suite, protocol, rows, item=item)
             again[f"{table}-paired"] = build_paired(table, rows, item, redrawn)
         elif name.startswith("orthogonality-"):
@@ -142,10 +140,7 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
             again.update(
                 {table.name: table for table in cost_tables(item, read_bench([repository / "results" / "measured" / "bench"], shape))}
             )
-    kept = json.loads((repository / "results" / "published" / "audit.json").read_text())
-    again |= {
-        table.name: table for table in audit.build_findings([audit.Finding(**finding) for finding in kept["findings"]], kept["checked"])
-    }
+    again |= {table.name: table for table in report.audit_section().tables}
     for found in all_quotes(repository):
         if found.table == "missing":
             assert found.row[1] in hours.PROTOCOLS, f"{found}: what is left of protocol pocket is not checked here"

@@ -210,7 +210,8 @@ class Redrawn:
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
     def column(self, column: Column, records: Sequence[Record]) -> tuple[Any, Array] | None:
-        """What must agree for two rows to be compared (seeds and items), and the means of one cell: as measured, and drawn [1 + draws]."""
+        """What must agree for two rows to be compared (seeds, items, and how many rows trained and were scored, so that a subset meets its
+        like alone), and the means of one cell: as measured, and drawn [1 + draws]."""
         if column.task is None or not records:
             return None
         records = sorted(records, key=lambda record: int(record["seed"]))
@@ -223,9 +224,10 @@ class Redrawn:
         if drawn is None or len(set(seeds)) < len(seeds):
             return None
         items, by_seed = drawn
+        rows = [record["provenance"]["data"]["rows"] for record in records]
         picks = np.random.default_rng(1).integers(0, len(seeds), (DRAWS + 1, len(seeds)))
         picks[0] = np.arange(len(seeds))
-        return (seeds, items), np.take_along_axis(by_seed, picks, 1).mean(1)
+        return (seeds, items, rows), np.take_along_axis(by_seed, picks, 1).mean(1)
 
     def average(self, item: Item, cells: Mapping[str, Sequence[Record]]) -> tuple[Any, Array] | None:
         """The same for a row's average by the item's own rule, where every column can be drawn."""

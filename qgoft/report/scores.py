@@ -170,22 +170,11 @@ def _mean_of(row: Row, column: Column) -> float | None:
 
 
 def _column_gap(redrawn: Redrawn, column: Column, ours: Row, theirs: Row) -> Difference | None:
-    task = column.task or ""
-    return (
-        redrawn.column_difference(column, *(row.records.get(task, []) for row in (ours, theirs)))
-        if _on_same_rows(ours, theirs, [task])
-        else None
-    )
+    return redrawn.column_difference(column, *(row.records.get(column.task or "", []) for row in (ours, theirs)))
 
 
 def _average_gap(redrawn: Redrawn, item: Item, ours: Row, theirs: Row) -> Difference | None:
-    return redrawn.average_difference(item, ours.records, theirs.records) if _on_same_rows(ours, theirs, list(ours.records)) else None
-
-
-def _on_same_rows(ours: Row, theirs: Row, tasks: Sequence[str]) -> bool:
-    """False where one was trained or scored on a subset that the other was not. Which items were scored is compared by their answers."""
-    sizes = [[r["provenance"]["data"]["rows"] for row in (ours, theirs) for r in row.records.get(task, [])] for task in tasks]
-    return all(one == some[0] for some in sizes for one in some)
+    return redrawn.average_difference(item, ours.records, theirs.records)
 
 
 def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
