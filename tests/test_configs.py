@@ -177,7 +177,8 @@ def test_psoft_table_11_is_transcribed():
 
 def test_rows_of_table_4_have_the_printed_variants():
     for method, variant in (("lora", "r2"), ("oft_paper", "b4")):
-        assert compose_settings(["protocol=goft_icml24", "task=squad/v1", f"method={method}"]).method.variant == variant
+        for protocol in ("goft_icml24", "small"):
+            assert compose_settings([f"protocol={protocol}", "task=squad/v1", f"method={method}"]).method.variant == variant
     for method, variant in (("lora", "r8"), ("oft_paper", "b8")):
         assert compose_settings(["protocol=goft_icml24", "task=vtab/dtd", f"method={method}"]).method.variant == variant
 

@@ -229,10 +229,10 @@ def _download_rows(task: TaskSettings, data: DataSettings) -> Path:
 def _download(repository: str, kind: str, revision: str, patterns: list[str]) -> Path:
     """A snapshot of a repository of the hub; its folder is named after the resolved revision."""
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     where = f"{kind} {repository} at revision {revision}"
-    page = "/".join([huggingface_hub.constants.ENDPOINT, *(["datasets"] if kind == "dataset" else []), repository])
+    page = "/".join([constants.ENDPOINT, *(["datasets"] if kind == "dataset" else []), repository])
     try:
         for wait in (*WAITS, None):
             try:
@@ -273,10 +273,10 @@ def _is_silent(repository: str, kind: str, revision: str) -> bool:
 
 def _repo_info(repository: str, kind: str, revision: str, *, files_metadata: bool = False) -> Any:
     """What the hub says about a repository; without a time limit it would be waited for without end."""
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants
 
-    limit = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
-    return huggingface_hub.HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=limit, files_metadata=files_metadata)
+    limit = constants.HF_HUB_ETAG_TIMEOUT
+    return HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=limit, files_metadata=files_metadata)
 
 
 def _may_pass(error: Exception) -> bool:
