@@ -100,12 +100,23 @@ def test_make_installs_from_the_lock_and_builds_with_nothing_else(repository):
     )
 
 
+def tracked(repository, *patterns):
+    listed = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=repository, capture_output=True, text=True, check=True).stdout
+    return [repository / name for name in filter(None, listed.split("\0"))]
+
+
 def test_no_paths_of_a_machine_are_committed(repository):
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(None, tracked):
-        path = repository / name
+    for path in tracked(repository):
         if path.suffix in (".safetensors", ".gz", ".png", ".pdf") or not path.is_file():
             continue
         text = path.read_text()
         for place in ("/" + "work/", "/" + "root/", "/" + "tmp/"):
-            assert place not in text, f"{name} holds {place}"
+            assert place not in text, f"{path} holds {place}"
+
+
+def test_links_of_the_documents_lead_to_files(repository):
+    pages = [page for page in tracked(repository, "*.md") if repository / "results" not in page.parents]
+    assert len(pages) > 10
+    links = {(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()) if "://" not in link}
+    assert len(links) > 50
+    assert not [f"{page.name}: {link}" for page, link in sorted(links) if not (page.parent / link).exists()]
