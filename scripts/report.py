@@ -60,7 +60,7 @@ def item_section(part: Part, rows: Sequence[Row], ask: Narrowing, library: Libra
     if name in ("table1", "table3", "table4", "psoft-table2", "psoft-table4", "psoft-table5"):
         task = CURVES[item.suite]
         figures += draw_curves(rows, task, f"{item.suite}/{task}", library.folders, stem.with_name(f"{stem.name}-curves"))
-    if not item.is_chart and name != "figure3" and protocol in ("pocket", "small"):
+    if not item.unprinted and name != "figure3" and protocol in ("pocket", "small"):
         # On the page the printed figures are a table; in the terminal they are notes.
         tables[0].notes = [note for note in tables[0].notes if not note.startswith("published ")]
         tables.append(published_table(name, protocol))

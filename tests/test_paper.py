@@ -18,7 +18,7 @@ from _sweep import Means, in_good_order, processes
 from qgoft import records
 from qgoft.errors import QgoftError
 from qgoft.report.cost import PRINTED
-from qgoft.report.items import ITEMS
+from qgoft.report.items import CHART, ITEMS, OWN
 from qgoft.report.published import load_paper, load_rows
 from qgoft.train.run import run
 
@@ -56,6 +56,15 @@ def test_every_item_that_the_issue_names():
     wanted = [*(f"table{n}" for n in (1, 2, 3, 4, 10)), "figure3", "flexibility", "lambda", "psoft-figure3", "psoft-figure4"]
     wanted += [f"psoft-table{n}" for n in (2, 3, 4, 5, 6, 7, 13, 15, 16, 17, 18, 19, 20, 21, 22)]
     assert set(wanted) <= set(_plan.read_items("goft_icml24"))
+
+
+def test_items_without_published_values_say_why():
+    own = {*paper.own_items("pocket"), *paper.own_items("small")}
+    assert {name: item.unprinted for name, item in ITEMS.items() if item.unprinted} == {
+        "flexibility": CHART,
+        "lambda": CHART,
+        **dict.fromkeys(own, OWN),
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set(ITEMS) - {"flexibility", "lambda", *paper.own_items("pocket"), *paper.own_items("small")}))

@@ -1,6 +1,6 @@
 """What the papers print: the columns of every table, and which table stands beside which suite.
 
-A measured cell is found in records by task and metric, or in what a run cost. Items without published values are charts.
+A measured cell is found in records by task and metric, or in what a run cost. Items without published values say why.
 """
 
 import statistics
@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Item:
-    """A printed table or chart. `table` is its name in results/published; a chart without printed values is not there."""
+    """A printed table or chart, or one of our own. `table` is its name in results/published; what has no printed values is not there."""
 
     paper: str
     table: str
@@ -41,7 +41,7 @@ class Item:
     has_average: bool = False
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title and columns; the average is then that of the group means
     beside: tuple[Column, ...] = ()  # after the average: what the paper has not, or costs
-    is_chart: bool = False  # the paper prints no values
+    unprinted: str = ""  # why there are no published values
     protocols: tuple[str, ...] = ()  # under which its figures may be subtracted from ours
     suite: str = ""
     own_name: str = ""  # of make, where it is not that of the table
@@ -83,6 +83,7 @@ def _glue(*tasks: str) -> tuple[Column, ...]:
     return tuple(Column(task, GLUE[task], task) for task in tasks)
 
 
+CHART, OWN = "a chart, no values", "nothing; no item of the papers"
 GOFT, PSOFT = ("goft-icml2024", ("goft_icml24",)), ("psoft-iclr2026", ("psoft_iclr26",))
 
 
@@ -214,12 +215,12 @@ ITEMS = {
         _item(PSOFT, "table17", "PSOFT table 17", "glue", (Column("matthews", "CoLA", "cola", "matthews"),), beside=(MEMORY,)),
         _item(PSOFT, "table18", "PSOFT table 18", "commonsense", _COMMONSENSE, has_average=True, beside=(MEMORY, MINUTES)),
         _item(PSOFT, "figure3", "PSOFT figure 3", "math", (Column("gsm8k", "GSM8K", "gsm8k"),)),
-        _item(GOFT, "figure4a", "Figure 4 (a)", "glue", _TWO, has_average=True, is_chart=True, own_name="flexibility"),
-        _item(GOFT, "figure4b", "Figure 4 (b)", "glue", _TWO, has_average=True, is_chart=True, own_name="lambda"),
-        _item(GOFT, "pairing", "Pairings", "glue", _TWO, has_average=True, is_chart=True),
-        _item(GOFT, "exactness", "Exact and as released", "glue", _glue("cola", "qnli", "rte", "mrpc"), has_average=True, is_chart=True),
-        _item(GOFT, "real-glue", "Real GLUE", "glue", _glue("cola", "mrpc", "rte"), has_average=True, is_chart=True),
-        _item(GOFT, "pictures", "Real pictures", "vtab", (Column("caltech101", "Caltech-101", "caltech101"),), is_chart=True),
+        _item(GOFT, "figure4a", "Figure 4 (a)", "glue", _TWO, has_average=True, unprinted=CHART, own_name="flexibility"),
+        _item(GOFT, "figure4b", "Figure 4 (b)", "glue", _TWO, has_average=True, unprinted=CHART, own_name="lambda"),
+        _item(GOFT, "pairing", "Pairings", "glue", _TWO, has_average=True, unprinted=OWN),
+        _item(GOFT, "exactness", "Exact and as released", "glue", _glue("cola", "qnli", "rte", "mrpc"), has_average=True, unprinted=OWN),
+        _item(GOFT, "real-glue", "Real GLUE", "glue", _glue("cola", "mrpc", "rte"), has_average=True, unprinted=OWN),
+        _item(GOFT, "pictures", "Real pictures", "vtab", (Column("caltech101", "Caltech-101", "caltech101"),), unprinted=OWN),
     )
 }
 # (suite, protocol) -> the table that stands beside a suite's own runs.

@@ -114,9 +114,9 @@ def build_table(
     majority = _majority(rows, item)
     if majority:
         table.rows.append(majority)
-    table.notes = _notes(rows, [] if item.is_chart else load_rows(item.paper, item.table), item, is_comparable)
-    if item.is_chart:
-        table.notes.append("published: a chart, no values")
+    table.notes = _notes(rows, [] if item.unprinted else load_rows(item.paper, item.table), item, is_comparable)
+    if item.unprinted:
+        table.notes.append(f"published: {item.unprinted}")
     if redrawn is not None:
         table.notes += _mark_best(table, rows, places, item, redrawn)
     table.notes += extra
@@ -261,7 +261,7 @@ def _cells(row: Row, item: Item) -> list[str]:
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:
-    if not row.all() or item.is_chart:
+    if not row.all() or item.unprinted:
         return None
     record = row.all()[0]
     # The published counts of oft are those of full blocks; the row of the same block size stands beside ours with that reason.
