@@ -2,6 +2,7 @@
 
 import statistics
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,29 @@ from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.layout import Table
 from qgoft.settings import method_label
 
-# label -> one list of (share of the training, error) per run
-Traces = dict[str, list[list[tuple[float, float]]]]
+
+@dataclass(frozen=True)
+class Trace:
+    """One run: its error at shares of the training, and its unweighted penalty at the end, where the method has one."""
+
+    points: tuple[tuple[float, float], ...]
+    penalty: float | None = None
+
+    @property
+    def end(self) -> float:
+        return self.points[-1][1]
+
+
+Traces = dict[str, list[Trace]]  # by label
 # Rounding of float32 products lies below.
 ROUNDING = 1e-5
 MOST_LINES = 12  # of a figure
 
 
 def read_traces(found: Found, protocol: str, suite: str) -> Traces:
-    """The traces of all done runs of a suite; pretrained backbones alone. A method that turns nothing has none."""
-    traces: Traces = defaultdict(list)
+    """The traces of all done runs of a suite; pretrained backbones alone. A method that turns nothing has none. Where its runs differ in the
+    weight of the penalty, each weight has its own."""
+    by_weight: dict[str, dict[float, list[Trace]]] = defaultdict(lambda: defaultdict(list))
     for record in found.records:
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
         if not is_asked or record["settings"]["model"]["init"] == "random" or record["orthogonality"]["max_error"] is None:
@@ -29,19 +43,25 @@ def read_traces(found: Found, protocol: str, suite: str) -> Traces:
         points = read_curve(found.folders.get(record["key"]), "orthogonality")
         steps = record["cost"]["steps"]
         if points and steps:
-            traces[method_label(record["method"], record["variant"])].append([(step / steps, error) for step, error in points])
-    return dict(sorted(traces.items(), key=lambda item: statistics.median(run[-1][1] for run in item[1])))
+            label, weight = method_label(record["method"], record["variant"]), record["settings"]["method"]["penalty"]
+            trace = Trace(tuple((step / steps, error) for step, error in points), record["orthogonality"]["penalty"])
+            by_weight[label][weight].append(trace)
+    traces = {
+        label if len(some) == 1 else f"{label}, λ={weight:g}": runs for label, some in by_weight.items() for weight, runs in some.items()
+    }
+    return dict(sorted(traces.items(), key=lambda item: statistics.median(run.end for run in item[1])))
 
 
 def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
-    """The error at the end: median, smallest and largest over the runs of a method."""
-    table = Table(
-        "orthogonality", f"max |R^T R - I| after training ({suite}, {protocol})", ["method", "runs", "median", "smallest", "largest"]
-    )
+    """The error at the end: median, smallest and largest over the runs of a method, and the median of what the penalty was on."""
+    title = f"max |R^T R - I| after training ({suite}, {protocol})"
+    table = Table("orthogonality", title, ["method", "runs", "median", "smallest", "largest", "penalty"])
     for label, runs in traces.items():
-        ends = [run[-1][1] for run in runs]
-        table.rows.append([label, str(len(runs)), *(f"{value:.1e}" for value in (statistics.median(ends), min(ends), max(ends)))])
+        ends, penalties = [run.end for run in runs], [run.penalty for run in runs if run.penalty is not None]
+        penalty = f"{statistics.median(penalties):.1e}" if penalties else "-"
+        table.rows.append([label, str(len(runs)), *(f"{value:.1e}" for value in (statistics.median(ends), min(ends), max(ends))), penalty])
     table.notes = [
+        "penalty: its median at the end, without its weight (qGOFT: squared products of the two columns of a block, summed over all blocks)",
         "R is what each layer does to its input, scales included (PSOFT: to its principal subspace); below 1e-5 it is rounding",
         "from history.jsonl of each run, measured at every evaluation",
     ]
@@ -51,7 +71,7 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
 
 
 def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
-    """The error over the training: median of the runs, and their range. Where there are many, of each method the variant with the most
+    """The error over the training: median of the runs, and their range. Where there are many, of each method the row with the most
     runs. Returns the files."""
     return save_figure(_figure(_readable(traces)), folder / name)
 
@@ -61,7 +81,7 @@ def _readable(traces: Traces) -> Traces:
         return traces
     of_method: dict[str, str] = {}
     for label in traces:
-        method = label.partition("@")[0]
+        method = label.partition(",")[0].partition("@")[0]
         of_method[method] = max(of_method.get(method, label), label, key=lambda name: len(traces[name]))
     return {label: runs for label, runs in traces.items() if label in of_method.values()}
 
@@ -72,7 +92,7 @@ def _figure(traces: Traces) -> Any:
     for number, (label, runs) in enumerate(traces.items()):
         by_share: dict[float, list[float]] = defaultdict(list)
         for run in runs:
-            for share, error in run:
+            for share, error in run.points:
                 by_share[share].append(max(error, 1e-9))
         shares = sorted(by_share)
         middle = [statistics.median(by_share[share]) for share in shares]

@@ -6,7 +6,7 @@ from _settings import compose_settings
 
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
-from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
+from qgoft.report.orthogonality import Trace, build_trace_table, draw_traces, read_traces
 from qgoft.train.run import run
 
 
@@ -18,6 +18,8 @@ def root(tmp_path_factory):
         ["method=goft", "seed=1"],
         ["method=psoft"],
         ["method=lora"],
+        ["method=qgoft", "method.penalty=0"],
+        ["method=qgoft", "method.penalty=0.5"],
         ["method=goft", "model=pocket_deberta_random"],
     ):
         run(
@@ -30,13 +32,17 @@ def root(tmp_path_factory):
 
 def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
-    assert list(traces) == ["goft", "psoft@r46"]  # from the nearest to the farthest
-    assert [len(runs) for runs in traces.values()] == [2, 1]
+    assert {label: len(runs) for label, runs in traces.items()} == {"goft": 2, "psoft@r46": 1, "qgoft, λ=0": 1, "qgoft, λ=0.5": 1}
+    ends = [runs[0].end for runs in traces.values()]
+    assert ends == sorted(ends)  # from the nearest to the farthest
     for runs in traces.values():
-        assert all([share for share, _ in trace] == [0.5, 1.0] for trace in runs)
+        assert all([share for share, _ in trace.points] == [0.5, 1.0] for trace in runs)
     table = build_trace_table(traces, "pocket", "glue")
     assert table.rows[0][:2] == ["goft", "2"]
     assert float(table.rows[0][4]) < 1e-5 < float(table.rows[1][2])
+    penalties = {row[0]: row[5] for row in table.rows}
+    assert (penalties["goft"], penalties["psoft@r46"]) == ("-", "-")
+    assert 0 < float(penalties["qgoft, λ=0.5"]) < float(penalties["qgoft, λ=0"])
 
 
 def test_figures_are_the_same_byte_by_byte(root, tmp_path):
@@ -48,11 +54,14 @@ def test_figures_are_the_same_byte_by_byte(root, tmp_path):
 
 
 def test_of_many_a_figure_shows_one_row_of_each_method(tmp_path):
-    end = [(1.0, 0.1)]
+    end = Trace(((1.0, 0.1),))
     traces = {f"psoft@r{n}": [end] for n in range(12)} | {"goft": [end], "psoft@r46": [end, end]}
+    traces |= {"qgoft, λ=0": [end], "qgoft, λ=0.1": [end, end]}
     path = draw_traces(traces, tmp_path)[0].read_text()
     assert "psoft@r46" in path
     assert "psoft@r11" not in path
+    assert "λ=0.1" in path
+    assert "λ=0<" not in path
     assert "the figure has one row of each method, the one with the most runs" in build_trace_table(traces, "pocket", "glue").notes
 
 
