@@ -126,7 +126,7 @@ def settings_of(config: DictConfig) -> RunSettings:
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise QgoftError(f"a setting cannot be resolved: {error}") from error
-    data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "recipe", "protocol", "task", "item")}
+    data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "rate", "recipe", "protocol", "task", "item")}
     data["protocol"] = resolved["protocol"]["name"]
     task = dict(resolved["task"])
     task.pop("kind")
@@ -143,4 +143,15 @@ def line_of(table: DictConfig, name: str) -> Any:
     return table[name] if name in table else table["all"]
 
 
+def rate_of(row: DictConfig, recipe: DictConfig, variant: str) -> DictConfig:
+    """The rate of a variant and where it comes from: its own, where the line of the recipe has one under `rates`, else that of the line's variant."""
+    source = row.get("source", recipe.source)
+    usual = row.get("variant", recipe.variant)
+    rates = {usual: row.lr, **row.get("rates", {})}
+    if variant in rates:
+        return OmegaConf.create({"lr": rates[variant], "source": source})
+    return OmegaConf.create({"lr": row.lr, "source": f"{source}, the rate of {usual}"})
+
+
 OmegaConf.register_new_resolver("line", line_of, replace=True)
+OmegaConf.register_new_resolver("rate", rate_of, replace=True)

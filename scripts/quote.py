@@ -9,9 +9,11 @@ A quote is a link to a table with the row and the column in its title; its numbe
     [87.7](../results/example/tables/table1.md "lora@r8 | Avg")
 
 A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do. Whole columns of a table stand
-between two comments, and are written anew as they are:
+between two comments, and are written anew as they are, all rows of them or those that are named:
 
     <!-- table real-glue-small | #Param | CoLA | MRPC -->
+    <!-- end of table -->
+    <!-- table orthogonality-glue-small | median | rows: goft; oft@b8 -->
     <!-- end of table -->
 """
 
@@ -30,6 +32,7 @@ from qgoft.errors import QgoftError
 DOCUMENTS = ("README.md", "docs/FINDINGS.md", "docs/cluster.md")
 TABLES = REPOSITORY / "results" / "example" / "tables"
 QUOTE = re.compile(r'\[([^\]\[]+)\]\((?:\.\./)?results/example/tables/([\w-]+)\.md "([^"]+)"\)')
+ROWS = "rows: "
 BLOCK_END = "<!-- end of table -->"
 BLOCK = re.compile(rf"<!-- table ([\w-]+) \| ([^>]+?) -->\n(.*?){BLOCK_END}", re.S)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?[MB%]?(?!\.?\w)")
@@ -73,15 +76,37 @@ def read_table(name: str) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def columns_of(name: str, wanted: list[str]) -> str:
-    """Some columns of a table in markdown, with the labels of its rows and their marks."""
-    columns, rows = read_table(name)
-    missing = [column for column in wanted if columns.count(column) != 1]
-    if missing:
-        raise QgoftError(f"table {name} has no column {missing[0]}; it has {', '.join(columns)}")
-    lines = [["", *wanted], [" --- ", *[" ---: "] * len(wanted)]]
-    lines += [[row[0], *(row[columns.index(column)] for column in wanted)] for row in rows]
-    return "".join("| " + " | ".join(cell.strip() for cell in line) + " |\n" for line in lines)
+@dataclass(frozen=True)
+class Block:
+    """Part of a table: some of its columns, and of its rows those that are named, or all."""
+
+    table: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+
+    @classmethod
+    def of(cls, match: re.Match[str]) -> "Block":
+        *columns, last = match[2].split(" | ")
+        rows = last.removeprefix(ROWS).split("; ") if last.startswith(ROWS) else []
+        return cls(match[1], (*columns, *([] if rows else [last])), tuple(rows))
+
+    def cells(self) -> list[list[str]]:
+        """The label of each row, with its marks, and its columns.
+
+        Raises:
+            QgoftError: no such table, column or row.
+        """
+        columns, rows = read_table(self.table)
+        missing = [column for column in self.columns if columns.count(column) != 1]
+        missing += [f"or row {label}" for label in self.rows if label not in [plain(row[0]) for row in rows]]
+        if missing:
+            raise QgoftError(f"table {self.table} has no column {missing[0]}; it has {', '.join(columns)}")
+        places = [columns.index(column) for column in self.columns]
+        return [[row[0], *(row[place] for place in places)] for row in rows if not self.rows or plain(row[0]) in self.rows]
+
+    def markdown(self) -> str:
+        lines = [["", *self.columns], [" --- ", *[" ---: "] * len(self.columns)], *self.cells()]
+        return "".join("| " + " | ".join(cell.strip() for cell in line) + " |\n" for line in lines)
 
 
 def pick(columns: list[str], rows: list[list[str]], quote: Quote) -> str:
@@ -112,7 +137,7 @@ def renew(text: str) -> tuple[str, list[str]]:
     parts, changed, end = [], [], 0
 
     def block(match: re.Match[str]) -> str:
-        new = columns_of(match[1], match[2].split(" | "))
+        new = Block.of(match).markdown()
         if new != match[3]:
             changed.append(f"the columns of {match[1]} are not those of the table")
         return match[0][: match.start(3) - match.start()] + new + BLOCK_END

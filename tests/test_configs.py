@@ -175,6 +175,23 @@ def test_psoft_table_11_is_transcribed():
     assert s.optim.lr in (5e-4, 1e-3, 5e-3)
 
 
+@pytest.mark.parametrize(
+    ("task", "variant", "rate", "source"),
+    [
+        ("math/gsm8k", "r352", 2e-4, "table 12"),
+        ("math/gsm8k", "r168", 4e-4, "table 12"),
+        ("math/gsm8k", "r72", 2e-4, "table 12, the rate of r352"),
+        ("commonsense/piqa", "r424", 1e-4, "table 14"),
+        ("commonsense/piqa", "r194", 4e-4, "table 14"),
+        ("commonsense/piqa", "r64", 1e-4, "table 14, the rate of r424"),
+    ],
+)
+def test_a_variant_has_its_own_rate_or_says_whose(task, variant, rate, source):
+    """PSOFT, tables 12 and 14."""
+    s = compose_settings(["protocol=psoft_iclr26", f"task={task}", "method=psoft", f"method.variant={variant}"])
+    assert (s.optim.lr, s.optim.head_lr, s.method.source) == (rate, rate, source)
+
+
 def test_rows_of_table_4_have_the_printed_variants():
     for method, variant in (("lora", "r2"), ("oft_paper", "b4")):
         for protocol in ("goft_icml24", "small"):

@@ -24,9 +24,8 @@ NAMES = ("Python 3.11", "v1.1", "Apache-2.0")
 
 
 def blocks(repository):
-    """Table and columns of every block that the documents take from one."""
     texts = [(repository / document).read_text() for document in quote.DOCUMENTS]
-    return [(match[1], match[2].split(" | ")) for text in texts for match in quote.BLOCK.finditer(text)]
+    return [quote.Block.of(match) for text in texts for match in quote.BLOCK.finditer(text)]
 
 
 def all_quotes(repository):
@@ -67,6 +66,11 @@ def test_columns_of_a_table_are_written_anew():
     assert quote.renew(text) == (text, [])
     assert quote.renew(text.replace("qgoft", "other"))[0] == text
     assert quote.renew(f"before\n{empty}\nafter".replace("-->\n<!--", "-->\n\n<!--"))[0] == text
+    some, _ = quote.renew(empty.replace("QNLI", "QNLI | rows: majority class; qgoft, λ=0"))
+    assert re.fullmatch(r".*\n\|  \| QNLI \|\n.*\n\| qgoft, λ=0 \|.*\n\| majority class \|.*\n<!-- end of table -->", some)
+    for part, message in (("Mean", "no column Mean"), ("QNLI | rows: nobody", "no column or row nobody")):
+        with pytest.raises(QgoftError, match=message):
+            quote.renew(empty.replace("QNLI", part))
 
 
 def test_numbers_are_found_whole():
@@ -121,7 +125,7 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
     """Drawn again from the committed records, without the settings of each having to be composed."""
     again = {}
     redrawn = Redrawn(measured.folders)
-    for name in {*(found.table for found in all_quotes(repository)), *(name for name, _ in blocks(repository))}:
+    for name in {*(found.table for found in all_quotes(repository)), *(block.table for block in blocks(repository))}:
         stem, _, protocol = name.removesuffix("-paired").partition("-small")
         if stem in ITEMS and name not in again:
             item, protocol = ITEMS[stem], "small" if "-small" in name else "pocket"
@@ -147,12 +151,12 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
             continue
         table = again[found.table]
         check(quote.pick(table.columns, table.rows, found), found.cell(), found)
-    for name, wanted in blocks(repository):
-        columns, rows = quote.read_table(name)
-        ours = {plain(row[0]): row for row in again[name].rows}
-        for row in rows:
-            for place in (columns.index(column) for column in wanted):
-                check(ours[plain(row[0])][place], row[place], f"{name}, {row[0]}, {columns[place]}")
+    for block in blocks(repository):
+        columns = again[block.table].columns
+        ours = {plain(row[0]): row for row in again[block.table].rows}
+        for label, *cells in block.cells():
+            for column, cell in zip(block.columns, cells, strict=True):
+                check(ours[plain(label)][columns.index(column)], cell, f"{block.table}, {label}, {column}")
 
 
 def check(ours, theirs, where):

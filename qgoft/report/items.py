@@ -64,6 +64,12 @@ class Item:
         return [*means, _mean(means)] if means else [_mean(values)]
 
     @property
+    def weights(self) -> dict[str, float]:
+        """What each column counts for in the average."""
+        groups = self.groups or (("", tuple(column.printed for column in self.columns)),)
+        return {name: 1 / (len(groups) * len(names)) for _, names in groups for name in names}
+
+    @property
     def name(self) -> str:
         return self.own_name or (self.table if self.paper.startswith("goft") else f"psoft-{self.table}")
 

@@ -1,7 +1,9 @@
 """Whether two rows of a table differ, or whether other seeds and other items could have turned them round.
 
-Scores are drawn again: seeds with replacement, and items with replacement, the same items for every row, since all rows answered the same.
-What both rows share cancels in the difference. An interval that holds zero claims no order.
+Two sources of chance are added up. Items are drawn again with replacement, the same for every row, since all rows answered the same: what both
+rows share cancels in the difference. Seeds are too few to be drawn again (the interval of three would be their range, which holds the truth
+three times in four): their part is Student's t of the differences seed by seed. An interval that holds zero claims no order, and one seed alone
+never does.
 """
 
 import gzip
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from qgoft.report.items import Column, Item, Record
+from qgoft.settings import DECODER_SUITES
 from qgoft.tasks.answers import same_formula
 from qgoft.tasks.spans import question_scores
 
@@ -39,16 +42,27 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A cell of a table: what must agree for two cells to be compared, and its scores [1 + draws, seeds], the first line as measured."""
+
+    same: Any
+    scores: Array
+
+
+@dataclass(frozen=True)
 class Difference:
-    """Of one row from another: mean and interval, in the unit of the scores. `holds_zero`: no order is claimed."""
+    """Of one row from another: mean and interval, in the unit of the scores, and the seeds behind it. With one seed the interval is that of
+    the items alone."""
 
     mean: float
     low: float
     high: float
+    seeds: int
 
     @property
-    def holds_zero(self) -> bool:
-        return self.low <= 0 <= self.high
+    def is_order(self) -> bool:
+        """Whether it says which of the two is higher."""
+        return self.seeds > 1 and not self.low <= 0 <= self.high
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]] | None:
@@ -197,7 +211,7 @@ ITEM_SCORES: dict[tuple[str, str, str], ItemScore] = {
 
 
 class Redrawn:
-    """Scores of table rows under redrawn seeds and items.
+    """Scores of table rows under redrawn items, and how far two rows differ.
 
     Args:
         folders: key of a record -> its folder, where the answers are.
@@ -209,9 +223,9 @@ class Redrawn:
         self._answers: dict[tuple[str, ItemScore | None], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
-    def column(self, column: Column, records: Sequence[Record]) -> tuple[Any, Array] | None:
-        """What must agree for two rows to be compared (seeds, items, and how many rows trained and were scored, so that a subset meets its
-        like alone), and the means of one cell: as measured, and drawn [1 + draws]."""
+    def column(self, column: Column, records: Sequence[Record]) -> Drawn | None:
+        """One cell. What must agree for two to be compared: seeds, items, the rows that trained and were scored (so that a subset meets its like
+        alone), and the weights that the training began with."""
         if column.task is None or not records:
             return None
         records = sorted(records, key=lambda record: int(record["seed"]))
@@ -224,21 +238,9 @@ class Redrawn:
         if drawn is None or len(set(seeds)) < len(seeds):
             return None
         items, by_seed = drawn
-        rows = [record["provenance"]["data"]["rows"] for record in records]
-        picks = np.random.default_rng(1).integers(0, len(seeds), (DRAWS + 1, len(seeds)))
-        picks[0] = np.arange(len(seeds))
-        return (seeds, items, rows), np.take_along_axis(by_seed, picks, 1).mean(1)
-
-    def average(self, item: Item, cells: Mapping[str, Sequence[Record]]) -> tuple[Any, Array] | None:
-        """The same for a row's average by the item's own rule, where every column can be drawn."""
-        columns = [self.column(column, cells.get(column.task or "", ())) for column in item.columns]
-        if not columns or any(found is None for found in columns) or not item.has_average:
-            return None
-        known = [found for found in columns if found is not None]
-        by_name = dict(zip((column.printed for column in item.columns), (values for _, values in known), strict=True))
-        groups = item.groups or (("", tuple(by_name)),)
-        means = [np.mean([by_name[name] for name in names], 0) for _, names in groups]
-        return tuple(same for same, _ in known), np.mean(means, 0)
+        provenance = [record["provenance"] for record in records]
+        made_from = [(made["data"]["fingerprint"], made["data"]["rows"], made["model"]["sha256"]) for made in provenance]
+        return Drawn((seeds, items, made_from), by_seed)
 
     def column_difference(self, column: Column, ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
         """Of two cells, on the seeds that both have; None where they have none, or not the same items."""
@@ -247,9 +249,19 @@ class Redrawn:
     def average_difference(
         self, item: Item, ours: Mapping[str, Sequence[Record]], theirs: Mapping[str, Sequence[Record]]
     ) -> Difference | None:
-        """Of two rows' averages, on the seeds that both have of each task."""
-        common = {task: _of_common_seeds(ours[task], theirs[task]) for task in ours if task in theirs}
-        return difference(*(self.average(item, {task: pair[side] for task, pair in common.items()}) for side in (0, 1)))
+        """Of two rows' averages by the item's own rule, on the seeds that both have of each task. Tasks are trained apart, so their parts add up;
+        those of decoders share one training, so their seeds count once."""
+        gaps, seeds = [], set()
+        for column in item.columns:
+            cells = [self.column(column, some) for some in _of_common_seeds(*(row.get(column.task or "", []) for row in (ours, theirs)))]
+            gap = _gap(*cells)
+            if gap is None or not item.has_average:
+                return None
+            gaps.append(item.weights[column.printed] * gap)
+            seeds.add(cells[0].same[0] if cells[0] else ())
+        if item.suite in DECODER_SUITES:
+            return interval([np.sum(gaps, 0)]) if len(seeds) == 1 else None
+        return interval(gaps)
 
     def _draw(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
         """A checksum of which items were answered, and the drawn scores [1 + draws, seeds]."""
@@ -283,10 +295,33 @@ def _of_common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[
     return first, second
 
 
-def difference(ours: tuple[Any, Array] | None, theirs: tuple[Any, Array] | None) -> Difference | None:
-    """Of two drawn scores; None where they are not of the same seeds and items."""
-    if ours is None or theirs is None or ours[0] != theirs[0]:
-        return None
-    drawn = ours[1] - theirs[1]
-    low, high = np.quantile(drawn[1:], [(1 - SHARE) / 2, (1 + SHARE) / 2])
-    return Difference(float(drawn[0]), float(low), float(high))
+def difference(ours: Drawn | None, theirs: Drawn | None) -> Difference | None:
+    """Of two cells; None where they are not of the same seeds, items and beginnings."""
+    gap = _gap(ours, theirs)
+    return None if gap is None else interval([gap])
+
+
+def _gap(ours: Drawn | None, theirs: Drawn | None) -> Array | None:
+    return None if ours is None or theirs is None or ours.same != theirs.same else ours.scores - theirs.scores
+
+
+def interval(parts: Sequence[Array]) -> Difference:
+    """Of the sum of independent parts [1 + draws, seeds]: the reach of its seeds (Student's t, with Satterthwaite's degrees of freedom for several
+    parts) and that of its items, added in squares. One t for both would trust two seeds that happen to agree."""
+    mean, of_seeds, of_items, below = 0.0, 0.0, 0.0, 0.0
+    for part in parts:
+        seeds = part.shape[1]
+        variance = float(part[0].var(ddof=1)) / seeds if seeds > 1 else 0.0
+        mean += float(part[0].mean())
+        of_seeds += variance
+        below += variance**2 / max(seeds - 1, 1)
+        of_items += float(part[1:].mean(1).var(ddof=1))
+    reach = math.sqrt(_student(of_seeds**2 / below if below else 1) ** 2 * of_seeds + _student(math.inf) ** 2 * of_items)
+    return Difference(mean, mean - reach, mean + reach, min(part.shape[1] for part in parts))
+
+
+def _student(freedom: float) -> float:
+    """How many standard errors an interval of SHARE reaches to either side."""
+    from scipy.special import stdtrit  # takes a while to import, and is needed only where rows are compared
+
+    return float(stdtrit(min(freedom, 1e6), (1 + SHARE) / 2))

@@ -15,7 +15,7 @@ from qgoft.report.items import BESIDE, MODEL_NAMES, PAPER_MODELS, SUITES, Column
 from qgoft.report.layout import Table
 from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
-from qgoft.settings import method_label
+from qgoft.settings import DECODER_SUITES, method_label
 
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
@@ -155,12 +155,12 @@ def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item
             if rank + 1 >= len(order):
                 break
             gap = gap_of(rows[order[rank]], rows[order[rank + 1]])
-            if gap is None or gap.low <= 0:
+            if gap is None or not gap.is_order:
                 break
             table.marks[places[order[rank]], place] = mark
     return [
-        "bold: best, underlined: second, where the 95% interval of its difference from the next (seeds and items drawn again) does not hold 0; "
-        f"{table.name}-paired has the intervals"
+        "bold: best, underlined: second, where the 95% interval of its difference from the next (over seeds and items) does not hold 0, never "
+        f"with one seed; {table.name}-paired has the intervals"
     ]
 
 
@@ -190,6 +190,7 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
         return None
     titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]
     table = Table(f"{table_name}-paired", f"{item.title}: each row minus {first.label}", ["", *titles, "won/lost", "sign p"])
+    alone = False
     for row in ranked:
         if row is first:
             continue
@@ -197,13 +198,22 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
         if item.has_average:
             found.append(_average_gap(redrawn, item, row, first))
         won, lost = _won_and_lost(row, first, item)
-        table.rows.append([row.label, *map(_spell, found), f"{won}/{lost}", f"{sign_test(won, lost):.2g}"])
+        chance = "-" if item.suite in DECODER_SUITES else f"{sign_test(won, lost):.2g}"
+        table.rows.append([row.label, *map(_spell, found), f"{won}/{lost}", chance])
+        alone = alone or any(gap is not None and gap.seeds == 1 for gap in found)
     table.notes = [
-        "mean difference and 95% interval on the seeds that both have, seeds and items drawn again 1000 times; where it holds 0, no order is claimed",
+        "mean difference and 95% interval on the seeds that both have (Student's, from the differences seed by seed and items drawn again 1000 times); "
+        "where it holds 0, no order is claimed; nothing allows for the number of rows",
         "won/lost: pairs of task and seed in which the row scored higher or lower; sign p: two-sided probability of so uneven a split",
     ]
-    if any("-" in row for row in table.rows):
-        table.notes.append("-: the rows share no seed, have not the same items, or their answers are not kept")
+    if alone:
+        table.notes.append("where both have one seed alone, the interval is of the items alone and claims no order")
+    if item.suite in DECODER_SUITES:
+        table.notes.append("sign p: -, since the tasks of a seed share one training")
+    if any("-" in row[1 : 1 + len(titles)] for row in table.rows):
+        table.notes.append(
+            "-: the rows share no seed, differ in items, data or weights, their answers are not kept, or the score is no mean over items"
+        )
     if any(not row.is_ranked for row in ranked):
         table.notes.append("subsets of the official data")
     return table
@@ -214,12 +224,14 @@ def _spell(gap: Difference | None) -> str:
 
 
 def _won_and_lost(ours: Row, theirs: Row, item: Item) -> tuple[int, int]:
+    """By one column of each task, its primary one where it is shown: several columns of one run are not several pairs."""
     won = lost = 0
-    for column in item.columns:
-        if column.task is None:
-            continue
-        other = {record["seed"]: column.value(record) for record in theirs.records.get(column.task, [])}
-        for record in ours.records.get(column.task, []):
+    for task in dict.fromkeys(column.task for column in item.columns if column.task in ours.records):
+        records = ours.records[task]
+        columns = [column for column in item.columns if column.task == task]
+        column = next((c for c in columns if records and c.metric in (None, records[0]["primary"])), columns[0])
+        other = {record["seed"]: column.value(record) for record in theirs.records.get(task, [])}
+        for record in records:
             if record["seed"] in other:
                 won += column.value(record) > other[record["seed"]]
                 lost += column.value(record) < other[record["seed"]]

@@ -3,12 +3,14 @@
 import copy
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from qgoft.report.items import ITEMS, Column
-from qgoft.report.paired import DRAWS, SCORES, Redrawn, difference, read_answers, sign_test
+from qgoft.report.paired import DRAWS, SCORES, Redrawn, difference, interval, read_answers, sign_test
 from qgoft.report.scores import Row, build_paired, build_table
 from qgoft.tasks.metrics import compute_score
 from tests.records.test_records import RECORD
@@ -30,10 +32,10 @@ class Shop:
         self.root, self.folders = root, {}
         self.labels = [int(v) for v in np.random.default_rng(5).integers(0, 2, 400)]
 
-    def run(self, method, seed, right, task="rte", *, answers=True, labels=None, predictions=None):
+    def run(self, method, seed, right, task="rte", *, answers=True, labels=None, predictions=None, draw=0):
         labels = self.labels if labels is None else labels
         if predictions is None:
-            wrong = np.random.default_rng(seed).permutation(len(labels))[: round((1 - right) * len(labels))]
+            wrong = np.random.default_rng(seed + draw).permutation(len(labels))[: round((1 - right) * len(labels))]
             predictions = [1 - label if i in set(wrong.tolist()) else label for i, label in enumerate(labels)]
         key = f"{len(self.folders):064x}"
         folder = self.root / key
@@ -83,10 +85,10 @@ def test_scores_of_drawn_items_are_the_metrics_of_those_items():
 
 def test_the_interval_of_an_accuracy_is_that_of_theory(shop):
     drawn = Redrawn(shop.folders).column(RTE, [shop.run("a", 0, 0.8)])
-    assert drawn[1].shape == (1 + DRAWS,)
-    assert drawn[1][0] == pytest.approx(80)
-    assert drawn[1].mean() == pytest.approx(80, abs=0.3)
-    assert drawn[1].std() == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 400), rel=0.1)
+    assert drawn.scores.shape == (1 + DRAWS, 1)
+    assert drawn.scores[0, 0] == pytest.approx(80)
+    assert drawn.scores.mean() == pytest.approx(80, abs=0.3)
+    assert drawn.scores.std() == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 400), rel=0.1)
 
 
 def test_a_clear_difference_and_none(shop):
@@ -94,11 +96,58 @@ def test_a_clear_difference_and_none(shop):
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
     gap = difference(redrawn.column(RTE, good), redrawn.column(RTE, bad))
     assert gap.low > 10
-    assert not gap.holds_zero
+    assert gap.is_order
     same = [shop.run("c", s, 0.9) for s in range(3)]  # the same seeds err on the same items
     none = difference(redrawn.column(RTE, good), redrawn.column(RTE, same))
     assert (none.low, none.high) == (0, 0)
-    assert none.holds_zero
+    assert not none.is_order
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("of_items", [0.0, 0.3, 1.0])
+def test_an_interval_holds_the_truth_as_often_as_it_says(seeds, of_items):
+    """Differences of seeds with deviation 1, items that move all seeds alike, and a little of each pair; the truth is zero."""
+    rng, held, trials = np.random.default_rng(seeds), 0, 1500
+    for _ in range(trials):
+        part = np.zeros((201, seeds)) + rng.normal(size=seeds) + of_items * rng.normal() + 0.1 * rng.normal(size=seeds)
+        part[1:] += of_items * rng.normal(size=(200, 1)) + 0.1 * rng.normal(size=(200, seeds))
+        gap = interval([part])
+        held += gap.low <= 0 <= gap.high
+    assert 0.93 <= held / trials <= 0.995
+
+
+def test_parts_of_tasks_trained_apart_add_up():
+    """Eight tasks of three seeds: sixteen degrees of freedom, as in a t test of that many."""
+    rng = np.random.default_rng(0)
+    parts = [np.tile(rng.normal(size=3), (201, 1)) / 8 for _ in range(8)]
+    gap = interval(parts)
+    own = [float(part[0].var(ddof=1)) / 3 for part in parts]
+    freedom = sum(own) ** 2 / sum(value**2 / 2 for value in own)
+    assert 8 < freedom < 16
+    assert gap.mean == pytest.approx(sum(part[0].mean() for part in parts))
+    assert (gap.high - gap.low) / 2 == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * sum(own) ** 0.5)
+
+
+def test_one_seed_claims_no_order(shop):
+    redrawn = Redrawn(shop.folders)
+    gap = difference(redrawn.column(RTE, [shop.run("a", 0, 0.9)]), redrawn.column(RTE, [shop.run("b", 0, 0.6)]))
+    assert gap.low > 20
+    assert not gap.is_order
+
+
+def test_tasks_of_one_training_are_no_more_seeds(shop):
+    """Four tasks that say the same of two seeds: apart they would be eight differences, of one training they are two."""
+    item = replace(ITEMS["psoft-table5"], columns=ITEMS["psoft-table5"].columns[:4])
+    rows = [
+        {c.task: [shop.run(name, seed, share, c.task) for seed, share in enumerate(shares)] for c in item.columns}
+        for name, shares in (("a", (0.9, 0.7)), ("b", (0.8, 0.65)))
+    ]
+    redrawn = Redrawn(shop.folders)
+    shared, apart = (redrawn.average_difference(i, *rows) for i in (item, replace(item, suite="glue")))
+    assert shared.mean == pytest.approx(apart.mean) == pytest.approx(7.5)
+    assert (shared.high - shared.low) > 2 * (apart.high - apart.low)
+    paired = build_paired("psoft-table5", [Row(name, row) for name, row in zip("ab", rows, strict=True)], item, redrawn)
+    assert paired.rows[0][-2:] == ["0/8", "-"]
 
 
 def test_what_cannot_be_compared_is_not(shop):
@@ -107,6 +156,11 @@ def test_what_cannot_be_compared_is_not(shop):
     assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, one)) is None, "other seeds"
     fewer = [shop.run("c", 0, 0.7, labels=shop.labels[:300])]
     assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, fewer)) is None, "other items"
+    for kind, name in (("data", "fingerprint"), ("model", "sha256")):
+        other = shop.run("b", 0, 0.7)
+        assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, [other])) is not None
+        other["provenance"][kind][name] = "f" * 64
+        assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, [other])) is None, f"another {name}"
     assert redrawn.column(RTE, [shop.run("d", 0, 0.7, answers=False)]) is None
     assert redrawn.column(RTE, []) is None
 
@@ -124,7 +178,7 @@ def test_torn_answers_are_none(tmp_path):
 def test_texts_and_answers_that_were_not_given(shop):
     record = shop.run("a", 0, 0, labels=["yes", "no", "yes", "no"], predictions=["yes", None, "no", "no"])
     drawn = Redrawn(shop.folders).column(RTE, [record])
-    assert drawn[1].mean() == pytest.approx(50, abs=3)
+    assert drawn.scores.mean() == pytest.approx(50, abs=3)
 
 
 def test_sign_test():
@@ -139,7 +193,8 @@ def rows_of(shop, shares):
 
 
 def test_the_best_is_bold_only_where_the_order_holds(shop):
-    rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6, "d": 0.797})
+    rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6})
+    rows.append(Row("d", {task: [shop.run("d", s, 0.797, task, draw=100) for s in range(3)] for task in ("qnli", "rte")}))
     table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
     assert {place for place, mark in table.marks.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
     assert "second" not in table.marks.values(), "b and d are not told apart"
@@ -167,6 +222,16 @@ def test_the_table_of_differences(shop):
     assert name == "a"
     assert cells[0].startswith("-30.0 (-3")
     assert cells[-2:] == ["0/6", "0.031"]
+
+
+def test_two_scores_of_one_run_are_one_pair(shop):
+    rows = rows_of(shop, {"a": 0.6, "b": 0.9})
+    for row in rows:
+        row.records = {"v1": row.records["rte"]}
+        for record in row.all():
+            record["metrics"] |= {"exact_match": record["metrics"]["accuracy"], "f1": record["metrics"]["accuracy"]}
+    table = build_paired("table4", rows, ITEMS["table4"], Redrawn(shop.folders))
+    assert table.rows[0][-2:] == ["3/0", "0.25"]
 
 
 def on_a_subset(row, rows=("train", 3060)):
@@ -227,10 +292,10 @@ def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, p
         record.update(suite=suite, primary=metric)
         record["metrics"] = {metric: {"value": expected, "higher_is_better": True, "n": len(labels)}}
     redrawn = Redrawn(shop.folders)
-    same, drawn = redrawn.column(Column(task, task, task, metric), made)
-    assert same[0] == (0, 1)
-    assert drawn[0] == pytest.approx(expected, abs=1e-3)
-    assert 0 < drawn[1:].std() < 50
+    drawn = redrawn.column(Column(task, task, task, metric), made)
+    assert drawn.same[0] == (0, 1)
+    assert drawn.scores[0] == pytest.approx([expected] * 2, abs=1e-3)
+    assert 0 < drawn.scores[1:].std() < 50
     write(shop.folders[made[0]["key"]], [[1]] * len(labels), labels)
     assert Redrawn(shop.folders).column(Column(task, task, task, metric), made) is None
 
@@ -241,5 +306,5 @@ def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, p
 def test_committed_answers_scored_again_give_the_committed_score(repository, name, metric):
     folder = repository / "results" / "measured" / "pocket" / name
     record = json.loads((folder / "record.json").read_text())
-    _, drawn = Redrawn({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])
-    assert drawn[0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)
+    drawn = Redrawn({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])
+    assert drawn.scores[0, 0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)
