@@ -76,7 +76,8 @@ class PlannedItem:
 
 
 def split_list(text: str) -> list[str]:
-    return [item for item in text.split(",") if item]
+    """The names of a comma list, each once."""
+    return list(dict.fromkeys(item for item in text.split(",") if item))
 
 
 def method_words(name: str) -> list[str]:
@@ -431,6 +432,8 @@ class Shelf:
         if not alike:
             return None
         wanted = settings_in_key(s)
+        # Where the rows come from is no setting that counts: their checksum does, which only the record has. Drawn rows are no official ones.
+        alike = [record for record in alike if record["settings"]["data"]["source"] == s.data.source]
         found = [record for record in alike if self._settings(record) == wanted and is_current(record)]
         return max(found, key=lambda record: (record["status"] == "done", record["finished"])) if found else None
 

@@ -16,7 +16,7 @@ from qgoft.report.layout import Table
 from qgoft.report.paired import Redrawn
 from qgoft.report.scores import Row, build_paired, build_table
 from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
-from qgoft.settings import DECODER_SUITES, method_label, settings_in_key
+from qgoft.settings import DECODER_SUITES, NOT_IN_KEY, method_label, settings_in_key
 
 MEASURED = REPOSITORY / "results" / "measured"
 # protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
@@ -33,6 +33,7 @@ class Library:
     folders: dict[str, Path]
     problems: list[str] = field(default_factory=list)
     root: Path = Path("results")
+    is_committed: bool = False
 
     @classmethod
     def read(cls, *roots: Path) -> "Library":
@@ -58,8 +59,9 @@ def _measured() -> Found:
 
 def read_library(root: Path, records: str, protocol: str) -> Library:
     """A user's own records, or those that are committed; for the embedded protocol with the answers of the controls, which are committed."""
-    library = Library.read(root / records)
-    library.root = root
+    is_committed = records == MEASURED.name
+    library = Library.read(MEASURED if is_committed else root / records)
+    library.root, library.is_committed = root, is_committed
     if protocol == "pocket":
         library.folders = {**_measured().folders, **library.folders}
     return library
@@ -81,15 +83,16 @@ def is_altered(cell: Cell) -> bool:
 def collect_rows(
     cells: Sequence[Cell], shelf: Shelf, *, is_context: bool = False, own: frozenset[str] | None = None, swept: frozenset[str] = frozenset()
 ) -> list[Row]:
-    """Rows of the table, in the order of the plan.
+    """Rows of the table, in the order of the plan. A cell that comes twice counts once; of runs on different data or weights, those like the
+    newest.
 
     Args:
         own: words that the item itself sets, for which no row is called altered; None: the protocol's own settings decide.
         swept: names of settings by which the rows of an item differ, said in the label.
     """
     rows: dict[str, Row] = {}
+    seen = set()
     for cell in cells:
-        record = shelf.find(cell, only_done=False)
         settings = cell.settings
         name = method_label(settings.method.name, settings.method.variant)
         label = f"random + {name}" if settings.model.init == "random" else name
@@ -97,16 +100,46 @@ def collect_rows(
         row = rows.setdefault(label + suffix, Row(label + suffix, {}, is_context))
         row.targets, row.penalty = settings.method.targets, settings.method.penalty
         task = settings.task.name
+        if (row.label, task, settings.seed) in seen:
+            continue
+        seen.add((row.label, task, settings.seed))
+        record = shelf.find(cell, only_done=False)
         row.planned[task] = row.planned.get(task, 0) + 1
         if own is None:
             row.is_altered = row.is_altered or (len(cell.words) > OWN_WORDS and is_altered(cell))
         else:
-            row.is_altered = row.is_altered or bool({word for word in cell.words if not word.startswith("seed=")} - own)
+            row.is_altered = row.is_altered or any(counts(word) for word in set(cell.words) - own)
         if record and record["status"] == "done":
             row.records.setdefault(task, []).append(record)
         elif record:
             row.failed.setdefault(task, []).append(record)
+    for row in rows.values():
+        keep_one_origin(row)
     return [row for row in rows.values() if row.records or not is_context]
+
+
+def counts(word: str) -> bool:
+    """Whether a word of the command line sets what moves a number."""
+    name = word.partition("=")[0].lstrip("+~")
+    return name != "seed" and not any(f"{name}.".startswith(f"{place}.") for place in NOT_IN_KEY)
+
+
+def keep_one_origin(row: Row) -> None:
+    """Leave out the runs whose weights, or rows of a task, are not those of the row's newest run: their mean would be of nothing."""
+    if not row.records:
+        return
+    weights = _newest(row.all())["provenance"]["model"]["sha256"]
+    for task, records in list(row.records.items()):
+        same = [record for record in records if record["provenance"]["model"]["sha256"] == weights]
+        rows = _newest(same)["provenance"]["data"]["fingerprint"] if same else ""
+        row.records[task] = [record for record in same if record["provenance"]["data"]["fingerprint"] == rows]
+        row.left_out += len(records) - len(row.records[task])
+        if not row.records[task]:
+            del row.records[task]
+
+
+def _newest(records: Sequence[Record]) -> Record:
+    return max(records, key=lambda record: str(record["finished"]))
 
 
 def _suffix(penalty: float, targets: str, swept: frozenset[str]) -> str:

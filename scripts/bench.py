@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -31,9 +32,10 @@ from qgoft import records
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.rivals import REFERENCE, RIVALS, Rival
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
-from qgoft.errors import choose
+from qgoft.errors import choose, one_line
 from qgoft.ops.givens.paths import triton_works
 from qgoft.report.bench import all_tables, draw_figures
+from qgoft.report.cost import SYSTEM
 from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -168,7 +170,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         "dtype": "float32",
         "repeats": repeats,
         "rounds": {"model": min(ROUNDS, repeats)},
-        "allocator": "keeps freed memory" if arguments.keep_memory else "system default",
+        "allocator": "keeps freed memory" if arguments.keep_memory else SYSTEM,
         "triton": triton_state(device),
         "products": in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else [],
         "shapes": [],
@@ -192,11 +194,21 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
                 groups.append(time_in_rounds(*words) if is_model else in_own_process(time_group, *words))
             except BrokenProcessPool:
                 record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
+            except torch.OutOfMemoryError as error:
+                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": one_line(error)})
         # A part of the batch is compared with nothing else: without the whole batch there is no line.
         if groups and groups[0][0]["batch"] == shape.batch:
             record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
         write(record, path)
     return record
+
+
+def file_name(arguments: argparse.Namespace) -> str:
+    """Of the record: a part of the benchmark does not write over the whole."""
+    parts = [] if arguments.parts == PARTS else arguments.parts
+    words = [arguments.set, *(["keep"] if arguments.keep_memory else []), *parts, *([arguments.only] if arguments.only else [])]
+    words += arguments.rivals or []
+    return "-".join(re.sub(r"[^a-z0-9]+", "_", word.lower()) for word in words)
 
 
 def write(record: dict, path: Path) -> None:
@@ -231,7 +243,7 @@ def main() -> int:
     if not operator_is_right():
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1
-    path = arguments.out / f"{arguments.set}{'-keep' if arguments.keep_memory else ''}.json"
+    path = arguments.out / f"{file_name(arguments)}.json"
     record = run(arguments, path)
     show(record, arguments.out)
     print(f"record: {os.path.relpath(path)}")

@@ -75,7 +75,7 @@ def rows_of(part: Part, cells: Sequence[Cell], ask: Narrowing, library: Library)
 def tables_of(part: Part, measured: Sequence[Row], ask: Narrowing, library: Library, jobs: int) -> list[Table]:
     """Everything that is printed of an item, from its rows (`rows_of`)."""
     if part.item.bench is not None:
-        return cost_tables(part.item.name, read_bench(bench_folders(library), part.item.bench))
+        return cost_tables(part.item.name, read_bench(bench_folders(library), part.item.name, part.item.bench))
     name = part.item.name
     item = printed_item(name, ask.protocol)
     rows = [*measured, *missing_rows(part, measured)]
@@ -95,8 +95,8 @@ def own_items(protocol: str) -> list[str]:
 
 
 def bench_folders(library: Library) -> list[Path]:
-    """Where a benchmark is looked for: one of this machine, then the committed ones."""
-    return [library.root / "bench", MEASURED / "bench"]
+    """Where a benchmark is looked for: one of this machine, then the committed ones, or these alone."""
+    return [*([] if library.is_committed else [library.root / "bench"]), MEASURED / "bench"]
 
 
 def missing_rows(part: Part, rows: Sequence[Row]) -> list[Row]:
@@ -181,9 +181,12 @@ def main(words: list[str]) -> int:
     def show(keyed: list[Cell]) -> None:
         library = read_library(root, arguments.records, arguments.protocol)
         for part, mine in zip(parts, split(parts, keyed), strict=True):
-            for number, table in enumerate(tables_of(part, rows_of(part, mine, ask, library), ask, library, arguments.jobs)):
+            tables = tables_of(part, rows_of(part, mine, ask, library), ask, library, arguments.jobs)
+            if not tables:
+                print(f"\n{part.item.name}: no run is done yet")
+            for table in tables:
                 written = write_tables([table], root)
-                if number == 0:
+                if not table.name.endswith("-paired"):
                     print(f"\n{table.terminal()}\n{written}")
 
     if not cells:

@@ -258,7 +258,7 @@ def main(words: list[str]) -> int:
                 section = item_section(part, rows, ask, library, out, arguments.jobs)
                 sections += [section] if section is not None else []
             elif part.item.name not in [section.name for section in costs]:  # the same under every protocol
-                found = read_bench(bench_folders(library), part.item.bench)
+                found = read_bench(bench_folders(library), part.item.name, part.item.bench)
                 benches += [] if any(one.record["hardware"]["device"] != "cpu" for one in found) else [part.item.name]
                 costs.append(Section(part.item.name, item_title(part.item.name), tables_of(part, [], ask, library, arguments.jobs)))
     sections += costs

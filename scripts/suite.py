@@ -35,8 +35,11 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     if arguments.model:
         check_choice("model", arguments.model)
     common = [*common_words(arguments.protocol, arguments.model, arguments.data), *run_words(arguments.overrides)]
+    methods = split_list(arguments.method)
+    if not methods:
+        raise QgoftError("no method is named; METHOD is a list such as qgoft,lora@r2")
     asked = []
-    for method in split_list(arguments.method):
+    for method in methods:
         for task in tasks:
             task = task.removeprefix(f"{suite}/")
             if task not in known:
@@ -70,7 +73,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     add_means(parser)
     arguments = parser.parse_intermixed_args(words)
     check_means(arguments)
-    if not arguments.seeds:
+    if not split_list(arguments.seeds):
         check_choice("protocol", arguments.protocol)
         arguments.seeds = ",".join(protocol_seeds(arguments.protocol)) if arguments.all_seeds else "0"
     return arguments

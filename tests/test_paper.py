@@ -1,5 +1,7 @@
 """Items of the papers: their grids, narrowing them, running them, and what several sweeps at once do."""
 
+import copy
+import dataclasses
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import sys
 import time
 
 import _plan
+import _tables
 import paper
 import pytest
 from _settings import compose_settings
@@ -20,6 +23,8 @@ from qgoft.errors import QgoftError
 from qgoft.report.cost import PRINTED
 from qgoft.report.items import CHART, ITEMS, OWN
 from qgoft.report.published import load_paper, load_rows
+from qgoft.report.scores import build_table
+from qgoft.settings import settings_from_record, settings_in_key
 from qgoft.train.run import run
 
 SHORT = ["train.max_steps=4", "train.evaluations=1"]
@@ -65,6 +70,81 @@ def test_items_without_published_values_say_why():
         "lambda": CHART,
         **dict.fromkeys(own, OWN),
     }
+
+
+def measured_cells(*words, seeds=("0", "1", "2")):
+    ask = paper.narrowing(paper.parse(["table1", "--method", "goft", "--tasks", "rte", "--seeds", ",".join(seeds), "--jobs", "1", *words]))
+    (part,) = paper.plan_items(["table1"], ask)
+    (cells,) = paper.compose_parts([part], 1)
+    return part, ask, cells
+
+
+def rows_from(found, *words, **more):
+    part, ask, cells = measured_cells(*words, **more)
+    return paper.rows_of(part, cells, ask, _tables.Library(_plan.Shelf(found), {}))
+
+
+@pytest.fixture(scope="module")
+def goft_on_rte(repository):
+    found = records.find_records(repository / "results" / "measured").records
+    return [r for r in found if (r["protocol"], r["method"], r["variant"], r["task"]) == ("pocket", "goft", "goft", "rte")]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("model", "sha256"), ("data", "fingerprint")])
+def test_runs_on_other_data_or_weights_are_no_seeds_of_a_row(goft_on_rte, kind, name):
+    found = copy.deepcopy(goft_on_rte)
+    newest = max(found, key=lambda record: record["finished"])
+    for record in found:
+        if record is not newest:
+            record["provenance"][kind][name] = "e" * 64
+            record["key"] = records.compute_key(
+                settings_in_key(settings_from_record(record)),
+                world_size=1,
+                data_fingerprint=record["provenance"]["data"]["fingerprint"],
+                model_sha256=record["provenance"]["model"]["sha256"],
+            )
+    (row,) = rows_from(found)
+    assert row.records == {"rte": [newest]}
+    table = build_table("glue", "pocket", [row], item=ITEMS["table1"])
+    assert "warning: left out 2 runs on other data or weights than the newest of their row" in table.notes
+    (whole,) = rows_from(goft_on_rte)
+    assert len(whole.all()) == 3
+    assert whole.left_out == 0
+
+
+def test_runs_on_official_rows_are_none_of_the_twin(goft_on_rte):
+    found = copy.deepcopy(goft_on_rte)
+    found[0]["settings"]["data"]["source"] = "hub"
+    (row,) = rows_from(found)
+    assert len(row.all()) == 2
+
+
+def test_a_cell_that_is_asked_for_twice_counts_once(goft_on_rte):
+    part, ask, cells = measured_cells(seeds=("0", "0", "1"))
+    assert [cell.settings.seed for cell in cells] == [0, 1]
+    (row,) = paper.rows_of(part, [*cells, *cells], ask, _tables.Library(_plan.Shelf(goft_on_rte), {}))
+    assert [len(row.all()), row.planned] == [2, {"rte": 2}]
+
+
+@pytest.mark.parametrize(
+    ("word", "is_altered"),
+    [("results.root=elsewhere", False), ("model.path=a", False), ("+wandb.mode=offline", False), ("optim.clip=2.0", True)],
+)
+def test_only_what_moves_a_number_alters_a_row(goft_on_rte, word, is_altered):
+    part, ask, cells = measured_cells()
+    ask = dataclasses.replace(ask, overrides=(word,))
+    part = dataclasses.replace(part, words=tuple(((*words, word), seeds) for words, seeds in part.words))
+    cells = [dataclasses.replace(cell, words=(*cell.words, word)) for cell in cells]
+    (row,) = paper.rows_of(part, cells, ask, _tables.Library(_plan.Shelf(goft_on_rte), {}))
+    assert row.is_altered is is_altered
+
+
+def test_figure_3_prints_the_wins(capsys, tmp_path):
+    """Those of the committed ratings; without any, that there are none."""
+    assert paper.main(["figure3", "--records", "measured", "--jobs", "1"]) == 0
+    assert "won" in capsys.readouterr().out
+    assert paper.main(["figure3", "--action", "table", "--jobs", "1", f"results.root={tmp_path}"]) == 0
+    assert "figure3: no run is done yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", sorted(set(ITEMS) - {"flexibility", "lambda", *paper.own_items("pocket"), *paper.own_items("small")}))

@@ -142,7 +142,7 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
             item = re.sub("-(measured|published)$", "", name)
             shape = _plan.read_items("pocket")[item].bench
             again.update(
-                {table.name: table for table in cost_tables(item, read_bench([repository / "results" / "measured" / "bench"], shape))}
+                {table.name: table for table in cost_tables(item, read_bench([repository / "results" / "measured" / "bench"], item, shape))}
             )
     again |= {table.name: table for table in report.audit_section().tables}
     for found in all_quotes(repository):

@@ -18,6 +18,7 @@ PRINTED = {
     "psoft-table22": ("psoft-iclr2026", "table22"),
     "psoft-figure4": ("psoft-iclr2026", "figure4b"),
 }
+SYSTEM = "system default"  # the C library's allocator, left as it is
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,25 @@ class Measured:
     record: dict[str, Any]
 
 
-def read_bench(folders: Sequence[Path], shape: str) -> list[Measured]:
-    """The shapes of the first folder that has any of this kind: a part of the benchmark (layer, block), or a word of a model's name."""
+def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[Measured]:
+    """What the first folder that has any holds of an item: shapes of a part of the benchmark (layer, block), or of a model by a word of its name,
+    that are not another item's. Those of the C library's usual allocator stand first."""
     for folder in folders:
         found = []
         for path in sorted(folder.glob("*.json")):
             try:
                 record = json.loads(path.read_text())
-                lines = [line for line in record["shapes"] if shape == line["part"] or _is_model(shape, line)]
+                found += [Measured(line, record) for line in record["shapes"] if _is_of(line, name, shape)]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            found += [Measured(line, record) for line in lines]
         if found:
-            return found
+            return sorted(found, key=lambda one: one.record["allocator"] != SYSTEM)
     return []
 
 
-def _is_model(shape: str, line: dict[str, Any]) -> bool:
-    return line["part"] == "model" and str(line["shape"]).lower().startswith(shape)
+def _is_of(line: dict[str, Any], name: str, shape: str) -> bool:
+    is_kind = shape == line["part"] or (line["part"] == "model" and str(line["shape"]).lower().startswith(shape))
+    return is_kind and line["item"] in (None, "/".join(PRINTED[name]))
 
 
 def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:
@@ -57,7 +59,7 @@ def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:
         ours.name, hardware = f"{name}-measured{number or ''}", found.record["hardware"]
         ours.notes.append(
             f"measured on {hardware['device']} ({hardware['processor']}), {hardware['threads']} threads, {found.record['dtype']}, "
-            f"{found.record['repeats']} repeats, commit {str(found.record['commit'])[:7]}; make bench measures it here"
+            f"{found.record['repeats']} repeats, allocator: {found.record['allocator']}, commit {str(found.record['commit'])[:7]}; make bench measures it here"
         )
         tables.append(ours)
     if not measured:

@@ -42,6 +42,7 @@ class Row:
     failed: dict[str, list[Record]] = field(default_factory=dict)
     targets: str | None = None  # where an item mixes choices of layers, or weights of a penalty
     penalty: float | None = None
+    left_out: int = 0  # runs on other data or weights than the newest
 
     @property
     def is_compared(self) -> bool:
@@ -374,6 +375,9 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     notes += [f"data of {task}: {count} {what}" for task, what, count in sorted(repairs)]
     sources = sorted({r["settings"]["method"]["source"] for r in own})
     notes.append(f"learning rates: {'; '.join(sources)}")
+    left_out = sum(row.left_out for row in rows)
+    if left_out:
+        notes.append(f"warning: left out {left_out} run{'s' if left_out > 1 else ''} on other data or weights than the newest of their row")
     commits = {r["provenance"]["commit"] for r in own}
     if len(commits) > 1:
         notes.append(f"warning: these numbers come from {len(commits)} commits of the code")

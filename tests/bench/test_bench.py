@@ -1,6 +1,8 @@
 """The benchmark measures what it says: bytes are counted right, rivals compute what they are named after, and the tables follow the record."""
 
+import argparse
 import gc
+import importlib.util
 import json
 import multiprocessing
 import subprocess
@@ -20,6 +22,7 @@ from qgoft.bench.sparse import mix_neighbours_by_level, mix_sparse
 from qgoft.ops import givens
 from qgoft.ops.givens import factors
 from qgoft.report import bench as report
+from qgoft.report import cost
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDS = REPOSITORY / "results" / "measured" / "bench"
@@ -274,3 +277,53 @@ def test_unknown_words_are_refused_in_one_line():
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert message in done.stderr
+
+
+@pytest.fixture
+def script(repository):
+    spec = importlib.util.spec_from_file_location("bench_script", repository / "scripts" / "bench.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_shape_that_does_not_fit_is_named_and_the_next_is_timed(script, monkeypatch, tmp_path):
+    def time_group(function, shapes, name, *arguments):
+        if "4096" in name:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB\nmore lines")
+        return [{"name": "lora r=8", "batch": 2}]
+
+    monkeypatch.setattr(script, "in_own_process", time_group)
+    monkeypatch.setattr(script, "plan_groups", lambda rivals, batch, apart: [(rivals, batch)])
+    monkeypatch.setitem(script.SETS, "cpu", lambda: [shapes.layer(d, d, 2, 8, of="a test") for d in (4096, 64)])
+    arguments = argparse.Namespace(set="cpu", parts=["layer"], only=None, rivals=None, repeats=1, threads=1, keep_memory=False)
+    record = script.run(arguments, tmp_path / "cpu.json")
+    assert [line["shape"] for line in record["shapes"]] == ["layer 64 -> 64, 2 x 8 (a test)"]
+    (failed,) = record["failed"]
+    assert failed["shape"].startswith("layer 4096")
+    assert failed["reason"].startswith("OutOfMemoryError: CUDA out of memory")
+    assert "\n" not in failed["reason"]
+
+
+def test_a_part_of_the_benchmark_has_a_record_of_its_own(script):
+    def name(**changed):
+        usual = {"set": "cpu", "parts": script.PARTS, "only": None, "rivals": None, "keep_memory": False}
+        return script.file_name(argparse.Namespace(**{**usual, **changed}))
+
+    assert name() == "cpu"
+    assert name(keep_memory=True) == "cpu-keep"
+    assert name(parts=["model"], only="DeBERTa") == "cpu-model-deberta"
+    assert name(set="paper", rivals=["goft", "oft b=32"]) == "paper-goft-oft_b_32"
+
+
+def test_an_item_shows_its_own_shapes_and_the_usual_allocator_first(tmp_path):
+    def write(name, allocator, *items):
+        lines = [{"part": "model", "shape": f"DeBERTaV3-base, 12 layers, {item}", "item": item, "groups": []} for item in items]
+        (tmp_path / name).write_text(json.dumps({"allocator": allocator, "shapes": lines}))
+
+    write("cpu-keep.json", "keeps freed memory", None)
+    write("cpu.json", cost.SYSTEM, None)
+    write("paper.json", cost.SYSTEM, "psoft-iclr2026/table21", "goft-icml2024/table10")
+    found = cost.read_bench([tmp_path / "nothing", tmp_path], "table10", "deberta")
+    assert [one.line["item"] for one in found] == [None, "goft-icml2024/table10", None]
+    assert [one.record["allocator"] for one in found] == [cost.SYSTEM, cost.SYSTEM, "keeps freed memory"]
