@@ -142,8 +142,8 @@ counts: $(READY) ## trainable parameters of every method on the papers' shapes, 
 status: $(READY) ## the ledger: what is done, runs, failed or is planned of SUITE with METHOD, or of ITEM (a table, or all)
 	@$(if $(ITEM),$(call RUN_ITEM,$(ITEM)),$(call RUN_SUITE,$(SUITE))) --action status $(ARGS)
 
-fetch: $(READY) ## download data and weights of SUITE and PROTOCOL once, for machines without a network (HF_HUB_OFFLINE=1)
-	@$(call RUN_SUITE,$(SUITE)) --action fetch $(ARGS)
+fetch: $(READY) ## download data and weights of SUITE, or of ITEM (a table, or all), and PROTOCOL once, for machines without a network (HF_HUB_OFFLINE=1)
+	@$(if $(ITEM),$(call RUN_ITEM,$(ITEM)),$(call RUN_SUITE,$(SUITE))) --action fetch $(ARGS)
 
 clean: ## remove .venv, caches and generated tables; keeps results/runs
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/bench results/multirun results/jobs results/smoke results/report.html *.egg-info

@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 from _ending import leave
 from _settings import CONFIGS, compose_settings
+from _tables import counts
 
 from qgoft.errors import choose
 
@@ -35,6 +36,8 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[tuple[str, float, s
     choose("search", name, list(specs), "configs/tuning.yaml has them")
     spec = specs[name]
     chosen = methods or list(spec["centres"])
+    for method in chosen:
+        choose("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml has their centres")
     trials = [
         (method, float(format_rate(spec["centres"][method] * ratio)), task)
         for method in chosen
@@ -72,8 +75,19 @@ def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
         "task": task,
         "lr": rate,
         "score": score,
-        "overrides": [o for o in overrides if "=/" not in o and "root" not in o and "path" not in o],
+        "overrides": that_count(overrides),
     }
+
+
+def that_count(overrides: list[str]) -> list[str]:
+    """Without those that say where things lie."""
+    return [word for word in overrides if counts(word)]
+
+
+def of_this_search(lines: list[dict], trials: list[tuple[str, float, str]], overrides: list[str]) -> list[dict]:
+    """The finished trials that are among those asked for, made under the same overrides: others, such as those of a short look, choose nothing."""
+    asked, words = set(trials), that_count(overrides)
+    return [line for line in lines if (line["method"], line["lr"], line["task"]) in asked and line["overrides"] == words]
 
 
 def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
@@ -118,8 +132,9 @@ def main() -> int:
     path = arguments.results / f"{arguments.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(line["method"], line["lr"], line["task"]) for line in lines}
     overrides = [*spec.get("overrides", []), *arguments.override]
+    lines = of_this_search(lines, trials, overrides)
+    done = {(line["method"], line["lr"], line["task"]) for line in lines}
     jobs = [(spec["protocol"], *t, overrides) for t in trials if t not in done]
     print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -129,8 +144,7 @@ def main() -> int:
             file.flush()
             lines.append(line)
             print(f"{line['method']:<10} {line['task']:<16} lr {line['lr']:<8} {line['score']}", flush=True)
-    chosen = {method for method, _, _ in trials}
-    for method, rate in choose_rates([line for line in lines if line["method"] in chosen], spec["tasks"]).items():
+    for method, rate in choose_rates(lines, spec["tasks"]).items():
         write_recipe(spec["protocol"], method, spec["writes"], rate)
         print(f"{method}: lr {format_rate(rate)}")
     return 0

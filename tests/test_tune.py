@@ -25,6 +25,20 @@ def test_an_unknown_search_is_refused():
         tune.plan("poket", None)
 
 
+def test_an_unknown_method_is_refused():
+    with pytest.raises(QgoftError, match="unknown method 'qgfot'; allowed are adalora, "):
+        tune.plan("pocket", ["qgfot"])
+
+
+def test_trials_under_other_settings_choose_nothing():
+    trials = [("lora", 0.1, "a"), ("lora", 0.2, "a")]
+    short = {"method": "lora", "lr": 0.1, "task": "a", "score": 99, "overrides": ["train.max_steps=20"]}
+    whole, elsewhere = {**short, "overrides": []}, {**short, "lr": 0.4, "overrides": []}
+    assert tune.of_this_search([short, whole, elsewhere], trials, []) == [whole]
+    assert tune.of_this_search([short, whole], trials, ["data.root=here", "train.max_steps=20"]) == [short]
+    assert tune.that_count(["model.path=there", "results.root=x", "optim.clip=2"]) == ["optim.clip=2"]
+
+
 def test_the_best_mean_is_chosen_and_a_rate_that_diverged_is_out():
     scores = {0.1: (50, 60), 0.2: (70, 30), 0.4: (90, None)}
     lines = [{"method": "m", "lr": lr, "task": task, "score": s} for lr, both in scores.items() for task, s in zip("ab", both, strict=True)]

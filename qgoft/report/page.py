@@ -11,12 +11,13 @@ from typing import Any
 from qgoft.records import read_curve
 from qgoft.report.items import Record
 from qgoft.report.layout import Table
-from qgoft.settings import method_label
+from qgoft.settings import NOT_IN_KEY, method_label
 
 HERE = Path(__file__).parent
 # Points of a curve that the page keeps.
 POINTS = 24
 # Settings that say where things lie, not what they are.
+FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))  # a record says of these that they are directories, not which
 LEFT_OUT = ("results", "wandb", "model.targets", "task.columns", "task.rows", "task.sources", "seed")
 
 
@@ -163,18 +164,27 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
 
 
 def rerun_command(record: Record, models: Mapping[str, str]) -> str:
-    """The command line that makes the run again: what its settings say beyond the names of groups is the protocol's own, or given."""
+    """The command line that makes the run again: every setting that moves a number, whether the protocol's own or given. Where rows or weights
+    came from a folder, FOLDER stands for it."""
     words = [f"protocol={record['protocol']}", f"task={record['suite']}/{record['task']}", f"method={record['method']}"]
     words += [f"method.variant={record['variant']}", f"seed={record['seed']}"]
     if record["model"] in models:
         words.append(f"model={models[record['model']]}")
     settings = record["settings"]
-    for name in ("method.penalty", "method.targets", "train.max_steps", "train.epochs", "optim.lr", "selection"):
-        value: Any = settings
-        for part in name.split("."):
-            value = value[part]
-        words.append(f"{name}={'null' if value is None else value}")
+    words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
+    words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
+    for group in ("train", "optim", "judge"):
+        names = (name for name in settings.get(group, {}) if f"{group}.{name}" not in NOT_IN_KEY)
+        words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
+    words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
+    words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]
+    words += [f"{name}={settings[name]}" for name in ("splits", "selection") if name in settings]
     return "python scripts/train.py " + " ".join(words)
+
+
+def _word(value: Any) -> str:
+    """A value as Hydra reads it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _metric(metric: dict[str, Any]) -> str:

@@ -34,26 +34,37 @@ def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> dict
 
 
 def build_win_rates(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol: str) -> Table | None:
-    """The first row against each other; None where there is no other. Seeds count as further questions."""
+    """The first row against each other, by the mean rating of a question over the seeds that both have; None where there is no other."""
     if len(rated) < 2:
         return None
     (first, (ours, _)), *others = rated.items()
     title = f"{first} against each, on the questions both answered, protocol {protocol}"
     table = Table(f"figure3-{protocol}", title, ["against", "won", "tie", "lost", "mean difference", "95% interval"])
     for label, (theirs, _) in others:
-        counts = win_tie_loss(ours, theirs)
+        first_means, means = (
+            _by_question({key: ratings[key] for key in ratings if key in ours and key in theirs}) for ratings in (ours, theirs)
+        )
+        counts = win_tie_loss(first_means, means)
         if not sum(counts):
             continue
-        low, high = paired_interval(ours, theirs)
-        difference = statistics.fmean(ours[key] - theirs[key] for key in ours if key in theirs)
+        low, high = paired_interval(first_means, means)
+        difference = statistics.fmean(first_means[question] - means[question] for question in means)
         table.rows.append([label, *map(str, counts), f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"])
-    table.notes.append("interval: bootstrap over questions, 2000 draws; where it holds 0, no order is claimed")
+    table.notes.append("interval: bootstrap over questions, 2000 draws; other seeds are not in it")
     if first == "goft":
         printed = load_figures("goft-icml2024", "figure3")["rows"]
         shown = "; ".join(f"{name} {'/'.join(map(str, row['values']))}" for name, row in printed.items())
         note = "published" if protocol == "goft_icml24" else "published (LLaMA-2-7B, context only)"
         table.notes.append(f"{note}, won/tie/lost: {shown}")
     return table
+
+
+def _by_question(ratings: Ratings) -> dict[Any, float]:
+    """The mean of each question's ratings: answers of several seeds to one question are no further questions."""
+    found: dict[Any, list[float]] = {}
+    for (_, question), rating in ratings.items():
+        found.setdefault(question, []).append(rating)
+    return {question: statistics.fmean(values) for question, values in found.items()}
 
 
 def build_categories(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol: str) -> Table:
@@ -64,6 +75,6 @@ def build_categories(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol:
     for label, (ratings, categories) in rated.items():
         by_category = {name: [rating for (_, question), rating in ratings.items() if categories[question] == name] for name in names}
         cells = [f"{statistics.fmean(values):.2f}" if values else "-" for values in by_category.values()]
-        low, high = bootstrap_interval(list(ratings.values()))
+        low, high = bootstrap_interval(list(_by_question(ratings).values()))
         table.rows.append([label, *cells, f"{statistics.fmean(ratings.values()):.2f}", f"{low:.2f} to {high:.2f}"])
     return table

@@ -9,11 +9,12 @@ import shutil
 import subprocess
 
 import pytest
-from _settings import compose_settings
+from _settings import compose_settings, model_files
 
+from qgoft import records
 from qgoft.report.layout import Table
 from qgoft.report.page import POINTS, Section, build_page, rerun_command
-from qgoft.settings import method_label, settings_in_key
+from qgoft.settings import method_label, settings_from_record, settings_in_key
 from tests.records.test_records import RECORD
 
 EVIL = '</script><script>document.title="taken"</script><b>&"\' \u2028'
@@ -117,7 +118,15 @@ def test_the_command_composes_to_the_same_settings():
     """For a record of this version: what it prints makes the run it stands under."""
     for words in (
         ["task=glue/rte", "method=lora", "seed=3"],
-        ["task=glue/cola", "method=qgoft", "method.penalty=0.5", "train.max_steps=7"],
+        [
+            "task=glue/cola",
+            "method=qgoft",
+            "method.penalty=0.5",
+            "train.max_steps=7",
+            "train.batch_size=8",
+            "optim.head_lr=0.5",
+            "train.precision=no",
+        ],
     ):
         settings = compose_settings(words)
         made = {
@@ -127,6 +136,19 @@ def test_the_command_composes_to_the_same_settings():
         command = rerun_command(made, {"pocket-deberta": "pocket_deberta"})
         again = compose_settings(command.split()[2:])
         assert settings_in_key(again) == settings_in_key(settings), method_label(made["method"], made["variant"])
+
+
+def test_the_command_of_a_committed_run_composes_to_its_settings(repository):
+    """Of each suite under each protocol the last run, and one on real pictures, whose data and steps are not the protocol's."""
+    found = records.find_records(repository / "results" / "measured").records
+    some = {(r["protocol"], r["suite"], r["settings"]["data"]["source"]): r for r in found}
+    assert len(some) > 7
+    assert ("pocket", "vtab", "hub") in some
+    for made in some.values():
+        again = compose_settings(rerun_command(made, model_files()).split()[2:])
+        assert settings_in_key(again) == settings_in_key(settings_from_record(made)), made["task"]
+        assert again.data.source == made["settings"]["data"]["source"]
+        assert (again.data.root is None) == (made["settings"]["data"]["root"] is None)
 
 
 CLICKS = """

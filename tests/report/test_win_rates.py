@@ -6,12 +6,12 @@ import json
 from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
 
 
-def record(root, key, method, ratings):
+def record(root, key, method, ratings, seed=0):
     folder = root / "runs" / key
     folder.mkdir(parents=True)
     lines = [{"set": "", "idx": i, "prediction": rating, "label": "a" if i < 2 else "b"} for i, rating in enumerate(ratings)]
     (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
-    return {"key": key, "method": method, "variant": method, "seed": 0, "settings": {"model": {"init": "pretrained"}}}
+    return {"key": key, "method": method, "variant": method, "seed": seed, "settings": {"model": {"init": "pretrained"}}}
 
 
 def folders(root):
@@ -33,3 +33,13 @@ def test_one_method_has_nobody_to_compare_with(tmp_path):
     alone = record(tmp_path, "1", "goft", [5.0])
     rated = read_ratings(folders(tmp_path), [alone])
     assert build_win_rates(rated, "pocket") is None
+
+
+def test_answers_of_several_seeds_to_a_question_are_no_further_questions(tmp_path):
+    ours = [record(tmp_path, f"a{seed}", "goft", [5.0, 6.0 + seed, 7.0, 8.0], seed) for seed in range(4)]
+    theirs = [record(tmp_path, f"b{seed}", "lora", [4.0, 7.0, 7.0, 9.0], seed) for seed in range(3)]
+    rated = read_ratings(folders(tmp_path), [*ours, *theirs])
+    (row,) = build_win_rates(rated, "pocket").rows
+    assert row[1:5] == ["1", "2", "1", "+0.00"], "by the three seeds that both have, the second question is a tie"
+    one = build_categories(read_ratings(folders(tmp_path), [theirs[0]]), "pocket").rows[0]
+    assert build_categories(read_ratings(folders(tmp_path), theirs), "pocket").rows[0] == one, "three seeds alike: the interval of one"

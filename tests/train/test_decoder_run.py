@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
 from qgoft.train.suites.decoder import IGNORED
+from qgoft.train.suites.mmlu import Mmlu
 
 SHORT = ["train.max_steps=6", "train.evaluations=1"]
 
@@ -209,3 +211,12 @@ def test_batching_does_not_change_an_answer(writer, tmp_path):
         writing = Writing(max_new_tokens=8, temperature=0.0, top_p=1.0, batch_size=size, seed=0)
         found.append(write_answers(model, prompts, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path, f"b{size}", "w", 0)))
     assert found[0] == found[1]
+
+
+def test_mmlu_of_a_real_decoder_is_refused_in_several_processes_before_anything_is_trained(monkeypatch):
+    suite = object.__new__(Mmlu)
+    suite.settings = compose_settings(["task=instruct/mmlu", "protocol=goft_icml24", "method=goft"])
+    suite.identity = SimpleNamespace(data=SimpleNamespace(files={"template": ()}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(QgoftError, match="instruct/mmlu is scored by lm-eval, which runs in one process, and this run has 2; set NPROC=1"):
+        suite.load_task()

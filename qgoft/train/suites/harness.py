@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +23,6 @@ def harness_answers(
     shots: int,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
     batch_size: int,
 ) -> list[int]:
     """Number of the likeliest choice of every question, in their order.
@@ -34,7 +32,7 @@ def harness_answers(
         examples: subject -> rows of the dev part; the first `shots` of them stand before a question.
 
     Raises:
-        QgoftError: lm-eval is not installed, or the run has several processes.
+        QgoftError: lm-eval is not installed.
     """
     try:
         import lm_eval
@@ -44,8 +42,6 @@ def harness_answers(
         raise QgoftError(
             f"MMLU of a real decoder needs lm-eval ({error}); `make mmlu` installs it, or: pip install -e '.[mmlu]'"
         ) from error
-    if accelerator.num_processes > 1:
-        raise QgoftError("MMLU through lm-eval runs in one process; set NPROC=1 for instruct/mmlu (training may be shared with other runs)")
     folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
     subjects = list(questions["subject"])
     numbers: dict[str, list[int]] = {}

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from qgoft.errors import QgoftError
+from qgoft.ledger import world_size
 from qgoft.pocket.language.choices import LETTERS
 from qgoft.pocket.language.knowledge import question_words
 from qgoft.tasks.mmlu import GROUP_OF, group_accuracies
@@ -22,6 +23,11 @@ COLUMNS = ["question", "subject", "choices", "answer"]
 
 class Mmlu(Decoder):
     def load_task(self) -> None:
+        if world_size() > 1 and self.is_real:
+            raise QgoftError(
+                f"{self.settings.task.full_name} is scored by lm-eval, which runs in one process, and this run has {world_size()}; set NPROC=1 for it "
+                "(it trains for itself: what several processes have trained is another run)"
+            )
         self.questions, self.examples = self._checked("test"), {}
         self.rows["test"] = len(self.questions)
         for row in self._checked("dev"):
@@ -31,6 +37,11 @@ class Mmlu(Decoder):
             raise QgoftError(
                 f"{self.settings.task.full_name}: the dev part has less than {max(SHOTS)} examples of {short[0]}; complete the data"
             )
+
+    @property
+    def is_real(self) -> bool:
+        """A real decoder, asked in the words of MMLU."""
+        return "template" in self.identity.data.files
 
     def _checked(self, part: str) -> Dataset:
         rows = self.read_part(part, COLUMNS)
@@ -43,13 +54,11 @@ class Mmlu(Decoder):
         return rows
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        if "template" in self.identity.data.files:  # a real decoder, in the words of MMLU
+        if self.is_real:
             from qgoft.train.suites.harness import harness_answers
 
             size = self.settings.train.eval_batch_size
-            found = {
-                shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, accelerator, size) for shots in SHOTS
-            }
+            found = {shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, size) for shots in SHOTS}
         else:
             found = {shots: self._letters([self._prompt(row, shots) for row in self.questions], model, accelerator) for shots in SHOTS}
         labels = list(self.questions["answer"])
