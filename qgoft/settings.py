@@ -109,7 +109,7 @@ class OptimSettings:
     warmup: float
     schedule: str  # linear, cosine or constant
     clip: float | None
-    floor: float = 0.0  # where the cosine ends
+    floor: float = 0.0  # where the cosine ends, of the method's rate and of the head's
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,18 @@ class RunSettings:
         ):
             if number is not None and number <= 0:
                 raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
+        for name, rate in (
+            ("train.drop_classifier", self.train.drop_classifier),
+            ("train.drop_hidden", self.train.drop_hidden),
+            ("train.drop_path", self.train.drop_path),
+        ):
+            if rate is not None and not 0 <= rate < 1:
+                raise QgoftError(f"{name} is {rate}; allowed are 0 and more, below 1; change {name}")
+        if self.optim.floor and self.optim.schedule != "cosine":
+            raise QgoftError(
+                f"optim.floor={self.optim.floor} is where a cosine ends, and optim.schedule is {self.optim.schedule}; set optim.floor=0 or "
+                "optim.schedule=cosine"
+            )
         if self.results.checkpoint_seconds is not None and self.results.checkpoint_seconds < 0:
             raise QgoftError(
                 f"results.checkpoint_seconds is {self.results.checkpoint_seconds}; allowed are 0 (after every step), more, or null for none; "
@@ -264,6 +276,8 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
     for name in LATER_TARGETS:
         if name != settings.method.targets:
             data["model"]["targets"].pop(name, None)
+    if settings.task.options.get("temperature"):  # answers are sampled with a seed for every batch
+        data["train"]["eval_batch_size"] = settings.train.eval_batch_size
     return data
 
 
@@ -271,6 +285,7 @@ def settings_of_training(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide what is trained, where several tasks are scored with one training (decoders)."""
     data = settings_in_key(settings)
     del data["task"]
+    data["train"].pop("eval_batch_size", None)
     data.pop("judge", None)
     return {**data, "suite": settings.task.suite, "train_columns": settings.task.options.get("train_columns")}
 

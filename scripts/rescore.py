@@ -19,12 +19,19 @@ def main() -> int:
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
     parser.add_argument("--model-path", help="directory of the base model, where it did not come from the hub")
     parser.add_argument("--data-root", help="directory of the rows, where they did not come from the hub")
+    parser.add_argument("--task-path", help="directory of the pictures of one task, where the run had it in task.path")
     arguments = parser.parse_args()
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.rescore import rescore
 
     quiet_libraries()
-    record, metrics = rescore(arguments.run, merge=arguments.merge, model_path=arguments.model_path, data_root=arguments.data_root)
+    record, metrics = rescore(
+        arguments.run,
+        merge=arguments.merge,
+        model_path=arguments.model_path,
+        data_root=arguments.data_root,
+        task_path=arguments.task_path,
+    )
     worst = 0.0
     for name, measured in metrics.items():
         then = record["metrics"][name]["value"]

@@ -13,8 +13,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from qgoft.errors import QgoftError
+from qgoft.ledger import LeaseHeld, LeaseLost
 from qgoft.records import RecordError
 from qgoft.settings import RunSettings
+
+# What is told in one line.
+WRONG = (QgoftError, RecordError, LeaseHeld, LeaseLost)
 
 
 def train(settings: RunSettings, position: int = 0) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def sweep_job(config: DictConfig) -> str:
     number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else 0
     try:
         record = train(settings_of(config), position=number % max(1, jobs))
-    except (QgoftError, RecordError) as error:
+    except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         raise JobFailed(str(error)) from None
     if record["status"] != "done":
@@ -53,7 +57,7 @@ def main(arguments: list[str]) -> int:
             sweep_job()
             return 0
         record = train(compose_settings(arguments))
-    except (QgoftError, RecordError) as error:
+    except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

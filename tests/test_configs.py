@@ -9,6 +9,7 @@ from _settings import CONFIGS, choices, compose_settings, gap
 
 from qgoft.errors import QgoftError
 from qgoft.methods.base import REGISTRY, parse_variant
+from qgoft.settings import settings_in_key, settings_of_training
 from qgoft.tasks.vtab import GROUPS
 
 PROTOCOLS = ["pocket", "small", "goft_icml24", "psoft_iclr26"]
@@ -211,3 +212,12 @@ def test_rows_of_table_4_have_the_printed_variants():
 def test_splits_that_a_suite_lacks(words, message):
     with pytest.raises(QgoftError, match=message):
         compose_settings(words)
+
+
+def test_batches_of_sampled_answers_count_and_others_do_not():
+    """A seed for every batch: other batches, other answers. The training they share is the same."""
+    words = ["task=instruct/vicuna", "method=goft"]
+    for protocol, counts in (("goft_icml24", True), ("pocket", False)):
+        one, two = (compose_settings([f"protocol={protocol}", *words, f"train.eval_batch_size={size}"]) for size in (8, 128))
+        assert (settings_in_key(one) != settings_in_key(two)) is counts
+        assert settings_of_training(one) == settings_of_training(two)

@@ -197,6 +197,9 @@ def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: S
     trainable = 0
     for name, parameter in model.named_parameters():
         is_free = name not in head and method.free(name)
+        if is_free or name in head:
+            # An update of a thousandth of a 16-bit weight is lost in its rounding: what is trained is float32, like adapters.
+            parameter.data = parameter.data.float()
         parameter.requires_grad_(is_free or name in head)
         trainable += parameter.numel() * is_free
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

@@ -14,11 +14,17 @@ def count_lora(shapes: Shapes, values: Values) -> int:
     return sum(values["r"] * (n + d) for n, d in shapes)
 
 
+def _alpha(scale: float, rank: int) -> Any:
+    """peft divides it by the rank. It is declared a whole number; the scale that was asked for need not give one."""
+    alpha = scale * rank
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
 def _lora(**fixed):
     def make(values: Values, context: Context) -> peft.PeftConfig:
         scale = context.options.get("scale", 1.0)
         return peft.LoraConfig(
-            r=values["r"], lora_alpha=round(scale * values["r"]), lora_dropout=context.options.get("dropout", 0.0), **fixed
+            r=values["r"], lora_alpha=_alpha(scale, values["r"]), lora_dropout=context.options.get("dropout", 0.0), **fixed
         )
 
     return make
@@ -35,7 +41,7 @@ def _adalora(values: Values, context: Context) -> peft.PeftConfig:
     return peft.AdaLoraConfig(
         init_r=_adalora_start(values),
         target_r=values["r"],
-        lora_alpha=round(context.options.get("scale", 1.0) * _adalora_start(values)),
+        lora_alpha=_alpha(context.options.get("scale", 1.0), _adalora_start(values)),
         lora_dropout=context.options.get("dropout", 0.0),
         tinit=steps // 10,
         tfinal=3 * steps // 10,

@@ -13,8 +13,9 @@ PACKAGES = ("qgoft", "torch", "transformers", "peft", "accelerate", "datasets", 
 CODE = ("qgoft", "configs", "scripts")
 
 
+@functools.cache
 def code_provenance(repository: Path) -> dict[str, Any]:
-    """Commit, and whether qgoft, configs or scripts differ from it; null where there is no git or no repository."""
+    """Of the code that this process has loaded, so read once: commit, and whether qgoft, configs or scripts differ from it; null where there is no git or no repository."""
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         changed = _git(repository, "status", "--porcelain", "--", *CODE)
@@ -37,6 +38,7 @@ def _git(repository: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     versions = {"python": platform.python_version()}

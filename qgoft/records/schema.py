@@ -64,7 +64,7 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
         "data": (dict, False),
         "model": (dict, False),
         "resumed": (list, False),  # where the run was broken off and gone on with: after which step, and the hardware of the part before
-        "training": (dict, False),  # where several tasks are scored with one training: its key, and whether another run did it
+        "training": (dict, False),  # where several tasks are scored with one training: its key, whether another run did it, and with what
     },
 }
 _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
@@ -77,10 +77,18 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "repairs": (dict, False),  # what was wrong with the data -> how often
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False)},
-    "training": {"key": (str, False), "shared": (bool, False)},
+    "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
 # Left out where there is nothing to say.
-_MAY_BE_ABSENT = {"provenance.data.repairs", "provenance.resumed", "provenance.training", "cost.setup_seconds", "selected", "files"}
+_MAY_BE_ABSENT = {
+    "provenance.data.repairs",
+    "provenance.resumed",
+    "provenance.training",
+    "provenance.training.by",
+    "cost.setup_seconds",
+    "selected",
+    "files",
+}
 
 
 class RecordError(ValueError):

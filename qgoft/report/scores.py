@@ -378,10 +378,11 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     left_out = sum(row.left_out for row in rows)
     if left_out:
         notes.append(f"warning: left out {left_out} run{'s' if left_out > 1 else ''} on other data or weights than the newest of their row")
-    commits = {r["provenance"]["commit"] for r in own}
+    made_by = [(r["provenance"], r["provenance"].get("training", {}).get("by", {})) for r in own]
+    commits = {one["commit"] for both in made_by for one in both if "commit" in one}
     if len(commits) > 1:
         notes.append(f"warning: these numbers come from {len(commits)} commits of the code")
-    if any(r["provenance"]["dirty"] for r in own):
+    if any(one.get("dirty") for both in made_by for one in both):
         notes.append("warning: some numbers come from uncommitted code (dirty)")
     return notes
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, one_line
 from qgoft.records import canonical_json
 from qgoft.settings import RunSettings, method_label
 
@@ -46,14 +46,19 @@ class Wandb:
         import wandb
 
         config = {"protocol": settings.protocol, "task": settings.task.full_name, "method": settings.method.name, "seed": settings.seed}
-        self.run = wandb.init(
-            project=settings.wandb.project,
-            group=os.environ.get(SWEEP),  # so that the runs of a table stand together
-            name=f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}",
-            mode=settings.wandb.mode,
-            dir=str(folder),
-            config=config,
-        )
+        try:
+            self.run = wandb.init(
+                project=settings.wandb.project,
+                group=os.environ.get(SWEEP),  # so that the runs of a table stand together
+                name=f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}",
+                mode=settings.wandb.mode,
+                dir=str(folder),
+                config=config,
+            )
+        except wandb.Error as error:  # no login, no network, no such project
+            raise QgoftError(
+                f"wandb.mode={settings.wandb.mode}: {one_line(error)}; log in, or set wandb.mode=offline or disabled"
+            ) from error
 
     def log(self, scalars: dict[str, float], step: int) -> None:
         self.run.log(scalars, step=step)

@@ -160,6 +160,7 @@ class Checkpoints:
             self.tell(
                 f"qgoft: the checkpoint after step {state['fitted']['steps']} was made with another {', '.join(changed)}; the run begins anew"
             )
+            self.clear()  # the oldest make room for new ones, and these have the lower steps
             break
         return None, None
 

@@ -1,6 +1,7 @@
 """Running a model over rows, and what comes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,6 +45,17 @@ def token_lengths(rows: Dataset) -> list[int]:
     return pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation for the time of the block, whatever ends it: a signal may, and the training then goes on."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def forward_rows(
     model: nn.Module,
@@ -63,13 +75,11 @@ def forward_rows(
     """
     order = sorted(range(len(rows)), key=lambda i: -lengths[i]) if lengths else list(range(len(rows)))
     share = order[accelerator.process_index :: accelerator.num_processes]
-    was_training = model.training
-    model.eval()
     mine: list[T] = []
-    for batch in DataLoader(Subset(rows, share), batch_size=batch_size, collate_fn=collate):
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
-        mine += read(model(**batch), batch)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in DataLoader(Subset(rows, share), batch_size=batch_size, collate_fn=collate):
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
+            mine += read(model(**batch), batch)
     pairs = list(zip(share, mine, strict=True))
     if accelerator.num_processes > 1:
         pairs = gather_object(pairs)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from qgoft.records import TaggedLines, read_tagged
+from qgoft.train.evaluate import evaluating
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Writing:
 
 
 class AnswerFile:
-    """Answers of the weights that wrote them. Several processes write a file each (`<name>-<rank>.jsonl`) and read all."""
+    """Answers of the weights that wrote them, and, where they are sampled, of one size of batches, whose seeds decide. Several processes write a file each (`<name>-<rank>.jsonl`) and read all."""
 
-    def __init__(self, folder: Path, name: str, weights: str, rank: int):
-        self.folder, self.name, self.tag = folder, name, {"weights": weights}
+    def __init__(self, folder: Path, name: str, weights: str, rank: int, batch_size: int | None = None):
+        self.folder, self.name = folder, name
+        self.tag = {"weights": weights, **({} if batch_size is None else {"batch_size": str(batch_size)})}
         self.mine = TaggedLines(folder / f"{name}-{rank}.jsonl", self.tag)
 
     def read(self) -> dict[int, str]:
@@ -45,24 +47,22 @@ def write_answers(
 ) -> list[str]:
     """One answer per prompt, in their order. Several processes share the prompts.
 
-    Batches hold prompts of like length and are the same whenever the same prompts are asked, so that what is sampled does not depend on
-    where an earlier run stopped.
+    Batches hold prompts of like length and are the same whenever the same prompts are asked in batches of the same size, so that what is sampled
+    does not depend on where an earlier run stopped.
     """
     done = file.read()
-    was_training = model.training
-    model.eval()
     mine: dict[int, str] = {}
-    for number, batch in enumerate(_batches(prompts, tokenizer, writing.batch_size)):
-        if number % accelerator.num_processes != accelerator.process_index:
-            continue
-        if any(index not in done for index in batch):
-            torch.manual_seed(writing.seed * 1_000_003 + number)
-            answers = dict(zip(batch, _write(model, [prompts[index] for index in batch], tokenizer, accelerator, writing), strict=True))
-            file.append(answers)
-        else:
-            answers = {index: done[index] for index in batch}
-        mine.update(answers)
-    model.train(was_training)
+    with evaluating(model):
+        for number, batch in enumerate(_batches(prompts, tokenizer, writing.batch_size)):
+            if number % accelerator.num_processes != accelerator.process_index:
+                continue
+            if any(index not in done for index in batch):
+                torch.manual_seed(writing.seed * 1_000_003 + number)
+                answers = dict(zip(batch, _write(model, [prompts[index] for index in batch], tokenizer, accelerator, writing), strict=True))
+                file.append(answers)
+            else:
+                answers = {index: done[index] for index in batch}
+            mine.update(answers)
     pairs = list(mine.items())
     if accelerator.num_processes > 1:
         pairs = gather_object(pairs)

@@ -1,10 +1,11 @@
 """Optimiser, schedule, and the step at which things happen."""
 
 import math
+from functools import partial
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from qgoft.methods import Adapted
@@ -41,10 +42,18 @@ def build_optimizer(adapted: Adapted, optim: OptimSettings) -> Optimizer:
 
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LRScheduler:
     warmup = math.ceil(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
-    name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
-    more = {}
+    warmup = min(warmup, total)
     if optim.floor:
-        name, more = "cosine_with_min_lr", {"min_lr_rate": optim.floor / optim.lr}
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=min(warmup, total), num_training_steps=total, scheduler_specific_kwargs=more or None
-    )
+        # transformers' own would end each group at the same share of its rate.
+        floors = [optim.floor / group["lr"] for group in optimizer.param_groups]
+        return LambdaLR(optimizer, [partial(_cosine_to, floor, warmup, total) for floor in floors])
+    name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+
+
+def _cosine_to(floor: float, warmup: int, total: int, step: int) -> float:
+    """Share of the rate after a step: up in a line, then half a cosine down to the floor."""
+    if step < warmup:
+        return step / max(1, warmup)
+    passed = (step - warmup) / max(1, total - warmup)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, passed))) / 2

@@ -40,7 +40,7 @@ from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
 from qgoft.train.room import check_room
-from qgoft.train.sharding import check_sharding, gather_state, whole
+from qgoft.train.sharding import check_sharding, gather_state, place, whole
 from qgoft.train.shared import fit_or_load, trained_checksum, training_key
 from qgoft.train.state import Fitted
 from qgoft.train.stops import Stops
@@ -76,6 +76,7 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
         LeaseLost: this process was taken for dead, and another one has begun the run anew.
         KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended it; what was done is saved.
     """
+    _made_with()  # before anything takes long: the repository may change while this process runs the code that it has loaded
     with _disk_errors(settings), Stops() as stops:
         identity = identify(settings)
         if identity.is_done:
@@ -124,7 +125,13 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
         model.gradient_checkpointing_enable()
     per_process = _batch_per_process(settings, accelerator)
     batches, rest = divmod(len(suite.train), per_process * accelerator.num_processes)
-    total, _ = count_steps(settings.train, batches + (rest > 0 and not settings.train.drop_last))
+    batches += rest > 0 and not settings.train.drop_last
+    if not batches:
+        raise QgoftError(
+            f"{settings.task.full_name} has {len(suite.train)} rows to train on and train.batch_size is {settings.train.batch_size}: with "
+            "train.drop_last=true no batch is left; lower train.batch_size, or set train.drop_last=false"
+        )
+    total, _ = count_steps(settings.train, batches)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=total)
     check_room(adapted, settings, accelerator)
     return Prepared(settings, identity, suite, adapted, accelerator)
@@ -212,12 +219,16 @@ def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, 
 
     if key is None:
         return train(), None
-    fitted, was_there = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, lambda to: save_adapter(prepared, to))
+
+    def made() -> dict[str, Any]:
+        return {**_made_with(), "resumed": [dataclasses.asdict(part) for part in prepared.resumed]}
+
+    fitted, by = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, made, lambda to: save_adapter(prepared, to))
     checkpoints.clear()
-    if was_there:
-        adapted.model.to(accelerator.device)
+    if by is not None:
+        place(adapted.model, accelerator)
     suite.weights = trained_checksum(folder / "adapter")
-    return fitted, {"key": key, "shared": was_there}
+    return fitted, {"key": key, "shared": by is not None, **({"by": by} if by else {})}
 
 
 def trained_folder(settings: RunSettings, key: str) -> Path:
@@ -320,9 +331,7 @@ def _record(
         # Of a run that failed, answers may be of an earlier attempt.
         **({"files": records.file_checksums(identity.folder)} if status == "done" else {}),
         "provenance": {
-            **records.code_provenance(REPOSITORY),
-            "packages": records.package_versions(),
-            "hardware": _hardware(),
+            **_made_with(),
             "data": {
                 "source": data.source,
                 "revision": data.revision,
@@ -407,7 +416,7 @@ def _write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 class _disk_errors:  # noqa: N801 - reads as the statement it is
-    """A full disk is one line, not a traceback."""
+    """A full disk, or a file that may not be read, is one line and not a traceback."""
 
     def __init__(self, settings: RunSettings):
         self.root = settings.results.root
@@ -417,6 +426,8 @@ class _disk_errors:  # noqa: N801 - reads as the statement it is
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            if error.filename is not None and not Path(error.filename).resolve().is_relative_to(Path(self.root).resolve()):
+                raise QgoftError(f"{error.filename}: {error.strerror}; make it accessible, or name another place") from error
             raise QgoftError(
                 f"cannot write below results.root={self.root}: {error.strerror}; free space or set results.root to another folder"
             ) from error
@@ -425,6 +436,11 @@ class _disk_errors:  # noqa: N801 - reads as the statement it is
 def _hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return records.hardware(device=device, threads=torch.get_num_threads(), processes=world_size())
+
+
+def _made_with() -> dict[str, Any]:
+    """Code, packages and hardware of this process."""
+    return {**records.code_provenance(REPOSITORY), "packages": records.package_versions(), "hardware": _hardware()}
 
 
 def _now() -> str:

@@ -63,6 +63,14 @@ def backward(accelerator: Accelerator, model: nn.Module, loss: Tensor, penalty: 
         accelerator.backward(share * penalty)
 
 
+def place(model: nn.Module, accelerator: Accelerator) -> None:
+    """A model that is scored without having been trained here, on the device and in the run's precision, as training would have prepared it."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        model.to(accelerator.device)
+    else:
+        accelerator.prepare_model(model, evaluation_mode=True)
+
+
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
     """Every process holds all weights for the time of the block, so that each can go its own way; does nothing to a model that is not divided."""

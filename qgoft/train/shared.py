@@ -41,16 +41,25 @@ def fit_or_load(
     adapted: Adapted,
     accelerator: Accelerator,
     fit: Callable[[], Fitted],
+    made: Callable[[], dict[str, Any]],
     save: Callable[[Path], None],
-) -> tuple[Fitted, bool]:
-    """Train and leave what was trained in `folder`, or take what lies there. Also whether it was there."""
+) -> tuple[Fitted, dict[str, Any] | None]:
+    """Train and leave what was trained in `folder`, or take what lies there.
+
+    Args:
+        made: with what code, packages and hardware this process trains, asked when it has trained.
+
+    Returns:
+        What came of the training; and of one that was there, with what it was made (empty where it does not say), else None.
+    """
     with _only_one(folder, accelerator):
-        fitted = _everywhere(_read(folder), accelerator)
-        if fitted is not None:
+        found = _everywhere(_read(folder), accelerator)
+        if found is not None:
+            fitted, by = found
             load_trained(adapted, folder / "adapter")
             if accelerator.is_main_process and (folder / HISTORY).is_file():
                 shutil.copyfile(folder / HISTORY, run_folder / HISTORY)
-            return fitted, True
+            return fitted, by
         fitted = fit()
         if accelerator.is_main_process:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
@@ -59,9 +68,10 @@ def fit_or_load(
             if (run_folder / HISTORY).is_file():
                 shutil.copyfile(run_folder / HISTORY, folder / HISTORY)
             # Last: without this file nothing of the folder counts.
-            write_atomically(folder / STATE, json.dumps(dataclasses.asdict(fitted), indent=1) + "\n")
+            state = {**dataclasses.asdict(fitted), "made": made()}
+            write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
         accelerator.wait_for_everyone()  # what was trained is read by all of them
-        return fitted, False
+        return fitted, None
 
 
 def load_trained(adapted: Adapted, folder: Path) -> None:
@@ -101,18 +111,20 @@ def trained_checksum(folder: Path) -> str:
     return "".join(file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
 
 
-def _read(folder: Path) -> Fitted | None:
+def _read(folder: Path) -> tuple[Fitted, dict[str, Any]] | None:
     try:
-        return Fitted.from_plain(json.loads((folder / STATE).read_text()))
+        state = json.loads((folder / STATE).read_text())
+        by = state.pop("made", {})  # trainings of before have none
+        return Fitted.from_plain(state), by
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _everywhere(fitted: Fitted | None, accelerator: Accelerator) -> Fitted | None:
+def _everywhere(found: tuple[Fitted, dict[str, Any]] | None, accelerator: Accelerator) -> tuple[Fitted, dict[str, Any]] | None:
     """What the main process found, in all processes."""
     if accelerator.num_processes == 1:
-        return fitted
-    box = [fitted]
+        return found
+    box = [found]
     broadcast_object_list(box)
     return box[0]
 

@@ -7,6 +7,8 @@ Shapes: a layer has n outputs and d inputs, x is [..., d], its weight W [n, d] (
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -213,6 +215,16 @@ class LayerwiseModel(BaseTuner):
 
     def _new_layer(self, target: nn.Module, adapter_name: str, config: Any) -> LayerwiseLayer:
         return self.layer_class(target, adapter_name, config)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """
+        Raises:
+            ValueError: a batch for several adapters; peft would drop their names without a word.
+        """
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(f"{type(self).__name__} cannot take several adapters in one batch; run them one after the other")
+        yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Without peft's copying of `weight` and `bias` onto what replaces a layer: the base layer itself is kept."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method
-from qgoft.methods.base import REGISTRY, Method, find_targets, parse_variant, register
+from qgoft.methods.base import REGISTRY, Context, Method, find_targets, parse_variant, register
 from qgoft.models import load_classifier
 from qgoft.models.architectures import build_shapes
 from qgoft.pocket.weights import weights_folder
@@ -209,3 +209,20 @@ def test_other_pairings_have_their_own_counts(variant, per_layer):
     assert adapted.trainable == 15 * per_layer(96, blocks[96]) + 3 * per_layer(384, blocks[384])
     with pytest.raises(QgoftError, match="butterfly and sequential exclude each other"):
         build("goft", "method.variant=goft-butterfly-sequential")
+
+
+def test_what_is_freed_of_a_16_bit_model_trains_in_float32():
+    """AdamW's steps of a small rate are lost in the rounding of bfloat16: of a hundred equal ones nothing may be left."""
+    settings = compose_settings(["method=full", "task=glue/rte"])
+    model = load_classifier(settings, weights_folder("pocket-deberta")).to(torch.bfloat16)
+    adapted = apply_method(model, settings.model, settings.method, total_steps=1)
+    trained = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
+    assert len(trained) > 50
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+
+
+@pytest.mark.parametrize(("scale", "alpha"), [(1.0, 2), (2.0, 4), (0.25, 0.5)])
+def test_a_scale_is_kept_whatever_it_gives(scale, alpha):
+    values = {"r": 2}
+    config = REGISTRY["lora"].config(values, Context([(8, 8)], 1, {"scale": scale}))
+    assert config.lora_alpha == alpha

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -184,3 +185,21 @@ def test_files_are_as_readable_as_any_other(tmp_path):
     other.write_text("")
     path = records.write_atomically(tmp_path / "one", "text")
     assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_the_code_of_a_record_is_that_which_the_process_loaded(tmp_path):
+    """Not what the repository has when the run ends."""
+
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+
+    (tmp_path / "qgoft").mkdir()
+    git("init")
+    git("commit", "--allow-empty", "-m", "one")
+    before = dict(records.code_provenance(tmp_path))
+    (tmp_path / "qgoft" / "new.py").write_text("")
+    git("add", "-A")
+    git("commit", "-m", "two")
+    assert records.code_provenance(tmp_path) == before
+    records.code_provenance.cache_clear()
+    assert records.code_provenance(tmp_path) != before

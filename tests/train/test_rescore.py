@@ -1,9 +1,10 @@
 """A finished run scores the same from its files, merged or not, and refuses another base."""
 
-import json
+import shutil
 
 import pytest
 from _settings import compose_settings
+from safetensors.torch import load_file, save_file
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify
@@ -15,23 +16,23 @@ from qgoft.train.run import run
 def finished(tmp_path_factory):
     made = {}
     root = tmp_path_factory.mktemp("runs")
-    for method in ("qgoft", "bitfit"):
-        s = compose_settings([f"results.root={root}", "task=glue/rte", f"method={method}", "train.max_steps=20", "selection=last"])
+    for name, words in {"qgoft": [], "bitfit": [], "random": ["method=qgoft", "model=pocket_deberta_random"], "adalora": []}.items():
+        own = words or [f"method={name}"]
+        s = compose_settings([f"results.root={root}", "task=glue/rte", *own, "train.max_steps=20", "selection=last"])
         assert run(s)["status"] == "done"
-        made[method] = identify(s).folder
+        made[name] = identify(s).folder
     return made
 
 
 @pytest.mark.parametrize("merge", [False, True])
-@pytest.mark.parametrize("method", ["qgoft", "bitfit"])
+@pytest.mark.parametrize("method", ["qgoft", "bitfit", "random", "adalora"])
 def test_scores_come_back(finished, method, merge):
+    """A random backbone is drawn again as it was, whatever else was drawn since."""
     record, metrics = rescore(finished[method], merge=merge)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
 
 
 def test_an_adapter_of_another_base_is_refused(finished, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     base = identify(compose_settings(["task=glue/rte"])).model.folder
     for path in base.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -42,13 +43,13 @@ def test_an_adapter_of_another_base_is_refused(finished, tmp_path):
 
 
 def test_a_damaged_adapter_is_one_line(finished, tmp_path):
-    import shutil
-
     shutil.copytree(finished["qgoft"], tmp_path / "run")
-    config = tmp_path / "run" / "adapter" / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "variant": "goft"}))
-    # The file holds blocks, the configuration asks for angles: peft warns of missing keys, and the scores would be the base model's.
-    with pytest.raises(QgoftError, match="does not fit"):
+    path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    weights.pop(next(name for name in weights if "goft_" in name))
+    save_file(weights, path)
+    # peft alone would only warn of it, and the scores would be those of the base model in part.
+    with pytest.raises(QgoftError, match="do not fit this model"):
         rescore(tmp_path / "run", merge=False)
 
 

@@ -23,6 +23,7 @@ from qgoft.ledger import identify
 from qgoft.methods.base import method_names
 from qgoft.pocket.data import pocket_files
 from qgoft.train import checkpoint as checkpoint_module
+from qgoft.train import evaluate as evaluate_module
 from qgoft.train import fit as fit_module
 from qgoft.train import progress as progress_module
 from qgoft.train import run as run_module
@@ -323,6 +324,17 @@ def test_a_checkpoint_of_other_code_is_not_used(tmp_path, whole, monkeypatch, ca
     assert_same(remains(s), whole)
 
 
+def test_checkpoints_of_other_code_make_room_for_new_ones(tmp_path, whole, monkeypatch, capfd):
+    """Broken off late, begun anew with other code, broken off early: the few steps of the new code count, not the many of the old."""
+    s = settings(tmp_path)
+    break_off(monkeypatch, s, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "code_checksum", lambda: "another")
+        break_off(monkeypatch, s, 3)
+        assert run(s)["provenance"]["resumed"][0]["step"] == 2
+    assert_same(remains(s), whole)
+
+
 def test_other_hardware_is_stated(tmp_path, monkeypatch):
     s = settings(tmp_path)
     own = run_module._hardware()
@@ -367,6 +379,31 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path):
     assert checkpoints.is_due
 
 
+def test_a_signal_while_scoring_that_is_not_answered_leaves_dropout_on(tmp_path, monkeypatch):
+    """submitit lets SIGTERM pass: the run goes on, and trains on as before."""
+    s, seen, modes = settings(tmp_path), [], []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
+    subset, backward = evaluate_module.Subset, fit_module.backward
+
+    def rows(*arguments):
+        if not seen:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return subset(*arguments)
+
+    def noting(accelerator, model, *rest):
+        modes.append(model.training)
+        backward(accelerator, model, *rest)
+
+    monkeypatch.setattr(evaluate_module, "Subset", rows)
+    monkeypatch.setattr(fit_module, "backward", noting)
+    try:
+        assert run(s)["status"] == "done"
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen
+    assert modes == [True] * s.train.max_steps
+
+
 def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkeypatch):
     words = [*SHORT, *DECODER]
     first, other = ([f"task=commonsense/{task}", *words, f"results.root={tmp_path / 'broken'}"] for task in ("boolq", "piqa"))
@@ -375,6 +412,13 @@ def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkey
     assert record["provenance"]["training"]["shared"] is False
     assert record["provenance"]["resumed"][0]["step"] == 4
     assert not list(tmp_path.rglob("checkpoint"))
+    third = run(compose_settings([*other, "task=commonsense/siqa"]))["provenance"]
+    assert third["training"]["shared"] is True
+    by = third["training"]["by"]
+    assert {name: by[name] for name in ("commit", "packages", "hardware")} == {
+        n: record["provenance"][n] for n in ("commit", "packages", "hardware")
+    }
+    assert by["resumed"] == record["provenance"]["resumed"], "what was gone on with is said by all that use it"
     whole = compose_settings([*other, f"results.root={tmp_path / 'whole'}"])
     run(whole)
     assert_same(remains(compose_settings(other)), remains(whole))

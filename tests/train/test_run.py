@@ -19,11 +19,12 @@ from transformers import AutoModelForSequenceClassification
 
 from qgoft import records
 from qgoft.errors import Diverged, QgoftError
-from qgoft.ledger import identify
+from qgoft.ledger import Lease, identify
 from qgoft.models import load_classifier
+from qgoft.settings import OptimSettings
 from qgoft.train import room
 from qgoft.train import run as run_module
-from qgoft.train.optim import count_steps, evaluation_steps
+from qgoft.train.optim import build_schedule, count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
 
@@ -426,3 +427,76 @@ def test_two_processes(tmp_path, repository):
     assert alone["metrics"]["accuracy"]["value"] == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.2)
     one, two = ([line["loss"] for line in history(tmp_path / "runs" / key) if "loss" in line] for key in (alone["key"], record["key"]))
     assert two == pytest.approx(one, rel=2e-6)
+
+
+def test_a_floor_is_the_end_of_every_rate():
+    """GOFT's VTAB recipe ends at 1e-5; a head that trains ten times as fast ends there too. Against the textbook formula."""
+    body, head = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.AdamW([{"params": [body], "lr": 1e-3}, {"params": [head], "lr": 1e-2}])
+    optim = OptimSettings(lr=1e-3, head_lr=1e-2, weight_decay=0.0, warmup=10, schedule="cosine", clip=None, floor=1e-5)
+    schedule = build_schedule(optimizer, optim, 110)
+    seen = []
+    for _ in range(110):
+        seen.append(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    assert seen[5] == pytest.approx([5e-4, 5e-3])
+    assert seen[10] == pytest.approx([1e-3, 1e-2])
+    assert seen[60] == pytest.approx([(1e-3 + 1e-5) / 2, (1e-2 + 1e-5) / 2])
+    assert schedule.get_last_lr() == pytest.approx([1e-5, 1e-5])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.floor=1e-5"], "optim.floor=1e-05 is where a cosine ends, and optim.schedule is linear"),
+        (["train.drop_hidden=1.5"], "train.drop_hidden is 1.5; allowed are 0 and more, below 1"),
+    ],
+)
+def test_settings_without_effect_or_meaning_are_refused(words, message):
+    with pytest.raises(QgoftError, match=message):
+        compose_settings(["task=glue/rte", *words])
+
+
+@pytest.mark.parametrize("length", [["train.max_steps=3"], ["train.max_steps=null", "train.epochs=1"]])
+def test_no_batch_at_all_is_refused(tmp_path, length):
+    s = settings(tmp_path, "train.drop_last=true", "train.batch_size=8192", *length)
+    with pytest.raises(QgoftError, match=r"with train\.drop_last=true no batch is left; lower train.batch_size"):
+        run(s)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    s = settings(tmp_path)
+
+    def closed(settings):
+        raise PermissionError(13, "Permission denied", "/elsewhere/model.safetensors")
+
+    monkeypatch.setattr(run_module, "identify", closed)
+    with pytest.raises(QgoftError, match=r"^/elsewhere/model\.safetensors: Permission denied; make it accessible"):
+        run(s)
+
+
+def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
+    import wandb
+
+    def refuse(**settings):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(QgoftError, match=r"wandb.mode=online: UsageError: No API key configured.*; log in, or set wandb.mode=offline"):
+        run(settings(tmp_path, "wandb.mode=online"))
+
+
+def test_a_run_that_another_process_does_is_one_line(tmp_path, repository):
+    s = settings(tmp_path)
+    with Lease(identify(s).folder):
+        done = subprocess.run(
+            [sys.executable, "scripts/train.py", *SHORT, f"results.root={tmp_path}"],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("qgoft: ")
+    assert "Traceback" not in done.stderr

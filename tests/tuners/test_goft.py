@@ -265,6 +265,20 @@ def test_mixed_batch(variant):
         torch.testing.assert_close(mixed[[2, 4]], model(x)[[2, 4]], rtol=0, atol=1e-5)
 
 
+def test_each_item_of_a_mixed_batch_goes_through_its_own_head():
+    model, ids = wrap(model=tiny_deberta(), targets=("value_proj",), modules_to_save=["classifier"]), torch.randint(0, 50, (4, 7))
+    model.add_adapter("other", config("goft", targets=("value_proj",), modules_to_save=["classifier"]))
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and "other" in name:
+            parameter.data += torch.randn_like(parameter)
+    names = ["default", "other", "other", "default"]
+    mixed = model(ids, adapter_names=names).logits
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        index = [i for i, n in enumerate(names) if n == name]
+        torch.testing.assert_close(mixed[index], model(ids).logits[index], rtol=0, atol=1e-5)
+
+
 def test_mixed_batch_errors_say_what_to_do():
     model = wrap()
     with pytest.raises(ValueError, match="loaded are default"):

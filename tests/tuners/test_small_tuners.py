@@ -224,6 +224,8 @@ def test_what_does_not_fit_is_named(case):
     model = wrap(case)
     with pytest.raises(ValueError, match="several adapters in one batch"):
         adapted(model)(rows(), adapter_names=["default"] * 5)
+    with pytest.raises(ValueError, match="several adapters in one batch"):
+        model(rows(), adapter_names=["default"] * 5)
     if case in LINEAR:
         model.merge_adapter()
         with pytest.raises(ValueError, match="unmerge_adapter"):

@@ -18,7 +18,7 @@ from qgoft.tasks.halves import hold_out
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
 from qgoft.tasks.prompts import IGNORED, read_template, training_rows
-from qgoft.train.evaluate import Measured, Outcome
+from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.suites.base import TextSuite
 
@@ -105,11 +105,9 @@ class Decoder(TextSuite):
 
     def losses(self, rows: Dataset, model: nn.Module, accelerator: Accelerator) -> list[float]:
         """Mean loss of every row's answer, in nats a token."""
-        was_training = model.training
-        model.eval()
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[accelerator.process_index :: accelerator.num_processes]
         size, mine = self.settings.train.eval_batch_size, []
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 batch = {name: tensor.to(accelerator.device) for name, tensor in self._collate([rows[i] for i in chosen]).items()}
@@ -117,7 +115,6 @@ class Decoder(TextSuite):
                 logits = model(**batch).logits[:, :-1].float()
                 each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(1)
                 mine += zip(chosen, (each / (labels != IGNORED).sum(1).clamp(min=1)).tolist(), strict=True)
-        model.train(was_training)
         if accelerator.num_processes > 1:
             mine = gather_object(mine)
         found = [loss for _, loss in sorted(mine)]
@@ -135,7 +132,8 @@ class Decoder(TextSuite):
             settings.train.eval_batch_size,
             settings.seed,
         )
-        file = AnswerFile(self.identity.folder, "answers", self.weights, accelerator.process_index)
+        sampled = writing.batch_size if writing.temperature else None
+        file = AnswerFile(self.identity.folder, "answers", self.weights, accelerator.process_index, sampled)
         accelerator.wait_for_everyone()
         return write_answers(model, prompts, self.tokenizer, accelerator, writing, file)
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from qgoft.errors import QgoftError
+from qgoft.train.evaluate import evaluating
 
 STOCK = "_default_template_yaml"
 
@@ -47,9 +48,7 @@ def harness_answers(
     numbers: dict[str, list[int]] = {}
     for number, subject in enumerate(subjects):
         numbers.setdefault(subject, []).append(number)
-    was_training = model.training
-    model.eval()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, evaluating(model):
         tasks = [_task(folder, subject, questions.select(rows), examples[subject], Path(scratch)) for subject, rows in numbers.items()]
         found = lm_eval.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -59,7 +58,6 @@ def harness_answers(
             log_samples=True,
             task_manager=TaskManager(include_defaults=False),
         )
-    model.train(was_training)
     answers = [-1] * len(questions)
     for subject, rows in numbers.items():
         for sample in found["samples"][f"mmlu_{subject}"]:

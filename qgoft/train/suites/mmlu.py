@@ -14,7 +14,7 @@ from qgoft.ledger import world_size
 from qgoft.pocket.language.choices import LETTERS
 from qgoft.pocket.language.knowledge import question_words
 from qgoft.tasks.mmlu import GROUP_OF, group_accuracies
-from qgoft.train.evaluate import Measured, Outcome
+from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.suites.decoder import Decoder
 
 SHOTS = (0, 5)
@@ -77,9 +77,7 @@ class Mmlu(Decoder):
         ids = [torch.tensor(one) for one in self.tokenizer(prompts)["input_ids"]]
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))[accelerator.process_index :: accelerator.num_processes]
         size, mine = self.settings.train.eval_batch_size, []
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 batch = nn.utils.rnn.pad_sequence([ids[i] for i in chosen], batch_first=True, padding_value=self.tokenizer.pad_token_id)
@@ -88,7 +86,6 @@ class Mmlu(Decoder):
                 logits = model(input_ids=batch.to(accelerator.device), attention_mask=attention.to(accelerator.device)).logits.cpu()
                 best = logits[torch.arange(len(chosen)), last][:, letters].argmax(-1)
                 mine += zip(chosen, best.tolist(), strict=True)
-        model.train(was_training)
         if accelerator.num_processes > 1:
             mine = gather_object(mine)
         return [number for _, number in sorted(mine)]

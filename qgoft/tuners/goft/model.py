@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qgoft.tuners.goft.config import GoftConfig
@@ -56,7 +57,8 @@ class GoftModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
-        """Hand `adapter_names` of a mixed batch to every adapted layer while one forward or generate runs."""
+        """Hand `adapter_names` of a mixed batch to every adapted layer, and to every module with weights of its own for each adapter (a head), while
+        one forward or generate runs."""
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is None:
             yield
@@ -75,7 +77,8 @@ class GoftModel(BaseTuner):
         def pass_on(module: nn.Module, args: Any, kwargs: Any, names: list[str]) -> tuple[Any, Any]:
             return args, {**kwargs, "adapter_names": names}
 
-        handles = [layer.register_forward_pre_hook(partial(pass_on, names=names), with_kwargs=True) for layer in layers]
+        taking = [module for module in self.modules() if isinstance(module, GoftLayer | AuxiliaryTrainingWrapper)]
+        handles = [module.register_forward_pre_hook(partial(pass_on, names=names), with_kwargs=True) for module in taking]
         try:
             yield
         finally:
