@@ -102,7 +102,10 @@ class Block:
         if missing:
             raise QgoftError(f"table {self.table} has no column {missing[0]}; it has {', '.join(columns)}")
         places = [columns.index(column) for column in self.columns]
-        return [[row[0], *(row[place] for place in places)] for row in rows if not self.rows or plain(row[0]) in self.rows]
+        if self.rows:
+            by_label = {plain(row[0]): row for row in rows}
+            rows = [by_label[label] for label in self.rows]
+        return [[row[0], *(row[place] for place in places)] for row in rows]
 
     def markdown(self) -> str:
         lines = [["", *self.columns], [" --- ", *[" ---: "] * len(self.columns)], *self.cells()]

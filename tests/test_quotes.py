@@ -67,7 +67,7 @@ def test_columns_of_a_table_are_written_anew():
     assert quote.renew(text.replace("qgoft", "other"))[0] == text
     assert quote.renew(f"before\n{empty}\nafter".replace("-->\n<!--", "-->\n\n<!--"))[0] == text
     some, _ = quote.renew(empty.replace("QNLI", "QNLI | rows: majority class; qgoft, λ=0"))
-    assert re.fullmatch(r".*\n\|  \| QNLI \|\n.*\n\| qgoft, λ=0 \|.*\n\| majority class \|.*\n<!-- end of table -->", some)
+    assert re.fullmatch(r".*\n\|  \| QNLI \|\n.*\n\| majority class \|.*\n\| qgoft, λ=0 \|.*\n<!-- end of table -->", some), "as named"
     for part, message in (("Mean", "no column Mean"), ("QNLI | rows: nobody", "no column or row nobody")):
         with pytest.raises(QgoftError, match=message):
             quote.renew(empty.replace("QNLI", part))

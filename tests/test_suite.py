@@ -53,6 +53,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--method", ","], "no method is named; METHOD is a list such as qgoft,lora@r2"),
         (["--method", "qgooft"], "unknown method 'qgooft'; allowed are"),
         (["--tasks", "wnli"], "unknown task 'wnli' of suite glue; allowed are cola"),
         (["--protocol", "paper"], "unknown protocol 'paper'"),
