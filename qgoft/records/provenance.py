@@ -15,7 +15,8 @@ CODE = ("qgoft", "configs", "scripts")
 
 @functools.cache
 def code_provenance(repository: Path) -> dict[str, Any]:
-    """Of the code that this process has loaded, so read once: commit, and whether qgoft, configs or scripts differ from it; null where there is no git or no repository."""
+    """Of the code that this process has loaded, so read once: commit, and whether qgoft, configs or scripts differ from it; null where there is
+    no git or no repository."""
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         changed = _git(repository, "status", "--porcelain", "--", *CODE)

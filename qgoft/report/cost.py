@@ -37,11 +37,12 @@ def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[Measured]
         for path in sorted(folder.glob("*.json")):
             try:
                 record = json.loads(path.read_text())
-                found += [Measured(line, record) for line in record["shapes"] if _is_of(line, name, shape)]
+                is_kept = record["allocator"] != SYSTEM
+                found += [(is_kept, Measured(line, record)) for line in record["shapes"] if _is_of(line, name, shape)]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         if found:
-            return sorted(found, key=lambda one: one.record["allocator"] != SYSTEM)
+            return [one for _, one in sorted(found, key=lambda pair: pair[0])]
     return []
 
 

@@ -26,7 +26,8 @@ class Writing:
 
 
 class AnswerFile:
-    """Answers of the weights that wrote them, and, where they are sampled, of one size of batches, whose seeds decide. Several processes write a file each (`<name>-<rank>.jsonl`) and read all."""
+    """Answers of the weights that wrote them, and, where they are sampled, of one size of batches, whose seeds decide. Several processes write
+    a file each (`<name>-<rank>.jsonl`) and read all."""
 
     def __init__(self, folder: Path, name: str, weights: str, rank: int, batch_size: int | None = None):
         self.folder, self.name = folder, name

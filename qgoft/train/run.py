@@ -426,8 +426,9 @@ class _disk_errors:  # noqa: N801 - reads as the statement it is
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            if error.filename is not None and not Path(error.filename).resolve().is_relative_to(Path(self.root).resolve()):
-                raise QgoftError(f"{error.filename}: {error.strerror}; make it accessible, or name another place") from error
+            name = error.filename
+            if isinstance(name, str | Path) and not Path(name).resolve().is_relative_to(Path(self.root).resolve()):
+                raise QgoftError(f"{name}: {error.strerror}; make it accessible, or name another place") from error
             raise QgoftError(
                 f"cannot write below results.root={self.root}: {error.strerror}; free space or set results.root to another folder"
             ) from error
