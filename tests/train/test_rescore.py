@@ -24,8 +24,9 @@ def finished(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("merge", [False, True])
-@pytest.mark.parametrize("method", ["qgoft", "bitfit", "random", "adalora"])
+@pytest.mark.parametrize(
+    ("method", "merge"), [("qgoft", False), ("qgoft", True), ("bitfit", False), ("bitfit", True), ("random", False), ("adalora", True)]
+)
 def test_scores_come_back(finished, method, merge):
     """A random backbone is drawn again as it was, whatever else was drawn since."""
     record, metrics = rescore(finished[method], merge=merge)
