@@ -263,6 +263,11 @@ CAME_LATER = {
 LATER_TARGETS = ("houlsby", "pfeiffer")
 
 
+def moves_a_number(name: str) -> bool:
+    """Whether a setting (train.max_steps), or a part of one, is none of NOT_IN_KEY."""
+    return not any(f"{name}.".startswith(f"{place}.") for place in NOT_IN_KEY)
+
+
 def settings_in_key(settings: RunSettings) -> dict[str, Any]:
     """The settings as plain data, without those that do not move a number."""
     data = dataclasses.asdict(settings)

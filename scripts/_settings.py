@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qgoft.errors import QgoftError, choose
-from qgoft.settings import RunSettings, settings_from_dict
+from qgoft.settings import RunSettings, moves_a_number, settings_from_dict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
@@ -76,6 +76,12 @@ def check_overrides(overrides: list[str]) -> None:
         reason = gap(protocol, task, method)
         if reason:
             raise QgoftError(f"protocol {protocol} has no recipe for method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
+
+
+def counts(word: str) -> bool:
+    """Whether a word of the command line, other than the seed, sets what moves a number."""
+    name = word.partition("=")[0].lstrip("+~")
+    return name != "seed" and moves_a_number(name)
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:

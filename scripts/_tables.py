@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from _plan import RANDOM_MODELS, Cell, Shelf, compose_cells, composed, protocol_seeds
-from _settings import REPOSITORY, choices
+from _settings import REPOSITORY, choices, counts
 
 from qgoft.errors import DISK_ERRORS
 from qgoft.records import Found, find_records
@@ -16,7 +16,7 @@ from qgoft.report.layout import Table
 from qgoft.report.paired import Redrawn
 from qgoft.report.scores import Row, build_paired, build_table
 from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
-from qgoft.settings import DECODER_SUITES, NOT_IN_KEY, method_label, settings_in_key
+from qgoft.settings import DECODER_SUITES, method_label, settings_in_key
 
 MEASURED = REPOSITORY / "results" / "measured"
 # protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
@@ -116,12 +116,6 @@ def collect_rows(
     for row in rows.values():
         keep_one_origin(row)
     return [row for row in rows.values() if row.records or not is_context]
-
-
-def counts(word: str) -> bool:
-    """Whether a word of the command line sets what moves a number."""
-    name = word.partition("=")[0].lstrip("+~")
-    return name != "seed" and not any(f"{name}.".startswith(f"{place}.") for place in NOT_IN_KEY)
 
 
 def keep_one_origin(row: Row) -> None:

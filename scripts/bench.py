@@ -192,10 +192,9 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:
                 groups.append(time_in_rounds(*words) if is_model else in_own_process(time_group, *words))
-            except BrokenProcessPool:
-                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": KILLED})
-            except torch.OutOfMemoryError as error:
-                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": one_line(error)})
+            except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+                reason = KILLED if isinstance(error, BrokenProcessPool) else one_line(error)
+                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": reason})
         # A part of the batch is compared with nothing else: without the whole batch there is no line.
         if groups and groups[0][0]["batch"] == shape.batch:
             record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})

@@ -97,15 +97,14 @@ class Block:
             QgoftError: no such table, column or row.
         """
         columns, rows = read_table(self.table)
+        by_label = {plain(row[0]): row for row in rows}
         missing = [column for column in self.columns if columns.count(column) != 1]
-        missing += [f"or row {label}" for label in self.rows if label not in [plain(row[0]) for row in rows]]
+        missing += [f"or row {label}" for label in self.rows if label not in by_label]
         if missing:
             raise QgoftError(f"table {self.table} has no column {missing[0]}; it has {', '.join(columns)}")
         places = [columns.index(column) for column in self.columns]
-        if self.rows:
-            by_label = {plain(row[0]): row for row in rows}
-            rows = [by_label[label] for label in self.rows]
-        return [[row[0], *(row[place] for place in places)] for row in rows]
+        chosen = [by_label[label] for label in self.rows] if self.rows else rows
+        return [[row[0], *(row[place] for place in places)] for row in chosen]
 
     def markdown(self) -> str:
         lines = [["", *self.columns], [" --- ", *[" ---: "] * len(self.columns)], *self.cells()]

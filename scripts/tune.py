@@ -19,8 +19,7 @@ from pathlib import Path
 
 import yaml
 from _ending import leave
-from _settings import CONFIGS, compose_settings
-from _tables import counts
+from _settings import CONFIGS, compose_settings, counts
 
 from qgoft.errors import choose
 

@@ -85,8 +85,8 @@ def rows_from(found, *words, **more):
 
 
 @pytest.fixture(scope="module")
-def goft_on_rte(repository):
-    found = records.find_records(repository / "results" / "measured").records
+def goft_on_rte():
+    found = _tables.Library.read(_tables.MEASURED).shelf.records  # read once a process
     return [r for r in found if (r["protocol"], r["method"], r["variant"], r["task"]) == ("pocket", "goft", "goft", "rte")]
 
 
@@ -141,7 +141,7 @@ def test_only_what_moves_a_number_alters_a_row(goft_on_rte, word, is_altered):
 
 def test_figure_3_prints_the_wins(capsys, tmp_path):
     """Those of the committed ratings; without any, that there are none."""
-    assert paper.main(["figure3", "--records", "measured", "--jobs", "1"]) == 0
+    assert paper.main(["figure3", "--records", "measured", "--jobs", "1", f"results.root={tmp_path}"]) == 0
     assert "won" in capsys.readouterr().out
     assert paper.main(["figure3", "--action", "table", "--jobs", "1", f"results.root={tmp_path}"]) == 0
     assert "figure3: no run is done yet" in capsys.readouterr().out

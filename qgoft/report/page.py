@@ -11,13 +11,14 @@ from typing import Any
 from qgoft.records import read_curve
 from qgoft.report.items import Record
 from qgoft.report.layout import Table
-from qgoft.settings import NOT_IN_KEY, method_label
+from qgoft.settings import method_label, moves_a_number
 
 HERE = Path(__file__).parent
 # Points of a curve that the page keeps.
 POINTS = 24
+# Settings of which a record says that they are directories, not which.
+FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))
 # Settings that say where things lie, not what they are.
-FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))  # a record says of these that they are directories, not which
 LEFT_OUT = ("results", "wandb", "model.targets", "task.columns", "task.rows", "task.sources", "seed")
 
 
@@ -174,7 +175,7 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
     words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
     words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
-        names = (name for name in settings.get(group, {}) if f"{group}.{name}" not in NOT_IN_KEY)
+        names = (name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}"))
         words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
     words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]

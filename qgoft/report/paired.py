@@ -251,14 +251,18 @@ class Redrawn:
     ) -> Difference | None:
         """Of two rows' averages by the item's own rule, on the seeds that both have of each task. Tasks are trained apart, so their parts add up;
         those of decoders share one training, so their seeds count once."""
-        gaps, seeds = [], set()
+        if not item.has_average:
+            return None
+        weights, gaps, seeds = item.weights, [], set()
         for column in item.columns:
-            cells = [self.column(column, some) for some in _of_common_seeds(*(row.get(column.task or "", []) for row in (ours, theirs)))]
-            gap = _gap(*cells)
-            if gap is None or not item.has_average:
+            one, other = (
+                self.column(column, some) for some in _of_common_seeds(*(row.get(column.task or "", []) for row in (ours, theirs)))
+            )
+            gap = _gap(one, other)
+            if one is None or gap is None:
                 return None
-            gaps.append(item.weights[column.printed] * gap)
-            seeds.add(cells[0].same[0] if cells[0] else ())
+            gaps.append(weights[column.printed] * gap)
+            seeds.add(one.same[0])
         if item.suite in DECODER_SUITES:
             return interval([np.sum(gaps, 0)]) if len(seeds) == 1 else None
         return interval(gaps)

@@ -116,8 +116,7 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
         return adapter_name in self.config_of
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.pop("adapter_names", None) is not None:
-            raise ValueError(f"{type(self).__name__} cannot take several adapters in one batch; run them one after the other")
+        _refuse_mixed(self, kwargs.pop("adapter_names", None))
         if self.disable_adapters and self.merged:
             self.unmerge()
         names = [name for name in self.active_adapters if self.has_adapter(name)]
@@ -222,13 +221,17 @@ class LayerwiseModel(BaseTuner):
         Raises:
             ValueError: a batch for several adapters; peft would drop their names without a word.
         """
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(f"{type(self).__name__} cannot take several adapters in one batch; run them one after the other")
+        _refuse_mixed(self, kwargs.get("adapter_names"))
         yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Without peft's copying of `weight` and `bias` onto what replaces a layer: the base layer itself is kept."""
         setattr(parent, child_name, new_module)
+
+
+def _refuse_mixed(asked: nn.Module, adapter_names: Any) -> None:
+    if adapter_names is not None:
+        raise ValueError(f"{type(asked).__name__} cannot take several adapters in one batch; run them one after the other")
 
 
 def check_rank(r: int, n: int, d: int) -> None:
