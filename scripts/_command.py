@@ -13,7 +13,8 @@ from _tables import MEASURED, Library
 
 from qgoft.errors import QgoftError, choose
 from qgoft.ledger import Identity
-from qgoft.tasks.sources import TOKENIZER_FILES, remote_size, repositories
+from qgoft.tasks.pinned import PINNED
+from qgoft.tasks.sources import TOKENIZER_FILES, WEIGHT_FILES, remote_size, repositories
 
 # What Ctrl-C is answered with.
 INTERRUPTED = "interrupted; finished runs are kept, the same command goes on"
@@ -110,16 +111,21 @@ def show_status(cells: list[Cell], identities: list[Identity]) -> None:
 def announce_downloads(cells: list[Cell]) -> None:
     """Sizes before anything is downloaded. Files that are here already are not fetched again."""
     wanted: dict[tuple[str, str, str], list[str]] = {}
+    pinned = {}
     for cell in cells:
         s = cell.settings
         if s.data.source == "hub" and s.data.root is None:
             for repository, patterns in repositories(s.task).items():
                 wanted.setdefault((repository, "dataset", s.data.revision), []).extend(patterns)
+            names = (source["pinned"] for source in s.task.sources.values() if "pinned" in source)
+            pinned |= {PINNED[name].url: PINNED[name].size for name in names}
         if s.model.hub and s.model.path is None:
-            wanted[s.model.hub, "model", s.model.revision] = [*TOKENIZER_FILES, "*.safetensors"]
+            wanted[s.model.hub, "model", s.model.revision] = [*TOKENIZER_FILES]
     for (repository, kind, revision), patterns in wanted.items():
-        size = remote_size(repository, kind, revision, patterns)
+        size = remote_size(repository, kind, revision, patterns, WEIGHT_FILES if kind == "model" else ())
         print(f"{kind} {repository} at {revision}: {'size not known' if size is None else f'{size / 1e6:.1f} MB'}", flush=True)
+    for url, size in pinned.items():
+        print(f"file {url}: {size / 1e6:.2f} MB", flush=True)
 
 
 def show_fetched(cells: list[Cell], identities: list[Identity]) -> None:

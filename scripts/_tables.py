@@ -111,6 +111,7 @@ def collect_rows(
             row.is_altered = row.is_altered or any(counts(word) for word in set(cell.words) - own)
         if record and record["status"] == "done":
             row.records.setdefault(task, []).append(record)
+            row.sources.add(settings.method.source)
         elif record:
             row.failed.setdefault(task, []).append(record)
     for row in rows.values():

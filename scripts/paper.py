@@ -45,24 +45,33 @@ class Part:
 
 
 def plan_items(names: Sequence[str], ask: Narrowing) -> list[Part]:
-    """The items that were asked for (`all`: every one that the protocol has).
+    """The items that were asked for (`all`: every one that the protocol has, of those that have the methods and tasks asked for).
 
     Raises:
-        QgoftError: an unknown name, or a protocol that has nothing of an item that was named.
+        QgoftError: an unknown name, or nothing is left of an item that was named, or of all.
     """
     check_choice("protocol", ask.protocol)
     known = read_items(ask.protocol)
     is_all = "all" in names
-    parts = []
+    parts: list[Part] = []
+    refused = []
     for name in dict.fromkeys([*(n for n, item in known.items() if is_all and item.in_papers), *(n for n in names if n != "all")]):
         choose("item", name, list(known), "see `make help`")
         item = known[name]
-        words, left_out = item_words(item, ask) if item.grids else ([], [])
+        try:
+            words, left_out = item_words(item, ask) if item.grids else ([], [])
+        except QgoftError as error:
+            if not is_all:
+                raise
+            refused.append(error)
+            continue
         if not words and item.bench is None:
             if is_all:
                 continue
             raise QgoftError(f"protocol {ask.protocol} has nothing of item {name}: {'; '.join(left_out[:2])}; change PROTOCOL")
         parts.append(Part(item, tuple(words), tuple(left_out)))
+    if refused and not any(part.words for part in parts):
+        raise refused[0]
     return parts
 
 

@@ -5,6 +5,7 @@ python scripts/suite.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from _command import INTERRUPTED, act, add_means, check_means, run_words
 from _ending import leave
 from _plan import Cell, common_words, compose_cells, method_words, protocol_seeds, split_list
 from _settings import check_choice, choices, gap
-from _tables import collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
+from _tables import MEASURED, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
 from qgoft.errors import QgoftError
 from qgoft.report.items import BESIDE, SUITES
@@ -60,7 +61,8 @@ def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) ->
     for table in rating_tables(arguments.protocol, rows, library):
         write_tables([table], root)
         print(table.terminal())
-    print(f"{written}   {root}/{arguments.records}/*/record.json")
+    runs = os.path.relpath(MEASURED / "*") if library.is_committed else f"{root}/{arguments.records}"
+    print(f"{written}   {runs}/*/record.json   (make report for the page)")
 
 
 def parse(words: list[str]) -> argparse.Namespace:

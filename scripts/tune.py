@@ -105,14 +105,20 @@ def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
     return {method: rate for method, (_, rate) in best.items()}
 
 
-def write_recipe(protocol: str, method: str, suites: list[str], rate: float) -> None:
-    path = CONFIGS / "recipe" / protocol / f"{method}.yaml"
-    lines, suite = path.read_text().splitlines(keepends=True), ""
+def write_recipe(path: Path, suites: list[str], rate: float) -> None:
+    """Enter a chosen rate in the lines of some suites. The others keep theirs, and what the recipe said of where it is from."""
+    text = path.read_text()
+    before = re.search(r"^source: (.*)$", text, flags=re.M)
+    assert before, f"{path} has no source"
+    lines, suite = text.splitlines(keepends=True), ""
     for i, line in enumerate(lines):
         if line[0].isalpha():
             suite = line.partition(":")[0]
-        if suite in suites:
-            lines[i] = re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", line)
+        elif suite in suites:
+            line = re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", line)
+            lines[i] = re.sub(r', source: (".*?"|[^,}]*)', "", line)
+        elif before[1] != "own" and "{" in line and "source:" not in line:
+            lines[i] = line.replace("}", f", source: {before[1]}}}")
     text = "".join(lines)
     text = re.sub(r"^source: .*$", "source: own", text, flags=re.M)
     text = re.sub(r"^# Rate: the centre .*? among six\.", "# Rate: one of six around the stated centre, chosen by scripts/tune.py.", text)
@@ -144,7 +150,7 @@ def main() -> int:
             lines.append(line)
             print(f"{line['method']:<10} {line['task']:<16} lr {line['lr']:<8} {line['score']}", flush=True)
     for method, rate in choose_rates(lines, spec["tasks"]).items():
-        write_recipe(spec["protocol"], method, spec["writes"], rate)
+        write_recipe(CONFIGS / "recipe" / spec["protocol"] / f"{method}.yaml", spec["writes"], rate)
         print(f"{method}: lr {format_rate(rate)}")
     return 0
 

@@ -202,6 +202,14 @@ def test_items_are_narrowed():
         words_of("table4", tasks=("rte",))
 
 
+def test_all_items_are_narrowed_to_those_that_have_what_is_asked():
+    """`make fetch TASKS=v1` and `make paper TASKS=v1`."""
+    parts = paper.plan_items(["all"], _plan.Narrowing("pocket", tasks=("v1",)))
+    assert [part.item.name for part in parts if part.words] == ["table4"]
+    with pytest.raises(QgoftError, match=r"has no task 'wnli'"):
+        paper.plan_items(["all"], _plan.Narrowing("pocket", tasks=("wnli",)))
+
+
 def test_cells_that_a_protocol_lacks_are_told():
     asked, left_out = words_of("table1", protocol="psoft_iclr26")
     assert {words[1] for words, _ in asked} == {f"task=glue/{t}" for t in ("sst2", "cola", "qnli", "rte", "mrpc", "stsb")}

@@ -45,13 +45,19 @@ def test_the_best_mean_is_chosen_and_a_rate_that_diverged_is_out():
     assert tune.choose_rates(lines, ["a", "b"]) == {"m": 0.1}
 
 
-def test_only_the_lines_of_its_suites_are_written(tmp_path, monkeypatch):
-    (tmp_path / "recipe" / "pocket").mkdir(parents=True)
-    path = tmp_path / "recipe" / "pocket" / "lora.yaml"
-    path.write_text((CONFIGS / "recipe" / "pocket" / "lora.yaml").read_text())
+@pytest.mark.parametrize("method", ["lora", "psoft", "boft"])
+def test_only_the_lines_of_its_suites_are_written(tmp_path, method):
+    """The others keep their rate and what is said of it: that it is tuned, another suite's, or the centre."""
+    path = tmp_path / f"{method}.yaml"
+    path.write_text((CONFIGS / "recipe" / "pocket" / f"{method}.yaml").read_text())
     before = yaml.safe_load(path.read_text())
-    monkeypatch.setattr(tune, "CONFIGS", tmp_path)
-    tune.write_recipe("pocket", "lora", ["math"], 0.00123)
+    tune.write_recipe(path, ["math"], 0.00123)
     after = yaml.safe_load(path.read_text())
-    assert after["math"]["all"]["lr"] == 1.2e-3
-    assert {k: v for k, v in after.items() if k != "math"} == {k: v for k, v in before.items() if k != "math"}
+    assert after["math"]["all"] == {"lr": 1.2e-3}
+    assert after["source"] == "own"
+
+    def told(recipe):
+        return {(suite, task): {"source": recipe["source"], **line} for suite, lines in recipe.items() if isinstance(lines, dict) and suite != "math"
+                for task, line in lines.items()}  # fmt: skip
+
+    assert told(after) == told(before)

@@ -32,22 +32,13 @@ class PublishedRow:
 
 def load_rows(paper: str, table: str) -> list[PublishedRow]:
     """All rows of one table, in the order of print."""
-    printed = load_figures(paper, table)
-    return [
-        PublishedRow(
-            paper,
-            table,
-            row["method"],
-            row["variant"],
-            row.get("params"),
-            dict(zip(printed["columns"], row["values"], strict=True)),
-            row.get("avg"),
-            row.get("targets"),
-            row.get("penalty"),
-            row.get("memory_gb"),
-        )
-        for row in printed["rows"].values()
-    ]
+    printed, rows = load_figures(paper, table), []
+    for row in printed["rows"].values():
+        values = dict(zip(printed["columns"], row["values"], strict=True))
+        params = f"{values['params']:,}" if "params" in values else row.get("params")
+        more = (row.get(name) for name in ("avg", "targets", "penalty", "memory_gb"))
+        rows.append(PublishedRow(paper, table, row["method"], row["variant"], params, values, *more))
+    return rows
 
 
 def load_figures(paper: str, table: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qgoft.report.items import BESIDE, MODEL_NAMES, PAPER_MODELS, SUITES, Column, Item, Record
+from qgoft.report.items import BESIDE, PAPER_MODELS, SUITES, Column, Item, Record
 from qgoft.report.layout import Table
 from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
@@ -43,6 +43,7 @@ class Row:
     targets: str | None = None  # where an item mixes choices of layers, or weights of a penalty
     penalty: float | None = None
     left_out: int = 0  # runs on other data or weights than the newest
+    sources: set[str] = field(default_factory=set)  # where the learning rates are from, as the recipes say today
 
     @property
     def is_compared(self) -> bool:
@@ -365,7 +366,7 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
                 averages = printed_averages(row, item)
                 average = f" | {_number(averages[-1])}" if averages else ""
                 notes.append(
-                    f"published {_published_name(row, len(printed))} ({MODEL_NAMES[own[0]['suite']]}, other data; context only): {shown}{average}"
+                    f"published {_published_name(row, len(printed))} ({item.printed_model}, other data; context only): {shown}{average}"
                 )
     subsets = [r for r in own if r["provenance"]["data"]["subset"]]
     if subsets:
@@ -373,8 +374,8 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
         notes.append(f"subset: rows differ from the official splits, not comparable with published figures: {shown}")
     repairs = {(r["task"], what, count) for r in own for what, count in r["provenance"]["data"].get("repairs", {}).items()}
     notes += [f"data of {task}: {count} {what}" for task, what, count in sorted(repairs)]
-    sources = sorted({r["settings"]["method"]["source"] for r in own})
-    notes.append(f"learning rates: {'; '.join(sources)}")
+    of_rates = {source for row in rows if row.all() and not row.is_context for source in row.sources or _recorded_sources(row.all())}
+    notes.append(f"learning rates: {'; '.join(sorted(of_rates or _recorded_sources(own)))}")
     left_out = sum(row.left_out for row in rows)
     if left_out:
         notes.append(f"warning: left out {left_out} run{'s' if left_out > 1 else ''} on other data or weights than the newest of their row")
@@ -385,6 +386,10 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     if any(one.get("dirty") for both in made_by for one in both):
         notes.append("warning: some numbers come from uncommitted code (dirty)")
     return notes
+
+
+def _recorded_sources(records: list[Record]) -> set[str]:
+    return {record["settings"]["method"]["source"] for record in records}
 
 
 def _published_name(row: PublishedRow, alike: int) -> str:

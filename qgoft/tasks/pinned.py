@@ -22,29 +22,35 @@ TRIES, PAUSE, TIMEOUT = 4, 1.0, 30.0
 
 @dataclass(frozen=True)
 class Pinned:
-    """Where a file comes from, its SHA-256, and its place below data.root."""
+    """Where a file comes from, its SHA-256 and size in bytes, and its place below data.root."""
 
     url: str
     sha256: str
+    size: int
     place: str
 
 
 PINNED = {
     "alpaca_template": Pinned(
-        f"{ALPACA_LORA}/alpaca.json", "0ee8b4f807e99e4d5ed4248abebdee4bbe29395fb7485a3650c3a8905d8d4aae", "prompts/alpaca.json"
+        f"{ALPACA_LORA}/alpaca.json", "0ee8b4f807e99e4d5ed4248abebdee4bbe29395fb7485a3650c3a8905d8d4aae", 542, "prompts/alpaca.json"
     ),
     "vicuna_questions": Pinned(
         f"{FASTCHAT}/vicuna_bench/question.jsonl",
         "c248c5c98ba45bb0c2aadae2f270e643bd32679c6c306a3b2a503ac4254cdaa5",
+        13125,
         "vicuna/question.jsonl",
     ),
     "vicuna_references": Pinned(
         f"{FASTCHAT}/vicuna_bench/reference_answer/gpt-4.jsonl",
         "f7542dc25a5a869b32197486f5699a14eb5682ab3c7264518402399ec09ab470",
+        11301,
         "vicuna/reference_answer/gpt-4.jsonl",
     ),
     "judge_prompts": Pinned(
-        f"{FASTCHAT}/judge_prompts.jsonl", "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6", "vicuna/judge_prompts.jsonl"
+        f"{FASTCHAT}/judge_prompts.jsonl",
+        "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
+        10449,
+        "vicuna/judge_prompts.jsonl",
     ),
 }
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from qgoft.tasks.pinned import pinned_file
 # Seconds before a download that failed is tried once more, while that may help.
 WAITS = (1, 2, 4, 8)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")  # the first kind that there is
 
 
 @dataclass(frozen=True)
@@ -289,8 +291,13 @@ def _may_pass(error: Exception) -> bool:
     return not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and error.errno is None
 
 
-def remote_size(repository: str, kind: str, revision: str, patterns: list[str]) -> int | None:
-    """Bytes that a download would take at most, or None where the hub does not tell or cannot be reached."""
+def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[str], first_of: Sequence[str] = ()) -> int | None:
+    """Bytes that a download would take at most, or None where the hub does not tell or cannot be reached.
+
+    Args:
+        patterns: of the files that are downloaded.
+        first_of: patterns of which the first that any file matches counts, too.
+    """
     from huggingface_hub.utils import filter_repo_objects
 
     try:
@@ -298,7 +305,9 @@ def remote_size(repository: str, kind: str, revision: str, patterns: list[str]) 
     except Exception:  # the download itself says what is wrong
         return None
     sizes = {file.rfilename: file.size for file in listed}
-    wanted = [sizes[name] for name in filter_repo_objects(sizes, allow_patterns=patterns)]
+    kinds = (list(filter_repo_objects(sizes, allow_patterns=[pattern])) for pattern in first_of)
+    names = {*filter_repo_objects(sizes, allow_patterns=list(patterns)), *next(filter(None, kinds), [])}
+    wanted = [sizes[name] for name in names]
     known = [size for size in wanted if size is not None]
     return sum(known) if wanted and len(known) == len(wanted) else None
 
@@ -316,9 +325,10 @@ def find_model(model: ModelSettings) -> ModelFiles:
     elif model.source == "pocket":
         folder, source, revision = weights_folder(model.name), "pocket", None
     elif model.hub is not None:
-        folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, "*.safetensors"])
-        if not list(folder.glob("*.safetensors")):
-            folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, "pytorch_model*.bin"])
+        for pattern in WEIGHT_FILES:
+            folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, pattern])
+            if list(folder.glob(pattern)):
+                break
         source, revision = model.hub, folder.name
     else:
         raise QgoftError(f"model {model.name} has neither a hub name nor a directory; set model.path")
@@ -331,7 +341,7 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         QgoftError: there are no weights.
     """
-    parts = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    parts = next(filter(None, (sorted(folder.glob(pattern)) for pattern in WEIGHT_FILES)), [])
     if not parts:
         raise QgoftError(
             f"{folder} holds neither *.safetensors nor pytorch_model*.bin; the download is incomplete or the directory is wrong"

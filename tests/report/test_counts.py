@@ -2,11 +2,15 @@
 
 import counts as script
 import pytest
+from _plan import Narrowing, compose_seeded, read_items
+from _settings import model_files
+from paper import plan_items
 
 from qgoft.errors import QgoftError
 from qgoft.methods.base import REGISTRY
 from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
+from qgoft.report.items import ITEMS
 from qgoft.report.published import load_figures
 
 
@@ -28,6 +32,27 @@ def test_every_method_is_counted_on_every_model(table):
     for model in {row[0] for row in table.rows}:
         counted = {row[2].partition("@")[0] for row in table.rows if row[0] == model}
         assert names - counted <= {"base", "linear", "bitfit"}, model
+
+
+@pytest.mark.parametrize("protocol", ["goft_icml24", "psoft_iclr26"])
+def test_items_adapt_the_layers_that_the_printed_counts_are_of(protocol):
+    places = script.published()
+    expected: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for place, rows in places.items():
+        for printed in (printed for found in rows.values() for printed in found):
+            expected.setdefault((printed.paper, printed.table), set()).add(place)
+    seen = 0
+    for name in read_items(protocol):
+        item = ITEMS.get(name)
+        if item is None or item.unprinted or not item.is_comparable(protocol) or (item.paper, item.table) not in expected:
+            continue
+        (part,) = plan_items([name], Narrowing(protocol, seeds=("0",)))
+        plain = next(words for words, _ in part.words if {"method=lora", "method=psoft"} & set(words))  # no layers of its own
+        (cell,) = compose_seeded([(plain, ("0",))], 1)
+        place = (model_files()[cell.settings.model.name], cell.settings.method.targets)
+        assert place in expected[item.paper, item.table], name
+        seen += 1
+    assert seen >= 4
 
 
 def test_reasons_name_printed_rows_that_differ(table):

@@ -102,7 +102,8 @@ def test_oom_is_printed_as_published():
         "glue", "psoft_iclr26", [Row("goft_v2", {"cola": [record("cola", 60.0, protocol="psoft_iclr26", method="goft_v2")]})]
     )
     assert rows_of(table)["published"][2] == "OOM"
-    assert rows_of(table)["difference"][1:] == ["-5.5", *["-"] * 6]
+    assert rows_of(table)["published"][-1] == "18.50"  # gigabytes
+    assert rows_of(table)["difference"][1:] == ["-5.5", *["-"] * 6, ""]
 
 
 def test_a_random_backbone_has_no_published_row():

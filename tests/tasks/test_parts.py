@@ -2,15 +2,17 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 from _settings import compose_settings
 from datasets import Dataset
 
 from qgoft.errors import QgoftError
+from qgoft.tasks import sources
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
-from qgoft.tasks.sources import find_parts, repositories
+from qgoft.tasks.sources import WEIGHT_FILES, find_parts, remote_size, repositories
 
 ROWS = [{"question": "q1", "answer": "#### 1"}, {"question": "q2", "answer": "#### 2"}]
 LINES = "\n".join(map(json.dumps, ROWS)) + "\n"
@@ -70,3 +72,19 @@ def test_the_checksum_of_some_parts():
     parts = {"train": "a", "test": "b"}
     assert checksum(parts) != checksum(parts, ["train"])
     assert checksum(parts, ["train"]) == checksum({"train": "a", "test": "other"}, ["train"])
+
+
+@pytest.mark.parametrize(
+    ("listed", "size"),
+    [
+        ({"config.json": 1, "model.safetensors": 20, "pytorch_model.bin": 300}, 21),
+        ({"config.json": 1, "pytorch_model.bin": 300, "training.bin": 4000}, 301),
+        ({"config.json": 1, "pytorch_model.bin": None}, None),
+        ({"README.md": 1}, None),
+    ],
+)
+def test_the_announced_size_is_that_of_what_is_downloaded(monkeypatch, listed, size):
+    """DeBERTaV3-base has no safetensors."""
+    files = [SimpleNamespace(rfilename=name, size=bytes_) for name, bytes_ in listed.items()]
+    monkeypatch.setattr(sources, "_repo_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    assert remote_size("here/there", "model", "main", ["*.json"], WEIGHT_FILES) == size
