@@ -198,6 +198,11 @@ class RunSettings:
                 f"optim.floor={self.optim.floor} is where a cosine ends, and optim.schedule is {self.optim.schedule}; set optim.floor=0 or "
                 "optim.schedule=cosine"
             )
+        if self.model.dtype != "float32" and self.train.precision == "no" and self.task.suite not in DECODER_SUITES:
+            raise QgoftError(
+                f"model.dtype={self.model.dtype}: its head is trained in float32, and without autocast the two do not meet; set train.precision=bf16, or "
+                "model.dtype=float32"
+            )
         if self.results.checkpoint_seconds is not None and self.results.checkpoint_seconds < 0:
             raise QgoftError(
                 f"results.checkpoint_seconds is {self.results.checkpoint_seconds}; allowed are 0 (after every step), more, or null for none; "

@@ -9,6 +9,7 @@ from qgoft.methods.base import LINEAR, Context, Method, Penalty, Shapes, Values,
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.fact import model_width
 from qgoft.tuners.layerwise import check_rank
+from qgoft.tuners.psoft import fix_signs
 
 
 def count_bottleneck(shapes: Shapes, values: Values) -> int:
@@ -78,7 +79,8 @@ def _distance(values: Values) -> Penalty | None:
 
     def distance(model: nn.Module) -> Tensor:
         cores = [rotation.weight for module in model.modules() if isinstance(module, PsoftLayer) for rotation in module.psoft_R.values()]
-        return torch.stack([torch.linalg.matrix_norm(r.T @ r - torch.eye(len(r), device=r.device)) for r in cores]).sum()
+        distances = [torch.linalg.matrix_norm(r.T @ r - torch.eye(len(r), device=r.device)) for r in cores]
+        return torch.stack([distance.to(distances[0].device) for distance in distances]).sum()
 
     return distance if "pissa" in values else None
 
@@ -91,6 +93,7 @@ register(
         _lora_xs,
         words={"pissa": "R in place of the identity between PiSSA's factors, instead of beside the weight"},
         penalty=_distance,
+        prepare=fix_signs,
     )
 )
 # The plain form of SVFT: one value for every singular vector.

@@ -53,7 +53,9 @@ class Method:
         words: what may follow them, each behind a dash, with its meaning; `k#` takes a number, r64-k3.
         count: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
         config: makes the peft configuration, without targets; None for methods that only free existing parameters.
-        penalty: for a variant, what method.penalty weighs in the loss; None where there is nothing to penalise.
+        penalty: for a variant, what is added to the loss with a weight; None where there is nothing to penalise.
+        weight: of the penalty, where a setting of the method's own takes the place of method.penalty.
+        mend: called with the peft model once it is built.
         free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
         prepare: called once before the model is wrapped.
@@ -66,6 +68,8 @@ class Method:
     letters: dict[str, str] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict, kw_only=True)
     penalty: Callable[[Values], Penalty | None] = field(default=lambda values: None, kw_only=True)
+    weight: Callable[[MethodSettings], float] | None = field(default=None, kw_only=True)
+    mend: Callable[[nn.Module], None] | None = field(default=None, kw_only=True)
     count: Callable[[Shapes, Values], int] | None = None
     config: Callable[[Values, Context], PeftConfig] | None = None
     free: Callable[[str], bool] | None = None
@@ -89,6 +93,7 @@ class Adapted:
     after_step: Callable[[nn.Module, int], None] | None
     settled_at: int = 0
     penalty: Penalty | None = None
+    penalty_weight: float = 0.0
     memory: Memory | None = None
 
 
@@ -171,8 +176,9 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     choose("method", settings.name, method_names(), "change METHOD")
     method = REGISTRY[settings.name]
     values = parse_variant(method, settings.variant)
-    if settings.penalty and method.penalty(values) is None:
-        raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} has nothing to penalise; leave it at 0")
+    if settings.penalty and (method.weight or method.penalty(values) is None):
+        reason = "weighs its penalty by an option of its own, method.options" if method.weight else "has nothing to penalise"
+        raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} {reason}; leave it at 0")
     choose("choice of layers method.targets", settings.targets, list(spec.targets), f"these are what configs/model names for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head)]
     if spec.head and not head:
@@ -202,6 +208,9 @@ def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: S
             parameter.data = parameter.data.float()
         parameter.requires_grad_(is_free or name in head)
         trainable += parameter.numel() * is_free
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) and any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.float()  # it takes its weight and bias in one type alone
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return Adapted(model, False, trainable, sum(sizes[n] for n in head), sum(sizes.values()), head, method.after_step)
 
@@ -218,10 +227,15 @@ def _wrap(
         config.target_modules = set(targets)
         config.modules_to_save = list(spec.head) or None  # a decoder has no new head
         wrapped = peft.get_peft_model(model, config)
+        if method.mend:
+            method.mend(wrapped)
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error
     free = {name: parameter.numel() for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     head = {name for name in free if ".modules_to_save." in name}
+    for name, parameter in wrapped.named_parameters():
+        if name in head:
+            parameter.data = parameter.data.float()  # as adapters are
     trainable = sum(size for name, size in free.items() if name not in head)
     promised = method.count(shapes, values)
     if trainable != promised:
@@ -230,7 +244,18 @@ def _wrap(
             f"{trainable:,}; refusing to train something else than what the row would claim"
         )
     settled_at = method.settled_at(total_steps) if method.settled_at else 0
+    weight = method.weight(settings) if method.weight else settings.penalty
     in_head = sum(free[n] for n in head)
     return Adapted(
-        wrapped, True, trainable, in_head, total + trainable, head, method.after_step, settled_at, method.penalty(values), method.memory
+        wrapped,
+        True,
+        trainable,
+        in_head,
+        total + trainable,
+        head,
+        method.after_step,
+        settled_at,
+        method.penalty(values),
+        weight,
+        method.memory,
     )

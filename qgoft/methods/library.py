@@ -3,10 +3,12 @@
 from typing import Any
 
 import peft
+import torch
+from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
-from qgoft.methods.base import Context, Memory, Method, Shapes, Values, one_of, register
-from qgoft.tuners.psoft import PsoftOutputConfig
+from qgoft.methods.base import Context, Memory, Method, Penalty, Shapes, Values, one_of, register
+from qgoft.tuners.psoft import PsoftOutputConfig, fix_signs
 
 
 def count_lora(shapes: Shapes, values: Values) -> int:
@@ -35,6 +37,9 @@ register(Method("dora", {"r": "rank"}, lambda s, v: count_lora(s, v) + sum(n for
 register(Method("pissa", {"r": "rank"}, count_lora, _lora(init_lora_weights="pissa")))
 
 
+ORTHOGONAL_WEIGHT = 0.1
+
+
 def _adalora(values: Values, context: Context) -> peft.PeftConfig:
     """Starts at 1.5 r and prunes to the budget r between 10% and 70% of the steps, as AdaLoRA's scripts do in proportion."""
     steps = max(context.total_steps, 10)
@@ -46,7 +51,7 @@ def _adalora(values: Values, context: Context) -> peft.PeftConfig:
         tinit=steps // 10,
         tfinal=3 * steps // 10,
         deltaT=max(1, steps // 100),
-        orth_reg_weight=context.options.get("orthogonal_weight", 0.1),
+        orth_reg_weight=context.options.get("orthogonal_weight", ORTHOGONAL_WEIGHT),
         total_step=steps,
     )
 
@@ -57,6 +62,27 @@ def _adalora_start(values: Values) -> int:
 
 def _allocate(model: nn.Module, step: int) -> None:
     model.base_model.update_and_allocate(step)
+
+
+def _distance_of_triplets(values: Values) -> Penalty:
+    """Mean over P and Q of all layers of |P^T P - I|_F (Zhang et al., 2023, equation 4, as peft's own forward adds it). peft's wrapper goes
+    around that forward where a model has no task type."""
+
+    def distance(model: nn.Module) -> Tensor:
+        layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
+        rows = [part for layer in layers for part in (*layer.lora_A.values(), *(b.T for b in layer.lora_B.values()))]
+        whole = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in rows]
+        distances = [torch.linalg.matrix_norm(part @ part.T - torch.eye(len(part), device=part.device)) for part in whole]
+        return torch.stack([distance.to(distances[0].device) for distance in distances]).mean()
+
+    return distance
+
+
+def _freeze_counts(model: nn.Module) -> None:
+    """peft frees what counts the ranks where it widens the parameters of a 16-bit model."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
 
 
 def count_adalora(shapes: Shapes, values: Values) -> int:
@@ -95,6 +121,9 @@ register(
         {"r": "final rank"},
         count_adalora,
         _adalora,
+        penalty=_distance_of_triplets,
+        weight=lambda settings: float(settings.options.get("orthogonal_weight", ORTHOGONAL_WEIGHT)),
+        mend=_freeze_counts,
         after_step=_allocate,
         settled_at=_adalora_settled,
         memory=Memory(_remembered, _remember),
@@ -186,6 +215,8 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if values["r"] > smallest:
         raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
+    if values.get("k", 2) < 2:
+        raise ValueError("one term of the Neumann series is the identity, which trains no rotation; allowed are 2 and more")
     scales, factor, _ = (one_of(values, words) for words in EXCLUSIVE)
     kind = PsoftOutputConfig if factor == "borth" else peft.PsoftConfig
     return kind(
@@ -201,4 +232,4 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     )
 
 
-register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, words=PSOFT_WORDS))
+register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, words=PSOFT_WORDS, prepare=fix_signs))

@@ -2,12 +2,33 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
+Settings = dict[str, Any]
 # Raised, with a line in CHANGELOG.md, by any change that moves a number: generated data, training, evaluation, metrics.
 RESULTS_VERSION = 1
 # The same for runs whose batches are divided among passes or processes; the others keep their keys.
 DIVIDED_VERSION = 2
+
+
+def _is_narrow(settings: Settings) -> bool:
+    return "dtype" in settings.get("model", {})  # left out where it is float32
+
+
+# Changes that moved the numbers of some runs alone, by what is so since: these have other keys than before, the others keep theirs.
+MOVED: dict[str, Callable[[Settings], bool]] = {
+    "AdaLoRA's matrices are pulled towards orthogonal ones": lambda s: _method(s)["name"] == "adalora",
+    "what a 16-bit model trains of its own is float32": _is_narrow,
+    "LoRA's scale is not rounded": lambda s: (
+        _method(s)["name"] in ("lora", "dora", "pissa", "adalora") and "scale" in _method(s)["options"]
+    ),
+    "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
+}
+
+
+def _method(settings: Settings) -> Settings:
+    return {"name": "", "options": {}, **settings.get("method", {})}
 
 
 def canonical_json(data: Any) -> str:
@@ -25,6 +46,7 @@ def compute_key(settings: dict[str, Any], *, world_size: int, data_fingerprint: 
         model_sha256: checksum of the weights that training starts from.
     """
     is_divided = world_size > 1 or settings.get("train", {}).get("accumulation", 1) > 1
+    moved = [what for what, is_of in MOVED.items() if is_of(settings)]
     content = {
         "settings": settings,
         "world_size": world_size,
@@ -32,5 +54,6 @@ def compute_key(settings: dict[str, Any], *, world_size: int, data_fingerprint: 
         "model": model_sha256,
         "results_version": RESULTS_VERSION,
         **({"divided_version": DIVIDED_VERSION} if is_divided else {}),
+        **({"moved": moved} if moved else {}),
     }
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()

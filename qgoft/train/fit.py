@@ -24,6 +24,8 @@ from qgoft.train.stops import Stopped, Stops
 Batch = dict[str, Tensor]
 Log = Callable[[dict[str, Any]], None]
 GO_ON, SAVE, STOP = range(3)
+# Each one halves fp16's scale of the loss, which starts at 2^16: what still overflows then has no gradient to be found.
+SKIPPED = 50
 
 
 def fit(
@@ -43,7 +45,7 @@ def fit(
     goes on from the last one, and leaves some; with `stops`, a signal ends it after the step that it is at, saved.
 
     Raises:
-        Diverged: at the first loss or gradient norm that is not finite.
+        Diverged: at the first loss or gradient norm that is not finite; under fp16, where gradients overflow without end.
         Stopped: a signal asked for it.
     """
     optim, stops = settings.optim, stops or Stops()
@@ -59,6 +61,7 @@ def fit(
     schedule = build_schedule(plain, optim, total)
     at = Training(adapted, plain, schedule, accelerator, generator)
     trained = list(at.trained.values())
+    skipped = 0  # steps in a row whose gradients overflowed
 
     def save_or_stop() -> None:
         """Where a checkpoint is due, or a signal came to any of the processes."""
@@ -123,8 +126,8 @@ def fit(
                     with nullcontext() if is_last else accelerator.no_sync(model):
                         loss = weight * model(**batch).loss
                         losses.append(loss.detach())
-                        penalty = adapted.penalty(adapted.model) if adapted.penalty and settings.method.penalty else None
-                        pull = None if penalty is None else settings.method.penalty * penalty
+                        penalty = adapted.penalty(adapted.model) if adapted.penalty and adapted.penalty_weight else None
+                        pull = None if penalty is None else adapted.penalty_weight * penalty
                         # accelerate divides by the accumulation of a whole step; an epoch may end within one.
                         backward(accelerator, model, loss, pull, settings.train.accumulation / len(group))
                 norm = accelerator.clip_grad_norm_(trained, optim.clip or math.inf)
@@ -140,7 +143,12 @@ def fit(
                         adapted.after_step(adapted.model, at.fitted.steps)
                 optimizer.zero_grad()
                 if not is_step:
+                    skipped += 1
+                    if skipped == SKIPPED:
+                        raise Diverged(f"the gradients of {SKIPPED} batches in a row overflow in fp16, after step {at.fitted.steps}")
+                    save_or_stop()
                     continue
+                skipped = 0
                 lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
                 step = at.fitted.steps
                 log({"step": step, "total": total, "loss": mean, "penalty": of_blocks, "norm": float(norm), "lr": lr})

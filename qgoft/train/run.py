@@ -280,6 +280,14 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     return record
 
 
+def _examples_a_step(prepared: Prepared) -> float:
+    """Rows a step, on average over an epoch, whose last batch may be small."""
+    train, rows = prepared.settings.train, prepared.suite.rows["train"]
+    whole, rest = divmod(rows, train.batch_size)
+    _, per_epoch = count_steps(train, whole + (rest > 0 and not train.drop_last))
+    return (whole * train.batch_size if train.drop_last else rows) / per_epoch
+
+
 def _record(
     prepared: Prepared,
     started: str,
@@ -292,7 +300,7 @@ def _record(
 ) -> dict[str, Any]:
     settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
     seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
-    examples = steps * settings.train.batch_size * settings.train.accumulation if steps else None
+    examples = steps * _examples_a_step(prepared) if steps else None
     data, model = identity.data, identity.model
     with whole(adapted.model):
         max_error = _finite(orthogonality_error(adapted.model)) if fitted else None

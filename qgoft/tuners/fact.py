@@ -6,6 +6,7 @@ of length r and makes it from a shared tensor C [r, r, r].
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -104,7 +105,11 @@ class FactModel(LayerwiseModel):
         if "fact_u" not in self._modules:
             self.fact_u, self.fact_v, self.fact_c = nn.ParameterDict({}), nn.ParameterDict({}), nn.ParameterDict({})
         self._make_factors(model, adapter_name, self.peft_config[adapter_name])
+        # peft frees the active adapters' parameters again after it, but looks for them in the layers alone.
+        before = {parameter: parameter.requires_grad for parameter in self._factors()}
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for parameter, is_free in before.items():
+            parameter.requires_grad_(is_free)
 
     def _make_factors(self, model: nn.Module, adapter_name: str, config: FactConfig) -> None:
         targets = _maybe_include_all_linear_layers(self._prepare_adapter_config(config, self.get_model_config(model)), model)
@@ -137,6 +142,16 @@ class FactModel(LayerwiseModel):
         for store in (self.fact_u, self.fact_v, self.fact_c):
             for name, parameter in store.items():
                 parameter.requires_grad_(name in active and not inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        named = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for parameter in self._factors(named):
+            parameter.requires_grad_(requires_grad)
+
+    def _factors(self, adapters: Sequence[str] | None = None) -> list[nn.Parameter]:
+        stores = (self.fact_u, self.fact_v, self.fact_c)
+        return [parameter for store in stores for name, parameter in store.items() if adapters is None or name in adapters]
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)

@@ -20,7 +20,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners.goft.merging import Merging
+from qgoft.tuners.goft.merging import Merging, keep_free
 
 
 @dataclass
@@ -223,6 +223,10 @@ class LayerwiseModel(BaseTuner):
         """
         _refuse_mixed(self, kwargs.get("adapter_names"))
         yield
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """peft widens 16-bit parameters by putting new ones in their place, which are free even where the adapter is frozen or not active."""
+        keep_free(self, lambda: super(LayerwiseModel, self)._cast_adapter_dtype(adapter_name, autocast_adapter_dtype))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Without peft's copying of `weight` and `bias` onto what replaces a layer: the base layer itself is kept."""

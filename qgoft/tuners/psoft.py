@@ -1,14 +1,34 @@
-"""PSOFT with the orthogonal factor on the side of the output (its table 7, "B orthogonal"), which peft's initialisations lack."""
+"""PSOFT: factors that are the same everywhere, and its form with the orthogonal factor on the side of the output (table 7, "B orthogonal"),
+which peft's initialisations lack."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PsoftConfig
-from peft.tuners.psoft.layer import Linear
+from peft.tuners.psoft.layer import Linear, PsoftLayer
 from peft.tuners.psoft.model import PsoftModel
 from peft.utils import PeftType
-from torch import nn
+from torch import Tensor, nn
+
+from qgoft.tuners.svd import signs_of
+
+
+def fix_signs() -> None:
+    """Have peft's PSOFT take singular vectors of the sign that LoRA-XS takes here, too. An adapter keeps R alone: with the signs of another
+    library's decomposition, loaded on another machine, it would be another model."""
+    found = PsoftLayer._compute_svd_factors
+    if hasattr(found, "__wrapped__"):
+        return
+
+    @functools.wraps(found)
+    def with_signs(self: PsoftLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        u, s, vh = found(self, *args, **kwargs)
+        signs = signs_of(u)
+        return u * signs, s, vh * signs.T
+
+    PsoftLayer._compute_svd_factors = with_signs
 
 
 @dataclass

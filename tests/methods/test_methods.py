@@ -221,6 +221,41 @@ def test_what_is_freed_of_a_16_bit_model_trains_in_float32():
     assert {parameter.dtype for parameter in trained} == {torch.float32}
 
 
+@pytest.mark.parametrize("method", [*sorted(set(METHODS) - {"full", "linear"})])
+def test_a_16_bit_encoder_trains_in_float32(method):
+    """peft widens adapters alone: a head of 16 bits would lose most of its steps."""
+    settings = compose_settings([f"method={method}", "task=glue/rte", "model.dtype=bfloat16", "train.precision=bf16"])
+    adapted = apply_method(load_classifier(settings, weights_folder("pocket-deberta")), settings.model, settings.method, total_steps=1)
+    trained = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = adapted.model(input_ids=ids(), labels=torch.tensor([0, 1, 0, 1])).loss
+    loss.backward()
+    assert all(
+        parameter.grad is not None
+        for name, parameter in adapted.model.named_parameters()
+        if "classifier" in name and parameter.requires_grad
+    )
+
+
+def test_adalora_is_pulled_towards_orthogonal_matrices():
+    """Equation 4 of its paper; the weight is a setting of the method, and what peft would add is the same."""
+    _, adapted = build("adalora")
+    assert adapted.penalty_weight == 0.1
+    distance = adapted.penalty(adapted.model)
+    config = adapted.model.peft_config["default"]
+    answers = torch.tensor([0, 1, 0, 1])
+    adapted.model.eval()
+    plain = adapted.model(input_ids=ids(), labels=answers).loss
+    with_theirs = adapted.model.base_model(input_ids=ids(), labels=answers).loss
+    torch.testing.assert_close(with_theirs - plain, config.orth_reg_weight * distance)
+    distance.backward()
+    assert all(p.grad is not None for name, p in adapted.model.named_parameters() if "lora_A" in name or "lora_B" in name)
+    assert build("adalora", "method.options.orthogonal_weight=0.5")[1].penalty_weight == 0.5
+    with pytest.raises(QgoftError, match=r"method.penalty=0.5: adalora@r8 weighs its penalty by an option of its own"):
+        build("adalora", "method.penalty=0.5")
+
+
 @pytest.mark.parametrize(("scale", "alpha"), [(1.0, 2), (2.0, 4), (0.25, 0.5)])
 def test_a_scale_is_kept_whatever_it_gives(scale, alpha):
     values = {"r": 2}

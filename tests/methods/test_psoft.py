@@ -23,6 +23,7 @@ SIZES = {
     "r8-symmetric": 44,
     "r8-borth": 44,
     "r8-exact-strict": 28,
+    "r8-k2": 44,
     "r8-k3": 44,
 }
 
@@ -89,6 +90,32 @@ def test_an_odd_power_of_terms_is_nearer_to_orthogonal_than_the_usual_five():
     assert errors["r8-strict-exact"] < 1e-5 < errors["r8-strict"]
 
 
+@pytest.mark.parametrize(("method", "variant"), [("psoft", "r8"), ("psoft", "r8-borth"), ("psoft", "r8-svd5"), ("lora_xs", "r8-pissa")])
+def test_another_library_may_find_other_signs(method, variant, monkeypatch):
+    """Singular vectors are unique but for their sign; an adapter is R alone, so they must be the same wherever it is loaded."""
+
+    def built():
+        model = build(method, f"method.variant={variant}")[1].model.eval()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for layer in layers(model):
+                layer.psoft_R["default"].weight.add_(0.1 * torch.randn_like(layer.psoft_R["default"].weight))
+        return model(input_ids=ids()).logits
+
+    def turned(found):
+        def decompose(*args, **kwargs):
+            u, s, v = found(*args, **kwargs)
+            signs = 1.0 - 2.0 * (torch.arange(len(s)) % 3 == 0)
+            return u * signs, s, (signs[:, None] * v if found is svd else v * signs)
+
+        return decompose
+
+    expected, svd = built(), torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", turned(svd))
+    monkeypatch.setattr(torch, "svd_lowrank", turned(torch.svd_lowrank))
+    torch.testing.assert_close(built(), expected)
+
+
 def test_ranks_of_tables_17_and_18():
     entry = REGISTRY["psoft"]
     shapes = 12 * [(768, 768)] * 4 + 12 * [(3072, 768), (768, 3072)]
@@ -104,6 +131,7 @@ def test_ranks_of_tables_17_and_18():
         ("psoft", "r8-k", "'k' cannot follow"),
         ("psoft", "r8-strict3", "'strict3' cannot follow"),
         ("psoft", "r8-k0", "at least 1"),
+        ("psoft", "r8-k1", "one term of the Neumann series is the identity, which trains no rotation; allowed are 2 and more"),
         ("psoft", "r8-strict-alpha", "strict and alpha exclude each other"),
         ("psoft", "r8-borth-symmetric", "symmetric and borth exclude each other"),
         ("psoft", "r8-exact-k3", "exact and k exclude each other"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qgoft.ops import givens
 from qgoft.ops.givens import factors
@@ -204,6 +205,22 @@ def test_autocast_does_not_lower_the_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = givens.mix_pairs(x, blocks)
     assert torch.equal(y, givens.mix_pairs(x, blocks))
+
+
+def test_shapes_alone_can_be_computed():
+    """On the meta device and under fake tensors, as estimators of memory do; what they leave must not be met by real calls."""
+    for linear in (False, True):
+        x, blocks = torch.empty(3, 70, device="meta", requires_grad=True), torch.empty(69, 2, 2, device="meta", requires_grad=True)
+        if linear:
+            y = givens.mixed_linear(x, givens.build_factors(blocks, 70), torch.empty(5, 70, device="meta"), None)
+        else:
+            y = givens.mix_pairs(x, blocks)
+        y.sum().backward()
+        assert (x.grad.shape, blocks.grad.shape) == (x.shape, blocks.shape)
+    with FakeTensorMode():
+        assert givens.mix_pairs(torch.randn(3, 77), torch.randn(76, 2, 2)).shape == (3, 77)
+    x, blocks = random_rows(3, 77, dtype=torch.float64), random_blocks(77, dtype=torch.float64)
+    torch.testing.assert_close(givens.mix_pairs(x, blocks), x @ givens.reference_matrix(blocks, 77).T)
 
 
 @pytest.mark.parametrize(("width", "shape"), [(7, (7, 2, 2)), (8, (6, 2, 2)), (8, (7, 4))])

@@ -166,6 +166,26 @@ def test_runs_that_divide_their_batches_have_a_version_of_their_own(monkeypatch)
     assert [key == keys.compute_key(**one) for key, one in zip(before, every, strict=True)] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_moved"),
+    [
+        ({"method": {"name": "qgoft", "options": {}}, "model": {}, "optim": {"lr": 0.1}}, False),
+        ({"method": {"name": "lora", "options": {}}}, False),
+        ({"method": {"name": "lora", "options": {"scale": 0.3}}}, True),
+        ({"method": {"name": "adalora", "options": {}}}, True),
+        ({"model": {"dtype": "bfloat16"}}, True),
+        ({"optim": {"floor": 1e-5}}, True),
+    ],
+)
+def test_a_change_that_moved_some_numbers_changes_their_keys_alone(settings, is_moved, monkeypatch):
+    from qgoft.records import keys
+
+    base = {"settings": settings, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
+    now = keys.compute_key(**base)
+    monkeypatch.setattr(keys, "MOVED", {})
+    assert (keys.compute_key(**base) != now) == is_moved
+
+
 def test_provenance_outside_a_repository_is_unknown(tmp_path, repository):
     assert records.code_provenance(tmp_path) == {"commit": None, "dirty": None}
     assert len(records.code_provenance(repository)["commit"]) == 40

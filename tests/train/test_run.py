@@ -1,5 +1,6 @@
 """Whole runs on the embedded benchmark, short: the record, the selection, resuming by key, and every way to fail."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ import peft
 import pytest
 import torch
 from _settings import compose_settings
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -22,6 +24,7 @@ from qgoft.errors import Diverged, QgoftError
 from qgoft.ledger import Lease, identify
 from qgoft.models import load_classifier
 from qgoft.settings import OptimSettings
+from qgoft.train import fit as fit_module
 from qgoft.train import room
 from qgoft.train import run as run_module
 from qgoft.train.optim import build_schedule, count_steps, evaluation_steps
@@ -249,6 +252,32 @@ def test_predictions_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "fit", fit_and_break)
     record = run(s)
     assert (record["status"], record["reason"]) == ("diverged", "the model's predictions are not finite")
+
+
+def test_gradients_that_overflow_without_end_are_no_training(tmp_path, monkeypatch):
+    """Under fp16 a step whose gradients overflow is skipped, with a smaller scale of the loss for the next; here every one."""
+    monkeypatch.setattr(fit_module, "SKIPPED", 3)
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
+    record = run(settings(tmp_path))
+    assert (record["status"], record["reason"]) == ("diverged", "the gradients of 3 batches in a row overflow in fp16, after step 0")
+
+
+def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
+    """1000 rows in batches of 32 are 31.25 steps' worth, and 32 steps."""
+    s = settings(tmp_path)
+    prepared = prepare(s, identify(s))
+    assert run_module._examples_a_step(prepared) == 1000 / 32
+    prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, accumulation=3))
+    assert run_module._examples_a_step(prepared) == 1000 / 11
+    prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, drop_last=True))
+    assert run_module._examples_a_step(prepared) == 32
+
+
+def test_a_16_bit_encoder_needs_autocast(tmp_path):
+    with pytest.raises(
+        QgoftError, match=r"model.dtype=bfloat16: its head is trained in float32, and without autocast .* set train.precision=bf16"
+    ):
+        settings(tmp_path, "model.dtype=bfloat16")
 
 
 def test_fp16_without_a_device_is_one_line(tmp_path):

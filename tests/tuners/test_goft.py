@@ -136,6 +136,12 @@ def test_safe_merge_refuses_a_broken_adapter_and_leaves_the_weight():
     with pytest.raises(ValueError, match="not finite"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(layer.base_layer.weight, weight)
+    # The second of two adapters is the broken one.
+    layer.update_layer("sound", config("goft"))
+    with pytest.raises(ValueError, match="not finite"):
+        layer.merge(safe_merge=True, adapter_names=["sound", "default"])
+    assert torch.equal(layer.base_layer.weight, weight)
+    assert layer.merged_adapters == []
 
 
 def test_saved_and_loaded_in_a_fresh_process_is_bit_equal(tmp_path):
@@ -249,6 +255,16 @@ def test_only_the_new_adapter_trains_after_switching():
     free = {name for name, p in model.named_parameters() if p.requires_grad}
     assert free
     assert all("other" in name for name in free)
+
+
+def test_frozen_and_inactive_adapters_of_a_16_bit_model_stay_so(tmp_path):
+    model = wrap("qgoft", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    model.add_adapter("other", config("goft"))
+    model.load_adapter(tmp_path, "loaded")
+    assert {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad} == {"default"}
+    frozen = peft.PeftModel.from_pretrained(Toy().to(torch.bfloat16), tmp_path)
+    assert not any(p.requires_grad for p in frozen.parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -484,6 +500,10 @@ def test_penalty_is_the_sum_over_all_blocks():
     assert penalty.item() == pytest.approx(expected, rel=1e-5)
     penalty.backward()
     assert model.base_model.model.first.goft_blocks["default"].grad.abs().max() > 0
+
+
+def test_penalty_is_computed_in_the_type_of_double_blocks():
+    assert qgoft.orthogonality_penalty(wrap("qgoft").double()).dtype == torch.float64
 
 
 def test_penalty_of_rotations_and_of_a_plain_model_is_zero():

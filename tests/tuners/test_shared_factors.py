@@ -107,8 +107,14 @@ def test_checkpointing(reentrant, count_builds):
     model = make()
     model.base_model.model.reentrant = reentrant
     x = rows().requires_grad_()
+    told = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda grad: told.append(grad is not None))
     model(x).square().sum().backward()
-    assert sorted(count_builds) == [(3, 12), (3, 20)]
+    # What is recomputed within a backward is built layer by layer: of the others' parameters nothing must be heard, or DDP sends them off.
+    assert sorted(count_builds) == [*[(1, 12)] * 3, *[(1, 20)] * 3, (3, 12), (3, 20)] if reentrant else [(3, 12), (3, 20)]
+    assert told == [True] * 6
     model.base_model.model.reentrant = None
     assert_same(grads_of(model), expected_grads(model, [square()]))
 
@@ -223,6 +229,15 @@ def test_copies_and_pickles_are_independent():
         with torch.no_grad():
             layers[0].goft_blocks["default"].add_(1.0)
         assert (other(rows()) - model(rows())).abs().max() > 1e-3
+
+
+def test_a_copy_of_one_layer_is_not_one_of_all():
+    model = make()
+    copied = copy.deepcopy(model.base_model.model.layers[0].up)
+    assert copied.shared.layers == [copied]
+    torch.testing.assert_close(copied(rows()), model.base_model.model.layers[0].up(rows()))
+    del model
+    assert copied.shared.layers == [copied]
 
 
 def test_autograd_grad_and_hooks_see_the_parameters():

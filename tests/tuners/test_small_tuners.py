@@ -178,6 +178,24 @@ def test_several_adapters(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_another_adapter_leaves_free_what_was_free(case, tmp_path):
+    """Of a 16-bit model, too, whose adapters peft puts anew in float32."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model = wrap(case, Toy().to(dtype))
+        model.save_pretrained(tmp_path)
+        before = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert before
+        model.add_adapter("other", config(case))
+        model.load_adapter(tmp_path, "loaded")
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == before
+        model.base_model.set_requires_grad("other")
+        freed = {name.replace("other", "default") for name, p in model.named_parameters() if p.requires_grad and "other" in name}
+        assert freed == before
+        frozen = peft.PeftModel.from_pretrained(Toy().to(dtype), tmp_path)
+        assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_copies_are_independent(case):
     model = wrap(case)
     twin = copy.deepcopy(model)

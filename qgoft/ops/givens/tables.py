@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch._guards import detect_fake_mode
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,7 +17,7 @@ def keep_table(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def get(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or detect_fake_mode() is not None:  # a fake table would be kept for real calls
             return function(*args, **kwargs)
         return kept(*args, **kwargs)
 

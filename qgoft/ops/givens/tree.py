@@ -5,6 +5,7 @@ The derivation is in the README beside this file.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ def mixed_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | Non
     return h
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """What is computed here has its type already. On the meta device, where shapes alone are, there is no autocast to turn off."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 class _Mix(torch.autograd.Function):
     """y = R x or R^T x. Saves x."""
 
@@ -83,7 +89,7 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(x, *stages)
         ctx.transpose, ctx.path = transpose, path
         rows = x.reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             turn = _turn_back if transpose else _turn
             return turn(rows, Factors(stages, path).to(x.dtype)).view(x.shape)
 
@@ -93,7 +99,7 @@ class _Mix(torch.autograd.Function):
         x, *stages = ctx.saved_tensors
         factors = Factors(tuple(stages), ctx.path).to(x.dtype)
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             if ctx.transpose:
                 # <g, R^T x> = <x, R g>: the gradient of the factors is that of R with input g and gradient x.
                 factor_grad, _ = _gradients(grads, rows, factors, overwrite=False, need_input=False)
@@ -112,7 +118,7 @@ class _MixedLinear(torch.autograd.Function):
         ctx.path = path
         rows = x.reshape(-1, x.shape[-1])
         factors = Factors(stages, path).to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             if goes_through_weight(len(rows), len(weight)):
                 weight = _turn_back(weight, factors)
             else:
@@ -123,7 +129,7 @@ class _MixedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *stages = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
             rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages), ctx.path).to(x.dtype)
             factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
@@ -278,7 +284,7 @@ def _gradients_of_columns(columns: Tensor, grads: Tensor, stages: list[Tensor], 
 
 def _mix_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:
     """The same product in differentiable operations alone, for compilers that trace."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return _mix_stages(x, factors.to(x.dtype).stages, transpose)
 
 

@@ -175,7 +175,8 @@ def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
     out = torch.empty_like(rows)
     if len(rows):
         layout = _layout(rows)
-        kernel[(triton.cdiv(len(rows), layout["ROWS"]),)](rows, blocks, out, len(rows), **layout)
+        with torch.cuda.device_of(rows):  # Triton launches on the current device, whatever its arguments lie on
+            kernel[(triton.cdiv(len(rows), layout["ROWS"]),)](rows, blocks, out, len(rows), **layout)
     return out
 
 
@@ -188,9 +189,10 @@ def gradients(rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, n
     programs = min(PROGRAMS, max(tiles, 1))
     partial = torch.zeros(programs, len(blocks), 2, 2, dtype=torch.float32, device=rows.device)
     if len(rows):
-        _gradients_kernel[(programs,)](
-            rows, grads, blocks, grads if out is None else out, partial, len(rows), tiles, NEED_INPUT=need_input, **layout
-        )
+        with torch.cuda.device_of(rows):
+            _gradients_kernel[(programs,)](
+                rows, grads, blocks, grads if out is None else out, partial, len(rows), tiles, NEED_INPUT=need_input, **layout
+            )
     return partial.sum(0), out
 
 

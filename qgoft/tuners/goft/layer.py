@@ -162,6 +162,10 @@ class GoftLinear(nn.Module, GoftLayer):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.shared.add(self)
+
     def _turn(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
         """W R, or W R^-1: [n, d] -> [n, d], computed in at least float32."""
         blocks = self.get_blocks(adapter_name)
@@ -217,7 +221,7 @@ class GoftLinear(nn.Module, GoftLayer):
         if config.is_released_version or config.pairing != "tree" or args or kwargs or not _is_plain(base):
             return self.base_layer(self.rotate(x, adapter_name), *args, **kwargs)
         weight, bias = base.weight, base.bias
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return mixed_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)

@@ -1,10 +1,20 @@
-"""Putting adapters into the weight of a layer and taking them out again, whatever they do to it."""
+"""What any tuner needs of peft, done right: merging, and which parameters are free."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def keep_free(model: nn.Module, change: Callable[[], None]) -> None:
+    """Have something changed in a model, and the parameters that it had before as free as they were."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    change()
+    for name, parameter in model.named_parameters():
+        if name in before:
+            parameter.requires_grad_(before[name])
 
 
 class Merging(BaseTunerLayer):
@@ -21,13 +31,16 @@ class Merging(BaseTunerLayer):
         Raises:
             ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
         """
+        base, before, count = self.get_base_layer(), self.get_base_layer().weight.data, len(self.merged_adapters)
         for name in check_adapters_to_merge(self, adapter_names):
             if not self.has_adapter(name):
                 continue
             weight = self._merge_into_weight(name, undo=False)
             if safe_merge and not torch.isfinite(weight).all():
+                base.weight.data = before
+                del self.merged_adapters[count:]
                 raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
-            self.get_base_layer().weight.data = weight
+            base.weight.data = weight
             self.merged_adapters.append(name)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qgoft.tuners.goft.config import GoftConfig
 from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
+from qgoft.tuners.goft.merging import keep_free
 from qgoft.tuners.goft.shared import SharedFactors
 
 
@@ -49,6 +50,10 @@ class GoftModel(BaseTuner):
         if "_shared" not in vars(self):
             object.__setattr__(self, "_shared", SharedFactors())
         return self._shared
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """peft widens 16-bit parameters by putting new ones in their place, which are free even where the adapter is frozen or not active."""
+        keep_free(self, lambda: super(GoftModel, self)._cast_adapter_dtype(adapter_name, autocast_adapter_dtype))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """peft's own version copies `weight` and `bias` onto what replaces a layer. That is needless here, since the base layer itself is
@@ -101,6 +106,14 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     if not free:
         device = next((p.device for p in model.parameters()), None)
         return torch.zeros((), device=device)
-    # FSDP2 gives each process a part of a parameter; the penalty is that of the whole.
-    blocks = torch.cat([(block.full_tensor() if hasattr(block, "full_tensor") else block).float() for block in free])
-    return (blocks[:, :, 0] * blocks[:, :, 1]).sum(-1).square().sum()
+    # FSDP2 gives each process a part of a parameter; the penalty is that of the whole. A model may lie on several devices.
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for block in free:
+        whole = block.full_tensor() if hasattr(block, "full_tensor") else block
+        by_device.setdefault(whole.device, []).append(whole.to(torch.promote_types(whole.dtype, torch.float32)))
+    parts = []
+    for alike in by_device.values():
+        blocks = torch.cat(alike)
+        parts.append((blocks[:, :, 0] * blocks[:, :, 1]).sum(-1).square().sum())
+    first, *others = parts
+    return sum((part.to(first.device) for part in others), first)

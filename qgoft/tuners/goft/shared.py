@@ -8,6 +8,7 @@ reentrant checkpointing, each run adds what has arrived.
 """
 
 import math
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,16 +59,21 @@ class SharedFactors:
     """Hands every layer of a tuner its factors."""
 
     def __init__(self) -> None:
-        self.layers: list[GoftLayer] = []
+        self._layers: list[weakref.ref[GoftLayer]] = []  # a copy of one layer is not one of all
         self._current: dict[Kind, _Current] = {}
         self._is_divided = False  # FSDP2: a parameter is whole only while its own block is at work
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles carry the layers; what was built belongs to the graph of the original.
-        return {"layers": self.layers, "_current": {}, "_is_divided": self._is_divided}
+        # What was built belongs to the graph of the original; copied and unpickled layers enter themselves again.
+        return {"_layers": [], "_current": {}, "_is_divided": self._is_divided}
 
     def add(self, layer: "GoftLayer") -> None:
-        self.layers.append(layer)
+        self._layers.append(weakref.ref(layer))
+
+    @property
+    def layers(self) -> list["GoftLayer"]:
+        """Those that are still there."""
+        return [layer for reference in self._layers if (layer := reference()) is not None]
 
     def factors(self, layer: "GoftLayer", adapter: str) -> Factors:
         """Factors of one adapter of one layer, differentiable in its parameter."""
@@ -80,6 +86,9 @@ class SharedFactors:
         index = build.place[id(layer)]
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return Factors(tuple(stage[index] for stage in build.factors.stages))
+        if _is_within_backward():
+            # Recomputed by reentrant checkpointing: a node of all layers would tell DDP that the others' gradients have come, too.
+            return Factors(_Node.apply(_build(kind, [(layer, parameter)]), parameter))
         if not current.outputs or index in current.taken:
             if not self._is_whole(build):
                 current = self._current[kind] = _Current(_build(kind, self._members(kind, layer, parameter)))
@@ -104,6 +113,10 @@ class SharedFactors:
             return True
         own = {id(layer): layer for layer in self.layers if id(layer) in build.place}
         return all(own[key].get_parameter_of(build.kind.adapter) is build.parameters[index] for key, index in build.place.items())
+
+
+def _is_within_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _is_current(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
