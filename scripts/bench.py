@@ -54,10 +54,12 @@ def operator_is_right() -> bool:
 
 
 def rivals_for(shape: Shape, wanted: list[str] | None) -> list[Rival]:
-    """The asked rivals and always the reference; without a wish, the slowest ones are left out of whole models."""
+    """The asked rivals and always the reference; without a wish, those of the shape's table, and of whole models no other slow ones."""
     if wanted is not None:
         return [rival for rival in RIVALS if rival.name in (*wanted, REFERENCE)]
-    return [rival for rival in RIVALS if rival.in_models or shape.part != "model"]
+    return [
+        rival for rival in RIVALS if rival.name in shape.printed or (rival.in_models if shape.part == "model" else not rival.is_printed)
+    ]
 
 
 def show(record: dict, folder: Path) -> None:
@@ -187,7 +189,8 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             continue
         groups = []
         is_model = shape.part == "model"
-        for rivals, batch in plan_groups(rivals_for(shape, arguments.rivals), shape.batch, apart=is_model):
+        asked = rivals_for(shape, arguments.rivals)
+        for rivals, batch in plan_groups(asked, shape.batch, apart=is_model, divided=arguments.set == "cpu"):
             names = [rival.name for rival in rivals]
             words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:

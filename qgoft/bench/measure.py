@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from qgoft.bench.memory import peak_bytes, saved_bytes
 from qgoft.bench.rivals import PRODUCTS, REFERENCE, RIVALS, Rival, pass_gradients_below, product_inputs, put_on
 from qgoft.bench.shapes import Shape
-from qgoft.tuners import orthogonality_penalty
+from qgoft.methods.base import REGISTRY, Penalty, parse_variant
+from qgoft.settings import MethodSettings
 
 PENALTY = 0.01
 # The gradient of a sparse matrix is computed densely, in d x d: beyond this width it takes seconds.
@@ -29,7 +30,7 @@ Report = Callable[[str], None]
 class Timing:
     """One rival on one shape: seconds of every repeat, bytes kept for backward, and the most alive in a step, weights included.
 
-    Forward includes the penalty where there is one; update is AdamW and clearing the gradients.
+    Forward includes the penalty where there is one; update is AdamW, what the method does after a step, and clearing the gradients.
     """
 
     name: str
@@ -51,7 +52,8 @@ class Runner:
         self.base, self.inputs, self.device = base, inputs, device
         free = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(free, 1e-4, fused=True) if free else None
-        self.has_penalty = rival.name.startswith("qgoft") and rival.mix is None
+        self.after_step, self.penalty, self.weight = _asked_of_a_step(rival)
+        self.count = 0
         size = next(iter(inputs.values())).shape[0]
         self.step()
         # The second step's peak: gradients and the optimiser's state exist by then, as in all later ones.
@@ -70,7 +72,7 @@ class Runner:
     def loss(self) -> Tensor:
         out = self.module(**self.inputs)
         loss = out.square().mean() if isinstance(out, Tensor) else out.loss
-        return loss + PENALTY * orthogonality_penalty(self.module) if self.has_penalty else loss
+        return loss + self.weight * self.penalty(self.module) if self.penalty else loss
 
     def step(self) -> tuple[float, float, float]:
         """Seconds of forward, backward and update."""
@@ -81,6 +83,9 @@ class Runner:
         laps.append(_now(self.device))
         if self.optimizer:
             self.optimizer.step()
+            self.count += 1
+            if self.after_step:
+                self.after_step(self.module, self.count)
             self.optimizer.zero_grad()
         laps.append(_now(self.device))
         return laps[1] - laps[0], laps[2] - laps[1], laps[3] - laps[2]
@@ -90,25 +95,35 @@ class Runner:
             total.append(seconds)
 
 
+def _asked_of_a_step(rival: Rival) -> tuple[Callable[[nn.Module, int], None] | None, Penalty | None, float]:
+    """What a method does after a step, and what it adds to the loss with which weight, as in training."""
+    if rival.method is None:
+        return None, None, 0.0
+    entry = REGISTRY[rival.method[0]]
+    weight = entry.weight(MethodSettings(*rival.method, "", 0.0)) if entry.weight else PENALTY
+    return entry.after_step, entry.penalty(parse_variant(entry, rival.method[1])), weight
+
+
 def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool) -> list[tuple[list[Rival], int]]:
+def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool, divided: bool = True) -> list[tuple[list[Rival], int]]:
     """Who is timed in turns with whom, and with which batch; the reference is in every group.
 
     Args:
-        apart: one group for each rival, as whole models need it: every process keeps gigabytes. A rival that needs a smaller batch is
-            always timed by itself beside the reference.
+        apart: one group for each rival, as whole models need it: every process keeps gigabytes. A rival that needs much memory is always
+            timed by itself beside the reference.
+        divided: whether such a rival gets a part of the batch.
     """
     reference = next(rival for rival in RIVALS if rival.name == REFERENCE)
     others = [rival for rival in rivals if rival is not reference]
     together = [rival for rival in others if rival.divide == 1]
     groups = [[rival] for rival in together] if apart else [together]
     found = [([reference, *group], batch) for group in groups or [[]]]
-    return found + [([reference, rival], max(1, batch // rival.divide)) for rival in others if rival.divide > 1]
+    return found + [([reference, rival], max(1, batch // rival.divide) if divided else batch) for rival in others if rival.divide > 1]
 
 
 def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:

@@ -25,15 +25,19 @@ class Rival:
     Attributes:
         method: entry and variant in the registry of methods; None for those that only stand here.
         mix: replaces the layers by `MixedLinear` over this product.
-        divide: the part of the batch it is timed with, alone beside the reference, where its memory needs that.
+        is_free: of `mix`, whether it trains whole blocks or angles.
+        divide: the part of the batch it is timed with on a CPU; it is alone beside the reference, since it needs much memory.
         in_models: whether it is timed on whole models by default; the slowest are timed on layers and blocks alone.
+        is_printed: timed by default where the table of a shape prints it (`Shape.printed`), and nowhere else.
     """
 
     name: str
     method: tuple[str, str] | None = None
     mix: Callable[[Tensor, Tensor], Tensor] | None = None
+    is_free: bool = True
     divide: int = 1
     in_models: bool = False
+    is_printed: bool = False
 
 
 RIVALS = [
@@ -50,6 +54,13 @@ RIVALS = [
     Rival("qgoft", ("qgoft", "qgoft"), in_models=True),
     Rival("qgoft, sparse products", mix=mix_sparse),
     Rival("qgoft_v2 as released", mix=mix_neighbours_by_level, divide=4),
+    Rival("goft_v2 as released", mix=mix_neighbours_by_level, is_free=False, divide=4, is_printed=True),
+    Rival("adalora r=8", ("adalora", "r8"), is_printed=True),
+    Rival("boft b=4 m=4", ("boft", "b4m4"), is_printed=True),
+    Rival("boft b=2 m=2", ("boft", "b2m2"), is_printed=True),
+    *(Rival(f"psoft r={r}", ("psoft", f"r{r}"), is_printed=True) for r in (32, 64, 128, 256, 512)),
+    # Of whole decoders, whose full decompositions would take longer than all that is timed.
+    *(Rival(f"psoft r={r}", ("psoft", f"r{r}-svd10"), is_printed=True) for r in (168, 194, 352, 424)),
 ]
 
 
@@ -68,7 +79,7 @@ def put_on(rival: Rival, base: nn.Module, shape: Shape) -> nn.Module:
         for name in targets:
             parent, _, child = name.rpartition(".")
             owner = module.get_submodule(parent)
-            setattr(owner, child, MixedLinear(getattr(owner, child), rival.mix))
+            setattr(owner, child, MixedLinear(getattr(owner, child), rival.mix, is_free=rival.is_free))
     # Heads are trained by every rival; copies, since the weights are shared.
     for name in shape.head:
         setattr(module, name, copy.deepcopy(getattr(module, name)).requires_grad_(True))

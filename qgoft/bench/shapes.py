@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from qgoft.models.architectures import build_deberta, build_llama
+from qgoft.models.architectures import ARCHITECTURES, build_deberta, build_llama
 
 VOCABULARY = 1000
 
@@ -27,6 +27,7 @@ class Shape:
         targets: regular expression for the full names of the adapted layers.
         head: names of the modules that are trained in any case.
         item: published table that holds figures of this shape.
+        printed: rivals of that table that are not timed everywhere.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Shape:
     targets: str
     head: tuple[str, ...] = ()
     item: str | None = None
+    printed: tuple[str, ...] = ()
 
 
 class Layer(nn.Module):
@@ -67,22 +69,26 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 
-def layer(d: int, n: int, batch: int, length: int, *, of: str, item: str | None = None) -> Shape:
+def layer(d: int, n: int, batch: int, length: int, *, of: str, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
     def inputs(size: int) -> dict[str, Tensor]:
         return {"x": torch.randn(size, length, d)}
 
-    return Shape(f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear", item=item)
+    return Shape(
+        f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear", item=item, printed=printed
+    )
 
 
-def block(d: int, heads: int, batch: int, length: int, *, item: str | None = None) -> Shape:
+def block(d: int, heads: int, batch: int, length: int, *, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
     def inputs(size: int) -> dict[str, Tensor]:
         return {"x": torch.randn(size, length, d)}
 
     targets = "query|key|value|out|up|down"
-    return Shape(f"block of width {d}, {batch} x {length}", "block", lambda: Block(d, heads), inputs, batch, targets, item=item)
+    return Shape(
+        f"block of width {d}, {batch} x {length}", "block", lambda: Block(d, heads), inputs, batch, targets, item=item, printed=printed
+    )
 
 
-def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = None) -> Shape:
+def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
     """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
 
     def build() -> nn.Module:
@@ -93,10 +99,10 @@ def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = Non
 
     name = f"DeBERTaV3-base, {layers} layers, {batch} x {length}"
     targets = r"deberta\.encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
-    return Shape(name, "model", build, inputs, batch, targets, ("classifier", "pooler"), item)
+    return Shape(name, "model", build, inputs, batch, targets, ("classifier", "pooler"), item, printed)
 
 
-def vit(batch: int, *, layers: int = 12, item: str | None = None) -> Shape:
+def vit(batch: int, *, layers: int = 12, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
     """ViT-B/16 at 224 x 224: 197 tokens, 768 wide, 12 heads."""
 
     def build() -> nn.Module:
@@ -106,7 +112,7 @@ def vit(batch: int, *, layers: int = 12, item: str | None = None) -> Shape:
         return {"pixel_values": torch.randn(size, 3, 224, 224), "labels": torch.arange(size) % 100}
 
     targets = r"vit\..*\.\d+\..*(q_proj|k_proj|v_proj|o_proj|query|key|value|dense|fc1|fc2)"
-    return Shape(f"ViT-B/16, {layers} layers, {batch} x 197", "model", build, inputs, batch, targets, ("classifier",), item)
+    return Shape(f"ViT-B/16, {layers} layers, {batch} x 197", "model", build, inputs, batch, targets, ("classifier",), item, printed)
 
 
 def llama(
@@ -134,6 +140,27 @@ def llama(
     return Shape(title, "model", build, inputs, batch, r"model\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj", (), item)
 
 
+DECODER_TARGETS = {
+    "qkv": r".*\.[qkv]_proj",
+    "qv": r".*\.[qv]_proj",
+    "qkvud": r".*\.([qkv]|up|down)_proj",
+    "all_linear": r".*\.([qkvo]|gate|up|down)_proj",
+}
+
+
+def decoder(title: str, architecture: str, targets: str, *printed: str, batch: int = 4, length: int = 512) -> Shape:
+    """One pass of a training of PSOFT's decoders in their true shape, vocabulary included. The batch of 64 is made of such passes: how the paper
+    divides it is not stated."""
+
+    def inputs(size: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, VOCABULARY, (size, length))
+        return {"input_ids": ids, "labels": ids}
+
+    name = f"{title}, {targets}, {batch} x {length} of a batch of 64"
+    build = ARCHITECTURES[architecture]
+    return Shape(name, "model", build, inputs, batch, DECODER_TARGETS[targets], (), "psoft-iclr2026/figure4b", printed)
+
+
 def cpu_shapes() -> list[Shape]:
     """What two cores time in some minutes."""
     return [
@@ -149,15 +176,26 @@ def cpu_shapes() -> list[Shape]:
 
 
 def paper_shapes() -> list[Shape]:
-    """The shapes of PSOFT's tables 19-22 and of GOFT's table 10, and layers of the papers' decoders. For a GPU."""
-    shapes = [layer(4096, 4096, 64, 512, of="PSOFT table 19", item="psoft-iclr2026/table19")]
+    """The shapes of PSOFT's tables 19-22 and figure 4 (b) and of GOFT's table 10, and layers of the papers' decoders. For a GPU."""
+    of_layer = (*RELEASED, "boft b=4 m=4", *(f"psoft r={r}" for r in (32, 64, 128, 256, 512)))
+    shapes = [layer(4096, 4096, 64, 512, of="PSOFT table 19", item="psoft-iclr2026/table19", printed=of_layer)]
     shapes += [layer(d, n, 16, 512, of=of) for of, sizes in DECODER_LAYERS.items() for d, n in sizes]
-    shapes.append(block(4096, 8, 32, 512, item="psoft-iclr2026/table20"))
-    shapes += [deberta(32, length, item="psoft-iclr2026/table21") for length in (64, 128, 256)]
-    shapes += [vit(batch, item="psoft-iclr2026/table22") for batch in (16, 32, 64)]
+    of_block = (*RELEASED, "boft b=4 m=4", *(f"psoft r={r}" for r in (32, 128, 512)))
+    shapes.append(block(4096, 8, 32, 512, item="psoft-iclr2026/table20", printed=of_block))
+    of_encoder = (*RELEASED, "boft b=8 m=2", "psoft r=46")
+    shapes += [deberta(32, length, item="psoft-iclr2026/table21", printed=of_encoder) for length in (64, 128, 256)]
+    shapes += [vit(batch, item="psoft-iclr2026/table22", printed=of_encoder) for batch in (16, 32, 64)]
     # GOFT's table 10 is QNLI; AdaLoRA's setup, which it follows, has length 512 and batches of 32.
-    shapes.append(deberta(32, 512, item="goft-icml2024/table10"))
+    shapes.append(deberta(32, 512, item="goft-icml2024/table10", printed=("adalora r=8",)))
+    # Ranks as in tables 13, 4, 15 and 5.
+    shapes.append(decoder("LLaMA-3.2-3B", "llama32_3b", "qkv", *RELEASED, "boft b=2 m=2", "psoft r=168"))
+    shapes.append(decoder("LLaMA-3.2-3B", "llama32_3b", "all_linear", *RELEASED, "boft b=2 m=2", "dora r=8", "psoft r=352"))
+    shapes.append(decoder("LLaMA-3.1-8B", "llama31_8b", "qv", *RELEASED, "boft b=2 m=2", "psoft r=194"))
+    shapes.append(decoder("LLaMA-3.1-8B", "llama31_8b", "qkvud", *RELEASED, "boft b=2 m=2", "dora r=8", "psoft r=424"))
     return shapes
+
+
+RELEASED = ("goft_v2 as released", "qgoft_v2 as released")
 
 
 DECODER_LAYERS = {

@@ -4,10 +4,12 @@ Both go level by level over all d features of all rows, which is what makes them
 for backward, where the tree needs one pass over a row and keeps one.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from qgoft.ops.givens import identity_blocks
+from qgoft.ops.givens import identity_blocks, rotation_blocks
 from qgoft.ops.givens.tables import keep_table
 
 
@@ -71,12 +73,13 @@ def mix_neighbours_by_level(x: Tensor, blocks: Tensor) -> Tensor:
 
 
 class MixedLinear(nn.Module):
-    """A frozen layer behind one of the two, as an adapter: 4(d-1) trained entries, starting at the identity."""
+    """A frozen layer behind one of the two, as an adapter that starts at the identity: 4(d-1) trained entries, or d-1 angles."""
 
-    def __init__(self, base: nn.Linear, mix):
+    def __init__(self, base: nn.Linear, mix: Callable[[Tensor, Tensor], Tensor], *, is_free: bool = True):
         super().__init__()
-        self.base, self.mix = base, mix
-        self.blocks = nn.Parameter(identity_blocks(base.in_features - 1, device=base.weight.device))
+        self.base, self.mix, self.is_free = base, mix, is_free
+        count, device = base.in_features - 1, base.weight.device
+        self.entries = nn.Parameter(identity_blocks(count, device=device) if is_free else torch.zeros(count, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(self.mix(x, self.blocks))
+        return self.base(self.mix(x, self.entries if self.is_free else rotation_blocks(self.entries)))
