@@ -110,6 +110,7 @@ class OptimSettings:
     schedule: str  # linear, cosine or constant
     clip: float | None
     floor: float = 0.0  # where the cosine ends, of the method's rate and of the head's
+    decay_biases: bool = True  # and norms, which transformers' Trainer leaves out
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ CAME_LATER = {
     "train.drop_path": 0.0,
     "train.drop_last": False,
     "optim.floor": 0.0,
+    "optim.decay_biases": True,
     "model.dtype": "float32",
     "train.group_by_length": False,
     "train.held_out": 0,

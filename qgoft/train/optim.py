@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
@@ -31,13 +32,23 @@ def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[in
 
 
 def build_optimizer(adapted: Adapted, optim: OptimSettings) -> Optimizer:
-    """AdamW with two learning rates: the method's and the head's. Fused: one call for all parameters, however many there are."""
-    head, body = [], []
+    """AdamW with two learning rates: the method's and the head's. Fused: one call for all parameters, however many there are.
+
+    What decays is pulled towards zero: of a free block towards no rotation at all. Of an angle zero is the identity.
+    """
+    spared = set() if optim.decay_biases else _biases_and_norms(adapted.model)
+    rates, decays = (optim.lr, optim.head_lr), (optim.weight_decay, 0.0)
+    groups = [{"params": [], "lr": rate, "weight_decay": decay} for decay in decays for rate in rates]
     for name, parameter in adapted.model.named_parameters():
         if parameter.requires_grad:
-            (head if name in adapted.head_names else body).append(parameter)
-    groups = [{"params": body, "lr": optim.lr}, {"params": head, "lr": optim.head_lr}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=optim.weight_decay, fused=True)
+            groups[(name in adapted.head_names) + 2 * (name in spared)]["params"].append(parameter)
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def _biases_and_norms(model: nn.Module) -> set[str]:
+    """As transformers' Trainer names them."""
+    norms = {f"{name}.{part}" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm) for part in ("weight", "bias")}
+    return norms | {name for name, _ in model.named_parameters() if "bias" in name}
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LRScheduler:

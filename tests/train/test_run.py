@@ -27,7 +27,7 @@ from qgoft.settings import OptimSettings
 from qgoft.train import fit as fit_module
 from qgoft.train import room
 from qgoft.train import run as run_module
-from qgoft.train.optim import build_schedule, count_steps, evaluation_steps
+from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
 
@@ -271,6 +271,17 @@ def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
     assert run_module._examples_a_step(prepared) == 1000 / 11
     prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, drop_last=True))
     assert run_module._examples_a_step(prepared) == 32
+
+
+def test_biases_and_norms_decay_where_the_protocol_says_so(tmp_path):
+    for words, is_spared in (("protocol=pocket", False), ("protocol=goft_icml24", True)):
+        found = compose_settings([words, "task=glue/stsb", "method=full", "optim.weight_decay=0.1"])
+        s = settings(tmp_path, "method=full")
+        adapted = prepare(s, identify(s)).adapted
+        decay = {id(p): group["weight_decay"] for group in build_optimizer(adapted, found.optim).param_groups for p in group["params"]}
+        by_name = {name: decay[id(p)] for name, p in adapted.model.named_parameters()}
+        assert {by_name[name] for name in by_name if "bias" in name or "LayerNorm" in name} == {0.0 if is_spared else 0.1}
+        assert {by_name[name] for name in by_name if "bias" not in name and "LayerNorm" not in name} == {0.1}
 
 
 def test_a_16_bit_encoder_needs_autocast(tmp_path):
