@@ -221,7 +221,7 @@ def test_what_is_freed_of_a_16_bit_model_trains_in_float32():
     assert {parameter.dtype for parameter in trained} == {torch.float32}
 
 
-@pytest.mark.parametrize("method", [*sorted(set(METHODS) - {"full", "linear"})])
+@pytest.mark.parametrize("method", ["adalora", "bitfit", "boft", "fact_tk", "h_adapter", "lora", "psoft", "qgoft"])
 def test_a_16_bit_encoder_trains_in_float32(method):
     """peft widens adapters alone: a head of 16 bits would lose most of its steps."""
     settings = compose_settings([f"method={method}", "task=glue/rte", "model.dtype=bfloat16", "train.precision=bf16"])
