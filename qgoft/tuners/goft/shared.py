@@ -87,13 +87,13 @@ class SharedFactors:
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return Factors(tuple(stage[index] for stage in build.factors.stages))
         if _is_within_backward():
-            # Recomputed by reentrant checkpointing: a node of all layers would tell DDP that the others' gradients have come, too.
-            return Factors(_Node.apply(_build(kind, [(layer, parameter)]), parameter))
+            # Recomputed by checkpointing. If it is the reentrant one, a node of all layers would tell DDP that the others' gradients have come.
+            return Factors(_Node.apply(build, (index,), parameter))
         if not current.outputs or index in current.taken:
             if not self._is_whole(build):
                 current = self._current[kind] = _Current(_build(kind, self._members(kind, layer, parameter)))
                 build, index = current.build, current.build.place[id(layer)]
-            current.outputs = _Node.apply(build, *build.parameters)
+            current.outputs = _Node.apply(build, tuple(range(len(build.parameters))), *build.parameters)
             current.taken = set()
         current.taken.add(index)
         return Factors(current.outputs[index :: len(build.parameters)])
@@ -140,24 +140,26 @@ def _angle(theta: Tensor, kind: Kind) -> Tensor:
 
 
 class _Node(torch.autograd.Function):
-    """Parameters of all layers -> the first stage of all layers, then the second of all ... Nothing is computed: it is built already."""
+    """Parameters of some layers of a build, given by their places -> the first stage of these layers, then the second ... Nothing is computed:
+    it is built already."""
 
     @staticmethod
-    def forward(ctx: Any, build: _Build, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.build = build
+    def forward(ctx: Any, build: _Build, places: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.build, ctx.places = build, places
         ctx.set_materialize_grads(False)
-        return tuple(matrices for stage in build.factors.stages for matrices in stage.unbind())
+        return tuple(matrices[place] for matrices in map(Tensor.unbind, build.factors.stages) for place in places)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         build: _Build = ctx.build
-        count = len(build.parameters)
+        count = len(ctx.places)
         reached = [index for index in range(count) if grads[index] is not None]
         if not reached:
-            return None, *[None] * count
-        rows = slice(None) if len(reached) == count else torch.tensor(reached, device=build.values.device)
-        tape = build.tape if len(reached) == count else build.tape.select(rows)
+            return None, None, *[None] * count
+        is_whole = len(reached) == len(build.parameters)
+        rows = slice(None) if is_whole else torch.tensor([ctx.places[index] for index in reached], device=build.values.device)
+        tape = build.tape if is_whole else build.tape.select(rows)
         arrived = Factors(
             tuple(torch.stack([grads[first + index] for index in reached]) for first in range(0, len(grads), count)),
         )
@@ -167,7 +169,7 @@ class _Node(torch.autograd.Function):
         result: list[Tensor | None] = [None] * count
         for index, part in zip(reached, grad.unbind(), strict=True):
             result[index] = part
-        return None, *result
+        return None, None, *result
 
 
 def _grad_of_angle(grad: Tensor, blocks: Tensor, theta: Tensor, kind: Kind) -> Tensor:
