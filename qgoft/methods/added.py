@@ -9,7 +9,6 @@ from qgoft.methods.base import LINEAR, Context, Method, Penalty, Shapes, Values,
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.fact import model_width
 from qgoft.tuners.layerwise import check_rank
-from qgoft.tuners.psoft import fix_signs
 
 
 def count_bottleneck(shapes: Shapes, values: Values) -> int:
@@ -93,7 +92,6 @@ register(
         _lora_xs,
         words={"pissa": "R in place of the identity between PiSSA's factors, instead of beside the weight"},
         penalty=_distance,
-        prepare=fix_signs,
     )
 )
 # The plain form of SVFT: one value for every singular vector.

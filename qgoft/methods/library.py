@@ -8,7 +8,7 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
 from qgoft.methods.base import Context, Memory, Method, Penalty, Shapes, Values, one_of, register
-from qgoft.tuners.psoft import PsoftOutputConfig, fix_signs
+from qgoft.tuners.psoft import PsoftOutputConfig
 
 
 def count_lora(shapes: Shapes, values: Values) -> int:
@@ -232,4 +232,4 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     )
 
 
-register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, words=PSOFT_WORDS, prepare=fix_signs))
+register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, words=PSOFT_WORDS))

@@ -41,7 +41,7 @@ from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
 from qgoft.train.room import check_room
 from qgoft.train.sharding import check_sharding, gather_state, place, whole
-from qgoft.train.shared import fit_or_load, trained_checksum, training_key
+from qgoft.train.shared import fit_or_load, note_signs, trained_checksum, training_key
 from qgoft.train.state import Fitted
 from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
@@ -400,6 +400,7 @@ def save_adapter(prepared: Prepared, folder: Path) -> None:
         config["base_model_name_or_path"] = prepared.settings.model.hub or prepared.settings.model.name
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "README.md").unlink(missing_ok=True)
+        note_signs(adapted, folder)
 
 
 def _save_weights(adapted: Adapted, state: dict[str, Tensor] | None, folder: Path) -> None:

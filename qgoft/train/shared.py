@@ -26,8 +26,9 @@ from qgoft.records import compute_key, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
 from qgoft.tasks.sources import file_sha256
 from qgoft.train.state import Fitted
+from qgoft.tuners.psoft import read_signs, take_signs
 
-STATE, HISTORY = "trained.json", "history.jsonl"
+STATE, HISTORY, SIGNS = "trained.json", "history.jsonl", "signs.json"
 
 
 def training_key(settings: RunSettings, identity: Identity, rows: str) -> str:
@@ -84,6 +85,8 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
         if adapted.is_peft:
             _take_ranks(adapted, folder)
             report: Any = set_peft_model_state_dict(adapted.model, load_peft_weights(str(folder), device="cpu"))
+            if (folder / SIGNS).is_file():
+                take_signs(adapted.model, json.loads((folder / SIGNS).read_text()))
             missing = [name for name in report.missing_keys if name in {n for n, p in adapted.model.named_parameters() if p.requires_grad}]
         else:
             wanted = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
@@ -97,6 +100,13 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
         raise QgoftError(
             f"the trained weights in {folder} do not fit this model ({[*missing, *report.unexpected_keys][0]}); delete {folder.parent} to train anew"
         )
+
+
+def note_signs(adapted: Adapted, folder: Path) -> None:
+    """Say beside a saved adapter that keeps no factors which signs these had."""
+    signs = read_signs(adapted.model)
+    if signs:
+        write_atomically(folder / SIGNS, json.dumps(signs, indent=0) + "\n")
 
 
 def _take_ranks(adapted: Adapted, folder: Path) -> None:

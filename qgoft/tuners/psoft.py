@@ -1,7 +1,7 @@
-"""PSOFT: factors that are the same everywhere, and its form with the orthogonal factor on the side of the output (table 7, "B orthogonal"),
-which peft's initialisations lack."""
+"""PSOFT: adapters that mean the same wherever they are loaded, and its form with the orthogonal factor on the side of the output (table 7,
+"B orthogonal"), which peft's initialisations lack."""
 
-import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,25 +10,47 @@ from peft import PsoftConfig
 from peft.tuners.psoft.layer import Linear, PsoftLayer
 from peft.tuners.psoft.model import PsoftModel
 from peft.utils import PeftType
-from torch import Tensor, nn
+from torch import nn
 
-from qgoft.tuners.svd import signs_of
+ADAPTER = "default"
 
 
-def fix_signs() -> None:
-    """Have peft's PSOFT take singular vectors of the sign that LoRA-XS takes here, too. An adapter keeps R alone: with the signs of another
-    library's decomposition, loaded on another machine, it would be another model."""
-    found = PsoftLayer._compute_svd_factors
-    if hasattr(found, "__wrapped__"):
-        return
+@torch.no_grad()
+def read_signs(model: nn.Module) -> dict[str, str]:
+    """Of every adapted layer the signs of its singular vectors, those of the largest entries of B's columns: `+-+...`, r of them."""
+    return {name: "".join("+" if sign else "-" for sign in _is_positive(layer)) for name, layer in _layers(model)}
 
-    @functools.wraps(found)
-    def with_signs(self: PsoftLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        u, s, vh = found(self, *args, **kwargs)
-        signs = signs_of(u)
-        return u * signs, s, vh * signs.T
 
-    PsoftLayer._compute_svd_factors = with_signs
+@torch.no_grad()
+def take_signs(model: nn.Module, signs: dict[str, str]) -> None:
+    """Make of parameters that were trained beside singular vectors of other signs those that belong to the vectors here: R becomes D R D.
+
+    An adapter is R alone, and its factors are decomposed anew wherever it is loaded; another library gives other signs.
+
+    Raises:
+        ValueError: the signs are not those of such a model.
+    """
+    for name, layer in _layers(model):
+        here, rotation = _is_positive(layer), layer.psoft_R[ADAPTER]
+        there = signs.get(name, "")
+        if len(there) != len(here):
+            raise ValueError(f"the signs of the factors of {name} are not there")
+        turned = torch.tensor([1.0 if (sign == "+") == is_positive else -1.0 for sign, is_positive in zip(there, here, strict=True)])
+        turned = turned.to(rotation.weight)
+        if rotation.orth:
+            rotation.weight.mul_(turned[rotation.rows] * turned[rotation.cols])
+        else:
+            rotation.weight.mul_(turned[:, None] * turned)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, PsoftLayer]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, PsoftLayer))
+
+
+def _is_positive(layer: PsoftLayer) -> list[bool]:
+    _, b = layer._get_psoft_ab_cache_buffers(ADAPTER)
+    found: list[bool] = (b.gather(0, b.abs().argmax(0, keepdim=True))[0] >= 0).tolist()
+    return found
 
 
 @dataclass

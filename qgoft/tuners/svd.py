@@ -32,13 +32,9 @@ def singular_factors(weight: Tensor, r: int, iterations: int | None = None) -> F
         with torch.random.fork_rng():
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(weight, q=r, niter=iterations)
-    signs = signs_of(u)
+    largest = u.abs().argmax(0, keepdim=True)
+    signs = u.gather(0, largest).sign()
     return u * signs, s, v * signs
-
-
-def signs_of(u: Tensor) -> Tensor:
-    """[1, r]: of the largest entry of every singular vector of the output [n, r]."""
-    return u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
 
 
 class SingularLayer(DeltaLayer):

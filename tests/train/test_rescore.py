@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from _settings import compose_settings
 from safetensors.torch import load_file, save_file
 
@@ -16,7 +17,13 @@ from qgoft.train.run import run
 def finished(tmp_path_factory):
     made = {}
     root = tmp_path_factory.mktemp("runs")
-    for name, words in {"qgoft": [], "bitfit": [], "random": ["method=qgoft", "model=pocket_deberta_random"], "adalora": []}.items():
+    for name, words in {
+        "qgoft": [],
+        "bitfit": [],
+        "random": ["method=qgoft", "model=pocket_deberta_random"],
+        "adalora": [],
+        "psoft": [],
+    }.items():
         own = words or [f"method={name}"]
         s = compose_settings([f"results.root={root}", "task=glue/rte", *own, "train.max_steps=20", "selection=last"])
         assert run(s)["status"] == "done"
@@ -25,7 +32,8 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("method", "merge"), [("qgoft", False), ("qgoft", True), ("bitfit", False), ("bitfit", True), ("random", False), ("adalora", True)]
+    ("method", "merge"),
+    [("qgoft", False), ("qgoft", True), ("bitfit", False), ("bitfit", True), ("random", False), ("adalora", True), ("psoft", False)],
 )
 def test_scores_come_back(finished, method, merge):
     """A random backbone is drawn again as it was, whatever else was drawn since."""
@@ -51,6 +59,24 @@ def test_a_damaged_adapter_is_one_line(finished, tmp_path):
     save_file(weights, path)
     # peft alone would only warn of it, and the scores would be those of the base model in part.
     with pytest.raises(QgoftError, match="do not fit this model"):
+        rescore(tmp_path / "run", merge=False)
+
+
+def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(finished, tmp_path, monkeypatch):
+    """PSOFT keeps R alone, and singular vectors are unique but for their signs."""
+    found = torch.linalg.svd
+
+    def turned(*args, **kwargs):
+        u, s, v = found(*args, **kwargs)
+        signs = 1.0 - 2.0 * (torch.arange(len(s)) % 3 == 0)
+        return u * signs, s, signs[:, None] * v
+
+    monkeypatch.setattr(torch.linalg, "svd", turned)
+    record, metrics = rescore(finished["psoft"], merge=False)
+    assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
+    shutil.copytree(finished["psoft"], tmp_path / "run")
+    (tmp_path / "run" / "adapter" / "signs.json").write_text("{}")
+    with pytest.raises(QgoftError, match=r"the signs of the factors of .* are not there"):
         rescore(tmp_path / "run", merge=False)
 
 
