@@ -282,7 +282,7 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
 
 def _examples_a_step(prepared: Prepared) -> float:
     """Rows a step, on average over an epoch, whose last batch may be small."""
-    train, rows = prepared.settings.train, prepared.suite.rows["train"]
+    train, rows = prepared.settings.train, len(prepared.suite.train)
     whole, rest = divmod(rows, train.batch_size)
     _, per_epoch = count_steps(train, whole + (rest > 0 and not train.drop_last))
     return (whole * train.batch_size if train.drop_last else rows) / per_epoch
