@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,8 +20,8 @@ from typing import Any
 from _plan import Cell, spell_time
 from _settings import CONFIGS, compose_launcher
 
-from qgoft.errors import QgoftError
-from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost
+from qgoft.errors import QgoftError, one_line
+from qgoft.ledger import EXPIRY, Identity, Lease, LeaseHeld, LeaseLost
 from qgoft.records import RecordError, canonical_json
 from qgoft.settings import DECODER_SUITES, settings_of_training
 from qgoft.train.stops import Stops
@@ -73,6 +74,9 @@ def run_cell(number: int, cell: Cell) -> Outcome:
         return Outcome(number, "held", str(error))
     except (QgoftError, RecordError, LeaseLost) as error:
         return Outcome(number, "refused", str(error))
+    except Exception as error:  # before a run has a record: the others go on
+        traceback.print_exc()
+        return Outcome(number, "failed", one_line(error))
     return Outcome(number, record["status"], record["reason"] or "")
 
 
@@ -247,7 +251,9 @@ def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means)
         code = process.wait()
         running.clear()
     status, reason = identity.state()
-    if code and status in ("planned", "done"):
+    if status == "running":  # by another sweep, whose run it is
+        return Outcome(number, "held", reason)
+    if code and status == "planned":
         return Outcome(number, "refused", f"it ended with exit code {code} and left no record; see above")
     return Outcome(number, status, reason)
 
@@ -272,6 +278,13 @@ class Job:
 
     def __call__(self) -> Outcome:
         sys.path.insert(0, str(SCRIPTS))
+        began = time.monotonic()
+        # The lease of a node that is gone is void only after a while.
+        while (outcome := self._once()).status == "held" and time.monotonic() - began < 2 * EXPIRY:
+            time.sleep(PATIENCE)
+        return outcome
+
+    def _once(self) -> Outcome:
         if self.means.nproc > 1:
             return _run_in_processes(self.number, self.cell, self.identity, self.means)
         return run_cell(self.number, self.cell)

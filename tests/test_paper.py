@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import _plan
+import _sweep
 import _tables
 import paper
 import pytest
@@ -309,6 +312,30 @@ def test_a_killed_worker_is_begun_again(repository, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, capsys):
+    """Before a run has a record: a decomposition that does not converge, a promise that is broken, no memory for the weights."""
+    cells = _plan.compose_cells([("task=glue/rte", "method=qgoft"), ("task=glue/cola", "method=qgoft")], ["0"], 1)
+    identities = [SimpleNamespace(is_done=False, folder=Path("nowhere"), key=str(n)) for n in range(2)]
+
+    def train(settings, position):
+        if settings.task.name == "rte":
+            raise RuntimeError("SVD did not converge")
+        return {"status": "done", "reason": None}
+
+    monkeypatch.setitem(sys.modules, "train", SimpleNamespace(train=train))
+    (bad,) = _sweep.sweep(cells, identities, Means(1))
+    assert (bad.number, bad.status, bad.reason) == (0, "failed", "RuntimeError: SVD did not converge")
+    assert "2 of 2 runs done, 1 not" in capsys.readouterr().err
+
+
+def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch):
+    cell = _plan.compose_cells([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
+    for state, status in ((("running", "process 8 on a"), "held"), (("done", ""), "done"), (("planned", ""), "refused")):
+        monkeypatch.setattr(_sweep, "processes", lambda means: ["false"])
+        identity = SimpleNamespace(state=lambda state=state: state)
+        assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)).status == status
+
+
 def test_jobs_of_submitit(repository, tmp_path):
     """The local executor runs the same jobs as SLURM's. One that was refused says why."""
     words = ("flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0,1", "--jobs", "2", "--launcher", "submitit_local")

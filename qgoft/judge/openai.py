@@ -3,6 +3,7 @@
 The key is read from OPENAI_API_KEY when it is needed, and stands in no file, log or message.
 """
 
+import http.client
 import json
 import os
 import time
@@ -82,7 +83,9 @@ def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], No
             if error.code < 500 and error.code not in (408, 409, 429):
                 break
             pause = max(pause, asked)
-        except (TimeoutError, urllib.error.URLError, ConnectionError) as error:
+        except http.client.HTTPException:
+            reason = "the answer came short"
+        except OSError as error:
             reason = "timed out" if isinstance(getattr(error, "reason", error), TimeoutError) else "cannot be reached"
         except (ValueError, KeyError, IndexError, TypeError):
             reason = "the answer is not that of a chat endpoint"

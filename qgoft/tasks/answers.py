@@ -4,8 +4,8 @@ Numbers (GSM8K): after the last "the answer is", with or without a colon, the fi
 follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 is 1/2, $3.00 is 3, 50% is 50.
 
 Formulas (MATH): the last \\boxed{...}, else what follows the last "the answer is" up to the end of the sentence or line; the reference is
-the last \\boxed{...} of the solution. Compared as text after removing what does not change the value: spaces, $, \\left and \\right, units in \\text,
-degree and percent signs, thousands separators; \\dfrac and \\tfrac are \\frac, a/b is \\frac{a}{b}, .5 is 0.5; equal numbers are equal.
+the last \\boxed{...} of the solution. Compared as text after removing what does not change the value: spaces, $, \\left and \\right, units in \\text
+at the end, degree and percent signs, thousands separators of a number; \\dfrac and \\tfrac are \\frac, a/b is \\frac{a}{b}, .5 is 0.5; equal numbers are equal.
 
 Choices (commonsense): the label that is named first, in any case, as a word of its own: answer1 is not found in answer10.
 """
@@ -82,7 +82,10 @@ def same_formula(one: str, other: str) -> bool:
     return None not in numbers and numbers[0] == numbers[1]
 
 
-_UNITS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
+_WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
+# Behind a value, with a power of their own: 10\text{ cm}^2.
+_UNITS = re.compile(r"(?<=[^\s{(,=])\s*(?:\\(?:text|mbox|mathrm|textbf)\{[^{}]*\}(?:\^(?:\d|\{\d+\}))?\s*)+$")
+_ROW = "\0"  # the end of a matrix's row, two backslashes, of which the second with a blank is a blank
 _DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "\\$", "$", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
 
 
@@ -91,13 +94,15 @@ def normalise_formula(text: str) -> str:
     text = text.strip().rstrip(".")
     text = text.split("=")[-1] if text.count("=") == 1 and len(text.split("=")[0].strip()) <= 2 else text
     # Words alone are the answer (\text{even}); behind a value they are its unit.
-    whole = _UNITS.fullmatch(text)
-    text = whole.group(1) if whole else _UNITS.sub("", text)
+    whole = _WORDS.fullmatch(text)
+    text = whole.group(1) if whole else _WORDS.sub(r"\1", _UNITS.sub("", text))
+    text = text.replace("\\\\", _ROW)
     for piece in _DROPPED:
         text = text.replace(piece, "")
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\ldots", "...")
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\s+", "", text)
+    # Between the two of (3,100) it is no separator of thousands.
+    text = text.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text) else text
     text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac(\d)\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)

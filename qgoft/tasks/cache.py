@@ -19,6 +19,7 @@ from qgoft.records import canonical_json
 from qgoft.tasks.sources import file_sha256
 
 ROWS, CHECKSUM = "rows.arrow", "checksum.txt"
+TRIES = 3
 
 
 def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Dataset:
@@ -33,17 +34,21 @@ def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Da
     """
     name = hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]
     folder = cache_folder() / "rows" / name
-    rows = _read(folder)
-    if rows is None:
+    # Another process may make the same rows at the same time, and take away what it finds damaged just as ours are there.
+    for _ in range(TRIES):
+        rows = _read(folder)
+        if rows is not None:
+            return rows
         try:
+            shutil.rmtree(folder, ignore_errors=True)
             _make(folder, write)
         except OSError as error:
             raise QgoftError(
                 f"cannot write prepared rows to {folder.parent}: {error.strerror or error}; set QGOFT_CACHE to a folder with free space"
             ) from error
-        rows = _read(folder)
-        assert rows is not None
-    return rows
+    raise QgoftError(
+        f"the prepared rows in {folder} cannot be read as they were written; set QGOFT_CACHE to a folder of a sound file system"
+    )
 
 
 def _read(folder: Path) -> Dataset | None:
@@ -62,8 +67,10 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(part / ROWS)
         (part / CHECKSUM).write_text(file_sha256(part / ROWS))
-        if _read(folder) is None:  # else another process was first, with the same rows
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
             part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same rows
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)

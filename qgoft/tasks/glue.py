@@ -8,6 +8,7 @@ MNLI has two validation sets. Both are reported; the choosing part is both (test
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.halves import halve
+from qgoft.tasks.parts import read_parquet
 from qgoft.tasks.sources import DataFiles
 
 # Raised by any change of what is read, checked or tokenised here, so that no cached rows of before are used.
@@ -53,9 +55,7 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
             "rows": [files.fingerprint, task.full_name, split, task.columns, task.labels, task.label_range, ROWS_VERSION],
             "tokens": [tokenizer_sha256, length, version("tokenizers"), version("transformers")],
         }
-        return cached_rows(
-            depends_on, lambda path: tokenize(task, _read(task, split, [str(p) for p in files.files[split]]), tokenizer, length, path)
-        )
+        return cached_rows(depends_on, lambda path: tokenize(task, _read(task, split, files.files[split]), tokenizer, length, path))
 
     data = {split: tokens(split) for split in files.files}
     rows = {split: len(part) for split, part in data.items()}
@@ -76,9 +76,9 @@ def _named(data: dict[str, Dataset], split: str) -> dict[str, Dataset]:
     return {name.removeprefix(split).lstrip("_"): part for name, part in data.items() if name.startswith(split)}
 
 
-def _read(task: TaskSettings, split: str, paths: list[str]) -> Dataset:
+def _read(task: TaskSettings, split: str, paths: Sequence[Path]) -> Dataset:
     try:
-        rows = Dataset.from_parquet(paths, keep_in_memory=False)
+        rows = read_parquet(paths)
     except (ArrowException, OSError, ValueError, RuntimeError) as error:
         reason = str(error.__cause__ or error)
         raise QgoftError(

@@ -21,6 +21,7 @@ from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.halves import halve
+from qgoft.tasks.parts import read_parquet
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.spans import question_scores
 
@@ -81,7 +82,7 @@ def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
         QgoftError: they cannot be read, or an evaluation question has no answer to compare with.
     """
     try:
-        rows = Dataset.from_parquet([str(path) for path in files.files[split]])
+        rows = read_parquet(files.files[split])
     except (ArrowException, OSError, ValueError, RuntimeError) as error:
         reason = str(error.__cause__ or error)
         raise QgoftError(

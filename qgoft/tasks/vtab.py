@@ -8,14 +8,15 @@ Parts by `splits`:
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
+import pyarrow.compute as pc
 from datasets import Dataset, Image
 from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
+from qgoft.tasks.parts import read_parquet
 from qgoft.tasks.picture_files import read_list
 from qgoft.tasks.pictures import Encoded, PictureRows, count_modes, write_examined
 from qgoft.tasks.sources import DataFiles
@@ -93,7 +94,7 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
         listed = read_list(path)
         return len(listed), lambda i: (f"{task.full_name}: {listed[i][0].name}", *listed[i])
     try:
-        rows = Dataset.from_parquet(str(path))
+        rows = read_parquet([path])
     except (ArrowException, OSError, ValueError, RuntimeError) as error:
         raise QgoftError(
             f"{task.full_name}: {path.name} cannot be read ({error.__cause__ or error}); it is damaged: fetch it again"
@@ -104,6 +105,10 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
                 f"{task.full_name}: {path.name} has no column {column}; present are {', '.join(rows.column_names)}; needed image, label"
             )
     rows = rows.cast_column("image", Image(decode=False))
+    if pc.struct_field(rows.data.column("image"), "bytes").null_count:
+        raise QgoftError(
+            f"{task.full_name}: {path.name} names pictures by their path, which no checksum covers; save it with the pictures inside (docs/data.md)"
+        )
     if split in PARTS_OF_TRAIN:
         wanted = PARTS_OF_TRAIN[split]
         rows = rows.select(range(wanted.start, min(wanted.stop, len(rows))))
@@ -116,7 +121,7 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
         row = rows[i]
         return (
             f"{task.full_name}: {path.name}, row {i} of {split}",
-            row["image"]["bytes"] or Path(row["image"]["path"] or ""),
+            row["image"]["bytes"],
             int(row["label"]),
         )
 

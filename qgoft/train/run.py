@@ -259,7 +259,7 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        status, reason = "oom", f"{one_line(error)}; {_smaller(settings)}"
+        status, reason = "oom", f"{one_line(error)}; {_smaller(settings, is_trained=fitted is not None)}"
     except KeyboardInterrupt as stop:
         status, reason, prepared.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
     except OSError as error:
@@ -355,9 +355,11 @@ def _record(
     }
 
 
-def _smaller(settings: RunSettings) -> str:
+def _smaller(settings: RunSettings, *, is_trained: bool) -> str:
     """What takes less memory for the same training."""
     size, times = settings.train.batch_size, settings.train.accumulation
+    if is_trained:
+        return f"it was trained, and being scored: set train.eval_batch_size={max(1, settings.train.eval_batch_size // 2)}"
     if size % 2 == 0:
         return f"the same batch in halves: train.batch_size={size // 2} train.accumulation={2 * times}"
     return (

@@ -39,7 +39,7 @@ class Endpoint:
                 content = step if isinstance(step, dict) else {"choices": [{"message": {"content": step}}]}
                 data = json.dumps(content).encode()
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Content-Length", str(len(data) + 9 * (step == "short")))
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -83,6 +83,11 @@ def test_busy_and_failing_endpoints_are_asked_again(endpoint):
     endpoint.script = [429, 500, "[[8]]"]
     assert ask(endpoint, pauses) == "[[8]]"
     assert pauses == [1.0, 2.0]
+
+
+def test_an_answer_that_comes_short_is_asked_for_again(endpoint):
+    endpoint.script = ["short", "[[8]]"]
+    assert ask(endpoint) == "[[8]]"
 
 
 def test_an_endpoint_that_hangs_times_out(endpoint):

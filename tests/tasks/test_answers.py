@@ -103,6 +103,13 @@ def test_formulas_after_the_words_or_in_a_box():
         (r"\sqrt2", r"\sqrt{2}"),
         ("2.0", "2"),
         (r"-\frac{4}{2}", "-2"),
+        ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"),
+        ("\\begin{pmatrix} 1 \\\\\n-2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\-2\\end{pmatrix}"),
+        ("(3, 100)", "(3,100)"),
+        (r"11,\! 111,\! 111,\! 100", "11111111100"),
+        (r"10\text{ cm}^2", "10"),
+        (r"864 \mbox{ inches}^{2}", "864"),
+        (r"6\text{ miles per }\text{hour}", "6"),
     ],
 )
 def test_the_same_formula_in_two_spellings(one, other):
@@ -111,7 +118,19 @@ def test_the_same_formula_in_two_spellings(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("1", "2"), (r"\frac{1}{2}", r"\frac{2}{1}"), ("(1,2)", "(2,1)"), ("12", "1,2"), ("x+1", "x-1"), ("10", "10000")]
+    ("one", "other"),
+    [
+        ("1", "2"),
+        (r"\frac{1}{2}", r"\frac{2}{1}"),
+        ("(1,2)", "(2,1)"),
+        ("12", "1,2"),
+        ("(3,100)", "(3100)"),
+        (r"10\text{ cm}^2", "10^2"),
+        (r"2\text{ or }3", "23"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "12"),
+        ("x+1", "x-1"),
+        ("10", "10000"),
+    ],
 )
 def test_other_formulas(one, other):
     assert not same_formula(one, other)

@@ -56,6 +56,18 @@ def test_a_damaged_copy_is_made_anew(cache, name, damage):
     assert make.calls == 2
 
 
+def test_another_process_may_make_the_same_rows_meanwhile(cache):
+    make = Maker()
+
+    def later(path):
+        make(path)
+        if make.calls == 1:
+            cached_rows({"rows": "a"}, make)  # it was first
+
+    assert cached_rows({"rows": "a"}, later)["labels"][:] == [0, 2]
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "file"))

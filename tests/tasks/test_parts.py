@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,23 @@ def test_the_checksum_of_some_parts():
     parts = {"train": "a", "test": "b"}
     assert checksum(parts) != checksum(parts, ["train"])
     assert checksum(parts, ["train"]) == checksum({"train": "a", "test": "other"}, ["train"])
+
+
+def test_a_file_that_was_replaced_with_its_time_kept_is_read_anew(tmp_path, monkeypatch):
+    """As rsync and tar do. The library's own copy goes by path and time."""
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "t.parquet"
+    for answer in ("old", "new"):
+        Dataset.from_list([{"answer": answer}]).to_parquet(path)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        sources._file_sha256.cache_clear()  # another process
+        assert read_rows(path, "here", ["answer"])["answer"][:] == [answer]
+
+
+def test_a_line_is_what_ends_with_a_newline(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"question": "a\u2028b\x85c"}\r\n{"question": "d"}\n', encoding="utf-8", newline="")
+    assert read_rows(path, "here", ["question"])["question"][:] == ["a\u2028b\x85c", "d"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import io
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from _settings import compose_settings
@@ -98,6 +100,14 @@ def test_the_parquet_layout_and_a_folder_of_another_name(tmp_path):
     other = settings(f"task.path={tmp_path / 'vtab' / 'dtd'}")
     assert load(other).train[:] == parts.train[:]
     assert identify(other).key == identify(settings(f"data.root={tmp_path}")).key
+
+
+def test_pictures_named_by_their_path_are_refused(tmp_path):
+    write_tables(tmp_path / "vtab" / "dtd")
+    rows = [{"bytes": None, "path": f"{i}.png"} for i in range(5)]
+    pq.write_table(pa.table({"image": rows, "label": [0] * 5}), tmp_path / "vtab" / "dtd" / "test.parquet")
+    with pytest.raises(QgoftError, match=r"test.parquet names pictures by their path, which no checksum covers"):
+        load(settings(f"data.root={tmp_path}"))
 
 
 def test_decoded_pictures_are_kept(tmp_path, monkeypatch):

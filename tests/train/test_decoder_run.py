@@ -16,6 +16,7 @@ from qgoft.pocket.weights import weights_folder
 from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
+from qgoft.train.suites import build_suite
 from qgoft.train.suites.decoder import IGNORED
 from qgoft.train.suites.mmlu import Mmlu
 
@@ -45,6 +46,14 @@ def test_the_first_task_trains(first):
     assert first["provenance"]["data"]["rows"] == {"train": 1982, "validation": 200, "test": 200}
     assert not first["provenance"]["data"]["subset"]
     assert first["cost"]["steps"] == 6
+
+
+def test_rows_held_out_or_without_room_are_of_the_official_ones(root):
+    s = settings_for(root, "commonsense/boolq", "train.max_length=24")
+    suite = build_suite(s, identify(s))
+    assert suite.rows["train"] < 1982
+    assert any("fills the length" in what for what in suite.repairs)
+    assert not suite.is_subset
 
 
 def test_the_second_loads_the_same_adapter(root, first):

@@ -17,7 +17,7 @@ from qgoft.settings import RunSettings
 from qgoft.tasks.halves import hold_out
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
-from qgoft.tasks.prompts import IGNORED, read_template, training_rows
+from qgoft.tasks.prompts import IGNORED, NO_ROOM, read_template, training_rows
 from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.suites.base import TextSuite
@@ -36,6 +36,7 @@ class Decoder(TextSuite):
         settings, files = self.settings, self.identity.data
         self.template = read_template(files.files["template"][0] if "template" in files.files else None)
         self.shared_training = checksum(files.parts, [name for name in TRAINING_PARTS if name in files.parts])
+        self.whole: dict[str, int] = {}  # rows of a part, with those that have no room
         rows, choose = self._tokens("train"), None
         if "validation" in files.files:
             choose = self._tokens("validation")
@@ -51,7 +52,9 @@ class Decoder(TextSuite):
         self.rows = {"train": len(rows), **({} if choose is None else {"validation": len(choose)})}
         self.load_task()
         self.parts = [*(["choose"] if choose is not None else []), "report:"]
-        self.is_subset = any(self.rows[name] != count for name, count in settings.task.rows.items() if name in self.rows)
+        # Rows that are held out or have no room are of the official ones.
+        found = {**self.rows, **self.whole}
+        self.is_subset = any(found[name] != count for name, count in settings.task.rows.items() if name in found)
         self.collate = self._collate
 
     def load_task(self) -> None:
@@ -65,6 +68,7 @@ class Decoder(TextSuite):
         depends_on = {"rows": self.identity.data.parts[part], "tokenizer": self.tokenizer_sha256}
         made, damage = training_rows(rows, columns, self.template, self.tokenizer, self.settings.train.max_length, depends_on)
         self.repairs |= {f"{part}: {what}": count for what, count in damage.items()}
+        self.whole[part] = len(made) + damage.get(NO_ROOM, 0)
         return made
 
     def read_part(self, part: str, columns: list[str]) -> Dataset:

@@ -95,11 +95,12 @@ class Mmlu(Decoder):
         (outcome,) = outcomes.values()
         subjects, count = list(self.questions["subject"]), len(self.questions)
         measured = {}
+        examples = [row["answer"] for rows in self.examples.values() for row in rows]
+        constant = max(range(len(LETTERS)), key=examples.count)  # the commonest of what may be known beforehand
         for number, shots in enumerate(SHOTS):
             part = slice(number * count, (number + 1) * count)
             labels = outcome.labels[part]
             right = [ours == label for ours, label in zip(outcome.predictions[part], labels, strict=True)]
-            constant = max(range(len(LETTERS)), key=labels.count)
             always = group_accuracies(subjects, [label == constant for label in labels])
             for group, (value, n) in group_accuracies(subjects, right).items():
                 error = 100 * math.sqrt(value / 100 * (1 - value / 100) / n)
