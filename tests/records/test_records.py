@@ -175,6 +175,8 @@ def test_runs_that_divide_their_batches_have_a_version_of_their_own(monkeypatch)
         ({"method": {"name": "adalora", "options": {}}}, True),
         ({"model": {"dtype": "bfloat16"}}, True),
         ({"optim": {"floor": 1e-5}}, True),
+        ({"task": {"name": "math"}, "protocol": "pocket"}, False),
+        ({"task": {"name": "math"}, "protocol": "psoft_iclr26"}, True),
     ],
 )
 def test_a_change_that_moved_some_numbers_changes_their_keys_alone(settings, is_moved, monkeypatch):
