@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,7 @@ def _is_narrow(settings: Settings) -> bool:
 MOVED: dict[str, Callable[[Settings], bool]] = {
     "AdaLoRA's matrices are pulled towards orthogonal ones": lambda s: _method(s)["name"] == "adalora",
     "what a 16-bit model trains of its own is float32": _is_narrow,
-    "LoRA's scale is not rounded": lambda s: (
-        _method(s)["name"] in ("lora", "dora", "pissa", "adalora") and "scale" in _method(s)["options"]
-    ),
+    "LoRA's scale is not rounded": lambda s: _was_rounded(_method(s)),
     # The embedded twin has no matrices, pairs and units.
     "MATH's results are compared by MetaMath's rule": lambda s: s.get("task", {}).get("name") == "math" and s.get("protocol") != "pocket",
     "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
@@ -30,7 +29,15 @@ MOVED: dict[str, Callable[[Settings], bool]] = {
 
 
 def _method(settings: Settings) -> Settings:
-    return {"name": "", "options": {}, **settings.get("method", {})}
+    return {"name": "", "variant": "", "options": {}, **settings.get("method", {})}
+
+
+def _was_rounded(method: Settings) -> bool:
+    """Whether scale times rank, which peft divides by the rank again, is no whole number. AdaLoRA's runs have other keys in any case."""
+    rank = re.match(r"r(\d+)", method["variant"])
+    if method["name"] not in ("lora", "dora", "pissa") or rank is None:
+        return bool(method["name"] == "adalora")
+    return not float(method["options"].get("scale", 1.0) * int(rank[1])).is_integer()
 
 
 def canonical_json(data: Any) -> str:

@@ -4,11 +4,13 @@ import copy
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from qgoft import records
 from qgoft.records import RecordError
+from qgoft.settings import settings_from_record, settings_in_key
 
 RECORD = {
     "schema": 1, "key": "a" * 64, "protocol": "pocket", "suite": "glue", "task": "cola", "task_version": 1, "method": "qgoft", "variant": "qgoft",
@@ -171,7 +173,8 @@ def test_runs_that_divide_their_batches_have_a_version_of_their_own(monkeypatch)
     [
         ({"method": {"name": "qgoft", "options": {}}, "model": {}, "optim": {"lr": 0.1}}, False),
         ({"method": {"name": "lora", "options": {}}}, False),
-        ({"method": {"name": "lora", "options": {"scale": 0.3}}}, True),
+        ({"method": {"name": "lora", "variant": "r8", "options": {"scale": 2.0}}}, False),
+        ({"method": {"name": "lora", "variant": "r8", "options": {"scale": 0.3}}}, True),
         ({"method": {"name": "adalora", "options": {}}}, True),
         ({"model": {"dtype": "bfloat16"}}, True),
         ({"optim": {"floor": 1e-5}}, True),
@@ -186,6 +189,20 @@ def test_a_change_that_moved_some_numbers_changes_their_keys_alone(settings, is_
     now = keys.compute_key(**base)
     monkeypatch.setattr(keys, "MOVED", {})
     assert (keys.compute_key(**base) != now) == is_moved
+
+
+def test_the_keys_of_committed_records_hold():
+    """A change of the rules that no record is meant to notice is noticed here."""
+    for path in sorted((Path(__file__).resolve().parents[2] / "results" / "measured").glob("*/*/record.json")):
+        record = json.loads(path.read_text())
+        origin = record["provenance"]
+        key = records.compute_key(
+            settings_in_key(settings_from_record(record)),
+            world_size=origin["hardware"]["processes"],
+            data_fingerprint=origin["data"]["fingerprint"],
+            model_sha256=origin["model"]["sha256"],
+        )
+        assert key == record["key"], path.parent.name
 
 
 def test_provenance_outside_a_repository_is_unknown(tmp_path, repository):
