@@ -281,13 +281,13 @@ def _narrow(item: PlannedItem, number: int, methods: tuple[str, ...]) -> tuple[t
     chosen = []
     for name in methods:
         words = tuple(method_words(name))
-        mine = [row for row in grid.rows if set(words) <= set(row)]
+        mine = [row for row in grid.rows if set(words) <= {*row, *grid.words}]
         if mine:
             chosen += mine
-        elif any(set(words) <= set(row) for row in every):
+        elif any(set(words) <= {*row, *other.words} for other in item.grids for row in other.rows):
             continue  # of another grid of the item
         elif all(len(row) == 1 for row in every):
-            chosen.append(words)
+            chosen += [words] if number == 0 else []
         else:
             known = sorted({named(row)["method"] for row in every})
             raise QgoftError(f"item {item.name} has no row of {name}; it has {', '.join(known)}; change METHOD")

@@ -133,7 +133,8 @@ def swept(part: Part) -> frozenset[str]:
 
 def _fixed(part: Part, ask: Narrowing) -> list[str]:
     """What the item sets for every row, other than its tasks."""
-    return sorted({word for grid in part.item.grids for word in grid.words if not (ask.model and word.startswith("model="))})
+    shared = set.intersection(*(set(grid.words) for grid in part.item.grids))
+    return sorted(word for word in shared if not (ask.model and word.startswith("model=")))
 
 
 def _shorten(reasons: Sequence[str]) -> list[str]:

@@ -195,6 +195,8 @@ def test_items_are_narrowed():
     assert {seeds for _, seeds in asked} == {("7",)}
     added, _ = words_of("table1", methods=("lora@r2", "hra"), tasks=("rte",))
     assert [words[2:] for words, _ in added] == [("method=lora", "method.variant=r2"), ("method=hra",)]
+    blocks, _ = words_of("table1", methods=("oft_paper@b4",), tasks=("rte",))
+    assert [words[2:] for words, _ in blocks] == [("method=oft_paper", "method.variant=b4")]
     scales, _ = words_of("psoft-figure3", methods=("psoft@r64-alpha",))
     assert len(scales) == 1
     gamma, _ = words_of("psoft-table6", methods=("psoft",), tasks=("gsm8k",))
