@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 Settings = dict[str, Any]
-# Raised, with a line in CHANGELOG.md, by any change that moves a number: generated data, training, evaluation, metrics.
+# Raised, with a line in CHANGELOG.md, by any change that moves every number; what moves those of some runs alone is in `MOVED`.
 RESULTS_VERSION = 1
 # The same for runs whose batches are divided among passes or processes; the others keep their keys.
 DIVIDED_VERSION = 2
