@@ -142,10 +142,10 @@ counts: $(READY) ## trainable parameters of every method on the papers' shapes, 
 status: $(READY) ## the ledger: what is done, runs, failed or is planned of SUITE with METHOD, or of ITEM (a table, or all)
 	@$(if $(ITEM),$(call RUN_ITEM,$(ITEM)),$(call RUN_SUITE,$(SUITE))) --action status $(ARGS)
 
-# What is fetched: the items named, or a suite named, or all of the protocol.
-FETCHED = $(subst $(COMMA), ,$(or $(ITEM),$(call GIVEN,SUITE),all))
-fetch: $(READY) $(if $(filter-out pocket,$(PROTOCOL)),$(if $(filter instruct table2 all,$(FETCHED)),$(VENV)/.mmlu)) ## download once what PROTOCOL, or one SUITE or ITEM of it, needs: data, weights, judge prompts (then HF_HUB_OFFLINE=1 works)
-	@$(if $(or $(ITEM),$(if $(call GIVEN,SUITE),,all)),$(call RUN_ITEM,$(or $(ITEM),all)),$(call RUN_SUITE,$(SUITE))) --action fetch $(ARGS)
+# What is fetched: the items named, or all of the protocol where no suite is named.
+FETCHED = $(or $(ITEM),$(if $(call GIVEN,SUITE),,all))
+fetch: $(READY) $(if $(filter-out pocket,$(PROTOCOL)),$(if $(filter instruct table2 all,$(subst $(COMMA), ,$(or $(FETCHED),$(SUITE)))),$(VENV)/.mmlu)) ## download once what PROTOCOL, or one SUITE or ITEM of it, needs: data, weights, judge prompts (then HF_HUB_OFFLINE=1 works)
+	@$(if $(FETCHED),$(call RUN_ITEM,$(FETCHED)),$(call RUN_SUITE,$(SUITE))) --action fetch $(ARGS)
 
 clean: ## remove .venv, caches and generated tables; keeps results/runs
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache results/tables results/figures results/bench results/multirun results/jobs results/smoke results/report.html *.egg-info

@@ -100,7 +100,7 @@ def _asked_of_a_step(rival: Rival) -> tuple[Callable[[nn.Module, int], None] | N
     if rival.method is None:
         return None, None, 0.0
     entry = REGISTRY[rival.method[0]]
-    weight = entry.weight(MethodSettings(*rival.method, "", 0.0)) if entry.weight else PENALTY
+    weight = entry.penalty_weight(MethodSettings(*rival.method, "", PENALTY))
     return entry.after_step, entry.penalty(parse_variant(entry, rival.method[1])), weight
 
 

@@ -4,7 +4,7 @@ Small vocabularies stand for the real ones: an embedding is looked up, not adapt
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -69,26 +69,22 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 
-def layer(d: int, n: int, batch: int, length: int, *, of: str, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
+def layer(d: int, n: int, batch: int, length: int, *, of: str) -> Shape:
     def inputs(size: int) -> dict[str, Tensor]:
         return {"x": torch.randn(size, length, d)}
 
-    return Shape(
-        f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear", item=item, printed=printed
-    )
+    return Shape(f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear")
 
 
-def block(d: int, heads: int, batch: int, length: int, *, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
+def block(d: int, heads: int, batch: int, length: int) -> Shape:
     def inputs(size: int) -> dict[str, Tensor]:
         return {"x": torch.randn(size, length, d)}
 
     targets = "query|key|value|out|up|down"
-    return Shape(
-        f"block of width {d}, {batch} x {length}", "block", lambda: Block(d, heads), inputs, batch, targets, item=item, printed=printed
-    )
+    return Shape(f"block of width {d}, {batch} x {length}", "block", lambda: Block(d, heads), inputs, batch, targets)
 
 
-def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
+def deberta(batch: int, length: int, *, layers: int = 12) -> Shape:
     """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
 
     def build() -> nn.Module:
@@ -99,10 +95,10 @@ def deberta(batch: int, length: int, *, layers: int = 12, item: str | None = Non
 
     name = f"DeBERTaV3-base, {layers} layers, {batch} x {length}"
     targets = r"deberta\.encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
-    return Shape(name, "model", build, inputs, batch, targets, ("classifier", "pooler"), item, printed)
+    return Shape(name, "model", build, inputs, batch, targets, ("classifier", "pooler"))
 
 
-def vit(batch: int, *, layers: int = 12, item: str | None = None, printed: tuple[str, ...] = ()) -> Shape:
+def vit(batch: int, *, layers: int = 12) -> Shape:
     """ViT-B/16 at 224 x 224: 197 tokens, 768 wide, 12 heads."""
 
     def build() -> nn.Module:
@@ -112,7 +108,7 @@ def vit(batch: int, *, layers: int = 12, item: str | None = None, printed: tuple
         return {"pixel_values": torch.randn(size, 3, 224, 224), "labels": torch.arange(size) % 100}
 
     targets = r"vit\..*\.\d+\..*(q_proj|k_proj|v_proj|o_proj|query|key|value|dense|fc1|fc2)"
-    return Shape(f"ViT-B/16, {layers} layers, {batch} x 197", "model", build, inputs, batch, targets, ("classifier",), item, printed)
+    return Shape(f"ViT-B/16, {layers} layers, {batch} x 197", "model", build, inputs, batch, targets, ("classifier",))
 
 
 def llama(
@@ -125,19 +121,24 @@ def llama(
     layers: int = 4,
     heads: int = 32,
     key_heads: int = 8,
-    item: str | None = None,
 ) -> Shape:
     """A LLaMA decoder, by default as wide as LLaMA-3.2-1B; all seven linear layers of every block are adapted."""
 
     def build() -> nn.Module:
         return build_llama(width, between, layers, heads, key_heads, VOCABULARY)
 
+    title = f"{name}, {width} wide, {layers} layers, {batch} x {length}"
+    return Shape(title, "model", build, _words(length), batch, r"model\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj")
+
+
+def _words(length: int) -> Callable[[int], dict[str, Tensor]]:
+    """Makes rows of which every word is predicted."""
+
     def inputs(size: int) -> dict[str, Tensor]:
         ids = torch.randint(0, VOCABULARY, (size, length))
         return {"input_ids": ids, "labels": ids}
 
-    title = f"{name}, {width} wide, {layers} layers, {batch} x {length}"
-    return Shape(title, "model", build, inputs, batch, r"model\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj", (), item)
+    return inputs
 
 
 DECODER_TARGETS = {
@@ -152,13 +153,14 @@ def decoder(title: str, architecture: str, targets: str, *printed: str, batch: i
     """One pass of a training of PSOFT's decoders in their true shape, vocabulary included. The batch of 64 is made of such passes: how the paper
     divides it is not stated."""
 
-    def inputs(size: int) -> dict[str, Tensor]:
-        ids = torch.randint(0, VOCABULARY, (size, length))
-        return {"input_ids": ids, "labels": ids}
-
     name = f"{title}, {targets}, {batch} x {length} of a batch of 64"
-    build = ARCHITECTURES[architecture]
-    return Shape(name, "model", build, inputs, batch, DECODER_TARGETS[targets], (), "psoft-iclr2026/figure4b", printed)
+    shape = Shape(name, "model", ARCHITECTURES[architecture], _words(length), batch, DECODER_TARGETS[targets])
+    return beside("psoft-iclr2026/figure4b", shape, *printed)
+
+
+def beside(item: str, shape: Shape, *printed: str) -> Shape:
+    """A shape of a published table, with the rivals of that table."""
+    return replace(shape, item=item, printed=printed)
 
 
 def cpu_shapes() -> list[Shape]:
@@ -178,15 +180,15 @@ def cpu_shapes() -> list[Shape]:
 def paper_shapes() -> list[Shape]:
     """The shapes of PSOFT's tables 19-22 and figure 4 (b) and of GOFT's table 10, and layers of the papers' decoders. For a GPU."""
     of_layer = (*RELEASED, "boft b=4 m=4", *(f"psoft r={r}" for r in (32, 64, 128, 256, 512)))
-    shapes = [layer(4096, 4096, 64, 512, of="PSOFT table 19", item="psoft-iclr2026/table19", printed=of_layer)]
+    shapes = [beside("psoft-iclr2026/table19", layer(4096, 4096, 64, 512, of="PSOFT table 19"), *of_layer)]
     shapes += [layer(d, n, 16, 512, of=of) for of, sizes in DECODER_LAYERS.items() for d, n in sizes]
     of_block = (*RELEASED, "boft b=4 m=4", *(f"psoft r={r}" for r in (32, 128, 512)))
-    shapes.append(block(4096, 8, 32, 512, item="psoft-iclr2026/table20", printed=of_block))
+    shapes.append(beside("psoft-iclr2026/table20", block(4096, 8, 32, 512), *of_block))
     of_encoder = (*RELEASED, "boft b=8 m=2", "psoft r=46")
-    shapes += [deberta(32, length, item="psoft-iclr2026/table21", printed=of_encoder) for length in (64, 128, 256)]
-    shapes += [vit(batch, item="psoft-iclr2026/table22", printed=of_encoder) for batch in (16, 32, 64)]
+    shapes += [beside("psoft-iclr2026/table21", deberta(32, length), *of_encoder) for length in (64, 128, 256)]
+    shapes += [beside("psoft-iclr2026/table22", vit(batch), *of_encoder) for batch in (16, 32, 64)]
     # GOFT's table 10 is QNLI; AdaLoRA's setup, which it follows, has length 512 and batches of 32.
-    shapes.append(deberta(32, 512, item="goft-icml2024/table10", printed=("adalora r=8",)))
+    shapes.append(beside("goft-icml2024/table10", deberta(32, 512), "adalora r=8"))
     # Ranks as in tables 13, 4, 15 and 5.
     shapes.append(decoder("LLaMA-3.2-3B", "llama32_3b", "qkv", *RELEASED, "boft b=2 m=2", "psoft r=168"))
     shapes.append(decoder("LLaMA-3.2-3B", "llama32_3b", "all_linear", *RELEASED, "boft b=2 m=2", "dora r=8", "psoft r=352"))
@@ -196,8 +198,6 @@ def paper_shapes() -> list[Shape]:
 
 
 RELEASED = ("goft_v2 as released", "qgoft_v2 as released")
-
-
 DECODER_LAYERS = {
     "LLaMA-2-7B": [(4096, 11008), (11008, 4096)],
     "LLaMA-3.2-3B": [(3072, 3072), (3072, 8192), (8192, 3072)],

@@ -16,7 +16,7 @@ def read_reviews(path: Path) -> tuple[dict[Any, float], dict[Any, float]]:
     first: dict[Any, float] = {}
     second: dict[Any, float] = {}
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    for number, line in enumerate(content.decode("utf-8").strip("\n").split("\n"), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         review = json.loads(line)
         question, scores = review["question_id"], review["score"]
         if len(scores) != 2 or question in first:

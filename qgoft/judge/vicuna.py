@@ -40,7 +40,7 @@ def read_prompts(path: Path) -> dict[str, dict[str, str]]:
         QgoftError: it does not hold the two that are needed.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+        lines = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
         prompts = {line["name"]: {"system": line["system_prompt"], "user": line["prompt_template"]} for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QgoftError(f"{path} holds no judge prompts ({type(error).__name__}: {error}); fetch it again") from error

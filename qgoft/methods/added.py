@@ -1,11 +1,10 @@
 """Methods of the two papers that peft lacks, by this project's small tuners."""
 
 import peft
-import torch
 from peft.tuners.psoft.layer import PsoftLayer
 from torch import Tensor, nn
 
-from qgoft.methods.base import LINEAR, Context, Method, Penalty, Shapes, Values, register
+from qgoft.methods.base import LINEAR, Context, Method, Penalty, Shapes, Values, distances_from_identity, register
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.fact import model_width
 from qgoft.tuners.layerwise import check_rank
@@ -78,8 +77,7 @@ def _distance(values: Values) -> Penalty | None:
 
     def distance(model: nn.Module) -> Tensor:
         cores = [rotation.weight for module in model.modules() if isinstance(module, PsoftLayer) for rotation in module.psoft_R.values()]
-        distances = [torch.linalg.matrix_norm(r.T @ r - torch.eye(len(r), device=r.device)) for r in cores]
-        return torch.stack([distance.to(distances[0].device) for distance in distances]).sum()
+        return distances_from_identity(r.T @ r for r in cores).sum()
 
     return distance if "pissa" in values else None
 

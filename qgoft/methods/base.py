@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import peft
+import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -78,6 +79,10 @@ class Method:
     kinds: tuple[type, ...] = LINEAR
     settled_at: Callable[[int], int] | None = None
     memory: Memory | None = None
+
+    def penalty_weight(self, settings: MethodSettings) -> float:
+        """What weighs the penalty in the loss."""
+        return self.weight(settings) if self.weight else settings.penalty
 
 
 @dataclass
@@ -153,6 +158,12 @@ def one_of(values: Values, words: Iterable[str]) -> str | None:
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
     return chosen[0] if chosen else None
+
+
+def distances_from_identity(products: Iterable[Tensor]) -> Tensor:
+    """|Q^T Q - I|_F of every product Q^T Q [r, r] -> [number of products], on the device of the first."""
+    found = [torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)) for product in products]
+    return torch.stack([distance.to(found[0].device) for distance in found])
 
 
 def find_targets(model: nn.Module, pattern: str, kinds: tuple[type, ...] = LINEAR) -> dict[str, Shapes]:
@@ -244,7 +255,6 @@ def _wrap(
             f"{trainable:,}; refusing to train something else than what the row would claim"
         )
     settled_at = method.settled_at(total_steps) if method.settled_at else 0
-    weight = method.weight(settings) if method.weight else settings.penalty
     in_head = sum(free[n] for n in head)
     return Adapted(
         wrapped,
@@ -256,6 +266,6 @@ def _wrap(
         method.after_step,
         settled_at,
         method.penalty(values),
-        weight,
+        method.penalty_weight(settings),
         method.memory,
     )

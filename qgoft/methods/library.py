@@ -3,11 +3,10 @@
 from typing import Any
 
 import peft
-import torch
 from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
-from qgoft.methods.base import Context, Memory, Method, Penalty, Shapes, Values, one_of, register
+from qgoft.methods.base import Context, Memory, Method, Penalty, Shapes, Values, distances_from_identity, one_of, register
 from qgoft.tuners.psoft import PsoftOutputConfig
 
 
@@ -72,8 +71,7 @@ def _distance_of_triplets(values: Values) -> Penalty:
         layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
         rows = [part for layer in layers for part in (*layer.lora_A.values(), *(b.T for b in layer.lora_B.values()))]
         whole = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in rows]
-        distances = [torch.linalg.matrix_norm(part @ part.T - torch.eye(len(part), device=part.device)) for part in whole]
-        return torch.stack([distance.to(distances[0].device) for distance in distances]).mean()
+        return distances_from_identity(part @ part.T for part in whole).mean()
 
     return distance
 

@@ -374,8 +374,8 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
         notes.append(f"subset: rows differ from the official splits, not comparable with published figures: {shown}")
     repairs = {(r["task"], what, count) for r in own for what, count in r["provenance"]["data"].get("repairs", {}).items()}
     notes += [f"data of {task}: {count} {what}" for task, what, count in sorted(repairs)]
-    of_rates = {source for row in rows if row.all() and not row.is_context for source in row.sources or _recorded_sources(row.all())}
-    notes.append(f"learning rates: {'; '.join(sorted(of_rates or _recorded_sources(own)))}")
+    sources = {source for row in rows if not row.is_context for source in row.sources} or {r["settings"]["method"]["source"] for r in own}
+    notes.append(f"learning rates: {'; '.join(sorted(sources))}")
     left_out = sum(row.left_out for row in rows)
     if left_out:
         notes.append(f"warning: left out {left_out} run{'s' if left_out > 1 else ''} on other data or weights than the newest of their row")
@@ -386,10 +386,6 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     if any(one.get("dirty") for both in made_by for one in both):
         notes.append("warning: some numbers come from uncommitted code (dirty)")
     return notes
-
-
-def _recorded_sources(records: list[Record]) -> set[str]:
-    return {record["settings"]["method"]["source"] for record in records}
 
 
 def _published_name(row: PublishedRow, alike: int) -> str:

@@ -52,7 +52,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     """A list of objects, or one object a line."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     text = content.decode("utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in content.splitlines() if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("not every row is an object")
     return rows

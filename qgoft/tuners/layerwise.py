@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from peft.config import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners.goft.merging import Merging, keep_free
+from qgoft.tuners.goft.merging import Merging, Widening
 
 
 @dataclass
@@ -182,7 +182,7 @@ class DeltaLayer(WeightLayer):
         return h
 
 
-class LayerwiseModel(BaseTuner):
+class LayerwiseModel(Widening):
     """A pretrained model whose target layers carry adapters of one kind."""
 
     layer_class: ClassVar[type[LayerwiseLayer]]
@@ -223,10 +223,6 @@ class LayerwiseModel(BaseTuner):
         """
         _refuse_mixed(self, kwargs.get("adapter_names"))
         yield
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """peft widens 16-bit parameters by putting new ones in their place, which are free even where the adapter is frozen or not active."""
-        keep_free(self, lambda: super(LayerwiseModel, self)._cast_adapter_dtype(adapter_name, autocast_adapter_dtype))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Without peft's copying of `weight` and `bias` onto what replaces a layer: the base layer itself is kept."""

@@ -37,6 +37,17 @@ def factors(model):
     return layers(model)[0]._get_psoft_ab_cache_buffers("default")
 
 
+def with_other_signs(found, *, of_rows):
+    """A decomposition that another library might give as well; of V the vectors are rows, or columns."""
+
+    def decompose(*args, **kwargs):
+        u, s, v = found(*args, **kwargs)
+        signs = 1.0 - 2.0 * (torch.arange(len(s)) % 3 == 0)
+        return u * signs, s, (signs[:, None] * v if of_rows else v * signs)
+
+    return decompose
+
+
 @pytest.mark.parametrize("variant", SIZES)
 def test_each_starts_at_the_base_with_its_own_count(variant):
     _, plain = build("linear")
@@ -103,18 +114,10 @@ def test_an_adapter_is_taken_over_to_singular_vectors_of_other_signs(method, var
                 layer.psoft_R["default"].weight.add_(0.1 * torch.randn_like(layer.psoft_R["default"].weight))
         return model
 
-    def turned(found):
-        def decompose(*args, **kwargs):
-            u, s, v = found(*args, **kwargs)
-            signs = 1.0 - 2.0 * (torch.arange(len(s)) % 3 == 0)
-            return u * signs, s, (signs[:, None] * v if found is svd else v * signs)
-
-        return decompose
-
-    model, svd = built(), torch.linalg.svd
+    model = built()
     expected, signs = model(input_ids=ids()).logits, read_signs(model)
-    monkeypatch.setattr(torch.linalg, "svd", turned(svd))
-    monkeypatch.setattr(torch, "svd_lowrank", turned(torch.svd_lowrank))
+    monkeypatch.setattr(torch.linalg, "svd", with_other_signs(torch.linalg.svd, of_rows=True))
+    monkeypatch.setattr(torch, "svd_lowrank", with_other_signs(torch.svd_lowrank, of_rows=False))
     elsewhere = built()
     assert (elsewhere(input_ids=ids()).logits - expected).abs().max() > 1e-3
     take_signs(elsewhere, signs)

@@ -107,13 +107,13 @@ def test_a_clear_difference_and_none(shop):
 @pytest.mark.parametrize("of_items", [0.0, 0.3, 1.0])
 def test_an_interval_holds_the_truth_as_often_as_it_says(seeds, of_items):
     """Differences of seeds with deviation 1, items that move all seeds alike, and a little of each pair; the truth is zero."""
-    rng, held, trials = np.random.default_rng(seeds), 0, 800
+    rng, held, trials = np.random.default_rng(seeds), 0, 1500
     for _ in range(trials):
         part = np.zeros((201, seeds)) + rng.normal(size=seeds) + of_items * rng.normal() + 0.1 * rng.normal(size=seeds)
         part[1:] += of_items * rng.normal(size=(200, 1)) + 0.1 * rng.normal(size=(200, seeds))
         gap = interval([part])
         held += gap.low <= 0 <= gap.high
-    assert 0.925 <= held / trials <= 0.995
+    assert 0.93 <= held / trials <= 0.995
 
 
 def test_parts_of_tasks_trained_apart_add_up():

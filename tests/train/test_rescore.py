@@ -1,5 +1,6 @@
 """A finished run scores the same from its files, merged or not, and refuses another base."""
 
+import itertools
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from qgoft.errors import QgoftError
 from qgoft.ledger import identify
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
+from tests.methods.test_psoft import with_other_signs
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("method", "merge"),
-    [("qgoft", False), ("qgoft", True), ("bitfit", False), ("bitfit", True), ("random", False), ("adalora", True), ("psoft", False)],
+    ("method", "merge"), [*itertools.product(["qgoft", "bitfit", "random", "adalora"], [False, True]), ("psoft", False)]
 )
 def test_scores_come_back(finished, method, merge):
     """A random backbone is drawn again as it was, whatever else was drawn since."""
@@ -64,14 +65,7 @@ def test_a_damaged_adapter_is_one_line(finished, tmp_path):
 
 def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(finished, tmp_path, monkeypatch):
     """PSOFT keeps R alone, and singular vectors are unique but for their signs."""
-    found = torch.linalg.svd
-
-    def turned(*args, **kwargs):
-        u, s, v = found(*args, **kwargs)
-        signs = 1.0 - 2.0 * (torch.arange(len(s)) % 3 == 0)
-        return u * signs, s, signs[:, None] * v
-
-    monkeypatch.setattr(torch.linalg, "svd", turned)
+    monkeypatch.setattr(torch.linalg, "svd", with_other_signs(torch.linalg.svd, of_rows=True))
     record, metrics = rescore(finished["psoft"], merge=False)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
     shutil.copytree(finished["psoft"], tmp_path / "run")

@@ -40,7 +40,7 @@ class Vicuna(Decoder):
     def _fastchat_questions(self) -> list[Question]:
         rows = self.read_part("question", ["question_id", "category", "turns"])
         references = {}
-        for line in self.identity.data.files["references"][0].read_text("utf-8").split("\n"):
+        for line in self.identity.data.files["references"][0].read_bytes().splitlines():
             if line.strip():
                 reference = json.loads(line)
                 references[reference["question_id"]] = reference["choices"][0]["turns"][0]

@@ -1,19 +1,20 @@
 """What any tuner needs of peft, done right: merging, and which parameters are free."""
 
 import warnings
-from collections.abc import Callable
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor
 
 
-def keep_free(model: nn.Module, change: Callable[[], None]) -> None:
-    """Have something changed in a model, and the parameters that it had before as free as they were."""
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    change()
-    for name, parameter in model.named_parameters():
-        if name in before:
+class Widening(BaseTuner):
+    """A tuner whose 16-bit parameters become float32 and nothing else."""
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """peft puts new parameters in their place, which are free even where the adapter is frozen or not active."""
+        before = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for name, parameter in self.named_parameters():
             parameter.requires_grad_(before[name])
 
 

@@ -5,17 +5,17 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qgoft.tuners.goft.config import GoftConfig
 from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
-from qgoft.tuners.goft.merging import keep_free
+from qgoft.tuners.goft.merging import Widening
 from qgoft.tuners.goft.shared import SharedFactors
 
 
-class GoftModel(BaseTuner):
+class GoftModel(Widening):
     """A pretrained model whose target layers carry GOFT adapters. Made by `peft.get_peft_model(model, GoftConfig(...))`."""
 
     prefix = "goft_"
@@ -50,10 +50,6 @@ class GoftModel(BaseTuner):
         if "_shared" not in vars(self):
             object.__setattr__(self, "_shared", SharedFactors())
         return self._shared
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """peft widens 16-bit parameters by putting new ones in their place, which are free even where the adapter is frozen or not active."""
-        keep_free(self, lambda: super(GoftModel, self)._cast_adapter_dtype(adapter_name, autocast_adapter_dtype))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """peft's own version copies `weight` and `bias` onto what replaces a layer. That is needless here, since the base layer itself is
