@@ -2,6 +2,6 @@
 
 from qgoft.methods import added, givens, library, whole
 from qgoft.methods.base import Adapted, Method, apply_method, method_names, parse_variant
-from qgoft.methods.merged import merged
+from qgoft.methods.merged import merged, unload
 
-__all__ = ["Adapted", "Method", "added", "apply_method", "givens", "library", "merged", "method_names", "parse_variant", "whole"]
+__all__ = ["Adapted", "Method", "added", "apply_method", "givens", "library", "merged", "method_names", "parse_variant", "unload", "whole"]

@@ -1,4 +1,4 @@
-"""Evaluation with the adapters inside the weights: as fast as the bare model, whatever the method."""
+"""Adapters inside the weights: for the time of an evaluation, as fast as the bare model whatever the method, or for good."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from qgoft.errors import QgoftError
 from qgoft.methods.base import Adapted
 
 
@@ -34,6 +35,25 @@ def merged(adapted: Adapted) -> Iterator[None]:
         for layer, base, weight in zip(layers, bases, kept, strict=True):
             base.weight.data = weight
             layer.merged_adapters.clear()
+
+
+def unload(adapted: Adapted) -> nn.Module:
+    """The model with its adapters put into the weights and no layer of peft left.
+
+    Raises:
+        QgoftError: the method is no part of the weights, or merging would leave values that are not finite.
+    """
+    if not adapted.is_peft:
+        return adapted.model
+    tuner = adapted.model.base_model
+    # peft moves `weight` onto whatever takes a layer's place, and fails where that is a saved module without one, such as DeBERTa's
+    # pooler; what takes the place here is the layer itself.
+    tuner._replace_module = lambda parent, name, new_module, _: setattr(parent, name, new_module)
+    try:
+        plain: nn.Module = adapted.model.merge_and_unload(safe_merge=True)
+    except (ValueError, TypeError) as error:
+        raise QgoftError(f"the adapters cannot be put into the weights: {error}") from error
+    return plain
 
 
 def _is_exact(base: nn.Module) -> bool:

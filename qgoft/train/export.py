@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from qgoft.errors import QgoftError
-from qgoft.methods import apply_method
+from qgoft.methods import apply_method, unload
 from qgoft.records import read_record
 from qgoft.settings import settings_from_record
 from qgoft.tasks.sources import find_model
@@ -41,12 +41,7 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     model = suite.build_model(settings, base.folder)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])
     load_trained(adapted, run / "adapter")
-    plain = adapted.model
-    if adapted.is_peft:
-        try:
-            plain = adapted.model.merge_and_unload(safe_merge=True)
-        except (ValueError, TypeError) as error:
-            raise QgoftError(f"method {record['method']} cannot be exported: {error}") from error
+    plain = unload(adapted)
     target.mkdir(parents=True, exist_ok=True)
     plain.save_pretrained(target)
     for path in sorted(base.folder.iterdir()):

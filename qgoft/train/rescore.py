@@ -7,6 +7,7 @@ from typing import Any
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify
+from qgoft.methods import unload
 from qgoft.records import read_record
 from qgoft.settings import settings_from_record
 from qgoft.train.evaluate import Measured
@@ -53,7 +54,7 @@ def rescore(
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(settings, dataclasses.replace(identity, folder=Path(scratch)))
         load_trained(prepared.adapted, folder / "adapter")
-        if merge and prepared.adapted.is_peft:
-            prepared.adapted.model = prepared.adapted.model.merge_and_unload()
+        if merge:
+            prepared.adapted.model = unload(prepared.adapted)
         place(prepared.adapted.model, prepared.accelerator)
         return record, prepared.suite.measure(report_parts(prepared))

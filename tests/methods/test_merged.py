@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from _settings import compose_settings
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from qgoft.methods import merged
+from qgoft.errors import QgoftError
+from qgoft.methods import merged, unload
+from qgoft.models import load_classifier
+from qgoft.pocket.weights import weights_folder
 from tests.methods.test_methods import METHODS, build, ids
 
 
@@ -36,6 +40,23 @@ def test_merged_predicts_the_same_and_leaves_no_trace(method):
     assert not any(layer.merged for layer in tuner_layers(adapted))
     assert all(torch.equal(value, before[name]) for name, value in adapted.model.state_dict().items())
     assert torch.equal(adapted.model(ids()).logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_unloaded_is_a_plain_model_that_predicts_the_same(method):
+    _, adapted = build(method)
+    move(adapted)
+    adapted.model.eval()
+    expected = adapted.model(ids()).logits
+    names = set(load_classifier(compose_settings(["task=glue/rte"]), weights_folder("pocket-deberta")).state_dict())
+    if not all(getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted)):
+        with pytest.raises(QgoftError, match="cannot be put into the weights"):
+            unload(adapted)
+        return
+    plain = unload(adapted)
+    assert set(plain.state_dict()) == names
+    torch.testing.assert_close(plain(ids()).logits, expected, rtol=1e-4, atol=2e-5)
 
 
 @torch.no_grad()
