@@ -4,6 +4,7 @@ The ledger of a sweep is the folder of its runs. A run is planned (nothing there
 says: done, failed, oom, diverged, interrupted. Two sweeps on one folder never run one key at the same time (`Lease`).
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from qgoft.records import RecordError, compute_key, read_record
-from qgoft.settings import RunSettings, results_folder, settings_in_key
+from qgoft.settings import RunSettings, results_folder, settings_from_record, settings_in_key
 from qgoft.tasks.sources import DataFiles, ModelFiles, find_data, find_model, split_names
 
 # Seconds between two signs of life of a running process, and after how many without one its lease is void.
@@ -87,8 +88,36 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> Identity
     data = find_data(settings.task, settings.data, split_names(settings.task, settings.splits))
     model = find_model(settings.model)
     size = world_size() if processes is None else processes
-    key = compute_key(settings_in_key(settings), world_size=size, data_fingerprint=data.fingerprint, model_sha256=model.sha256)
+    key = _key(settings, size, data, model)
     return Identity(key, results_folder(settings) / key, data, model)
+
+
+def rekey(known: Identity, settings: RunSettings, *, processes: int) -> Identity:
+    """The identity of other settings on the same rows and weights."""
+    key = _key(settings, processes, known.data, known.model)
+    return dataclasses.replace(known, key=key, folder=known.folder.parent / key)
+
+
+def _key(settings: RunSettings, processes: int, data: DataFiles, model: ModelFiles) -> str:
+    return compute_key(
+        settings_in_key(settings),
+        world_size=processes,
+        data_fingerprint=data.fingerprint,
+        model_sha256=model.sha256,
+        model_files=model.files,
+    )
+
+
+def key_from_record(record: dict[str, Any]) -> str:
+    """The key that this version of the code gives to what a record says."""
+    made = record["provenance"]
+    return compute_key(
+        settings_in_key(settings_from_record(record)),
+        world_size=made["hardware"]["processes"],
+        data_fingerprint=made["data"]["fingerprint"],
+        model_sha256=made["model"]["sha256"],
+        model_files=made["model"].get("files"),
+    )
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

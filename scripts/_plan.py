@@ -20,9 +20,9 @@ import yaml
 from _settings import CONFIGS, REPOSITORY, check_choice, compose_settings, gap
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import Identity, identify
+from qgoft.ledger import Identity, identify, key_from_record, rekey
 from qgoft.pocket.data import cache_folder, is_generated, pocket_files
-from qgoft.records import compute_key, write_atomically
+from qgoft.records import write_atomically
 from qgoft.report.items import Record
 from qgoft.settings import DECODER_SUITES, RunSettings, settings_from_dict, settings_from_record, settings_in_key
 
@@ -324,11 +324,8 @@ def identify_all(cells: Sequence[Cell], processes: int) -> tuple[list[Cell], lis
         known = places.get(place)
         if known is None:
             known = places[place] = identify(s, processes=processes)
-        key = compute_key(
-            settings_in_key(s), world_size=processes, data_fingerprint=known.data.fingerprint, model_sha256=known.model.sha256
-        )
-        identity = dataclasses.replace(known, key=key, folder=known.folder.parent / key)
-        keyed.append(dataclasses.replace(cell, key=key))
+        identity = rekey(known, s, processes=processes)
+        keyed.append(dataclasses.replace(cell, key=identity.key))
         identities.append(identity)
     return keyed, identities
 
@@ -391,14 +388,7 @@ def spell_time(seconds: float) -> str:
 
 def is_current(record: Record) -> bool:
     """Whether this version of the code would give the record the key it has: RESULTS_VERSION and the meaning of settings are unchanged."""
-    provenance = record["provenance"]
-    key = compute_key(
-        settings_in_key(settings_from_record(record)),
-        world_size=provenance["hardware"]["processes"],
-        data_fingerprint=provenance["data"]["fingerprint"],
-        model_sha256=provenance["model"]["sha256"],
-    )
-    return key == record["key"]
+    return key_from_record(record) == record["key"]
 
 
 class Shelf:

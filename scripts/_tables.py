@@ -10,7 +10,7 @@ from _plan import RANDOM_MODELS, Cell, Shelf, compose_cells, composed, protocol_
 from _settings import REPOSITORY, choices, counts
 
 from qgoft.errors import DISK_ERRORS
-from qgoft.records import Found, find_records
+from qgoft.records import Found, base_model, find_records
 from qgoft.report.items import Item, Record
 from qgoft.report.layout import Table
 from qgoft.report.paired import Redrawn
@@ -120,12 +120,12 @@ def collect_rows(
 
 
 def keep_one_origin(row: Row) -> None:
-    """Leave out the runs whose weights, or rows of a task, are not those of the row's newest run: their mean would be of nothing."""
+    """Leave out the runs whose base model, or rows of a task, are not those of the row's newest run: their mean would be of nothing."""
     if not row.records:
         return
-    weights = _newest(row.all())["provenance"]["model"]["sha256"]
+    begun_with = base_model(_newest(row.all()))
     for task, records in list(row.records.items()):
-        same = [record for record in records if record["provenance"]["model"]["sha256"] == weights]
+        same = [record for record in records if base_model(record) == begun_with]
         rows = _newest(same)["provenance"]["data"]["fingerprint"] if same else ""
         row.records[task] = [record for record in same if record["provenance"]["data"]["fingerprint"] == rows]
         row.left_out += len(records) - len(row.records[task])

@@ -23,11 +23,11 @@ from _sweep import Means, in_good_order, processes
 
 from qgoft import records
 from qgoft.errors import QgoftError
+from qgoft.ledger import key_from_record
 from qgoft.report.cost import PRINTED
 from qgoft.report.items import CHART, ITEMS, OWN
 from qgoft.report.published import load_paper, load_rows
 from qgoft.report.scores import build_table
-from qgoft.settings import settings_from_record, settings_in_key
 from qgoft.train.run import run
 
 SHORT = ["train.max_steps=4", "train.evaluations=1"]
@@ -100,12 +100,7 @@ def test_runs_on_other_data_or_weights_are_no_seeds_of_a_row(goft_on_rte, kind, 
     for record in found:
         if record is not newest:
             record["provenance"][kind][name] = "e" * 64
-            record["key"] = records.compute_key(
-                settings_in_key(settings_from_record(record)),
-                world_size=1,
-                data_fingerprint=record["provenance"]["data"]["fingerprint"],
-                model_sha256=record["provenance"]["model"]["sha256"],
-            )
+            record["key"] = key_from_record(record)
     (row,) = rows_from(found)
     assert row.records == {"rte": [newest]}
     table = build_table("glue", "pocket", [row], item=ITEMS["table1"])

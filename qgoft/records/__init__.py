@@ -1,6 +1,6 @@
 """The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
 
-from qgoft.records.keys import RESULTS_VERSION, canonical_json, compute_key
+from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, compute_key
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
 from qgoft.records.provenance import code_checksum, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
@@ -13,6 +13,7 @@ __all__ = [
     "Found",
     "RecordError",
     "TaggedLines",
+    "base_model",
     "canonical_json",
     "code_checksum",
     "code_provenance",

@@ -27,6 +27,9 @@ MOVED: dict[str, Callable[[Settings], bool]] = {
     "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
 }
 
+# Checksums of what folders of weights hold beside them (`ModelFiles.files`), of which runs were recorded before it was part of the key.
+NAMED_BEFORE = frozenset({"e62a89d108d862c0b17b783ad490fb260710d2d69623b2c3c229474af2a293d4"})
+
 
 def _method(settings: Settings) -> Settings:
     return {"name": "", "variant": "", "options": {}, **settings.get("method", {})}
@@ -40,12 +43,24 @@ def _was_rounded(method: Settings) -> bool:
     return not float(method["options"].get("scale", 1.0) * int(rank[1])).is_integer()
 
 
+def _counted(model_files: str | None) -> str | None:
+    return None if model_files in NAMED_BEFORE else model_files
+
+
+def base_model(record: dict[str, Any]) -> tuple[str, str | None]:
+    """What the runs of one mean must have begun with: checksums of the weights, and of what was read beside them."""
+    model = record["provenance"]["model"]
+    return model["sha256"], _counted(model.get("files"))
+
+
 def canonical_json(data: Any) -> str:
     """One spelling for one content: sorted names, no spaces, no NaN."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
-def compute_key(settings: dict[str, Any], *, world_size: int, data_fingerprint: str, model_sha256: str) -> str:
+def compute_key(
+    settings: dict[str, Any], *, world_size: int, data_fingerprint: str, model_sha256: str, model_files: str | None = None
+) -> str:
     """SHA-256, in hex, of what determines a number.
 
     Args:
@@ -53,7 +68,9 @@ def compute_key(settings: dict[str, Any], *, world_size: int, data_fingerprint: 
         world_size: number of processes of the run.
         data_fingerprint: checksum of the rows.
         model_sha256: checksum of the weights that training starts from.
+        model_files: checksum of tokenizer and configuration, where neither a revision nor this package fixes them.
     """
+    files = _counted(model_files)
     is_divided = world_size > 1 or settings.get("train", {}).get("accumulation", 1) > 1
     moved = [what for what, is_of in MOVED.items() if is_of(settings)]
     content = {
@@ -64,5 +81,6 @@ def compute_key(settings: dict[str, Any], *, world_size: int, data_fingerprint: 
         "results_version": RESULTS_VERSION,
         **({"divided_version": DIVIDED_VERSION} if is_divided else {}),
         **({"moved": moved} if moved else {}),
+        **({} if files is None else {"model_files": files}),
     }
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()

@@ -76,12 +76,13 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "subset": (bool, False),
         "repairs": (dict, False),  # what was wrong with the data -> how often
     },
-    "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False)},
+    "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False), "files": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
 # Left out where there is nothing to say.
 _MAY_BE_ABSENT = {
     "provenance.data.repairs",
+    "provenance.model.files",  # of a directory: the checksum of tokenizer and configuration
     "provenance.resumed",
     "provenance.training",
     "provenance.training.by",

@@ -219,7 +219,8 @@ def _origin(record: Record) -> dict[str, Any]:
         "device": f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads, {hardware['processes']} processes",
         "data": f"{data['source']}, revision {data['revision']}, fingerprint {data['fingerprint'][:16]}, rows {json.dumps(data['rows'])}",
         "subset": "yes" if data["subset"] else None,
-        "model": f"{model['source']}, revision {model['revision']}, sha256 {model['sha256'][:16]}",
+        "model": f"{model['source']}, revision {model['revision']}, sha256 {model['sha256'][:16]}"
+        + (f", with tokenizer and configuration {model['files'][:16]}" if "files" in model else ""),
         "packages": packages,
     }
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qgoft.records import base_model
 from qgoft.report.items import Column, Item, Record
 from qgoft.settings import DECODER_SUITES
 from qgoft.tasks.answers import same_formula
@@ -238,8 +239,8 @@ class Redrawn:
         if drawn is None or len(set(seeds)) < len(seeds):
             return None
         items, by_seed = drawn
-        provenance = [record["provenance"] for record in records]
-        made_from = [(made["data"]["fingerprint"], made["data"]["rows"], made["model"]["sha256"]) for made in provenance]
+        rows = [record["provenance"]["data"] for record in records]
+        made_from = [(made["fingerprint"], made["rows"], base_model(record)) for record, made in zip(records, rows, strict=True)]
         return Drawn((seeds, items, made_from), by_seed)
 
     def column_difference(self, column: Column, ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:

@@ -21,6 +21,11 @@ from qgoft.tasks.pinned import pinned_file
 # Seconds before a download that failed is tried once more, while that may help.
 WAITS = (1, 2, 4, 8)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+# What transformers reads of a folder beside the weights. A folder may hold more, such as the state of an optimiser or a list of parts.
+READ_BESIDE = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")  # the first kind that there is
 
 
@@ -43,6 +48,7 @@ class ModelFiles:
     revision: str | None
     sha256: str
     folder: Path
+    files: str | None = None  # checksum of tokenizer and configuration in a directory; elsewhere a revision fixes them
 
 
 def split_names(task: TaskSettings, splits: str) -> list[str]:
@@ -332,7 +338,8 @@ def find_model(model: ModelSettings) -> ModelFiles:
         source, revision = model.hub, folder.name
     else:
         raise QgoftError(f"model {model.name} has neither a hub name nor a directory; set model.path")
-    return ModelFiles(source, revision, weights_sha256(folder), folder)
+    files = _list_sha256(folder, READ_BESIDE) if source == "directory" else None
+    return ModelFiles(source, revision, weights_sha256(folder), folder, files)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -352,7 +359,11 @@ def weights_sha256(folder: Path) -> str:
 
 def tokenizer_sha256(folder: Path) -> str:
     """Checksum of everything that a tokenizer in a model folder is read from."""
-    found = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return _list_sha256(folder, TOKENIZER_FILES)
+
+
+def _list_sha256(folder: Path, patterns: Sequence[str]) -> str:
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in found).encode()).hexdigest()
 
 

@@ -41,11 +41,14 @@ def rescore(
         task=dataclasses.replace(settings.task, path=task_path),
     )
     identity = identify(settings)
+    made = record["provenance"]
     for what, here, there in (
-        ("weights", identity.model.sha256, record["provenance"]["model"]["sha256"]),
-        ("rows", identity.data.fingerprint, record["provenance"]["data"]["fingerprint"]),
+        ("weights", identity.model.sha256, made["model"]["sha256"]),
+        ("tokenizer and configuration", identity.model.files, made["model"].get("files")),
+        ("rows", identity.data.fingerprint, made["data"]["fingerprint"]),
     ):
-        if here != there:
+        # Runs from a directory that are older than this do not name its tokenizer, and one from elsewhere has a revision.
+        if here != there and None not in (here, there):
             raise QgoftError(
                 f"the {what} here have checksum {here[:12]}, those of the run {there[:12]}; an adapter belongs to its base and its data: "
                 "name the right ones with --model-path, --data-root or --task-path"

@@ -348,7 +348,12 @@ def _record(
                 "subset": prepared.suite.is_subset,
                 **({"repairs": prepared.suite.repairs} if prepared.suite.repairs else {}),
             },
-            "model": {"source": model.source, "revision": model.revision, "sha256": model.sha256},
+            "model": {
+                "source": model.source,
+                "revision": model.revision,
+                "sha256": model.sha256,
+                **({} if model.files is None else {"files": model.files}),
+            },
             **({"resumed": [dataclasses.asdict(part) for part in prepared.resumed]} if prepared.resumed else {}),
             **({} if training is None else {"training": training}),
         },

@@ -32,8 +32,14 @@ STATE, HISTORY, SIGNS = "trained.json", "history.jsonl", "signs.json"
 
 
 def training_key(settings: RunSettings, identity: Identity, rows: str) -> str:
-    """Key of a training from its settings, the checksum of its rows and prompts, and that of the base weights."""
-    return compute_key(settings_of_training(settings), world_size=world_size(), data_fingerprint=rows, model_sha256=identity.model.sha256)
+    """Key of a training from its settings, the checksum of its rows and prompts, and those of the base model."""
+    return compute_key(
+        settings_of_training(settings),
+        world_size=world_size(),
+        data_fingerprint=rows,
+        model_sha256=identity.model.sha256,
+        model_files=identity.model.files,
+    )
 
 
 def fit_or_load(

@@ -8,7 +8,8 @@ from _settings import compose_settings
 from safetensors.torch import load_file, save_file
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
+from qgoft.ledger import identify, key_from_record
+from qgoft.records import base_model
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
 from tests.methods.test_psoft import with_other_signs
@@ -48,6 +49,25 @@ def test_an_adapter_of_another_base_is_refused(finished, tmp_path):
     save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(QgoftError, match="an adapter belongs to its base"):
         rescore(finished["qgoft"], merge=False, model_path=str(tmp_path))
+
+
+def test_tokenizer_and_configuration_of_a_directory_belong_to_the_run(tmp_path):
+    """The weights do not tell how text was cut into their tokens; what else lies in the folder does not count."""
+    packaged = identify(compose_settings(["task=glue/rte"])).model.folder
+    for name in ("one", "same", "other"):
+        shutil.copytree(packaged, tmp_path / name)
+    (tmp_path / "same" / "trainer_state.json").write_text("{}")
+    path = tmp_path / "other" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("{", '{"note": "another", ', 1))
+    words = [f"results.root={tmp_path}", "task=glue/rte", "method=linear", "train.max_steps=2", "train.evaluations=1", "selection=last"]
+    one, same, other = (compose_settings([*words, f"model.path={tmp_path / name}"]) for name in ("one", "same", "other"))
+    assert identify(one).key == identify(same).key != identify(other).key
+    record = run(one)
+    assert key_from_record(record) == record["key"] == identify(one).key
+    assert base_model(record) == (identify(one).model.sha256, identify(one).model.files)
+    rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "same"))
+    with pytest.raises(QgoftError, match="the tokenizer and configuration here have checksum"):
+        rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "other"))
 
 
 def test_a_damaged_adapter_is_one_line(finished, tmp_path):
