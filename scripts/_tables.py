@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from qgoft.report.items import Item, Record
 from qgoft.report.layout import Table
 from qgoft.report.paired import Redrawn
 from qgoft.report.scores import Row, build_paired, build_table
-from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
+from qgoft.report.win_rates import Rated, read_ratings
 from qgoft.settings import DECODER_SUITES, method_label, settings_in_key
 
 MEASURED = REPOSITORY / "results" / "measured"
@@ -174,11 +174,13 @@ def _skipped(problem: str) -> str:
     return f"warning, skipped: {problem}" if "clock was set back" not in problem else f"warning: {problem}"
 
 
-def rating_tables(protocol: str, rows: Sequence[Row], library: Library) -> list[Table]:
+def rating_tables(
+    protocol: str, rows: Sequence[Row], library: Library, builders: Sequence[Callable[[Rated, str], Table | None]]
+) -> list[Table]:
     """What an average of ratings hides: categories, and the first method against each other."""
     records: list[Record] = [record for row in rows for record in row.records.get("vicuna", [])]
     rated = read_ratings(library.folders, records)
-    return [table for table in (build_categories(rated, protocol), build_win_rates(rated, protocol)) if table is not None] if rated else []
+    return [table for build in builders if (table := build(rated, protocol)) is not None] if rated else []
 
 
 def write_tables(tables: Sequence[Table], root: Path) -> str:

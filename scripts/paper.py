@@ -20,9 +20,10 @@ from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables
 
 from qgoft.errors import QgoftError, choose
 from qgoft.report.cost import cost_tables, read_bench
-from qgoft.report.items import BESIDE, ITEMS, Item
+from qgoft.report.items import ITEMS, Item
 from qgoft.report.layout import Table
 from qgoft.report.scores import Row
+from qgoft.report.win_rates import build_categories, build_win_rates
 from qgoft.settings import method_label
 
 # Suites whose tables show what the other rows are worth.
@@ -86,16 +87,18 @@ def tables_of(part: Part, measured: Sequence[Row], ask: Narrowing, library: Libr
     if part.item.bench is not None:
         return cost_tables(part.item.name, read_bench(bench_folders(library), part.item.name, part.item.bench))
     name = part.item.name
-    item = printed_item(name, ask.protocol)
+    item = printed_item(name)
     rows = [*measured, *missing_rows(part, measured)]
     notes = [f"not under protocol {ask.protocol}: {reason}" for reason in _shorten(part.left_out)]
     notes += [f"for every row: {word}" for word in _fixed(part, ask)]
     if name == "figure3":
-        return rating_tables(ask.protocol, rows, library)
+        # One method alone wins against none.
+        wins = rating_tables(ask.protocol, rows, library, [build_win_rates])
+        return wins or rating_tables(ask.protocol, rows, library, [build_categories])
     if name in CONTROLLED:
         rows += control_rows(ask.protocol, item.suite, ask.model, {row.label for row in rows}, [], jobs)
     tables = score_tables(item.suite, ask.protocol, rows, library, item, notes)
-    return [*tables, *(rating_tables(ask.protocol, rows, library)[:1] if name == "table2" else [])]
+    return [*tables, *(rating_tables(ask.protocol, rows, library, [build_categories]) if name == "table2" else [])]
 
 
 def own_items(protocol: str) -> list[str]:
@@ -119,9 +122,9 @@ def missing_rows(part: Part, rows: Sequence[Row]) -> list[Row]:
     return [Row(label, {}) for label in dict.fromkeys(labels)]
 
 
-def printed_item(name: str, protocol: str) -> Item:
-    """The columns of an item. Table 3 of the embedded protocol has the real digits beside the drawn twins."""
-    return BESIDE["vtab", "pocket"] if (name, protocol) == ("table3", "pocket") else ITEMS["table2" if name == "figure3" else name]
+def printed_item(name: str) -> Item:
+    """The columns of an item."""
+    return ITEMS["table2" if name == "figure3" else name]
 
 
 def swept(part: Part) -> frozenset[str]:

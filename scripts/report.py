@@ -46,7 +46,7 @@ def item_section(part: Part, rows: Sequence[Row], ask: Narrowing, library: Libra
     if not any(row.records or row.failed for row in rows):
         return None
     tables = tables_of(part, rows, ask, library, jobs)
-    item = printed_item(name, protocol)
+    item = printed_item(name)
     stem = root / "figures" / (name if protocol == "pocket" else f"{name}-{protocol}")
     figures: list[Path] = []
     if name == "flexibility":
@@ -89,7 +89,7 @@ def in_order(name: str) -> tuple[Any, ...]:
 
 def published_table(name: str, protocol: str) -> Table:
     """The printed figures of an item, where they stand for other data and may not be subtracted."""
-    item = printed_item(name, protocol)
+    item = printed_item(name)
     table = Table(f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles])
     for row in load_rows(item.paper, item.table):
         cells, beside = ([row.printed(column.printed) for column in columns] for columns in (item.columns, item.beside))

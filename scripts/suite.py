@@ -17,6 +17,7 @@ from _tables import MEASURED, collect_rows, control_rows, rating_tables, read_li
 
 from qgoft.errors import QgoftError
 from qgoft.report.items import BESIDE, SUITES
+from qgoft.report.win_rates import build_categories, build_win_rates
 
 
 def plan(arguments: argparse.Namespace) -> list[Cell]:
@@ -58,7 +59,7 @@ def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) ->
     written = write_tables(tables, root)
     print()
     print(tables[0].terminal())
-    for table in rating_tables(arguments.protocol, rows, library):
+    for table in rating_tables(arguments.protocol, rows, library, [build_categories, build_win_rates]):
         write_tables([table], root)
         print(table.terminal())
     runs = os.path.relpath(MEASURED / "*") if library.is_committed else f"{root}/{arguments.records}"

@@ -71,6 +71,10 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
                     f"{timing['peak_bytes'] / reference['peak_bytes']:.2f}",
                 ]
             )
+    if len(line["groups"]) > 1:
+        table.notes.append(
+            f"a ratio is to the {name} that took turns with the row, in processes of their own; seconds of different rows are not"
+        )
     return table
 
 

@@ -23,6 +23,7 @@ class Column:
     task: str | None
     metric: str | None = None
     cost: Callable[[Record], float | None] | None = None
+    spelling: str = ".3g"  # of a cost
 
     def value(self, record: Record, what: str = "value") -> Any:
         if self.cost is not None:
@@ -103,8 +104,9 @@ def _item(paper: tuple[str, tuple[str, ...]], table: str, title: str, suite: str
 
 
 def _gigabytes(record: Record) -> float | None:
+    """Of a GPU. On a CPU a record has the whole process's memory, libraries and earlier runs included, which compares no methods."""
     found = record["cost"]["peak_memory_bytes"]
-    return None if found is None else found / 1e9
+    return None if found is None or record["provenance"]["hardware"]["device"] == "cpu" else found / 1e9
 
 
 def _gigabytes_at_64(record: Record) -> float | None:
@@ -132,7 +134,7 @@ MEMORY = Column("memory_gb", "peak GB", None, cost=_gigabytes)
 MEMORY_AT_64 = Column("memory_gb", "CoLA peak GB", None, cost=_gigabytes_at_64)
 MINUTES = Column("minutes", "minutes", None, cost=_minutes)
 SETUP = Column("seconds", "start s", None, cost=_setup)
-LOSS = Column("loss", "held-out loss", None, cost=_held_out_loss)
+LOSS = Column("loss", "held-out loss", None, cost=_held_out_loss, spelling=".4f")
 
 TABLE1 = _item(GOFT, "table1", "Table 1", "glue", _glue("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"), has_average=True)
 PSOFT_TABLE2 = _item(

@@ -16,14 +16,11 @@ from qgoft.settings import method_label
 
 @dataclass(frozen=True)
 class Trace:
-    """One run: its error at shares of the training, and its unweighted penalty at the end, where the method has one."""
+    """One run: its error at shares of the training; and of the step that was kept, its error and unweighted penalty, where the method has one."""
 
     points: tuple[tuple[float, float], ...]
+    error: float
     penalty: float | None = None
-
-    @property
-    def end(self) -> float:
-        return self.points[-1][1]
 
 
 Traces = dict[str, list[Trace]]  # by label
@@ -33,45 +30,53 @@ MOST_LINES = 12  # of a figure
 
 
 def read_traces(found: Found, protocol: str, suite: str) -> Traces:
-    """The traces of all done runs of a suite; pretrained backbones alone. A method that turns nothing has none. Where its runs differ in the
-    weight of the penalty, each weight has its own."""
-    by_weight: dict[str, dict[float, list[Trace]]] = defaultdict(lambda: defaultdict(list))
+    """The traces of all done runs of a suite; pretrained backbones alone, and under pocket drawn rows alone. A method that turns nothing has none.
+    Where its runs on a task differ in the weight of the penalty, each weight there has its own besides."""
+    traces: Traces = defaultdict(list)
+    by_weight: dict[tuple[str, str], dict[float, list[Trace]]] = defaultdict(lambda: defaultdict(list))
     for record in found.records:
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
-        if not is_asked or record["settings"]["model"]["init"] == "random" or record["orthogonality"]["max_error"] is None:
+        is_foreign = protocol == "pocket" and record["provenance"]["data"]["source"] != "pocket"
+        if not is_asked or is_foreign or record["settings"]["model"]["init"] == "random" or record["orthogonality"]["max_error"] is None:
             continue
         points = read_curve(found.folders.get(record["key"]), "orthogonality")
         steps = record["cost"]["steps"]
         if points and steps:
-            label, weight = method_label(record["method"], record["variant"]), record["settings"]["method"]["penalty"]
-            trace = Trace(tuple((step / steps, error) for step, error in points), record["orthogonality"]["penalty"])
-            by_weight[label][weight].append(trace)
-    traces = {
-        label if len(some) == 1 else f"{label}, λ={weight:g}": runs for label, some in by_weight.items() for weight, runs in some.items()
-    }
-    return dict(sorted(traces.items(), key=lambda item: statistics.median(run.end for run in item[1])))
+            # Trainings of other lengths have their evaluations at the same shares but for a step's rounding.
+            shares = tuple((round(step / steps, 2), error) for step, error in points)
+            trace = Trace(shares, record["orthogonality"]["max_error"], record["orthogonality"]["penalty"])
+            label = method_label(record["method"], record["variant"])
+            traces[label].append(trace)
+            by_weight[label, record["task"]][record["settings"]["method"]["penalty"]].append(trace)
+    for (label, task), weights in by_weight.items():
+        if len(weights) > 1:
+            traces |= {f"{label}, {task}, λ={weight:g}": runs for weight, runs in sorted(weights.items())}
+    return dict(sorted(traces.items(), key=lambda item: statistics.median(run.error for run in item[1])))
 
 
 def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
-    """The error at the end: median, smallest and largest over the runs of a method, and the median of what the penalty was on."""
+    """The error of what was kept: median, smallest and largest over the runs of a method, and the median of what the penalty was on."""
     title = f"max |R^T R - I| after training ({suite}, {protocol})"
     table = Table("orthogonality", title, ["method", "runs", "median", "smallest", "largest", "penalty"])
     for label, runs in traces.items():
-        ends, penalties = [run.end for run in runs], [run.penalty for run in runs if run.penalty is not None]
+        errors, penalties = [run.error for run in runs], [run.penalty for run in runs if run.penalty is not None]
         penalty = f"{statistics.median(penalties):.1e}" if penalties else "-"
-        table.rows.append([label, str(len(runs)), *(f"{value:.1e}" for value in (statistics.median(ends), min(ends), max(ends))), penalty])
+        table.rows.append(
+            [label, str(len(runs)), *(f"{value:.1e}" for value in (statistics.median(errors), min(errors), max(errors))), penalty]
+        )
     table.notes = [
-        "penalty: its median at the end, without its weight (qGOFT: squared products of the two columns of a block, summed over all blocks)",
+        "of the step that was kept; penalty: its median, without its weight (qGOFT: squared products of the two columns of a block, summed over all blocks)",
         "R is what each layer does to its input, scales included (PSOFT: to its principal subspace); below 1e-5 it is rounding",
-        "from history.jsonl of each run, measured at every evaluation",
     ]
+    if any(", λ=" in label for label in traces):
+        table.notes.append("rows with a λ are of one task; the row without has the runs of all tasks and weights")
     if len(_readable(traces)) < len(traces):
         table.notes.append("the figure has one row of each method, the one with the most runs")
     return table
 
 
 def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
-    """The error over the training: median of the runs, and their range. Where there are many, of each method the row with the most
+    """The error over the training, from history.jsonl of each run: median of the runs, and their range. Where there are many, of each method the row with the most
     runs. Returns the files."""
     return save_figure(_figure(_readable(traces)), folder / name)
 

@@ -8,9 +8,11 @@ const make = (name, text, attributes = {}) => {
 };
 
 // Sorting: a measured row takes the lines below it (published, difference) along.
+const UNITS = { K: 1e3, M: 1e6, B: 1e9 };
 const numberOf = (text) => {
-  const found = text.replaceAll(",", "").match(/^[+-]?\d+(\.\d+)?(e[+-]?\d+)?/);
-  return found ? parseFloat(found[0]) : NaN;
+  // A number, its unit, and nothing or a blank, sign or bracket behind: a commit's 62e3de is a word.
+  const found = text.replaceAll(",", "").match(/^([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)([KMB%]?)(?![\w.])/);
+  return found ? parseFloat(found[1]) * (UNITS[found[2]] ?? 1) : NaN;
 };
 function sortBy(table, column, direction) {
   const groups = [];

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 POINTS = 24
 # Settings of which a record says that they are directories, not which.
 FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))
+NAMELESS = ' aria-label="row"'  # what sorts by a column without a title: the rows' own names
 # Settings that say where things lie, not what they are.
 LEFT_OUT = ("results", "wandb", "model.targets", "task.columns", "task.rows", "task.sources", "seed")
 
@@ -64,15 +65,18 @@ def _id(name: str) -> str:
 
 def _section(section: Section, numbers: Mapping[str, int]) -> str:
     text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
-    tables = "".join(_table(table, numbers) for table in section.tables)
+    tables = "".join(_table(table, numbers, section.name) for table in section.tables)
     figures = "".join(_figure(path) for path in section.figures)
     figures = f'<div class="figures">{figures}</div>' if figures else ""
     return f'<section id="{_id(section.name)}"><h2>{html.escape(section.title)}</h2>{text}{tables}{figures}</section>'
 
 
-def _table(table: Table, numbers: Mapping[str, int]) -> str:
-    name = _id(f"table-{table.name}")
-    head = "".join(f'<th scope="col"><button type="button">{html.escape(column) or "&nbsp;"}</button></th>' for column in table.columns)
+def _table(table: Table, numbers: Mapping[str, int], section: str) -> str:
+    name = _id(f"table-{section}-{table.name}")  # sections of two protocols show the same printed figures
+    head = "".join(
+        f'<th scope="col"><button type="button"{"" if column else NAMELESS}>{html.escape(column) or "&nbsp;"}</button></th>'
+        for column in table.columns
+    )
     rows = []
     for line, row in enumerate(table.rows):
         kinds = [kind for kind, holds in (("sub", row[0].startswith("  ")), ("rule", line in table.rules)) if holds]
@@ -178,9 +182,15 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
         names = (name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}"))
         words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
+    words += [f"++model.dtype={settings['model']['dtype']}"] if "dtype" in settings["model"] else []
+    # Tables of names, which none gives on a command line, are the task's own.
+    options = {name: value for name, value in settings.get("task", {}).get("options", {}).items() if not isinstance(value, dict | list)}
+    words += [f"++task.options.{name}={_word(value)}" for name, value in options.items()]
     words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]
     words += [f"{name}={settings[name]}" for name in ("splits", "selection") if name in settings]
-    return "python scripts/train.py " + " ".join(words)
+    processes = record["provenance"]["hardware"].get("processes", 1)
+    start = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
+    return f"{start} scripts/train.py " + " ".join(words)
 
 
 def _word(value: Any) -> str:

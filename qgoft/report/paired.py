@@ -77,9 +77,13 @@ def read_lines(folder: Path) -> list[dict[str, Any]] | None:
         return None
 
 
-def read_answers(folder: Path, scored: ItemScore | None = None) -> Answers | None:
+def read_answers(folder: Path, scored: ItemScore | None = None, begin: str = "") -> Answers | None:
     """The answers of a run's folder as numbers (texts get numbers of their own), or with `scored` every item's own score as its prediction;
-    None where they are missing, torn, or not of this kind."""
+    None where they are missing, torn, or not of this kind.
+
+    Args:
+        begin: of the names of the items that are wanted.
+    """
     if scored is not None:
         lines = read_lines(folder)
         try:
@@ -87,12 +91,12 @@ def read_answers(folder: Path, scored: ItemScore | None = None) -> Answers | Non
         except (TypeError, ValueError, AttributeError):
             return None
     text = _read(folder)
-    found = _NUMBERS.findall(text)
+    found = [] if begin else _NUMBERS.findall(text)
     if found and len(found) == text.count(b"\n"):
         items = hashlib.sha256(b"\n".join(item for item, _, _ in found)).hexdigest()
         return Answers(items, np.array([p for _, p, _ in found], "S").astype(float), np.array([r for _, _, r in found], "S").astype(float))
-    lines = read_lines(folder)
-    if lines is None:
+    lines = [line for line in read_lines(folder) or () if not begin or str(line["idx"]).startswith(begin)]
+    if not lines:
         return None
     return Answers(_checksum(lines), *_as_numbers([line["prediction"] for line in lines], [line["label"] for line in lines]))
 
@@ -192,7 +196,11 @@ SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
     "f1": _f1,
     "pearson_spearman": _pearson_spearman,
     "score": _mean,
+    "mmlu5_avg": _share_right,
+    "mmlu0_avg": _share_right,
 }
+# The metrics of some of a run's items alone -> how the names of these begin.
+BEGINNINGS = {"mmlu5_avg": "5-", "mmlu0_avg": "0-"}
 
 
 def _question(number: int) -> ItemScore:
@@ -221,7 +229,7 @@ class Redrawn:
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = folders
         self._weights: dict[int, Array] = {}
-        self._answers: dict[tuple[str, ItemScore | None], Answers | None] = {}
+        self._answers: dict[tuple[str, ItemScore | None, str], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
     def column(self, column: Column, records: Sequence[Record]) -> Drawn | None:
@@ -274,17 +282,18 @@ class Redrawn:
         score = SCORES.get(metric) if scored is None else _mean
         if score is None or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
             return None
-        found = [self._read(record["key"], scored) for record in records]
+        found = [self._read(record["key"], scored, BEGINNINGS.get(metric, "")) for record in records]
         answers = [one for one in found if one is not None and len(one.labels) == records[0]["metrics"][metric]["n"]]
         if len(answers) < len(records) or len({one.items for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
         return answers[0].items, score(self._drawn(len(labels)), predictions, labels)
 
-    def _read(self, key: str, scored: ItemScore | None) -> Answers | None:
-        if (key, scored) not in self._answers:
-            self._answers[key, scored] = read_answers(self.folders[key], scored) if key in self.folders else None
-        return self._answers[key, scored]
+    def _read(self, key: str, scored: ItemScore | None, begin: str) -> Answers | None:
+        place = (key, scored, begin)
+        if place not in self._answers:
+            self._answers[place] = read_answers(self.folders[key], scored, begin) if key in self.folders else None
+        return self._answers[place]
 
     def _drawn(self, items: int) -> Array:
         """How often each item is drawn; one choice for all rows. The first draw has every item once: it is what was measured."""

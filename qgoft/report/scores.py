@@ -9,6 +9,7 @@ import functools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from qgoft.report.items import BESIDE, PAPER_MODELS, SUITES, Column, Item, Record
@@ -180,14 +181,19 @@ def _average_gap(redrawn: Redrawn, item: Item, ours: Row, theirs: Row) -> Differ
 
 
 def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
-    """Every row against the best average (without one: the best mean of the columns that all rows have, or else the first row):
-    mean difference and 95% interval, column by column. Rows on a subset of the data are among them, as they are on the same."""
+    """Every row against the best average among those of the most runs (without one: the best mean of the columns that all rows have, or else
+    the first row): mean difference and 95% interval, column by column. Rows on a subset of the data are among them, as they are on the same."""
+    if not item.columns:
+        return None
     ranked = [row for row in rows if row.is_compared]
     averages = {row.label: average for row in ranked if (average := (averages_of(row, item) or [None])[-1]) is not None}
     common = [column for column in item.columns if all(row.records.get(column.task or "") for row in ranked)]
     if not averages and item.has_average and common:
         averages = {row.label: statistics.fmean(mean for column in common if (mean := _mean_of(row, column)) is not None) for row in ranked}
-    first = max((row for row in ranked if row.label in averages), key=lambda row: averages[row.label], default=next(iter(ranked), None))
+    # A row of fewer seeds would take the others' from them.
+    runs = {row.label: sum(len(row.records.get(column.task or "", [])) for column in item.columns) for row in ranked}
+    complete = [row for row in ranked if row.label in averages and runs[row.label] == max(runs[label] for label in averages)]
+    first = max(complete, key=lambda row: averages[row.label], default=next(iter(ranked), None))
     if first is None or len(ranked) < 2:
         return None
     titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]
@@ -214,7 +220,8 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
         table.notes.append("sign p: -, since the tasks of a seed share one training")
     if any("-" in row[1 : 1 + len(titles)] for row in table.rows):
         table.notes.append(
-            "-: the rows share no seed, differ in items, data or weights, their answers are not kept, or the score is no mean over items"
+            "-: the rows share no seed, differ in items, data or weights, their answers are not kept or not told apart (MMLU's groups), or the score "
+            "is no mean over items"
         )
     if any(not row.is_ranked for row in ranked):
         table.notes.append("subsets of the official data")
@@ -241,9 +248,10 @@ def _won_and_lost(ours: Row, theirs: Row, item: Item) -> tuple[int, int]:
 
 
 def scores_of(row: Row, column: Column) -> list[float]:
-    """What the seeds of a row scored in a column, or what its runs cost."""
+    """What the seeds of a row scored in a column, or what its trainings cost."""
     if column.task is None:
-        return [value for record in row.all() if (value := column.value(record)) is not None]
+        trainings = {record["provenance"].get("training", record)["key"]: record for record in row.all()}
+        return [value for record in trainings.values() if (value := column.value(record)) is not None]
     return [column.value(record) for record in row.records.get(column.task, [])]
 
 
@@ -254,7 +262,7 @@ def _cell(row: Row, column: Column) -> str:
         return failed[-1]["status"] if failed else "-"
     mean = statistics.fmean(values)
     if column.task is None:
-        return f"{mean:.3g}"
+        return f"{mean:{column.spelling}}"
     text = f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
     planned = row.planned.get(column.task, 0)
     # Where all cells lack the same seeds, the row says so once.
@@ -284,7 +292,7 @@ def _published(item: Item, row: Row) -> PublishedRow | None:
         p
         for p in load_rows(item.paper, item.table)
         if p.method in methods
-        and p.variant == record["variant"]
+        and p.variant in (None, record["variant"])
         and (p.targets is None or p.targets == row.targets)
         and (p.penalty is None or p.penalty == row.penalty)
     ]
@@ -297,7 +305,11 @@ def _is_comparable(row: Row) -> bool:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float | int) else "-" if value is None else str(value).upper()
+    """As printed, with at least two places, so that the figures of a column stand alike."""
+    if isinstance(value, float | int):
+        places = -Decimal(repr(round(float(value), 6))).as_tuple().exponent
+        return f"{value:.{max(2, places)}f}"
+    return "-" if value is None else str(value).upper()
 
 
 def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: bool) -> list[list[str]]:

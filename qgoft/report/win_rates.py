@@ -13,15 +13,16 @@ from qgoft.report.published import load_figures
 from qgoft.report.scores import row_label
 
 Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
+Rated = dict[str, tuple[Ratings, dict[Any, str]]]  # label of a row -> its ratings, and the category of each question
 
 
-def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> dict[str, tuple[Ratings, dict[Any, str]]]:
+def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> Rated:
     """Row label -> its ratings over all seeds, and the category of each question. Records without answers beside them are left out.
 
     Args:
         folders: key of a record -> where it lies.
     """
-    found: dict[str, tuple[Ratings, dict[Any, str]]] = {}
+    found: Rated = {}
     for record in records:
         lines = read_lines(folders[record["key"]]) if record["key"] in folders else None
         if lines is None:
@@ -33,7 +34,7 @@ def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> dict
     return found
 
 
-def build_win_rates(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol: str) -> Table | None:
+def build_win_rates(rated: Rated, protocol: str) -> Table | None:
     """The first row against each other, by the mean rating of a question over the seeds that both have; None where there is no other."""
     if len(rated) < 2:
         return None
@@ -67,7 +68,7 @@ def _by_question(ratings: Ratings) -> dict[Any, float]:
     return {question: statistics.fmean(values) for question, values in found.items()}
 
 
-def build_categories(rated: dict[str, tuple[Ratings, dict[Any, str]]], protocol: str) -> Table:
+def build_categories(rated: Rated, protocol: str) -> Table:
     """Mean rating of each category, and over all questions with its interval."""
     names = list(dict.fromkeys(category for _, categories in rated.values() for category in categories.values()))
     title = f"Vicuna-Eval by category, ratings from 1 to 10, protocol {protocol}"

@@ -6,12 +6,12 @@ import importlib.util
 import json
 import multiprocessing
 import re
-import subprocess
 import sys
 import threading
 import weakref
 from pathlib import Path
 
+import _ending
 import pytest
 import torch
 from ops.test_givens import random_blocks, random_rows
@@ -315,16 +315,18 @@ def test_readme_quotes_the_committed_records():
     assert f"grows as {note.split()[6]} from 64 to 16384 wide" in readme
 
 
-def test_unknown_words_are_refused_in_one_line():
-    for words, message in (
-        (["--set", "gpu"], "allowed are cpu, paper"),
-        (["--parts", "lyer"], "unknown part"),
-        (["--rivals", "lora"], "unknown rival"),
-    ):
-        done = subprocess.run([sys.executable, "scripts/bench.py", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert message in done.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")],
+)
+def test_unknown_words_are_refused_in_one_line(script, words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+    with pytest.raises(SystemExit) as end:
+        _ending.leave(script.main)
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.count("\n") == 1
+    assert message in said
 
 
 def test_a_shape_that_does_not_fit_is_named_and_the_next_is_timed(script, monkeypatch, tmp_path):

@@ -45,9 +45,11 @@ def page(tmp_path):
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7')
     rows = [["goft", "9.5"], ["  published", "9.0"], ["lora", "80.1 ±0.3"], ["  published", "8.0"], ["qgoft", "-"], [f"x{EVIL}", "70"]]
     table = Table("t", f"scores {EVIL}", ["method", "CoLA"], rows, notes=[EVIL], marks={(2, 1): "best"})
+    units = Table("u", "sizes", ["", "#Param"], [["a", "8.03B"], ["b", "14.3M"], ["c", "72K"], ["d", "1,024"], ["e", "62e3de8d72"]])
     table.runs = {(0, 1): [records[0]["key"]], (2, 1): [r["key"] for r in records], (4, 1): ["f" * 64]}
     section = Section("a b", f"section {EVIL}", [table], text=EVIL)
-    return build_page("title", "lead", [section], records, {records[0]["key"]: folder}, {RECORD["model"]: "the_model"})
+    other = Section("other", "the same name", [units, units.__class__("t", "again", ["", "x"], [["goft", "1"]])])
+    return build_page("title", "lead", [section, other], records, {records[0]["key"]: folder}, {RECORD["model"]: "the_model"})
 
 
 class Reader(html.parser.HTMLParser):
@@ -82,6 +84,14 @@ def read(text):
 
 def data_of(text):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_names_of_parts_are_unique(page):
+    """Sections of two protocols may have tables of one name; a filter finds its own."""
+    names = re.findall(r' id="([^"]+)"', page)
+    assert len(set(names)) == len(names)
+    assert set(re.findall(r'data-table="([^"]+)"', page)) <= set(names)
+    assert page.count('aria-label="row"') == 2
 
 
 def test_it_needs_nothing_from_outside(page):
@@ -127,13 +137,14 @@ def test_the_command_composes_to_the_same_settings():
             "optim.head_lr=0.5",
             "train.precision=no",
         ],
+        ["task=math/gsm8k", "method=lora", "++model.dtype=bfloat16", "++task.options.new_tokens=5"],
     ):
         settings = compose_settings(words)
         made = {
-            **RECORD, "protocol": "pocket", "suite": "glue", "task": settings.task.name, "method": settings.method.name,
+            **RECORD, "protocol": "pocket", "suite": settings.task.suite, "task": settings.task.name, "method": settings.method.name,
             "variant": settings.method.variant, "seed": settings.seed, "model": settings.model.name, "settings": dataclasses.asdict(settings),
         }  # fmt: skip
-        command = rerun_command(made, {"pocket-deberta": "pocket_deberta"})
+        command = rerun_command(made, {"pocket-deberta": "pocket_deberta", "pocket-llama": "pocket_llama"})
         again = compose_settings(command.split()[2:])
         assert settings_in_key(again) == settings_in_key(settings), method_label(made["method"], made["variant"])
 
@@ -155,10 +166,12 @@ CLICKS = """
 <script>
 addEventListener("load", () => {
   const told = {};
-  const texts = () => [...document.querySelectorAll("tbody tr")].filter((r) => !r.hidden).map((r) => r.cells[0].textContent.trim().slice(0, 9));
+  const texts = () => [...document.querySelector("table").tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[0].textContent.trim().slice(0, 9));
   const [first, second] = document.querySelectorAll("th button");
   second.click(); told.down = texts(); told.sort = second.parentElement.getAttribute("aria-sort");
   second.click(); told.up = texts();
+  const sizes = document.getElementById("table-other-u");
+  sizes.querySelectorAll("th button")[1].click(); told.sizes = [...sizes.tBodies[0].rows].map((r) => r.cells[0].textContent).join("");
   const filter = document.querySelector("input.filter");
   filter.value = "lora, qgo"; filter.dispatchEvent(new Event("input")); told.filtered = texts();
   filter.value = ""; filter.dispatchEvent(new Event("input")); told.all = texts().length;
@@ -191,6 +204,7 @@ def test_clicked_through_in_a_browser(page, tmp_path):
     assert told["down"][-1] == "qgoft", "what is no number goes last"
     assert told["up"][:2] == ["goft", "published"]
     assert told["sort"] == "descending"
+    assert told["sizes"] == "abcde", "units count, and a commit is no number"
     assert told["filtered"] == ["lora", "published", "qgoft"]
     assert told["all"] == 6
     assert told["opened"]

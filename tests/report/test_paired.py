@@ -224,6 +224,16 @@ def test_the_table_of_differences(shop):
     assert cells[-2:] == ["0/6", "0.031"]
 
 
+def test_a_row_of_fewer_seeds_takes_none_from_the_others(shop):
+    rows = rows_of(shop, {"a": 0.6, "b": 0.8, "c": 0.95})
+    for task, found in rows[2].records.items():
+        rows[2].records[task] = found[:1]
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Redrawn(shop.folders))
+    assert table.title.endswith("minus b"), "c is higher, with one seed"
+    assert [row[0] for row in table.rows] == ["a", "c"]
+    assert table.rows[0][-2] == "0/6"
+
+
 def test_two_scores_of_one_run_are_one_pair(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
     for row in rows:
@@ -301,7 +311,11 @@ def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, p
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"), [("v1-lora-r8-pocket-deberta-seed0", "f1"), ("v1-lora-r8-pocket-deberta-seed0", "exact_match")]
+    ("name", "metric"),
+    [
+        *(("v1-lora-r8-pocket-deberta-seed0", name) for name in ("f1", "exact_match")),
+        *(("mmlu-lora-r8-pocket-llama-seed0", name) for name in ("mmlu5_avg", "mmlu0_avg")),
+    ],
 )
 def test_committed_answers_scored_again_give_the_committed_score(repository, name, metric):
     folder = repository / "results" / "measured" / "pocket" / name

@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
-from qgoft.report.items import BESIDE, TABLE3
+from qgoft.report.items import BESIDE, ITEMS, TABLE3
 from qgoft.report.layout import Table, document
 from qgoft.report.published import load_rows
-from qgoft.report.scores import Row, build_table
+from qgoft.report.scores import Row, _number, build_table, scores_of
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
@@ -104,6 +104,43 @@ def test_oom_is_printed_as_published():
     assert rows_of(table)["published"][2] == "OOM"
     assert rows_of(table)["published"][-1] == "18.50"  # gigabytes
     assert rows_of(table)["difference"][1:] == ["-5.5", *["-"] * 6, ""]
+
+
+@pytest.mark.parametrize(("method", "variant", "printed"), [("h_adapter", "r8", "90.02"), ("lora", "r2", "90.3"), ("lora", "r8", None)])
+def test_a_printed_row_without_a_variant_is_that_of_the_method(method, variant, printed):
+    """GOFT prints one row of H-Adapter, and does not say of which size."""
+    table = build_table("glue", "goft_icml24", [Row(method, {"mnli": [record("mnli", 90.0, method=method, variant=variant)]})])
+    assert ("published" in rows_of(table)) == (printed is not None)
+    if printed:
+        assert rows_of(table)["published"][1].startswith(printed)
+
+
+def test_a_loss_keeps_the_places_that_are_printed():
+    """PSOFT's table 16 tells 0.9283 from 0.9276."""
+    made = record("gsm8k", 60.0, protocol="psoft_iclr26", method="psoft", suite="math")
+    made["selected"] = {"step": 5, "score": -0.91573}
+    item = ITEMS["psoft-table16"]
+    table = build_table("math", "psoft_iclr26", [Row("psoft", {"gsm8k": [made]})], item=item)
+    assert "0.9157" in rows_of(table)["psoft"]
+    assert {_number(value) for value in (0.9283, 68.9, 9.0, None, "oom")} == {"0.9283", "68.90", "9.00", "-", "OOM"}
+
+
+def test_a_training_that_several_tasks_share_costs_once_and_memory_is_a_gpu_s():
+    item = ITEMS["psoft-table18"]
+    made = [
+        record(task, 60.0, protocol="psoft_iclr26", method="psoft", suite="commonsense", key=f"{i:064x}")
+        for i, task in enumerate(("boolq", "piqa", "siqa"))
+    ]
+    for one, (key, seconds) in zip(made, (("t", 60.0), ("t", 60.0), ("u", 180.0)), strict=True):
+        one["cost"] |= {"seconds": seconds, "peak_memory_bytes": 5e9}
+        one["provenance"]["training"] = {"key": key, "shared": False}
+    row = Row("psoft", {one["task"]: [one] for one in made})
+    minutes, memory = (next(c for c in item.beside if c.printed == name) for name in ("minutes", "memory_gb"))
+    assert sorted(scores_of(row, minutes)) == [1.0, 3.0]
+    made[0]["provenance"]["hardware"]["device"] = "cpu"
+    assert memory.value(made[0]) is None
+    made[0]["provenance"]["hardware"]["device"] = "NVIDIA H200"
+    assert memory.value(made[0]) == 5.0
 
 
 def test_a_random_backbone_has_no_published_row():

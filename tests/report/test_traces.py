@@ -1,5 +1,7 @@
 """The error of orthogonality over a training: read from real runs, tabled and drawn."""
 
+import statistics
+
 import orthogonality as script
 import pytest
 from _settings import compose_settings
@@ -32,9 +34,13 @@ def root(tmp_path_factory):
 
 def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
-    assert {label: len(runs) for label, runs in traces.items()} == {"goft": 2, "psoft@r46": 1, "qgoft, λ=0": 1, "qgoft, λ=0.5": 1}
-    ends = [runs[0].end for runs in traces.values()]
-    assert ends == sorted(ends)  # from the nearest to the farthest
+    assert {label: len(runs) for label, runs in traces.items()} == {
+        "goft": 2, "psoft@r46": 1, "qgoft": 2,
+        "qgoft, rte, λ=0": 1, "qgoft, rte, λ=0.5": 1,
+    }
+    kept = [statistics.median(run.error for run in runs) for runs in traces.values()]
+    assert kept == sorted(kept)  # from the nearest to the farthest
+    assert all(run.error == run.points[-1][1] for run in traces["goft"]), "the last step was kept"
     for runs in traces.values():
         assert all([share for share, _ in trace.points] == [0.5, 1.0] for trace in runs)
     table = build_trace_table(traces, "pocket", "glue")
@@ -42,7 +48,16 @@ def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
     assert float(table.rows[0][4]) < 1e-5 < float(table.rows[1][2])
     penalties = {row[0]: row[5] for row in table.rows}
     assert (penalties["goft"], penalties["psoft@r46"]) == ("-", "-")
-    assert 0 < float(penalties["qgoft, λ=0.5"]) < float(penalties["qgoft, λ=0"])
+    assert 0 < float(penalties["qgoft, rte, λ=0.5"]) < float(penalties["qgoft, rte, λ=0"])
+
+
+def test_error_and_penalty_are_those_of_the_step_that_was_kept_and_real_rows_are_no_twins(root):
+    found = find_records(root / "runs")
+    record = next(record for record in found.records if record["method"] == "psoft")
+    record["orthogonality"] = {"max_error": 0.25, "penalty": None}
+    assert [run.error for run in read_traces(found, "pocket", "glue")["psoft@r46"]] == [0.25]
+    record["provenance"]["data"]["source"] = "directory"
+    assert "psoft@r46" not in read_traces(found, "pocket", "glue")
 
 
 def test_figures_are_the_same_byte_by_byte(root, tmp_path):
@@ -54,7 +69,7 @@ def test_figures_are_the_same_byte_by_byte(root, tmp_path):
 
 
 def test_of_many_a_figure_shows_one_row_of_each_method(tmp_path):
-    end = Trace(((1.0, 0.1),))
+    end = Trace(((1.0, 0.1),), 0.1)
     traces = {f"psoft@r{n}": [end] for n in range(12)} | {"goft": [end], "psoft@r46": [end, end]}
     traces |= {"qgoft, λ=0": [end], "qgoft, λ=0.1": [end, end]}
     path = draw_traces(traces, tmp_path)[0].read_text()
