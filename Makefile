@@ -58,7 +58,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "adding lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense $(ITEMS) figure4 paper report audit test coverage check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit test coverage check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
@@ -102,6 +102,7 @@ RUN_ITEM = $(KEEP) $(PY) scripts/paper.py $(1) --method '$(call GIVEN,METHOD)' -
 # MMLU of real decoders is scored by lm-eval.
 table2 paper: $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu)
 
+.PHONY: $(ITEMS)
 $(ITEMS): $(READY)
 	@$(call RUN_ITEM,$@) $(ARGS)
 

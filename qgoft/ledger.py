@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -152,6 +153,7 @@ class Lease:
 
     Args:
         folder: of the run; it is made.
+        patience: seconds to look, on entry, whether a holder of another machine shows life; with none, the first look decides.
 
     Raises:
         LeaseHeld: on entry, while another process holds it.
@@ -160,8 +162,8 @@ class Lease:
     # When each lease file was first seen as it is: (path, content) -> own clock. Kept for the process, so that asking again counts on.
     _seen: dict[Path, tuple[str, float]] = {}  # noqa: RUF012 - shared on purpose
 
-    def __init__(self, folder: Path, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY):
-        self.folder, self.heartbeat, self.expiry = folder, heartbeat, expiry
+    def __init__(self, folder: Path, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY, patience: float = 0.0):
+        self.folder, self.heartbeat, self.expiry, self.patience = folder, heartbeat, expiry, patience
         self.token = uuid.uuid4().hex
         self.path: Path | None = None
         self.beats = 0
@@ -181,6 +183,21 @@ class Lease:
         return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
 
     def __enter__(self) -> "Lease":
+        began, first = time.monotonic(), None
+        while True:
+            try:
+                return self._take()
+            except LeaseHeld:
+                files = self._files()
+                text = _read(files[-1]) if files else None
+                if text is not None and (_is_here(_parse(text)) or text != (first or text)):
+                    raise
+                if time.monotonic() - began >= self.patience:
+                    raise
+                first = first or text
+            time.sleep(min(1.0, self.heartbeat))
+
+    def _take(self) -> "Lease":
         self.folder.mkdir(parents=True, exist_ok=True)
         files = self._files()
         before = files[-1] if files else None
@@ -232,21 +249,22 @@ class Lease:
 
     def show_life(self) -> bool:
         """Rewrite the lease, unless it is lost; whether it is held."""
-        if self.path is None or self._files()[-1:] != [self.path]:
-            self.is_lost = True
-            return False
-        self.beats += 1
-        temporary = self.path.with_suffix(f".{self.token}.part")
-        try:
-            temporary.write_text(self._content())
-            os.replace(temporary, self.path)
-        except OSError:
-            # A full or vanished disk: the run itself will tell of it.
-            temporary.unlink(missing_ok=True)
+        # A full or vanished disk, the run itself will tell of; after one bad moment of it the signs go on.
+        with suppress(OSError):
+            if self.path is None or self._files()[-1:] != [self.path]:
+                self.is_lost = True
+                return False
+            self.beats += 1
+            temporary = self.path.with_suffix(f".{self.token}.part")
+            try:
+                temporary.write_text(self._content())
+                os.replace(temporary, self.path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
         return True
 
     def _content(self) -> str:
-        return json.dumps({"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "beats": self.beats}) + "\n"
+        return json.dumps({"token": self.token, **_here(), "pid": os.getpid(), "beats": self.beats}) + "\n"
 
     def _files(self) -> list[Path]:
         found = [path for path in self.folder.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
@@ -254,7 +272,7 @@ class Lease:
 
     def _is_void(self, path: Path, text: str) -> bool:
         content = _parse(text)
-        if content.get("host") == socket.gethostname() and isinstance(content.get("pid"), int) and not _is_alive(content["pid"]):
+        if _is_here(content) and not _is_alive(content["pid"]):
             return True
         known = self._seen.get(path)
         if known is None or known[0] != text:
@@ -280,6 +298,20 @@ def _parse(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _here() -> dict[str, str]:
+    """Among which processes a number means one: containers may share the name of their machine."""
+    marks = []
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
+        with suppress(OSError):  # where there is no /proc
+            marks.append(read())
+    return {"host": socket.gethostname(), "space": " ".join(marks)}
+
+
+def _is_here(content: dict[str, Any]) -> bool:
+    """Whether the process that a lease names can be asked for."""
+    return {name: content.get(name) for name in ("host", "space")} == _here() and isinstance(content.get("pid"), int)
 
 
 def _is_alive(pid: int) -> bool:

@@ -176,6 +176,8 @@ class RunSettings:
         ):
             if value not in allowed:
                 raise QgoftError(f"{name} is {value!r}; allowed are {', '.join(allowed)}; change {name}")
+        if self.seed < 0:
+            raise QgoftError(f"seed is {self.seed}; allowed are 0 and above; change seed")
         if self.train.epochs is None and self.train.max_steps is None:
             raise QgoftError("neither train.epochs nor train.max_steps is set; set one of them")
         for name, number in (

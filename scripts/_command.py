@@ -16,6 +16,8 @@ from qgoft.ledger import Identity
 from qgoft.tasks.pinned import PINNED
 from qgoft.tasks.sources import TOKENIZER_FILES, WEIGHT_FILES, remote_size, repositories
 
+# What the plan sets -> the variable of make that says it.
+PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
 # What Ctrl-C is answered with.
 INTERRUPTED = "interrupted; finished runs are kept, the same command goes on"
 
@@ -42,6 +44,15 @@ def check_means(arguments: argparse.Namespace) -> None:
     Raises:
         QgoftError: naming what came and what is allowed.
     """
+    for name in ("jobs", "nproc"):
+        if getattr(arguments, name) < 1:
+            raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: at least 1 process is needed")
+    for word in arguments.overrides:
+        name = word.partition("=")[0].lstrip("+~")
+        if name in PLANNED:
+            raise QgoftError(f"ARGS={word}: the plan sets {name}; say {PLANNED[name]}=... instead")
+        if name.startswith("hydra.launcher") and not arguments.launcher.startswith("submitit"):
+            raise QgoftError(f"ARGS={word} is for jobs of a cluster; set LAUNCHER=submitit_slurm or submitit_local with it")
     if arguments.detach and not arguments.launcher.startswith("submitit"):
         raise QgoftError("DETACH leaves jobs to a cluster; set LAUNCHER=submitit_slurm or submitit_local")
     if arguments.accelerate:
@@ -79,7 +90,11 @@ def run_left(
         else:
             left.append((cell, identity))
     known = Library.read(root / "runs", MEASURED) if arguments.protocol == "pocket" else Library.read(root / "runs")
-    announce(title, cells, [cell for cell, _ in left], known.shelf.records, arguments.jobs, arguments.protocol)
+    # Runs of several processes, and those of the basic launcher, go one after the other.
+    at_once = (
+        1 if arguments.launcher == "basic" or (arguments.nproc > 1 and not arguments.launcher.startswith("submitit")) else arguments.jobs
+    )
+    announce(title, cells, [cell for cell, _ in left], known.shelf.records, at_once, arguments.protocol)
     if not left:
         return []
     os.environ.setdefault("QGOFT_SWEEP", f"{title}, {arguments.protocol}")  # the group of its runs at wandb; workers inherit it
@@ -140,7 +155,7 @@ def show_fetched(cells: list[Cell], identities: list[Identity]) -> None:
 
 def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path, show: Callable[[list[Cell]], None]) -> int:
     """Do what --action says with some cells, of which several may be the same run; `show` prints their tables. Returns the exit code."""
-    if arguments.action == "table" or arguments.records == "measured":
+    if arguments.action == "table" or (arguments.records == "measured" and arguments.action == "run"):
         show(cells)
         return 0
     if arguments.action == "fetch":

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qgoft.settings import RunSettings, moves_a_number, settings_from_dict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
+PATHS = ("data.root", "model.path", "task.path", "results.root")
 GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": "", "debug": ""}
 
 
@@ -94,9 +96,18 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGS), version_base=None):
-            return settings_of(compose("train", overrides))
+            return settings_of(compose("train", [_quoted(word) for word in overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise QgoftError(f"the settings do not compose: {error}; see configs/train.yaml for the names") from error
+
+
+def _quoted(word: str) -> str:
+    """A path in quotes, where it has characters that mean something to Hydra, or that it does not know."""
+    name, _, value = word.partition("=")
+    if name.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"" or re.fullmatch(r"[A-Za-z0-9_./:@+-]*", value):
+        return word
+    text = value.replace("'", "\\'")
+    return f"{name}='{text}'"
 
 
 def compose_launcher(launcher: str, overrides: list[str]) -> dict[str, Any]:

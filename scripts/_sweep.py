@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import active_children, current_process
+from multiprocessing import resource_tracker as python_tracker
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from _plan import Cell, spell_time
@@ -29,8 +31,10 @@ from qgoft.train.stops import Stops
 SCRIPTS = Path(__file__).resolve().parent
 # Of a run whose process was killed from outside: how often it is begun.
 ATTEMPTS = 2
-# Seconds that runs have to save themselves after a signal; clusters give thirty.
-GRACE = 28.0
+FAILFAST = "not begun: FAILFAST stopped the sweep"
+NOBODY = -1  # whose attempts are those that ended before any run had begun
+# Seconds that runs have to save themselves after a signal: clusters give thirty, and two minutes where they say ahead that time is up.
+GRACE, GRACE_AHEAD = 28.0, 110.0
 # How often a job of a cluster may meet its time limit.
 REQUEUES = 100
 # Seconds between two looks at a run that another sweep holds.
@@ -80,6 +84,10 @@ def run_cell(number: int, cell: Cell) -> Outcome:
     return Outcome(number, record["status"], record["reason"] or "")
 
 
+def _unless(over: Path, run: Callable[[int, Cell], Outcome], number: int, cell: Cell) -> Outcome:
+    return Outcome(number, "planned", FAILFAST) if over.exists() else run(number, cell)
+
+
 def _line_of_this_process() -> int:
     """Every worker has a line of its own for its progress bar."""
     numbers = re.findall(r"\d+", current_process().name)
@@ -105,14 +113,17 @@ def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -
         for outcome in _run_all(pending, identities, means, attempts):
             if outcome.status == "held":
                 held.append(outcome.number)
+                attempts.pop(outcome.number, None)  # somebody else's now; the others need not wait for it
+                continue
+            if outcome.status == "planned":
                 continue
             pending.pop(outcome.number, None)
             done += 1
             if outcome.status != "done":
                 bad[outcome.number] = outcome
             _tell(done, total, len(bad), began, cells[outcome.number], outcome)
-            if bad and means.failfast:
-                return [*bad.values(), *(Outcome(n, "planned", "not begun: FAILFAST stopped the sweep") for n in pending)]
+        if bad and means.failfast:
+            return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in pending)]
         for number in [n for n in held if identities[n].is_done]:
             pending.pop(number)
             done += 1
@@ -134,52 +145,73 @@ def _tell(done: int, total: int, failed: int, began: float, cell: Cell, outcome:
 
 
 def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int]) -> Iterator[Outcome]:
-    """One pass over what is pending, as the outcomes come in."""
-    work = in_good_order(pending)
-    if means.nproc > 1:
+    """One pass over what is pending, as the outcomes come in. With `failfast` it ends after the first that is bad; what runs beside it saves
+    itself. Runs whose process was killed before go alone, so that the one that did it is known.
+
+    Raises:
+        QgoftError: processes are killed before they have begun a run.
+    """
+    is_alone = any(number in attempts for number in pending)
+    work = in_good_order({number: cell for number, cell in pending.items() if not is_alone or number in attempts})
+    at_once = 1 if means.launcher == "basic" else min(means.jobs, len(pending))
+    if means.nproc > 1 or (at_once == 1 and not is_alone):
         for number, cell in work:
-            yield _run_in_processes(number, cell, identities[number], means)
+            outcome = _run_in_processes(number, cell, identities[number], means) if means.nproc > 1 else run_cell(number, cell)
+            yield outcome
+            if means.failfast and outcome.status not in ("done", "held"):
+                return
         return
-    jobs = 1 if means.launcher == "basic" else min(means.jobs, len(work))
-    if jobs == 1:
-        for number, cell in work:
-            yield run_cell(number, cell)
-        return
+    jobs = 2 if is_alone else at_once  # one is this process itself
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.backend import resource_tracker
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    finished = set()
-    with _passing_on(lambda: [process.pid for process in active_children() if process.pid]) as stops:
+    finished: set[int] = set()
+    with TemporaryDirectory() as scratch, _passing_on(lambda: [process.pid for process in active_children() if process.pid]) as stops:
+        over = Path(scratch) / "over"
 
         def tasks() -> Iterator[Any]:
             for number, cell in work:
-                if stops.asked is not None:
+                if stops.asked is not None or over.exists():
                     return
-                yield delayed(run_cell)(number, cell)
+                yield delayed(_unless)(over, run_cell, number, cell)
 
         # loky replaces a worker whose memory has grown, between two runs, and warns of it as if something were lost.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
         try:
             with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
                 # Workers inherit what is held back: a signal that comes while one starts, or between two runs, waits until it has a run.
-                # loky's tracker lets signals through again once it has started, so it is started before.
+                # The trackers of loky and of Python let signals through again once they have started, so they are started before.
                 resource_tracker.ensure_running()
+                python_tracker.ensure_running()
                 held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
                 try:
-                    outcomes = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(tasks())
+                    outcomes = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=1 if is_alone else jobs)(
+                        tasks()
+                    )
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 for outcome in outcomes:
                     finished.add(outcome.number)
                     yield outcome
+                    if means.failfast and not over.exists() and outcome.status not in ("done", "held"):
+                        over.touch()  # what is begun from now on ends at once; what has begun is told
+                        for process in active_children():
+                            with suppress(ProcessLookupError):
+                                os.kill(process.pid or 0, signal.SIGTERM)
         except TerminatedWorkerError:
             if stops.asked is not None:
                 return
             # A worker was killed from outside, such as by the system for want of memory, and took the pool along. Its run left a lease.
-            for number, cell in work:
-                if number in finished or identities[number].is_done or not _was_begun(identities[number]):
-                    continue
+            left = [(number, cell) for number, cell in work if number not in finished and not identities[number].is_done]
+            begun = left[:1] if is_alone else [(number, cell) for number, cell in left if _was_begun(identities[number])]
+            if not begun:
+                attempts[NOBODY] = attempts.get(NOBODY, 0) + 1
+                if attempts[NOBODY] >= ATTEMPTS:
+                    raise QgoftError(
+                        f"the processes of the sweep were killed {ATTEMPTS} times before one had begun a run, perhaps for want of memory; try fewer JOBS"
+                    ) from None
+            for number, cell in begun:
                 attempts[number] = attempts.get(number, 0) + 1
                 if attempts[number] >= ATTEMPTS:
                     reason = (
@@ -193,7 +225,7 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
 @contextmanager
 def _passing_on(pids: Callable[[], list[int]]) -> Iterator[Stops]:
     """A signal that stops the sweep goes on to the processes that do its runs; they save, and when they have ended, so does the sweep. A second
-    signal, or GRACE seconds, end it at once.
+    signal, or GRACE seconds (GRACE_AHEAD), end it at once.
 
     Raises:
         Stopped: at the end of the block, where a signal came.
@@ -204,13 +236,15 @@ def _passing_on(pids: Callable[[], list[int]]) -> Iterator[Stops]:
         for pid in pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        timers.append(threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGTERM)))
+        grace = GRACE_AHEAD if stops.asked in (signal.SIGUSR1, signal.SIGUSR2) else GRACE
+        timers.append(threading.Timer(grace, os.kill, (os.getpid(), signal.SIGTERM)))
         timers[0].daemon = True
         timers[0].start()
         print("\nqgoft: stopping; what runs is saved first", file=sys.stderr, flush=True)
 
     try:
-        with Stops(pass_on) as stops, stops.later():
+        stops = Stops(pass_on)
+        with stops, stops.later():
             try:
                 yield stops
             finally:
@@ -244,6 +278,10 @@ def _was_begun(identity: Identity) -> bool:
 
 def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means) -> Outcome:
     """One run by torchrun or accelerate, which pass a signal on to its processes."""
+    holder = Lease(identity.folder).holder()
+    if holder is not None:
+        return Outcome(number, "held", holder)
+    before = _read(identity)
     running: list[int] = []
     with _passing_on(lambda: running):
         process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words])
@@ -253,9 +291,16 @@ def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means)
     status, reason = identity.state()
     if status == "running":  # by another sweep, whose run it is
         return Outcome(number, "held", reason)
-    if code and status == "planned":
+    if code and status != "done" and _read(identity) == before:  # what an earlier attempt left says nothing of this one
         return Outcome(number, "refused", f"it ended with exit code {code} and left no record; see above")
     return Outcome(number, status, reason)
+
+
+def _read(identity: Identity) -> dict[str, Any] | None:
+    try:
+        return identity.read()
+    except RecordError:
+        return None
 
 
 def processes(means: Means) -> list[str]:
@@ -319,8 +364,9 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
     wave = len(cells) if means.launcher == "submitit_slurm" or means.detach else means.jobs
     bad: list[Outcome] = []
     began, done = time.monotonic(), 0
+    order = [number for number, _ in in_good_order(dict(enumerate(cells)))]
     for first in range(0, len(cells), wave):
-        numbers = range(first, min(first + wave, len(cells)))
+        numbers = order[first : first + wave]
         with executor.batch():
             jobs = [executor.submit(Job(n, cells[n], means, identities[n])) for n in numbers]
         if first == 0:

@@ -21,6 +21,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("target", type=Path)
     parser.add_argument("--model", help="folder of the base model, where the run had its weights from a directory (export)")
     arguments = parser.parse_args(words)
+    if not arguments.source.is_dir():
+        raise QgoftError(f"there is no folder {arguments.source}; name that of an adapter (release) or of a finished run (export)")
+    if arguments.target.exists() and not arguments.target.is_dir():
+        raise QgoftError(f"{arguments.target} is a file; name a folder")
     if arguments.target.exists() and any(arguments.target.iterdir()):
         raise QgoftError(f"{arguments.target} is not empty; name a folder that is, or that is not there yet")
     if arguments.what == "release":

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import LeaseHeld, LeaseLost
+from qgoft.ledger import EXPIRY, HEARTBEAT, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
 from qgoft.settings import RunSettings
 
@@ -21,14 +21,14 @@ from qgoft.settings import RunSettings
 WRONG = (QgoftError, RecordError, LeaseHeld, LeaseLost)
 
 
-def train(settings: RunSettings, position: int = 0) -> dict[str, Any]:
+def train(settings: RunSettings, position: int = 0, patience: float = 0.0) -> dict[str, Any]:
     """Run it; torch is imported here, so that mistakes in the settings are told at once."""
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import run
 
     quiet_libraries()
 
-    return run(settings, position=position)
+    return run(settings, position=position, patience=patience)
 
 
 class JobFailed(HydraException):
@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
         if any(argument.startswith("-") for argument in arguments):
             sweep_job()
             return 0
-        record = train(compose_settings(arguments))
+        # A new process sees a lease for the first time, and cannot tell from one look whether its holder on another machine is alive.
+        record = train(compose_settings(arguments), patience=EXPIRY + HEARTBEAT)
     except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2

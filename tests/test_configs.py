@@ -148,6 +148,13 @@ def leaves(node):
         yield node
 
 
+@pytest.mark.parametrize("path", ["/home/josé/my data (2)/a=b#c", "it's/~x", "plain/a-b_c.d", "D:/{x}/[y],z"])
+def test_paths_are_taken_as_they_are(path):
+    found = compose_settings(["task=glue/rte", f"data.root={path}", f"model.path={path}", f"results.root={path}"])
+    assert (found.data.root, found.model.path, found.results.root) == (path, path, path)
+    assert compose_settings(["data.root=null", "results.root='a b'"]).results.root == "a b", "words in quotes are Hydra's"
+
+
 def test_recipes_hold_numbers_not_text():
     """1e-3 is text to plain YAML readers; 1.0e-3 is a number."""
     for path in CONFIGS.rglob("*.yaml"):

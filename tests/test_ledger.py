@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 
 import pytest
 
-from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost
+from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost, _here
 from qgoft.records import write_record
 from qgoft.tasks.sources import DataFiles, ModelFiles
 from tests.records.test_records import RECORD
@@ -48,7 +47,7 @@ def test_two_dead_ones_do_not_bar_the_way(tmp_path):
     """One was killed while it took over from the other: both files stay."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    content = json.dumps({"token": "dead", "host": socket.gethostname(), "pid": gone.pid, "beats": 0})
+    content = json.dumps({"token": "dead", **_here(), "pid": gone.pid, "beats": 0})
     for number in (0, 1):
         (tmp_path / f"lease.{number}.json").write_text(content)
     with Lease(tmp_path) as lease:
@@ -67,6 +66,41 @@ def test_of_another_machine_it_is_void_when_it_shows_no_life_for_long_enough(tmp
     time.sleep(0.3)
     with Lease(tmp_path, expiry=0.2) as lease:
         lease.check()
+
+
+def test_one_entry_may_take_its_time(tmp_path):
+    """A new process, such as the same command on another node, must look twice."""
+    foreign(tmp_path)
+    with Lease(tmp_path, expiry=0.3, heartbeat=0.05, patience=2) as lease:
+        lease.check()
+    foreign(tmp_path, number=5)
+    signs = threading.Timer(0.2, foreign, (tmp_path,), {"beats": 1, "number": 5})
+    signs.start()
+    began = time.monotonic()
+    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, expiry=30, heartbeat=0.05, patience=30):
+        pass
+    assert time.monotonic() - began < 10, "a sign of life ends the waiting"
+    signs.join()
+
+
+def test_a_number_of_a_process_means_nothing_in_another_container(tmp_path, monkeypatch):
+    """Containers of one machine may share its name, and each counts its processes from 1."""
+    content = {"token": "theirs", **_here(), "pid": 2**22 + 1, "beats": 0}
+    (tmp_path / "lease.0.json").write_text(json.dumps({**content, "space": "another boot pid:[1]"}))
+    assert Lease(tmp_path).holder() is not None
+    (tmp_path / "lease.0.json").write_text(json.dumps(content))
+    assert Lease(tmp_path).holder() is None, "no such process here"
+
+
+def test_one_bad_moment_of_the_file_system_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+    with Lease(tmp_path, heartbeat=0.05) as lease:
+        look, bad = lease._files, [OSError(116, "stale file handle")]
+        monkeypatch.setattr(lease, "_files", lambda: look() if not bad else (_ for _ in ()).throw(bad.pop()))
+        before = lease.beats
+        time.sleep(0.4)
+        assert not bad
+        assert lease.beats > before
+        assert not lease.is_lost
 
 
 def test_its_age_is_counted_by_the_own_clock(tmp_path):

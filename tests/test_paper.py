@@ -1,5 +1,6 @@
 """Items of the papers: their grids, narrowing them, running them, and what several sweeps at once do."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -325,12 +326,129 @@ def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, cap
     assert "2 of 2 runs done, 1 not" in capsys.readouterr().err
 
 
-def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch):
+def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch, tmp_path):
     cell = _plan.compose_cells([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
     for state, status in ((("running", "process 8 on a"), "held"), (("done", ""), "done"), (("planned", ""), "refused")):
         monkeypatch.setattr(_sweep, "processes", lambda means: ["false"])
-        identity = SimpleNamespace(state=lambda state=state: state)
+        identity = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None)
         assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)).status == status
+    # What an earlier attempt left does not speak for this one.
+    old = {"status": "interrupted", "started": "yesterday"}
+    identity = SimpleNamespace(state=lambda: ("interrupted", "stopped from the keyboard"), folder=tmp_path, read=lambda: old)
+    outcome = _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2))
+    assert (outcome.status, outcome.reason) == ("refused", "it ended with exit code 1 and left no record; see above")
+    monkeypatch.setattr(_sweep, "processes", lambda means: pytest.fail("started beside another one"))
+    (tmp_path / "lease.0.json").write_text(json.dumps({"host": "elsewhere", "pid": 8}))
+    assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)) == _sweep.Outcome(0, "held", "process 8 on elsewhere")
+
+
+class Marked:
+    """The identity of a run that leaves files instead of records."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+
+    @property
+    def is_done(self):
+        return (self.folder / "done").is_file()
+
+
+def sweep_of(monkeypatch, folders, run_cell, **means):
+    """A sweep of two processes whose runs are a function of their number."""
+    cells = _plan.compose_cells([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(folders))], 1)
+    monkeypatch.setattr(_sweep, "run_cell", run_cell)
+    return _sweep.sweep(cells, folders, Means(2, **means))
+
+
+def test_of_runs_that_were_killed_together_the_one_that_did_it_is_known(monkeypatch, tmp_path, capsys):
+    """The system kills a process for want of memory, and the pool goes down with all runs that it had begun."""
+    marked = [Marked(tmp_path / str(n)) for n in range(3)]
+
+    def run_cell(number, cell):
+        import os
+        import time
+
+        from _sweep import Outcome
+
+        (tmp_path / str(number) / "lease.0.json").write_text("{}")
+        while not (tmp_path / "0" / "lease.0.json").is_file() or not (tmp_path / "1" / "lease.0.json").is_file():
+            time.sleep(0.01)
+        if number == 1:
+            os.kill(os.getpid(), 9)
+        time.sleep(0.5)
+        (tmp_path / str(number) / "done").touch()
+        return Outcome(number, "done", "")
+
+    (bad,) = sweep_of(monkeypatch, marked, run_cell)
+    assert (bad.number, bad.status) == (1, "failed")
+    assert "its process was killed 2 times" in bad.reason
+    assert [one.is_done for one in marked] == [True, False, True]
+    assert capsys.readouterr().err.count("it is begun once more") == 2
+
+
+def test_processes_that_die_before_any_run_end_the_sweep(monkeypatch, tmp_path):
+    def run_cell(number, cell):
+        import os
+
+        os.kill(os.getpid(), 9)
+
+    with pytest.raises(QgoftError, match=r"killed 2 times before one had begun a run.*try fewer JOBS"):
+        sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(2)], run_cell)
+
+
+def test_failfast_has_what_runs_save_itself(monkeypatch, tmp_path):
+    def run_cell(number, cell):
+        import time
+
+        from _sweep import Outcome
+
+        from qgoft.train.stops import Stops
+
+        (tmp_path / str(number) / "begun").touch()
+        if number == 0:
+            while not (tmp_path / "1" / "begun").is_file():
+                time.sleep(0.01)
+            return Outcome(0, "diverged", "a test")
+        with contextlib.suppress(KeyboardInterrupt), Stops() as stops, stops.later():
+            while stops.asked is None:
+                time.sleep(0.01)
+        return Outcome(number, "interrupted", "saved")
+
+    found = {o.number: o.status for o in sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(4)], run_cell, failfast=True)}
+    assert (found[0], found[1], found[3]) == ("diverged", "interrupted", "planned")
+    assert found[2] in ("interrupted", "planned")
+
+
+def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
+    """One seed of all before the next, and one task of a shared training before the others, which would hold their GPUs and wait."""
+    asked = [
+        (f"task=commonsense/{task}", f"method={method}", f"results.root={tmp_path}")
+        for method in ("lora", "full")
+        for task in ("boolq", "piqa")
+    ]
+    cells = _plan.compose_cells(asked, ["0", "1"], 1)
+    submitted = []
+
+    class Executor:
+        def __init__(self, **_):
+            pass
+
+        def update_parameters(self, **_):
+            pass
+
+        def batch(self):
+            return contextlib.nullcontext()
+
+        def submit(self, job):
+            submitted.append((job.cell.settings.seed, job.cell.settings.method.name, job.cell.settings.task.name))
+            return SimpleNamespace(job_id="1")
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    monkeypatch.setenv("PYTHONPATH", "")
+    _sweep.sweep(cells, [None] * len(cells), Means(2, launcher="submitit_local", detach=True))
+    of_a_seed = [("lora", "boolq"), ("full", "boolq"), ("lora", "piqa"), ("full", "piqa")]
+    assert submitted == [(seed, *names) for seed in (0, 1) for names in of_a_seed]
 
 
 def test_jobs_of_submitit(repository, tmp_path):

@@ -34,6 +34,23 @@ def test_it_arrives_within_and_not_between_runs(held):
     assert signal.sigpending() & {signal.SIGTERM}
 
 
+def test_the_first_signal_says_who_acts_on_it():
+    """A cluster's, ahead of its time limit, has the job queued again, also where saving takes so long that the sweep's own SIGTERM follows."""
+    queued = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))
+    try:
+        with Stops() as stops:
+            with stops.later():
+                signal.raise_signal(signal.SIGUSR2)
+                stops._when -= 60
+                with pytest.raises(Stopped):
+                    signal.raise_signal(signal.SIGTERM)
+            stops.give_way()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert queued == [signal.SIGUSR2]
+
+
 def test_nothing_is_held_back_where_nothing_was():
     with Stops():
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

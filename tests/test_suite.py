@@ -1,6 +1,7 @@
 """What `make glue` calls: planning, running what is left, the table, and mistakes in one line."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import suite
 from _settings import compose_settings
 
 from qgoft import records
+from qgoft.errors import QgoftError
 from qgoft.train.run import run
 
 SHORT = ["train.max_steps=4", "train.evaluations=1"]
@@ -75,6 +77,22 @@ def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, messag
     assert lines[0].startswith("qgoft: ")
     assert message in lines[0]
     assert not list(tmp_path.rglob("record.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=5"], "ARGS=seed=5: the plan sets seed; say SEEDS=... instead"),
+        (["+method=lora"], "say METHOD=... instead"),
+        (["protocol=small"], "say PROTOCOL=... instead"),
+        (["hydra.launcher.partition=gpu"], "set LAUNCHER=submitit_slurm"),
+        (["--jobs", "-1"], "JOBS=-1: at least 1 process is needed"),
+        (["--nproc", "0"], "NPROC=0: at least 1 process is needed"),
+    ],
+)
+def test_words_that_would_do_nothing_or_mislead_are_refused(words, message):
+    with pytest.raises(QgoftError, match=re.escape(message)):
+        suite.parse(["glue", *words])
 
 
 def test_the_plan_is_the_product_and_variants_are_words():

@@ -44,8 +44,13 @@ def read_rows(path: Path, where: str, columns: list[str]) -> Dataset:
 def read_parquet(paths: Sequence[Path]) -> Dataset:
     """Rows of parquet files as they are now. The library keeps a copy by path and time of change, and would give it for a file that was replaced
     with its time kept; here its copies lie by content."""
+    from datasets.exceptions import DatasetGenerationError
+
     content = hashlib.sha256(" ".join(file_sha256(path) for path in paths).encode()).hexdigest()[:32]
-    return Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache_folder() / "parquet" / content))
+    try:
+        return Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache_folder() / "parquet" / content))
+    except DatasetGenerationError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     Raises:
         QgoftError: the run is not done, its base is not here or another one, or its method cannot be merged.
     """
+    if not (run / "record.json").is_file():
+        raise QgoftError(f"{run} holds no record.json; give the folder of a finished run, results/runs/<key>")
     record = read_record(run / "record.json")
     if record["status"] != "done":
         raise QgoftError(f"{run} is {record['status']}; only a run that is done has weights to export")

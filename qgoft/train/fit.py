@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -59,6 +60,8 @@ def fit(
     total, per_epoch = count_steps(settings.train, len(loader))
     marks = evaluation_steps(settings.train, total, per_epoch)
     schedule = build_schedule(plain, optim, total)
+    # Under fp16 accelerate puts back the step that the optimiser had before a schedule counted it, after every step; the order is right.
+    warnings.filterwarnings("ignore", message=r"Seems like `optimizer\.step\(\)` has been overridden")
     at = Training(adapted, plain, schedule, accelerator, generator)
     trained = list(at.trained.values())
     skipped = 0  # steps in a row whose gradients overflowed
@@ -135,7 +138,8 @@ def fit(
                 # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
                 _stop_unless_finite(mean, None if accelerator.scaler else norm, at.fitted.steps + 1)
                 optimizer.step()
-                is_step = not accelerator.optimizer_step_was_skipped
+                # A fused optimiser is called even then, and leaves the parameters alone: only the gradients, unscaled by now, tell.
+                is_step = not accelerator.optimizer_step_was_skipped and (accelerator.scaler is None or math.isfinite(float(norm)))
                 if is_step:
                     schedule.step()
                     at.fitted.steps += 1

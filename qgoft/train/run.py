@@ -12,14 +12,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from peft import PeftType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -47,6 +47,7 @@ from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WAIT = timedelta(days=2)  # of the processes of a run for each other; torchrun ends them all where one fails
 FINAL = ("done", "diverged")  # to go on from a checkpoint would come to the same
 MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
 
@@ -64,11 +65,12 @@ class Prepared:
     stop: KeyboardInterrupt | None = None
 
 
-def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
+def run(settings: RunSettings, *, position: int = 0, patience: float = 0.0) -> dict[str, Any]:
     """Do one run, or return its record where it is done already. One that was broken off goes on from its last checkpoint.
 
     Args:
         position: line of the progress bar, where several runs share a terminal.
+        patience: seconds to look whether another machine's process that holds this run shows life.
 
     Raises:
         QgoftError: the input is wrong; nothing was recorded. Anything that goes wrong later is in the record's status and reason.
@@ -82,7 +84,7 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
         if identity.is_done:
             identity.clear()
             return identity.read() or {}
-        with _lease(identity) as lease:
+        with _lease(identity, patience) as lease:
             if identity.is_done:  # another sweep was faster
                 return identity.read() or {}
             began = time.perf_counter()
@@ -100,12 +102,12 @@ def run(settings: RunSettings, *, position: int = 0) -> dict[str, Any]:
 
 
 @contextmanager
-def _lease(identity: Identity) -> Iterator[Lease | None]:
+def _lease(identity: Identity, patience: float) -> Iterator[Lease | None]:
     """The main process of a run holds its lease."""
     if int(os.environ.get("RANK", "0")):
         yield None
         return
-    with Lease(identity.folder) as lease:
+    with Lease(identity.folder, patience=patience) as lease:
         yield lease
 
 
@@ -145,7 +147,13 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
     if settings.train.precision == "fp16" and on_cpu:
         # accelerate would train in float32 without a word.
         raise QgoftError("train.precision=fp16 does not work on this machine, which has no CUDA device; use no or bf16")
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings.train.precision, gradient_accumulation_steps=settings.train.accumulation)
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=settings.train.precision,
+        gradient_accumulation_steps=settings.train.accumulation,
+        # One process may wait for a training that another run makes, or ask a judge, while the others wait for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+    )
     check_sharding(accelerator, settings, _batch_per_process(settings, accelerator))
     return accelerator
 

@@ -5,11 +5,11 @@ same training at the same time wait for the one that does it; a lock of a proces
 """
 
 import dataclasses
-import fcntl
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import Identity, world_size
+from qgoft.ledger import Identity, Lease, LeaseHeld, world_size
 from qgoft.methods import Adapted
 from qgoft.records import compute_key, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
@@ -28,6 +28,8 @@ from qgoft.tasks.sources import file_sha256
 from qgoft.train.state import Fitted
 from qgoft.tuners.psoft import read_signs, take_signs
 
+# Seconds between two looks at a training that another run makes.
+PATIENCE = 1.0
 STATE, HISTORY, SIGNS = "trained.json", "history.jsonl", "signs.json"
 
 
@@ -59,7 +61,7 @@ def fit_or_load(
     Returns:
         What came of the training; and of one that was there, with what it was made (empty where it does not say), else None.
     """
-    with _only_one(folder, accelerator):
+    with _only_one(folder, accelerator) as lease:
         found = _everywhere(_read(folder), accelerator)
         if found is not None:
             fitted, by = found
@@ -68,6 +70,8 @@ def fit_or_load(
                 shutil.copyfile(folder / HISTORY, run_folder / HISTORY)
             return fitted, by
         fitted = fit()
+        if lease is not None:
+            lease.check()
         if accelerator.is_main_process:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
         save(folder / "adapter")
@@ -146,12 +150,16 @@ def _everywhere(found: tuple[Fitted, dict[str, Any]] | None, accelerator: Accele
 
 
 @contextmanager
-def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The lock of a training, held by the main process of a run; the others follow what it finds."""
+def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[Lease | None]:
+    """The lease of a training, held by the main process of a run; the others follow what it finds. Who comes second waits."""
     if not accelerator.is_main_process:
-        yield
+        yield None
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    with ExitStack() as stack:
+        lease = None
+        while lease is None:
+            try:
+                lease = stack.enter_context(Lease(folder))
+            except LeaseHeld:
+                time.sleep(PATIENCE)
+        yield lease

@@ -113,7 +113,8 @@ class Stops:
             return
         foreign = self._before.get(number)
         if self._is_training:
-            self.asked, self._when = number, time.monotonic()
+            # The first one says who is to act on it: a cluster's, ahead of its limit, has the job queued again.
+            self.asked, self._when = self.asked or number, time.monotonic()
         elif foreign not in OWN and callable(foreign):
             foreign(number, frame)
             return

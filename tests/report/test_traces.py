@@ -35,8 +35,11 @@ def root(tmp_path_factory):
 def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
     assert {label: len(runs) for label, runs in traces.items()} == {
-        "goft": 2, "psoft@r46": 1, "qgoft": 2,
-        "qgoft, rte, λ=0": 1, "qgoft, rte, λ=0.5": 1,
+        "goft": 2,
+        "psoft@r46": 1,
+        "qgoft": 2,
+        "qgoft, rte, λ=0": 1,
+        "qgoft, rte, λ=0.5": 1,
     }
     kept = [statistics.median(run.error for run in runs) for runs in traces.values()]
     assert kept == sorted(kept)  # from the nearest to the farthest

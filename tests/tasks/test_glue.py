@@ -112,6 +112,20 @@ def test_half_a_file(tmp_path):
         load(settings(tmp_path, "task=glue/rte"))
 
 
+def test_no_rows_and_flipped_bytes(tmp_path):
+    write_rte(tmp_path / "rte")
+    path = tmp_path / "rte" / "train.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + bytes(byte ^ 0xFF for byte in whole[40:400]) + whole[400:])
+    with pytest.raises(QgoftError, match="damaged or only partly downloaded"):
+        load(settings(tmp_path, "task=glue/rte"))
+    path.write_bytes(whole)
+    rows = Dataset.from_parquet(str(path)).select([])
+    rows.to_parquet(path)
+    with pytest.raises(QgoftError, match="rte, split train: "):
+        load(settings(tmp_path, "task=glue/rte"))
+
+
 @pytest.mark.parametrize(
     "names", [["train-00000-of-00002"], ["train", "train-00000-of-00001"], ["train-00000-of-00002", "train-00001-of-00003"]]
 )

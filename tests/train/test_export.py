@@ -50,6 +50,17 @@ def test_it_predicts_without_this_package(method, tmp_path):
     assert sum(a != b for a, b in zip(found, recorded, strict=True)) <= 1
 
 
+def test_folders_that_are_none_are_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    for words, message in (
+        (["export", str(tmp_path / "runs" / "typo"), str(tmp_path / "plain")], "there is no folder .*typo"),
+        (["export", str(tmp_path), str(tmp_path / "file")], "file is a file; name a folder"),
+        (["export", str(tmp_path), str(tmp_path / "plain")], r"holds no record.json; give the folder of a finished run"),
+    ):
+        with pytest.raises(QgoftError, match=message):
+            convert.main(words)
+
+
 def test_what_cannot_be_exported_is_told(tmp_path):
     folder, _ = train(tmp_path / "h", "method=h_adapter")
     with pytest.raises(QgoftError, match=r"cannot be put into the weights.*not linear"):

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,6 @@ import peft
 import pytest
 import torch
 from _settings import compose_settings
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -254,12 +254,46 @@ def test_predictions_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
     assert (record["status"], record["reason"]) == ("diverged", "the model's predictions are not finite")
 
 
-def test_gradients_that_overflow_without_end_are_no_training(tmp_path, monkeypatch):
+@pytest.fixture
+def scaled(monkeypatch):
+    """Trainings as under fp16, on a CPU: a real scaler of the loss, and gradients of which as many overflow as the returned list says."""
+    overflow, prepare = [0], run_module.prepare
+
+    def prepare_scaled(*arguments):
+        prepared = prepare(*arguments)
+        accelerator, scaler = prepared.accelerator, torch.amp.GradScaler("cpu")
+        accelerator.scaler = scaler
+        accelerator.unscale_gradients = lambda optimizer=None: [scaler.unscale_(one.optimizer) for one in accelerator._optimizers]
+
+        def spoil(grad):
+            overflow[0] -= 1
+            return grad * math.inf if overflow[0] >= 0 else grad
+
+        adapted = prepared.adapted
+        next(p for name, p in adapted.model.named_parameters() if name in adapted.head_names).register_hook(spoil)
+        return prepared
+
+    monkeypatch.setattr(run_module, "prepare", prepare_scaled)
+    return overflow
+
+
+def test_gradients_that_overflow_without_end_are_no_training(tmp_path, monkeypatch, scaled):
     """Under fp16 a step whose gradients overflow is skipped, with a smaller scale of the loss for the next; here every one."""
     monkeypatch.setattr(fit_module, "SKIPPED", 3)
-    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
+    scaled[0] = 10**6
     record = run(settings(tmp_path))
     assert (record["status"], record["reason"]) == ("diverged", "the gradients of 3 batches in a row overflow in fp16, after step 0")
+
+
+def test_batches_whose_gradients_overflow_are_no_steps(tmp_path, scaled):
+    s = settings(tmp_path, "train.max_steps=4", "optim.schedule=linear", "optim.warmup=0")
+    scaled[0] = 2
+    assert run(s)["cost"]["steps"] == 4
+    assert scaled[0] == -4, "six batches"
+    lines = [json.loads(line) for line in (identify(s).folder / "history.jsonl").read_text().splitlines()]
+    rates = [line["lr"] / s.optim.lr for line in lines if "lr" in line]
+    assert rates == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=1e-6), "the schedule waits too"
+    assert all(math.isfinite(line["norm"]) for line in lines if "norm" in line)
 
 
 def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
