@@ -16,7 +16,7 @@ from _ending import leave
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import key_from_record
-from qgoft.records import find_records
+from qgoft.records import file_checksums, find_records
 
 
 def main(words: list[str]) -> int:
@@ -42,9 +42,8 @@ def main(words: list[str]) -> int:
         if target.exists():  # other settings or other data
             target = target.with_name(f"{target.name}-{record['key'][:8]}")
         target.mkdir()
-        for name in ("record.json", *record.get("files", {})):
-            if (folder / name).is_file():  # not everybody keeps all of them
-                shutil.copyfile(folder / name, target / name)
+        for name in ("record.json", *file_checksums(folder)):
+            shutil.copyfile(folder / name, target / name)
         there.add(record["key"])
         copied += 1
         print(target.name)
