@@ -34,7 +34,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     ("name", "content", "message"),
     [
         ("t.jsonl", LINES.encode()[:-20], "cannot be read"),
-        ("t.jsonl.gz", gzip.compress(LINES.encode())[:-12], "cannot be read"),
+        ("t.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "cannot be read"),  # a time in it would be in the name of the test
         ("t.parquet", b"PAR1 and no more", "cannot be read"),
         ("t.json", b"[1, 2]", "not every row is an object"),
         ("t.json", b"[]", "has no"),
