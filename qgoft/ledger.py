@@ -264,7 +264,7 @@ class Lease:
         return True
 
     def _content(self) -> str:
-        return json.dumps({"token": self.token, **_here(), "pid": os.getpid(), "beats": self.beats}) + "\n"
+        return json.dumps({"token": self.token, **this_machine(), "pid": os.getpid(), "beats": self.beats}) + "\n"
 
     def _files(self) -> list[Path]:
         found = [path for path in self.folder.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
@@ -300,7 +300,7 @@ def _parse(text: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _here() -> dict[str, str]:
+def this_machine() -> dict[str, str]:
     """Among which processes a number means one: containers may share the name of their machine."""
     marks = []
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
@@ -311,7 +311,7 @@ def _here() -> dict[str, str]:
 
 def _is_here(content: dict[str, Any]) -> bool:
     """Whether the process that a lease names can be asked for."""
-    return {name: content.get(name) for name in ("host", "space")} == _here() and isinstance(content.get("pid"), int)
+    return {name: content.get(name) for name in ("host", "space")} == this_machine() and isinstance(content.get("pid"), int)
 
 
 def _is_alive(pid: int) -> bool:

@@ -36,7 +36,7 @@ from _ending import exit_code, leave
 from _settings import REPOSITORY, compose_settings
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import CHECKPOINT, checkpoint_files, checkpoint_step, identify
+from qgoft.ledger import CHECKPOINT, checkpoint_files, checkpoint_step, identify, this_machine
 from qgoft.pocket.data import pocket_files
 from qgoft.records import canonical_json, find_records, read_curve, read_record
 from qgoft.settings import RunSettings
@@ -468,7 +468,7 @@ class Torment:
             result = in_child(lambda: self._struck(settings, FAULTS[0]), self.log)
             self._check("is damaged and not used" in result.told, f"{what}: a damaged checkpoint is not named: {result.told[-600:]}")
         elif kind == "lease" and folder.is_dir():
-            (folder / "lease.7.json").write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 - 1}))
+            (folder / "lease.7.json").write_text(json.dumps({**this_machine(), "pid": 2**22 - 1}))
             self._note("lease of a dead process")
             self._check(identity.state()[0] != "running", f"{what}: a lease that nobody holds keeps the run from going on")
         elif kind == "rows":

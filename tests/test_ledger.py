@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost, _here
+from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost, this_machine
 from qgoft.records import write_record
 from qgoft.tasks.sources import DataFiles, ModelFiles
 from tests.records.test_records import RECORD
@@ -47,7 +47,7 @@ def test_two_dead_ones_do_not_bar_the_way(tmp_path):
     """One was killed while it took over from the other: both files stay."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    content = json.dumps({"token": "dead", **_here(), "pid": gone.pid, "beats": 0})
+    content = json.dumps({"token": "dead", **this_machine(), "pid": gone.pid, "beats": 0})
     for number in (0, 1):
         (tmp_path / f"lease.{number}.json").write_text(content)
     with Lease(tmp_path) as lease:
@@ -85,7 +85,7 @@ def test_one_entry_may_take_its_time(tmp_path):
 
 def test_a_number_of_a_process_means_nothing_in_another_container(tmp_path, monkeypatch):
     """Containers of one machine may share its name, and each counts its processes from 1."""
-    content = {"token": "theirs", **_here(), "pid": 2**22 + 1, "beats": 0}
+    content = {"token": "theirs", **this_machine(), "pid": 2**22 + 1, "beats": 0}
     (tmp_path / "lease.0.json").write_text(json.dumps({**content, "space": "another boot pid:[1]"}))
     assert Lease(tmp_path).holder() is not None
     (tmp_path / "lease.0.json").write_text(json.dumps(content))
