@@ -6,10 +6,9 @@ from pathlib import Path
 
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method, unload
-from qgoft.records import read_record
 from qgoft.settings import settings_from_record
 from qgoft.tasks.sources import find_model
-from qgoft.train.shared import load_trained
+from qgoft.train.shared import load_trained, read_run
 from qgoft.train.suites import suite_class
 
 # Files of a model folder that turn text or pictures into inputs, or steer generation.
@@ -25,9 +24,7 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     Raises:
         QgoftError: the run is not done, its base is not here or another one, or its method cannot be merged.
     """
-    if not (run / "record.json").is_file():
-        raise QgoftError(f"{run} holds no record.json; give the folder of a finished run, results/runs/<key>")
-    record = read_record(run / "record.json")
+    record = read_run(run)
     if record["status"] != "done":
         raise QgoftError(f"{run} is {record['status']}; only a run that is done has weights to export")
     settings = settings_from_record(record)

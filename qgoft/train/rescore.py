@@ -8,12 +8,11 @@ from typing import Any
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify
 from qgoft.methods import unload
-from qgoft.records import read_record
 from qgoft.settings import settings_from_record
 from qgoft.train.evaluate import Measured
 from qgoft.train.run import prepare, report_parts
 from qgoft.train.sharding import place
-from qgoft.train.shared import load_trained
+from qgoft.train.shared import load_trained, read_run
 
 
 def rescore(
@@ -28,9 +27,7 @@ def rescore(
     Raises:
         QgoftError: there is no finished run, or rows or weights are not those of the record.
     """
-    if not (folder / "record.json").is_file():
-        raise QgoftError(f"{folder} holds no record.json; give the folder of a finished run, results/runs/<key>")
-    record = read_record(folder / "record.json")
+    record = read_run(folder)
     if record["status"] != "done":
         raise QgoftError(f"the run in {folder} is {record['status']} ({record['reason']}); only a finished run can be scored again")
     settings = settings_from_record(record)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, Lease, LeaseHeld, world_size
 from qgoft.methods import Adapted
-from qgoft.records import compute_key, write_atomically
+from qgoft.records import compute_key, read_record, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
 from qgoft.tasks.sources import file_sha256
 from qgoft.train.state import Fitted
@@ -83,6 +83,17 @@ def fit_or_load(
             write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
         accelerator.wait_for_everyone()  # what was trained is read by all of them
         return fitted, None
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a run's folder.
+
+    Raises:
+        QgoftError: it holds none.
+    """
+    if not (folder / "record.json").is_file():
+        raise QgoftError(f"{folder} holds no record.json; give the folder of a finished run, results/runs/<key>")
+    return read_record(folder / "record.json")
 
 
 def load_trained(adapted: Adapted, folder: Path) -> None:
