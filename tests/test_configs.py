@@ -175,6 +175,18 @@ def test_goft_tables_8_and_9_are_transcribed():
         assert s.model.hub == "google/vit-base-patch16-224-in21k"
 
 
+def test_copied_baselines_have_the_settings_of_their_own_code():
+    """AdaLoRA's lora_alpha of 32 over a starting rank of 3, FacT's scale by task and its layers, and no clipping in FacT's loop."""
+    adalora = compose_settings(["protocol=goft_icml24", "task=glue/rte", "method=adalora"])
+    assert 3 * adalora.method.options["scale"] == pytest.approx(32)
+    assert adalora.method.options["orthogonal_weight"] == 0.3
+    for method, task, scale in (("fact_tt", "svhn", 100), ("fact_tt", "resisc45", 0.1), ("fact_tk", "resisc45", 10)):
+        fact = compose_settings(["protocol=goft_icml24", f"task=vtab/{task}", f"method={method}"])
+        assert (fact.method.options["scale"], fact.method.targets, fact.optim.clip) == (scale, "all_linear", None)
+    own = compose_settings(["task=vtab/svhn", "method=fact_tt"])
+    assert (own.method.options["scale"], own.optim.clip) == (1.0, 1.0)
+
+
 def test_psoft_table_11_is_transcribed():
     s = compose_settings(["protocol=psoft_iclr26", "task=vtab/dtd", "method=psoft"])
     assert (s.train.epochs, s.train.batch_size, s.optim.weight_decay, s.optim.head_lr) == (50, 64, 1e-3, 5e-3)

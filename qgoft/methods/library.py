@@ -40,7 +40,8 @@ ORTHOGONAL_WEIGHT = 0.1
 
 
 def _adalora(values: Values, context: Context) -> peft.PeftConfig:
-    """Starts at 1.5 r and prunes to the budget r between 10% and 70% of the steps, as AdaLoRA's scripts do in proportion."""
+    """Starts at 1.5 r, as the paper says, and prunes to the budget r between 10% and 70% of the steps (AdaLoRA's scripts: by task, from 9% to 18% on,
+    up to 42% to 56%; docs/DEVIATIONS.md)."""
     steps = max(context.total_steps, 10)
     return peft.AdaLoraConfig(
         init_r=_adalora_start(values),
@@ -196,7 +197,7 @@ PSOFT_WORDS = {
     "symmetric": "both frozen factors carry the root of the singular values",
     "borth": "the output's factor is the orthogonal one",
     "exact": "the exact Cayley map",
-    "k#": "terms of the Neumann series instead of five",
+    "k#": "what peft calls num_cayley_neumann_terms, instead of five; k3 is the shortest series",
     "svd#": "iterations of a randomised decomposition instead of the full one",
 }
 EXCLUSIVE = [("strict", "alpha", "beta"), ("symmetric", "borth"), ("exact", "k")]
@@ -213,8 +214,10 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if values["r"] > smallest:
         raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
-    if values.get("k", 2) < 2:
-        raise ValueError("one term of the Neumann series is the identity, which trains no rotation; allowed are 2 and more")
+    if values.get("k", 3) < 3 or values.get("k") == 4:
+        raise ValueError(
+            f"k={values['k']}: peft's series is none below 3 terms, and with 4 the one of 3, which would be trained twice; allowed are 3, 5 and more"
+        )
     scales, factor, _ = (one_of(values, words) for words in EXCLUSIVE)
     kind = PsoftOutputConfig if factor == "borth" else peft.PsoftConfig
     return kind(

@@ -24,6 +24,10 @@ MOVED: dict[str, Callable[[Settings], bool]] = {
     "LoRA's scale is not rounded": lambda s: _was_rounded(_method(s)),
     # The embedded twin has no matrices, pairs and units.
     "MATH's results are compared by MetaMath's rule": lambda s: s.get("task", {}).get("name") == "math" and s.get("protocol") != "pocket",
+    # Nor TeX, but for its braces.
+    "numbers in TeX, and what stands within $, are read": lambda s: (
+        s.get("task", {}).get("suite") == "math" and s.get("protocol") != "pocket"
+    ),
     "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
 }
 

@@ -23,7 +23,12 @@ COUNT_NOTES = {
     "oft": "#Param of oft: peft trains the skew-symmetric entries; oft_paper has the full b x b blocks that the paper counts",
     "adalora": "#Param of adalora: what is trained, at the starting rank; the paper prints the final budget",
 }
-PART = {"test": "test split", "halves": "second half of validation", "validation": "validation"}
+PART = {
+    "test": "test split",
+    "halves": "second half of validation",
+    "validation": "validation",
+    "whole": "test split, trained on all of the thousand",
+}
 RULE = {
     "last": "last step, no selection",
     "best_validation": "selected on validation",

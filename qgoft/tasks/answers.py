@@ -1,7 +1,7 @@
 """Reading an answer out of what a model wrote. Every rule is stated here and tested on awkward strings; what holds no answer is counted.
 
 Numbers (GSM8K): after the last "the answer is", with or without a colon, the first number; without these words, none. The reference is what
-follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 is 1/2, $3.00 is 3, 50% is 50.
+follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 and \\frac{1}{2} are 1/2, $3.00 is 3, 50% is 50, and U+2212 is a minus.
 
 Formulas (MATH): the last \\boxed{...}, else what follows the last "the answer is" up to the end of the sentence or line; the reference is
 the last \\boxed{...} of the solution. Compared as text after removing what does not change the value: spaces, $, \\left and \\right, units in \\text
@@ -14,6 +14,9 @@ import re
 from fractions import Fraction
 
 MARKER = re.compile(r"the answer is\s*:?", re.IGNORECASE)
+MINUS = str.maketrans("\N{MINUS SIGN}", "-")
+# A mixed number, 1\frac{1}{2}, is left as it is.
+TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 NUMBER = re.compile(r"-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d[\d,]*)?")
 
 
@@ -22,7 +25,7 @@ def read_number(text: str) -> Fraction | None:
     parts = MARKER.split(text)
     if len(parts) < 2:
         return None
-    found = NUMBER.search(parts[-1])
+    found = NUMBER.search(TEX_FRACTION.sub(r"\1/\2", parts[-1].translate(MINUS)))
     return to_fraction(found.group()) if found else None
 
 
@@ -86,12 +89,14 @@ _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
 # Behind a value, with a power of their own: 10\text{ cm}^2.
 _UNITS = re.compile(r"(?<=[^\s{(,=])\s*(?:\\(?:text|mbox|mathrm|textbf)\{[^{}]*\}(?:\^(?:\d|\{\d+\}))?\s*)+$")
 _ROW = "\0"  # the end of a matrix's row, two backslashes, of which the second with a blank is a blank
-_DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "\\$", "$", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
+_DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
 
 
 def normalise_formula(text: str) -> str:
     """A result in one way of writing it."""
-    text = text.strip().rstrip(".")
+    # What stands around a value goes first, so that a unit or a period within $...$ is at the end.
+    text = text.translate(MINUS).replace("\\$", "").replace("$", "").replace("{,}", ",")
+    text = re.sub(r"\s*\^\s*", "^", text).strip().rstrip(".")
     text = text.split("=")[-1] if text.count("=") == 1 and len(text.split("=")[0].strip()) <= 2 else text
     # Words alone are the answer (\text{even}); behind a value they are its unit.
     whole = _WORDS.fullmatch(text)

@@ -138,7 +138,8 @@ class Checkpoints:
         self.rewind(state["history"])
         self.resumed = [Resumed(**part) for part in state["resumed"]]
         self.resumed.append(Resumed(training.fitted.steps, state["hardware"]))
-        self.tell(f"going on after step {training.fitted.steps}")
+        if self.accelerator.is_main_process:
+            self.tell(f"going on after step {training.fitted.steps}")
         return True
 
     def clear(self) -> None:

@@ -24,8 +24,8 @@ SIZES = {
     "r8-symmetric": 44,
     "r8-borth": 44,
     "r8-exact-strict": 28,
-    "r8-k2": 44,
     "r8-k3": 44,
+    "r8-k6": 44,
 }
 
 
@@ -88,16 +88,15 @@ def test_a_randomised_decomposition_comes_near_the_full_one():
 
 
 def test_an_odd_power_of_terms_is_nearer_to_orthogonal_than_the_usual_five():
-    """peft's K terms are C (I - Q^(m+1)) with C the exact map, m = 2, 2, 3, 4 for K = 3 ... 6. An odd power of the skew Q is skew, and
+    """peft's K terms are C (I - Q^(m+1)) with C the exact map, m = 2, 3, 4 for K = 3, 5, 6 (K = 4 is K = 3, and is refused). An odd power of the skew Q is skew, and
     the error is its square; five terms leave 2 Q^4. docs/LOG.md."""
     errors = {}
-    for variant in ("r8-strict", "r8-strict-k3", "r8-strict-k4", "r8-strict-k6", "r8-strict-exact"):
+    for variant in ("r8-strict", "r8-strict-k3", "r8-strict-k6", "r8-strict-exact"):
         _, adapted = build("psoft", f"method.variant={variant}")
         torch.manual_seed(1)
         for layer in layers(adapted.model):
             layer.psoft_R["default"].weight.data.normal_(std=0.05)
         errors[variant] = orthogonality_error(adapted.model)
-    assert errors["r8-strict-k3"] == errors["r8-strict-k4"]
     assert errors["r8-strict"] > 10 * errors["r8-strict-k3"] > 100 * errors["r8-strict-k6"]
     assert errors["r8-strict-exact"] < 1e-5 < errors["r8-strict"]
 
@@ -139,7 +138,8 @@ def test_ranks_of_tables_17_and_18():
         ("psoft", "r8-k", "'k' cannot follow"),
         ("psoft", "r8-strict3", "'strict3' cannot follow"),
         ("psoft", "r8-k0", "at least 1"),
-        ("psoft", "r8-k1", "one term of the Neumann series is the identity, which trains no rotation; allowed are 2 and more"),
+        ("psoft", "r8-k2", "k=2: peft's series is none below 3 terms, and with 4 the one of 3, .*; allowed are 3, 5 and more"),
+        ("psoft", "r8-k4", "k=4: peft's series is none below 3 terms"),
         ("psoft", "r8-strict-alpha", "strict and alpha exclude each other"),
         ("psoft", "r8-borth-symmetric", "symmetric and borth exclude each other"),
         ("psoft", "r8-exact-k3", "exact and k exclude each other"),

@@ -10,6 +10,7 @@ from qgoft.report.items import BESIDE, ITEMS, TABLE3
 from qgoft.report.layout import Table, document
 from qgoft.report.published import load_rows
 from qgoft.report.scores import Row, _number, build_table, scores_of
+from qgoft.settings import SELECTIONS, SPLITS
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
@@ -41,6 +42,16 @@ def test_measured_published_and_difference():
     assert lines["difference"][3] == "+17.9"
     assert lines["difference"][-1] == "+0.7"
     assert lines["majority class"][1] == "50.0"
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_way_to_divide_the_rows_and_to_choose_has_its_words(splits, selection):
+    """VTAB's own protocol trains on all thousand rows, which once ended its table in a traceback."""
+    made = record("dtd", 70.0)
+    made["settings"]["splits"], made["selection"] = splits, selection
+    table = build_table("vtab", "goft_icml24", [Row("qgoft", {"dtd": [made]})])
+    assert table.notes[0].startswith("n = 1 seed; ")
 
 
 def test_missing_cells_are_dashes_and_spoil_the_average():

@@ -24,6 +24,9 @@ from qgoft.tasks.parts import read_rows
         ("The answer is: 3. No, the answer is: 5", 5),
         ("Let x = 12. The answer is: x = 12 dollars", 12),
         ("The answer is: 70,000", 70000),
+        ("The answer is: \u22125", -5),
+        (r"The answer is: $\frac{1}{2}$", Fraction(1, 2)),
+        (r"The answer is: -\dfrac{3}{4}.", Fraction(-3, 4)),
         ("The answer is: 1/0", None),
         ("The answer is unclear", None),
         ("there are 12 apples", None),
@@ -110,6 +113,12 @@ def test_formulas_after_the_words_or_in_a_box():
         (r"10\text{ cm}^2", "10"),
         (r"864 \mbox{ inches}^{2}", "864"),
         (r"6\text{ miles per }\text{hour}", "6"),
+        (r"$10\text{ cm}$", "10"),
+        (r"10\text{ cm}.$", "10"),
+        ("$5.$", "5"),
+        ("4{,}000", "4000"),
+        (r"90^ \circ", "90"),
+        ("\u22123", "-3"),
     ],
 )
 def test_the_same_formula_in_two_spellings(one, other):

@@ -56,6 +56,12 @@ def test_rows_held_out_or_without_room_are_of_the_official_ones(root):
     assert not suite.is_subset
 
 
+def test_rows_are_not_held_out_beside_a_validation_part(root):
+    """They would move nothing, and would be in the key."""
+    with pytest.raises(QgoftError, match=r"train\.held_out=8, but commonsense/boolq has a validation part, which chooses"):
+        run(settings_for(root, "commonsense/boolq", "train.held_out=8"))
+
+
 def test_the_second_loads_the_same_adapter(root, first):
     second = run(settings_for(root, "commonsense/piqa"))
     training = second["provenance"]["training"]

@@ -435,9 +435,10 @@ def worker(rank, port, root, words):
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py
 
 
-def test_two_processes_go_on_to_the_same_bits(tmp_path, monkeypatch):
-    """Each has random states of its own."""
+def test_two_processes_go_on_to_the_same_bits(tmp_path, monkeypatch, capfd):
+    """Each has random states of its own; one of them says so."""
     run_in_two(worker, tmp_path, WORDS)
+    assert capfd.readouterr().err.count("going on after step 4") == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     broken = settings(tmp_path / "broken")
     assert records.read_record(identify(broken).folder / "record.json")["provenance"]["resumed"][0]["step"] == 4

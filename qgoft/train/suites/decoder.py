@@ -39,6 +39,11 @@ class Decoder(TextSuite):
         self.whole: dict[str, int] = {}  # rows of a part, with those that have no room
         rows, choose = self._tokens("train"), None
         if "validation" in files.files:
+            if settings.train.held_out:
+                raise QgoftError(
+                    f"train.held_out={settings.train.held_out}, but {settings.task.full_name} has a validation part, which chooses; "
+                    "say train.held_out=0"
+                )
             choose = self._tokens("validation")
         elif settings.train.held_out:
             rows, choose = hold_out(rows, settings.train.held_out)
