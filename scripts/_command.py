@@ -14,7 +14,7 @@ from _tables import MEASURED, Library
 from qgoft.errors import QgoftError, choose
 from qgoft.ledger import Identity
 from qgoft.tasks.pinned import PINNED
-from qgoft.tasks.sources import TOKENIZER_FILES, WEIGHT_FILES, remote_size, repositories
+from qgoft.tasks.sources import TOKENIZER_FILES, WEIGHT_FILES, find_model, remote_size, repositories
 
 # What the plan sets -> the variable of make that says it.
 PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
@@ -59,6 +59,8 @@ def check_means(arguments: argparse.Namespace) -> None:
         choose("accelerate", arguments.accelerate, choices("accelerate"), "change ACCELERATE")
         if arguments.nproc < 2:
             raise QgoftError(f"ACCELERATE={arguments.accelerate} divides a run among processes; set NPROC to the number of GPUs")
+        if arguments.action != "run" or arguments.launcher.startswith("submitit"):
+            return  # the GPUs are another machine's
         import torch  # takes two seconds, and is asked for nothing else here
 
         if torch.cuda.device_count() < arguments.nproc:
@@ -153,6 +155,25 @@ def show_fetched(cells: list[Cell], identities: list[Identity]) -> None:
         print(f"{name:<44} {size / 1e6:10.1f} MB on this machine")
 
 
+def fetch_weights(cells: list[Cell], problems: dict[str, QgoftError]) -> None:
+    """Those of every cell: where its rows could not be had, nothing was asked of them yet."""
+    for model in {repr(cell.settings.model): cell.settings.model for cell in cells}.values():
+        try:
+            find_model(model)
+        except QgoftError as error:
+            problems[model.name] = error
+
+
+def tell_problems(problems: dict[str, QgoftError]) -> int:
+    """What cannot be had, each reason once. Returns the exit code."""
+    reasons: dict[str, list[str]] = {}
+    for name, problem in problems.items():
+        reasons.setdefault(str(problem), []).append(name)
+    for reason, names in reasons.items():
+        print(f"qgoft: left out {', '.join(names)}: {reason}", file=sys.stderr)
+    return 2 if problems else 0
+
+
 def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path, show: Callable[[list[Cell]], None]) -> int:
     """Do what --action says with some cells, of which several may be the same run; `show` prints their tables. Returns the exit code."""
     if arguments.action == "table" or (arguments.records == "measured" and arguments.action == "run"):
@@ -161,15 +182,22 @@ def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path
     if arguments.action == "fetch":
         announce_downloads(cells)
     generate(cells, arguments.jobs)
-    cells, identities = identify_all(cells, arguments.nproc)
+    # To look and to fetch go as far as they can: some parts are on no hub.
+    problems: dict[str, QgoftError] | None = None if arguments.action == "run" else {}
+    asked = cells
+    cells, identities = identify_all(asked, arguments.nproc, problems)
+    if arguments.action == "fetch" and problems:
+        fetch_weights(asked, problems)
+    if not cells:
+        return tell_problems(problems or {})
     distinct = {identity.key: (cell, identity) for cell, identity in zip(reversed(cells), reversed(identities), strict=True)}
     runs, places = (list(column)[::-1] for column in zip(*distinct.values(), strict=True))
     if arguments.action == "status":
         show_status(runs, places)
-        return 0
+        return tell_problems(problems or {})
     if arguments.action == "fetch":
         show_fetched(runs, places)
-        return 0
+        return tell_problems(problems or {})
     missing = run_left(title, runs, places, arguments, root)
     if arguments.detach:
         return 0

@@ -309,8 +309,12 @@ def generate(cells: Iterable[Cell], jobs: int) -> None:
             list(pool.map(pocket_files, *zip(*missing, strict=True)))
 
 
-def identify_all(cells: Sequence[Cell], processes: int) -> tuple[list[Cell], list[Identity]]:
-    """The cells with their keys. Rows and weights are looked at once each, whatever the number of cells."""
+def identify_all(cells: Sequence[Cell], processes: int, problems: dict[str, QgoftError] | None = None) -> tuple[list[Cell], list[Identity]]:
+    """The cells with their keys. Rows and weights are looked at once each, whatever the number of cells.
+
+    Args:
+        problems: where it is given, cells whose rows or weights cannot be had are left out, and named here: `math/math` -> why.
+    """
     places: dict[tuple[Any, ...], Identity] = {}
     # The seeds of a cell share these objects, and all methods of a task their content.
     spelled: dict[tuple[int, ...], str] = {}
@@ -323,7 +327,15 @@ def identify_all(cells: Sequence[Cell], processes: int) -> tuple[list[Cell], lis
         place = (spelled[objects], s.splits, s.results.root)
         known = places.get(place)
         if known is None:
-            known = places[place] = identify(s, processes=processes)
+            if problems is not None and s.task.full_name in problems:
+                continue
+            try:
+                known = places[place] = identify(s, processes=processes)
+            except QgoftError as error:
+                if problems is None:
+                    raise
+                problems[s.task.full_name] = error
+                continue
         identity = rekey(known, s, processes=processes)
         keyed.append(dataclasses.replace(cell, key=identity.key))
         identities.append(identity)

@@ -16,7 +16,7 @@ from qgoft.report.layout import Table
 from qgoft.report.paired import Redrawn
 from qgoft.report.scores import Row, build_paired, build_table
 from qgoft.report.win_rates import Rated, read_ratings
-from qgoft.settings import DECODER_SUITES, method_label, settings_in_key
+from qgoft.settings import DECODER_SUITES, RunSettings, method_label, settings_in_key
 
 MEASURED = REPOSITORY / "results" / "measured"
 # protocol, task, method, seed: a cell with more words may differ from the protocol's own settings.
@@ -77,7 +77,26 @@ def is_altered(cell: Cell) -> bool:
     if any(word.startswith("recipe=") for word in cell.words):
         return True  # borrowed from another method; there may be none of its own to compare with
     unaltered = dataclasses.replace(composed(tuple(own)), seed=cell.settings.seed)
-    return settings_in_key(unaltered) != settings_in_key(cell.settings)
+    return settings_in_key(_in_one_pass(unaltered)) != settings_in_key(_in_one_pass(cell.settings))
+
+
+# What fits a training into less memory and leaves it the same one.
+DIVIDING = {"train.batch_size", "train.accumulation", "train.gradient_checkpointing"}
+
+
+def _in_one_pass(settings: RunSettings) -> RunSettings:
+    train = settings.train
+    whole = dataclasses.replace(train, batch_size=train.batch_size * train.accumulation, accumulation=1, gradient_checkpointing=False)
+    return dataclasses.replace(settings, train=whole)
+
+
+def _is_altered_by(words: set[str], cell: Cell) -> bool:
+    """Whether some words of a cell, which its item does not set, change more than how the same training is computed."""
+    moving = {word for word in words if counts(word)}
+    if not moving or not {word.partition("=")[0].lstrip("+~") for word in moving} <= DIVIDING:
+        return bool(moving)
+    own = composed(tuple(word for word in cell.words if word not in moving))
+    return settings_in_key(_in_one_pass(own)) != settings_in_key(_in_one_pass(cell.settings))
 
 
 def collect_rows(
@@ -108,7 +127,7 @@ def collect_rows(
         if own is None:
             row.is_altered = row.is_altered or (len(cell.words) > OWN_WORDS and is_altered(cell))
         else:
-            row.is_altered = row.is_altered or any(counts(word) for word in set(cell.words) - own)
+            row.is_altered = row.is_altered or _is_altered_by(set(cell.words) - own, cell)
         if record and record["status"] == "done":
             row.records.setdefault(task, []).append(record)
             row.sources.add(settings.method.source)

@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import _command
 import _plan
 import _sweep
 import _tables
 import paper
 import pytest
+import suite
 from _settings import compose_settings
 from _sweep import Means, in_good_order, processes
 
@@ -136,6 +138,22 @@ def test_only_what_moves_a_number_alters_a_row(goft_on_rte, word, is_altered):
     cells = [dataclasses.replace(cell, words=(*cell.words, word)) for cell in cells]
     (row,) = paper.rows_of(part, cells, ask, _tables.Library(_plan.Shelf(goft_on_rte), {}))
     assert row.is_altered is is_altered
+
+
+@pytest.mark.parametrize(
+    ("words", "is_altered"),
+    [
+        (["train.batch_size=16", "train.accumulation=2", "train.gradient_checkpointing=true"], False),
+        (["train.batch_size=16"], True),
+        (["train.batch_size=16", "train.accumulation=2", "optim.clip=2.0"], True),
+    ],
+)
+def test_a_batch_in_passes_is_the_same_training(words, is_altered):
+    """As a run that is out of memory advises."""
+    own = ["task=glue/rte", "method=goft", "seed=0"]
+    cell = _plan.Cell((*own, *words), compose_settings([*own, *words]))
+    assert _tables.is_altered(cell) is is_altered
+    assert _tables._is_altered_by(set(words), cell) is is_altered
 
 
 def test_figure_3_prints_the_wins(capsys, tmp_path):
@@ -529,3 +547,23 @@ def test_items_without_runs_print_what_is_published(repository, tmp_path):
     assert code == 0
     assert "measured on cpu" in out
     assert str(load_paper("goft-icml2024")["table10"]["rows"]["qgoft"][0]) in (tmp_path / "tables" / "table10-published.md").read_text()
+
+
+def test_looking_and_fetching_go_on_past_what_cannot_be_had(tmp_path, capsys):
+    words = [("task=glue/rte",), ("protocol=psoft_iclr26", "task=math/math", "method=lora", f"data.root={tmp_path}", "data.source=hub")]
+    cells = [_plan.Cell(some, compose_settings([*some, f"results.root={tmp_path}"])) for some in words]
+    problems = {}
+    keyed, identities = _plan.identify_all([*cells, cells[1]], 1, problems)
+    assert [cell.settings.task.full_name for cell in keyed] == ["glue/rte"]
+    assert len(identities) == 1
+    assert list(problems) == ["math/math"]
+    assert _command.tell_problems({**problems, "math/gsm8k": problems["math/math"]}) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("qgoft: left out math/math, math/gsm8k: ")
+    with pytest.raises(QgoftError):
+        _plan.identify_all(cells, 1)
+
+
+@pytest.mark.parametrize("words", [["--action", "status"], ["--launcher", "submitit_slurm"]])
+def test_another_machine_s_gpus_are_not_asked_for_here(words):
+    suite.parse(["glue", "--nproc", "64", "--accelerate", "fsdp2", *words])

@@ -12,7 +12,7 @@ REASONS = {
         "goft-icml2024",
         "table3",
         "fact_tt_r16",
-    ): "copied from FacT: ranks up to 16, by task; r=16 on query, key, value and output has 36,864",
+    ): "copied from FacT: ranks up to 16, by task; r=16 has 61,440 on all linear layers, as in FacT's code, 36,864 on query, key, value and output",
     ("goft-icml2024", "table3", "fact_tk_r32"): "copied from FacT: ranks up to 32, by task",
     ("goft-icml2024", "table2", "adalora"): "the paper states no rank",
     ("psoft-iclr2026", "table3", "full"): "with a head of 100 classes",

@@ -29,6 +29,7 @@ DRAWS = 1000
 SHARE = 0.95
 Array = np.ndarray[Any, Any]
 ItemScore = Callable[[Any, Any], float]  # of a prediction and a label, in percent
+Which = tuple[str, str]
 # A line of predictions.jsonl.gz whose prediction and label are numbers, as they are written: all others are read as JSON.
 _NUMBERS = re.compile(rb'\{("set": "[^"]*", "idx": (?:\d+|"[^"\\]*")), "prediction": (-?[\d.e+-]+), "label": (-?[\d.e+-]+)\}\n')
 
@@ -77,12 +78,12 @@ def read_lines(folder: Path) -> list[dict[str, Any]] | None:
         return None
 
 
-def read_answers(folder: Path, scored: ItemScore | None = None, begin: str = "") -> Answers | None:
+def read_answers(folder: Path, scored: ItemScore | None = None, which: Which | None = None) -> Answers | None:
     """The answers of a run's folder as numbers (texts get numbers of their own), or with `scored` every item's own score as its prediction;
     None where they are missing, torn, or not of this kind.
 
     Args:
-        begin: of the names of the items that are wanted.
+        which: the items that are wanted, by what a field of their lines begins with; None: all.
     """
     if scored is not None:
         lines = read_lines(folder)
@@ -91,11 +92,11 @@ def read_answers(folder: Path, scored: ItemScore | None = None, begin: str = "")
         except (TypeError, ValueError, AttributeError):
             return None
     text = _read(folder)
-    found = [] if begin else _NUMBERS.findall(text)
+    found = [] if which else _NUMBERS.findall(text)
     if found and len(found) == text.count(b"\n"):
         items = hashlib.sha256(b"\n".join(item for item, _, _ in found)).hexdigest()
         return Answers(items, np.array([p for _, p, _ in found], "S").astype(float), np.array([r for _, _, r in found], "S").astype(float))
-    lines = [line for line in read_lines(folder) or () if not begin or str(line["idx"]).startswith(begin)]
+    lines = [line for line in read_lines(folder) or () if which is None or str(line[which[0]]).startswith(which[1])]
     if not lines:
         return None
     return Answers(_checksum(lines), *_as_numbers([line["prediction"] for line in lines], [line["label"] for line in lines]))
@@ -192,6 +193,8 @@ def _mean(weights: Array, predictions: Array, labels: Array) -> Array:
 
 SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
     "accuracy": _share_right,
+    "accuracy_matched": _share_right,
+    "accuracy_mismatched": _share_right,
     "matthews": _matthews,
     "f1": _f1,
     "pearson_spearman": _pearson_spearman,
@@ -199,8 +202,13 @@ SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
     "mmlu5_avg": _share_right,
     "mmlu0_avg": _share_right,
 }
-# The metrics of some of a run's items alone -> how the names of these begin.
-BEGINNINGS = {"mmlu5_avg": "5-", "mmlu0_avg": "0-"}
+# The metrics of some of a run's items alone -> which: what a field of their lines begins with.
+ITEMS_OF: dict[str, Which] = {
+    "mmlu5_avg": ("idx", "5-"),
+    "mmlu0_avg": ("idx", "0-"),
+    "accuracy_matched": ("set", "matched"),
+    "accuracy_mismatched": ("set", "mismatched"),
+}
 
 
 def _question(number: int) -> ItemScore:
@@ -229,7 +237,7 @@ class Redrawn:
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = folders
         self._weights: dict[int, Array] = {}
-        self._answers: dict[tuple[str, ItemScore | None, str], Answers | None] = {}
+        self._answers: dict[tuple[str, ItemScore | None, Which | None], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
     def column(self, column: Column, records: Sequence[Record]) -> Drawn | None:
@@ -282,17 +290,17 @@ class Redrawn:
         score = SCORES.get(metric) if scored is None else _mean
         if score is None or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
             return None
-        found = [self._read(record["key"], scored, BEGINNINGS.get(metric, "")) for record in records]
+        found = [self._read(record["key"], scored, ITEMS_OF.get(metric)) for record in records]
         answers = [one for one in found if one is not None and len(one.labels) == records[0]["metrics"][metric]["n"]]
         if len(answers) < len(records) or len({one.items for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
         return answers[0].items, score(self._drawn(len(labels)), predictions, labels)
 
-    def _read(self, key: str, scored: ItemScore | None, begin: str) -> Answers | None:
-        place = (key, scored, begin)
+    def _read(self, key: str, scored: ItemScore | None, which: Which | None) -> Answers | None:
+        place = (key, scored, which)
         if place not in self._answers:
-            self._answers[place] = read_answers(self.folders[key], scored, begin) if key in self.folders else None
+            self._answers[place] = read_answers(self.folders[key], scored, which) if key in self.folders else None
         return self._answers[place]
 
     def _drawn(self, items: int) -> Array:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from qgoft.report.items import BESIDE, PAPER_MODELS, SUITES, Column, Item, Record
+from qgoft.report.counts import REASONS
+from qgoft.report.items import BESIDE, PAPER_MODELS, SETUP, SUITES, Column, Item, Record
 from qgoft.report.layout import Table
 from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
@@ -21,7 +22,6 @@ from qgoft.settings import DECODER_SUITES, method_label
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
     "oft": "#Param of oft: peft trains the skew-symmetric entries; oft_paper has the full b x b blocks that the paper counts",
-    "adalora": "#Param of adalora: what is trained, at the starting rank; the paper prints the final budget",
 }
 PART = {
     "test": "test split",
@@ -87,6 +87,10 @@ class Row:
     def all(self) -> list[Record]:
         return [record for records in self.records.values() for record in records]
 
+    def any(self) -> list[Record]:
+        """Of runs that are done, or where none is, of those that failed."""
+        return self.all() or [record for records in self.failed.values() for record in records]
+
 
 def row_label(record: Record) -> str:
     """lora@r8; a random backbone is said first."""
@@ -111,6 +115,7 @@ def build_table(
         [f"{item.title} ({protocol})", "#Param", *item.titles],
     )
     places: dict[int, int] = {}  # number of a row -> its line
+    reasons: list[str] = []
     for number, row in enumerate(rows):
         places[number] = len(table.rows)
         table.rows.append(_cells(row, item))
@@ -118,11 +123,14 @@ def build_table(
         if is_comparable:
             published = _published(item, row)
             if published:
+                reason = REASONS.get((published.paper, published.table, published.name))
+                reasons += [f"#Param of {row.label}: {reason}"] if reason else []
                 table.rows += _beside(row, published, item, is_comparable=_is_comparable(row))
     majority = _majority(rows, item)
     if majority:
         table.rows.append(majority)
     table.notes = _notes(rows, [] if item.unprinted else load_rows(item.paper, item.table), item, is_comparable)
+    table.notes += reasons
     if item.unprinted:
         table.notes.append(f"published: {item.unprinted}")
     if redrawn is not None:
@@ -166,6 +174,8 @@ def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item
             if gap is None or not gap.is_order:
                 break
             table.marks[places[order[rank]], place] = mark
+    if not places_of:
+        return []
     return [
         "bold: best, underlined: second, where the 95% interval of its difference from the next (over seeds and items) does not hold 0, never "
         f"with one seed; {table.name}-paired has the intervals"
@@ -255,8 +265,12 @@ def _won_and_lost(ours: Row, theirs: Row, item: Item) -> tuple[int, int]:
 def scores_of(row: Row, column: Column) -> list[float]:
     """What the seeds of a row scored in a column, or what its trainings cost."""
     if column.task is None:
-        trainings = {record["provenance"].get("training", record)["key"]: record for record in row.all()}
-        return [value for record in trainings.values() if (value := column.value(record)) is not None]
+        costs: dict[str, float] = {}
+        # Of tasks that share a training, the one that did it knows what it cost.
+        for record in sorted(row.all(), key=lambda record: record["provenance"].get("training", {}).get("shared", False)):
+            if (value := column.value(record)) is not None:
+                costs.setdefault(record["provenance"].get("training", record)["key"], value)
+        return list(costs.values())
     return [column.value(record) for record in row.records.get(column.task, [])]
 
 
@@ -280,7 +294,7 @@ def averages_of(row: Row, item: Item) -> list[float | None]:
 
 
 def _cells(row: Row, item: Item) -> list[str]:
-    counts = {record["params"]["trainable"] for record in row.all()}
+    counts = {record["params"]["trainable"] for record in row.any()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     averages = ["-" if average is None else f"{average:.1f}" for average in averages_of(row, item)]
     cells = [[_cell(row, column) for column in columns] for columns in (item.columns, item.beside)]
@@ -288,9 +302,9 @@ def _cells(row: Row, item: Item) -> list[str]:
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:
-    if not row.all() or item.unprinted:
+    if not row.any() or item.unprinted:
         return None
-    record = row.all()[0]
+    record = row.any()[0]
     # The published counts of oft are those of full blocks; the row of the same block size stands beside ours with that reason.
     methods = (record["method"], record["method"] + "_paper")
     found = [
@@ -328,7 +342,7 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
     for ours, printed in zip(averages_of(row, item), printed_averages(published, item), strict=True):
         differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
-    return [printed_row, ["  difference", "", *differences, *("" for _ in item.beside)]]
+    return [printed_row, *([["  difference", "", *differences, *("" for _ in item.beside)]] if differences else [])]
 
 
 def printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
@@ -337,7 +351,8 @@ def printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
         return []
     cells = [published.printed(column.printed) for column in item.columns]
     printed = published.printed("average") if published.average is None else published.average
-    return [*item.averages([v if isinstance(v, float | int) else None for v in cells])[:-1], printed]
+    groups = item.averages([v if isinstance(v, float | int) else None for v in cells])[:-1]
+    return [*(None if mean is None else round(mean, 2) for mean in groups), printed]
 
 
 def _printed(published: PublishedRow, item: Item) -> list[str]:
@@ -366,7 +381,10 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     parts = ", ".join(sorted({PART[r["settings"]["splits"]] for r in own}))
     rules = ", ".join(sorted({RULE[r["selection"]] for r in own}))
     spread = ", ± standard deviation over seeds" if len(seeds) > 1 else ""
-    notes = [f"n = {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{spread}; {parts}; {rules}; #Param without the head"]
+    what = f"{parts}; {rules}" if item.columns else rules  # costs are of no part
+    notes = [f"n = {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{spread}; {what}; #Param without the head"]
+    if SETUP in item.beside:
+        notes.append("start s: weights, rows and the decomposition; printed: the decomposition alone")
     if any(row.is_context for row in rows):
         context = sorted({record["seed"] for row in rows if row.is_context for record in row.all()})
         notes.append(f"* from results/measured (committed records, n = {len(context)}), for comparison")

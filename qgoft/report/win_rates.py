@@ -52,6 +52,8 @@ def build_win_rates(rated: Rated, protocol: str) -> Table | None:
         difference = statistics.fmean(first_means[question] - means[question] for question in means)
         table.rows.append([label, *map(str, counts), f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"])
     table.notes.append("interval: bootstrap over questions, 2000 draws; other seeds are not in it")
+    if any(len({seed for seed, _ in ratings}) > 1 for ratings, _ in rated.values()):
+        table.notes.append("won, tie, lost: by a question's mean rating over seeds, so that ties are rarer than in one run")
     if first == "goft":
         printed = load_figures("goft-icml2024", "figure3")["rows"]
         shown = "; ".join(f"{name} {'/'.join(map(str, row['values']))}" for name, row in printed.items())

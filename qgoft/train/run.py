@@ -247,11 +247,12 @@ def trained_folder(settings: RunSettings, key: str) -> Path:
 def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops) -> dict[str, Any]:
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
-    fitted, outcomes, status, reason, training = None, {}, "done", None, None
+    fitted, outcomes, status, reason, training, peak = None, {}, "done", None, None, None
     tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position))
     reset_peak_memory()
     try:
         fitted, training = _train(prepared, tracker, stops)
+        peak = peak_memory()  # of training: scoring holds copies of merged weights and writes many answers at a time
         with whole(prepared.adapted.model), merged(prepared.adapted):
             outcomes = report_parts(prepared)
         if training is not None and training["shared"]:
@@ -283,7 +284,7 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     metrics = prepared.suite.measure(outcomes) if outcomes else {}
     if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
-    record = _record(prepared, started, setup, fitted, metrics, status, reason, training)
+    record = _record(prepared, started, setup, fitted, metrics, status, reason, training, peak_memory() if peak is None else peak)
     tracker.finish(record)
     return record
 
@@ -305,6 +306,7 @@ def _record(
     status: str,
     reason: str | None,
     training: dict[str, Any] | None,
+    peak: int | None,
 ) -> dict[str, Any]:
     settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
     seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
@@ -338,7 +340,7 @@ def _record(
             "seconds_per_step": seconds / steps if seconds and steps else None,
             "examples_per_second": examples / seconds if seconds and examples else None,
             # Of a training that another run did, this process has seen nothing.
-            "peak_memory_bytes": None if training and training["shared"] else peak_memory(),
+            "peak_memory_bytes": None if training and training["shared"] else peak,
         },
         "orthogonality": {"max_error": max_error, "penalty": penalty},
         "started": started,

@@ -91,6 +91,19 @@ def test_the_interval_of_an_accuracy_is_that_of_theory(shop):
     assert drawn.scores.std() == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 400), rel=0.1)
 
 
+@pytest.mark.parametrize(("part", "share"), [("matched", 0.9), ("mismatched", 0.6)])
+def test_mnli_is_drawn_from_the_part_that_its_metric_is_of(shop, part, share):
+    """The papers' protocols report one of the two parts."""
+    record = shop.run("a", 0, 1.0, "mnli", answers=False)
+    labels = [0, 1] * 100
+    predictions = [label if i % 10 < (9 if i < 100 else 6) else 1 - label for i, label in enumerate(labels)]
+    write(shop.folders[record["key"]], predictions, labels, ["matched"] * 100 + ["mismatched"] * 100)
+    record["primary"] = f"accuracy_{part}"
+    record["metrics"] = {record["primary"]: {"value": 100 * share, "n": 100, "higher_is_better": True}}
+    drawn = Redrawn(shop.folders).column(Column("mnli", "MNLI", "mnli"), [record])
+    assert drawn.scores[0, 0] == pytest.approx(100 * share)
+
+
 def test_a_clear_difference_and_none(shop):
     redrawn = Redrawn(shop.folders)
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))

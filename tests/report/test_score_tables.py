@@ -108,6 +108,36 @@ def test_what_is_not_comparable_has_no_difference(changes, altered, mark):
     assert f"qgoft {mark}".strip() in lines
 
 
+def test_a_row_that_failed_stands_beside_what_was_printed():
+    """Where the paper prints OOM, ours may be the same."""
+    failed = {"cola": [record("cola", 0.0, protocol="psoft_iclr26", method="goft_v2", status="oom")]}
+    failed["cola"][0]["params"]["trainable"] = 79_000
+    table = build_table("glue", "psoft_iclr26", [Row("goft_v2", {}, planned={"cola": 1}, failed=failed)], item=ITEMS["psoft-table2"])
+    lines = rows_of(table)
+    assert lines["goft_v2"][:2] == ["79,000", "oom"]
+    assert lines["published"][0] == "0.08M"
+    assert "difference" not in lines
+
+
+def test_the_peak_of_a_shared_training_is_that_of_the_run_that_trained():
+    peaks = {"gsm8k": 8 * 2**30, "math": None}
+    records = {task: [record(task, 50.0, protocol="psoft_iclr26", method="lora", variant="r8", key=task)] for task in peaks}
+    for task, (made,) in records.items():
+        made["suite"], made["primary"] = "math", "accuracy"
+        made["metrics"] = {"accuracy": made["metrics"]["score"]}
+        made["cost"]["peak_memory_bytes"] = peaks[task]
+        made["provenance"]["training"] = {"key": "one", "shared": task == "math"}
+        made["provenance"]["hardware"] = {**made["provenance"]["hardware"], "device": "cuda"}
+    (memory,) = ITEMS["psoft-table4"].beside
+    assert scores_of(Row("lora@r8", records), memory) == [pytest.approx(8, rel=0.1)]
+
+
+def test_a_count_that_is_not_the_printed_one_says_why():
+    made = record("cifar", 70.0, method="fact_tt", variant="r16")
+    table = build_table("vtab", "goft_icml24", [Row("fact_tt@r16", {"cifar": [made]})])
+    assert any(note.startswith("#Param of fact_tt@r16: copied from FacT") for note in table.notes)
+
+
 def test_oom_is_printed_as_published():
     table = build_table(
         "glue", "psoft_iclr26", [Row("goft_v2", {"cola": [record("cola", 60.0, protocol="psoft_iclr26", method="goft_v2")]})]

@@ -18,6 +18,7 @@ from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.suites.decoder import Decoder
 
 SHOTS = (0, 5)
+HARNESS_ROWS = 8
 COLUMNS = ["question", "subject", "choices", "answer"]
 
 
@@ -57,7 +58,8 @@ class Mmlu(Decoder):
         if self.is_real:
             from qgoft.train.suites.harness import harness_answers
 
-            size = self.settings.train.eval_batch_size
+            # The logits of whole prompts of five examples, 128 of them, take 40 GB and more; the answers do not depend on it.
+            size = min(self.settings.train.eval_batch_size, HARNESS_ROWS)
             found = {shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, size) for shots in SHOTS}
         else:
             found = {shots: self._letters([self._prompt(row, shots) for row in self.questions], model, accelerator) for shots in SHOTS}
