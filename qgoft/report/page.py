@@ -179,8 +179,10 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
     words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
     words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
-        names = (name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}"))
-        words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
+        names = [name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}")]
+        # Answers that are sampled have a seed for every batch.
+        is_sampled = group == "train" and settings.get("task", {}).get("options", {}).get("temperature")
+        words += [f"{group}.{name}={_word(settings[group][name])}" for name in [*names, *(["eval_batch_size"] if is_sampled else [])]]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
     words += [f"++model.dtype={settings['model']['dtype']}"] if "dtype" in settings["model"] else []
     # Tables of names, which none gives on a command line, are the task's own.

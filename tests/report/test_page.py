@@ -138,6 +138,7 @@ def test_the_command_composes_to_the_same_settings():
             "train.precision=no",
         ],
         ["task=math/gsm8k", "method=lora", "++model.dtype=bfloat16", "++task.options.new_tokens=5"],
+        ["task=instruct/vicuna", "method=lora", "++task.options.temperature=0.7", "train.eval_batch_size=64"],
     ):
         settings = compose_settings(words)
         made = {
