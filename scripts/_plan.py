@@ -313,7 +313,7 @@ def identify_all(cells: Sequence[Cell], processes: int, problems: dict[str, Qgof
     """The cells with their keys. Rows and weights are looked at once each, whatever the number of cells.
 
     Args:
-        problems: where it is given, cells whose rows or weights cannot be had are left out, and named here: `math/math` -> why.
+        problems: where it is given, cells whose rows or weights cannot be had are left out, and named here: `math/math with llama-3.2-3b` -> why.
     """
     places: dict[tuple[Any, ...], Identity] = {}
     # The seeds of a cell share these objects, and all methods of a task their content.
@@ -327,14 +327,15 @@ def identify_all(cells: Sequence[Cell], processes: int, problems: dict[str, Qgof
         place = (spelled[objects], s.splits, s.results.root)
         known = places.get(place)
         if known is None:
-            if problems is not None and s.task.full_name in problems:
+            name = f"{s.task.full_name} with {s.model.name}"
+            if problems is not None and name in problems:
                 continue
             try:
                 known = places[place] = identify(s, processes=processes)
             except QgoftError as error:
                 if problems is None:
                     raise
-                problems[s.task.full_name] = error
+                problems[name] = error
                 continue
         identity = rekey(known, s, processes=processes)
         keyed.append(dataclasses.replace(cell, key=identity.key))
