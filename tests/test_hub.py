@@ -110,7 +110,9 @@ def test_planning_without_a_hub_is_one_line(tmp_path, repository):
         [*command, f"results.root={tmp_path}"], env=environment, capture_output=True, text=True, timeout=240, cwd=repository
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("qgoft: left out squad/v1 with minilm-l6: dataset rajpurkar/squad at revision main is not on this machine")
+    assert done.stderr.startswith(
+        "qgoft: left out squad/v1 with minilm-l6: dataset rajpurkar/squad at revision main is not on this machine"
+    )
     assert done.stderr.count("\n") == 1
 
 
