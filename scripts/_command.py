@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _plan import Cell, announce, generate, identify_all
-from _settings import choices
+from _settings import choices, name_of
 from _sweep import Means, sweep
 from _tables import MEASURED, Library
 
@@ -48,7 +48,7 @@ def check_means(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: at least 1 process is needed")
     for word in arguments.overrides:
-        name = word.partition("=")[0].lstrip("+~")
+        name = name_of(word)
         if name in PLANNED:
             raise QgoftError(f"ARGS={word}: the plan sets {name}; say {PLANNED[name]}=... instead")
         if name.startswith("hydra.launcher") and not arguments.launcher.startswith("submitit"):
@@ -59,15 +59,14 @@ def check_means(arguments: argparse.Namespace) -> None:
         choose("accelerate", arguments.accelerate, choices("accelerate"), "change ACCELERATE")
         if arguments.nproc < 2:
             raise QgoftError(f"ACCELERATE={arguments.accelerate} divides a run among processes; set NPROC to the number of GPUs")
-        if arguments.action != "run" or arguments.launcher.startswith("submitit"):
-            return  # the GPUs are another machine's
-        import torch  # takes two seconds, and is asked for nothing else here
+        if arguments.action == "run" and arguments.launcher != "submitit_slurm":  # whose GPUs are other machines'
+            import torch  # takes two seconds, and is asked for nothing else here
 
-        if torch.cuda.device_count() < arguments.nproc:
-            raise QgoftError(
-                f"ACCELERATE={arguments.accelerate} needs {arguments.nproc} GPUs, and this machine has {torch.cuda.device_count()}; lower NPROC, or "
-                "leave ACCELERATE out: NPROC alone works on CPUs"
-            )
+            if torch.cuda.device_count() < arguments.nproc:
+                raise QgoftError(
+                    f"ACCELERATE={arguments.accelerate} needs {arguments.nproc} GPUs, and this machine has {torch.cuda.device_count()}; lower NPROC, "
+                    "or leave ACCELERATE out: NPROC alone works on CPUs"
+                )
 
 
 def run_words(overrides: list[str]) -> list[str]:
@@ -183,21 +182,21 @@ def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path
         announce_downloads(cells)
     generate(cells, arguments.jobs)
     # To look and to fetch go as far as they can: some parts are on no hub.
-    problems: dict[str, QgoftError] | None = None if arguments.action == "run" else {}
+    problems: dict[str, QgoftError] = {}
     asked = cells
-    cells, identities = identify_all(asked, arguments.nproc, problems)
+    cells, identities = identify_all(asked, arguments.nproc, None if arguments.action == "run" else problems)
     if arguments.action == "fetch" and problems:
         fetch_weights(asked, problems)
     if not cells:
-        return tell_problems(problems or {})
+        return tell_problems(problems)
     distinct = {identity.key: (cell, identity) for cell, identity in zip(reversed(cells), reversed(identities), strict=True)}
     runs, places = (list(column)[::-1] for column in zip(*distinct.values(), strict=True))
     if arguments.action == "status":
         show_status(runs, places)
-        return tell_problems(problems or {})
+        return tell_problems(problems)
     if arguments.action == "fetch":
         show_fetched(runs, places)
-        return tell_problems(problems or {})
+        return tell_problems(problems)
     missing = run_left(title, runs, places, arguments, root)
     if arguments.detach:
         return 0

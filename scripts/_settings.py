@@ -80,9 +80,14 @@ def check_overrides(overrides: list[str]) -> None:
             raise QgoftError(f"protocol {protocol} has no recipe for method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
 
 
+def name_of(word: str) -> str:
+    """The setting that a word of the command line sets: +optim.clip=2 -> optim.clip."""
+    return word.partition("=")[0].lstrip("+~")
+
+
 def counts(word: str) -> bool:
     """Whether a word of the command line, other than the seed, sets what moves a number."""
-    name = word.partition("=")[0].lstrip("+~")
+    name = name_of(word)
     return name != "seed" and moves_a_number(name)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from _plan import RANDOM_MODELS, Cell, Shelf, compose_cells, composed, protocol_seeds
-from _settings import REPOSITORY, choices, counts
+from _settings import REPOSITORY, choices, counts, name_of
 
 from qgoft.errors import DISK_ERRORS
 from qgoft.records import Found, base_model, find_records
@@ -77,11 +77,16 @@ def is_altered(cell: Cell) -> bool:
     if any(word.startswith("recipe=") for word in cell.words):
         return True  # borrowed from another method; there may be none of its own to compare with
     unaltered = dataclasses.replace(composed(tuple(own)), seed=cell.settings.seed)
-    return settings_in_key(_in_one_pass(unaltered)) != settings_in_key(_in_one_pass(cell.settings))
+    return not _are_same_training(unaltered, cell.settings)
 
 
 # What fits a training into less memory and leaves it the same one.
 DIVIDING = {"train.batch_size", "train.accumulation", "train.gradient_checkpointing"}
+
+
+def _are_same_training(one: RunSettings, other: RunSettings) -> bool:
+    """Whether two runs differ in nothing that moves a number, but in how a batch is fitted into memory."""
+    return settings_in_key(_in_one_pass(one)) == settings_in_key(_in_one_pass(other))
 
 
 def _in_one_pass(settings: RunSettings) -> RunSettings:
@@ -93,10 +98,10 @@ def _in_one_pass(settings: RunSettings) -> RunSettings:
 def _is_altered_by(words: set[str], cell: Cell) -> bool:
     """Whether some words of a cell, which its item does not set, change more than how the same training is computed."""
     moving = {word for word in words if counts(word)}
-    if not moving or not {word.partition("=")[0].lstrip("+~") for word in moving} <= DIVIDING:
+    if not moving or not set(map(name_of, moving)) <= DIVIDING:
         return bool(moving)
     own = composed(tuple(word for word in cell.words if word not in moving))
-    return settings_in_key(_in_one_pass(own)) != settings_in_key(_in_one_pass(cell.settings))
+    return not _are_same_training(own, cell.settings)
 
 
 def collect_rows(

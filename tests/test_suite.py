@@ -67,6 +67,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
         (["--nproc", "2", "--accelerate", "fsdp"], "unknown accelerate 'fsdp'; allowed are deepspeed_zero2, fsdp2; change ACCELERATE"),
         (["--accelerate", "fsdp2"], "set NPROC to the number of GPUs"),
         (["--nproc", "99", "--accelerate", "fsdp2"], "needs 99 GPUs"),
+        (["--nproc", "99", "--accelerate", "fsdp2", "--launcher", "submitit_local"], "needs 99 GPUs"),
     ],
 )
 def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, message):

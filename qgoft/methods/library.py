@@ -214,7 +214,7 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if values["r"] > smallest:
         raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
-    if values.get("k", 3) < 3 or values.get("k") == 4:
+    if values.get("k") in (1, 2, 4):
         raise ValueError(
             f"k={values['k']}: peft's series is none below 3 terms, and with 4 the one of 3, which would be trained twice; allowed are 3, 5 and more"
         )

@@ -179,15 +179,15 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
     words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
     words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
-        names = [name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}")]
-        # Answers that are sampled have a seed for every batch.
-        is_sampled = group == "train" and settings.get("task", {}).get("options", {}).get("temperature")
-        words += [f"{group}.{name}={_word(settings[group][name])}" for name in [*names, *(["eval_batch_size"] if is_sampled else [])]]
+        names = (name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}"))
+        words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
     words += [f"++model.dtype={settings['model']['dtype']}"] if "dtype" in settings["model"] else []
     # Tables of names, which none gives on a command line, are the task's own.
     options = {name: value for name, value in settings.get("task", {}).get("options", {}).items() if not isinstance(value, dict | list)}
     words += [f"++task.options.{name}={_word(value)}" for name, value in options.items()]
+    # As in `settings_in_key`: sampled answers have a seed for every batch.
+    words += [f"train.eval_batch_size={settings['train']['eval_batch_size']}"] if options.get("temperature") else []
     words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]
     words += [f"{name}={settings[name]}" for name in ("splits", "selection") if name in settings]
     processes = record["provenance"]["hardware"].get("processes", 1)

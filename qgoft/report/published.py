@@ -34,11 +34,11 @@ class PublishedRow:
 def load_rows(paper: str, table: str) -> list[PublishedRow]:
     """All rows of one table, in the order of print."""
     printed, rows = load_figures(paper, table), []
-    for name, row in printed["rows"].items():
+    for label, row in printed["rows"].items():
         values = dict(zip(printed["columns"], row["values"], strict=True))
         params = f"{values['params']:,}" if "params" in values else row.get("params")
         more = (row.get(name) for name in ("avg", "targets", "penalty", "memory_gb"))
-        rows.append(PublishedRow(paper, table, name, row["method"], row["variant"], params, values, *more))
+        rows.append(PublishedRow(paper, table, label, row["method"], row["variant"], params, values, *more))
     return rows
 
 

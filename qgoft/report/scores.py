@@ -155,7 +155,7 @@ def _open_cells(table: Table, row: Row, item: Item) -> None:
 def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item, redrawn: Redrawn) -> list[str]:
     """Bold and underline, where the order holds."""
     ranked = [number for number, row in enumerate(rows) if row.is_ranked]
-    if len(ranked) < 2:
+    if len(ranked) < 2 or not item.columns:
         return []
     places_of: list[tuple[int, Callable[[Row], float | None], Callable[[Row, Row], Difference | None]]] = [
         (2 + number, functools.partial(_mean_of, column=column), functools.partial(_column_gap, redrawn, column))
@@ -174,8 +174,6 @@ def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item
             if gap is None or not gap.is_order:
                 break
             table.marks[places[order[rank]], place] = mark
-    if not places_of:
-        return []
     return [
         "bold: best, underlined: second, where the 95% interval of its difference from the next (over seeds and items) does not hold 0, never "
         f"with one seed; {table.name}-paired has the intervals"

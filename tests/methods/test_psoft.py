@@ -138,6 +138,7 @@ def test_ranks_of_tables_17_and_18():
         ("psoft", "r8-k", "'k' cannot follow"),
         ("psoft", "r8-strict3", "'strict3' cannot follow"),
         ("psoft", "r8-k0", "at least 1"),
+        ("psoft", "r8-k1", "k=1: peft's series is none below 3 terms"),
         ("psoft", "r8-k2", "k=2: peft's series is none below 3 terms, and with 4 the one of 3, .*; allowed are 3, 5 and more"),
         ("psoft", "r8-k4", "k=4: peft's series is none below 3 terms"),
         ("psoft", "r8-strict-alpha", "strict and alpha exclude each other"),
