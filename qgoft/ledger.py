@@ -19,13 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qgoft.records import RecordError, compute_key, read_record
+from qgoft.records import RecordError, compute_key, read_record, write_atomically
 from qgoft.settings import RunSettings, results_folder, settings_from_record, settings_in_key
 from qgoft.tasks.sources import DataFiles, ModelFiles, find_data, find_model, split_names
 
 # Seconds between two signs of life of a running process, and after how many without one its lease is void.
 HEARTBEAT, EXPIRY = 15.0, 120.0
+# After how many seconds by the clock a run of another machine is shown as dead. For showing alone: clocks of machines differ.
+SILENT = 1800.0
 LEASES = "lease.*.json"
+FAILURES = "failure.*.json"
 CHECKPOINT = "checkpoint"
 
 
@@ -60,6 +63,20 @@ class Identity:
         """Drop the checkpoints of a run that is done; one that was killed right after its record leaves them."""
         shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
 
+    def leave_failure(self, rank: int, status: str, reason: str) -> None:
+        """A process of the run, not the one that writes the record, says what went wrong in it."""
+        write_atomically(self.folder / f"failure.{rank}.json", json.dumps({"status": status, "reason": f"process {rank}: {reason}"}))
+
+    def take_failure(self) -> tuple[str, str] | None:
+        """(status, reason) that a process of the run left; it is removed."""
+        found = None
+        for path in sorted(self.folder.glob(FAILURES), reverse=True):
+            left = _parse(_read(path) or "")
+            if {"status", "reason"} <= set(left):
+                found = left["status"], left["reason"]
+            path.unlink(missing_ok=True)
+        return found
+
     def state(self) -> tuple[str, str]:
         """(planned, running, done, failed, ..., torn) and the reason, who runs it, or from where it goes on."""
         try:
@@ -68,13 +85,16 @@ class Identity:
             return "torn", str(error)
         if record is not None and record["status"] == "done":
             return "done", ""
-        holder = Lease(self.folder).holder()
-        if holder is not None:
+        lease = Lease(self.folder)
+        holder, silent = lease.holder(), lease.silence()
+        if holder is not None and silent < SILENT:
             return "running", holder
         if record is not None:
             return record["status"], record["reason"] or ""
         files = checkpoint_files(self.folder / CHECKPOINT)
-        return "planned", f"goes on after step {checkpoint_step(files[-1])}" if files else ""
+        words = [f"goes on after step {checkpoint_step(files[-1])}"] if files else []
+        words += [f"{holder} began it and has shown no sign of life for {silent / 3600:.1f} h"] if holder is not None else []
+        return "planned", "; ".join(words)
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
@@ -181,6 +201,13 @@ class Lease:
             return None
         content = _parse(text)
         return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
+
+    def silence(self) -> float:
+        """Seconds since the last sign of life, by this machine's clock and the file system's; 0 without a lease."""
+        files = self._files()
+        with suppress(OSError):
+            return max(0.0, time.time() - files[-1].stat().st_mtime) if files else 0.0
+        return 0.0
 
     def __enter__(self) -> "Lease":
         began, first = time.monotonic(), None

@@ -54,7 +54,7 @@ def check_means(arguments: argparse.Namespace) -> None:
         if name.startswith("hydra.launcher") and not arguments.launcher.startswith("submitit"):
             raise QgoftError(f"ARGS={word} is for jobs of a cluster; set LAUNCHER=submitit_slurm or submitit_local with it")
     if arguments.detach and not arguments.launcher.startswith("submitit"):
-        raise QgoftError("DETACH leaves jobs to a cluster; set LAUNCHER=submitit_slurm or submitit_local")
+        raise QgoftError("DETACH leaves jobs to a cluster; set LAUNCHER=submitit_slurm")
     if arguments.accelerate:
         choose("accelerate", arguments.accelerate, choices("accelerate"), "change ACCELERATE")
         if arguments.nproc < 2:
@@ -71,12 +71,16 @@ def check_means(arguments: argparse.Namespace) -> None:
 
 def run_words(overrides: list[str]) -> list[str]:
     """The overrides of a run; the others are the launcher's."""
-    return [word for word in overrides if not word.startswith("hydra.")]
+    return [word for word in overrides if not _is_of_launcher(word)]
+
+
+def _is_of_launcher(word: str) -> bool:
+    return name_of(word).startswith("hydra.")
 
 
 def means_of(arguments: argparse.Namespace, jobs: int) -> Means:
     """With what the sweep runs, as the command line says."""
-    launcher_words = tuple(word for word in arguments.overrides if word.startswith("hydra."))
+    launcher_words = tuple(word for word in arguments.overrides if _is_of_launcher(word))
     return Means(jobs, arguments.launcher, arguments.nproc, arguments.accelerate, arguments.failfast, arguments.detach, launcher_words)
 
 

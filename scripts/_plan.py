@@ -353,6 +353,8 @@ def known_seconds(records: Sequence[Record], protocol: str) -> KnownSeconds:
         if record["protocol"] == protocol and record["status"] == "done":
             begun, ended = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
             seconds = (ended - begun).total_seconds()
+            if "resumed" in record["provenance"]:  # what begun says is of its last part
+                seconds = max(seconds, record["cost"]["setup_seconds"] + (record["cost"]["seconds"] or 0.0))
             if seconds >= 0:  # a clock that was set back in the middle says nothing
                 known[record["suite"], record["method"]].append(seconds)
                 known[(record["suite"],)].append(seconds)

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from _plan import Cell, spell_time
-from _settings import CONFIGS, compose_launcher
+from _settings import CONFIGS, compose_launcher, name_of
 
 from qgoft.errors import QgoftError, one_line
 from qgoft.ledger import EXPIRY, Identity, Lease, LeaseHeld, LeaseLost
@@ -37,6 +37,8 @@ NOBODY = -1  # whose attempts are those that ended before any run had begun
 GRACE, GRACE_AHEAD = 28.0, 110.0
 # How often a job of a cluster may meet its time limit.
 REQUEUES = 100
+# Jobs in one array where SLURM does not say how many it takes (its default), and minutes of a job of this machine, which has no limit.
+DEFAULT_ARRAY, LOCAL_MINUTES = 1001, 60 * 24 * 30
 # Seconds between two looks at a run that another sweep holds.
 PATIENCE = 5.0
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
@@ -292,7 +294,8 @@ def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means)
     if status == "running":  # by another sweep, whose run it is
         return Outcome(number, "held", reason)
     if code and status != "done" and _read(identity) == before:  # what an earlier attempt left says nothing of this one
-        return Outcome(number, "refused", f"it ended with exit code {code} and left no record; see above")
+        failure = identity.take_failure()  # of a process, while the one that writes the record was killed
+        return Outcome(number, *(failure or ("refused", f"it ended with exit code {code} and left no record; see above")))
     return Outcome(number, status, reason)
 
 
@@ -327,6 +330,12 @@ class Job:
         # The lease of a node that is gone is void only after a while.
         while (outcome := self._once()).status == "held" and time.monotonic() - began < 2 * EXPIRY:
             time.sleep(PATIENCE)
+        # A signal that submitit lets pass (SIGTERM) does not end the job. A run in this process goes on by itself; processes of a run have saved
+        # it and left, and are begun again.
+        for _ in range(REQUEUES):
+            if self.means.nproc == 1 or outcome.status != "interrupted":
+                break
+            outcome = self._once()
         return outcome
 
     def _once(self) -> Outcome:
@@ -342,51 +351,112 @@ class Job:
 
 
 def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -> list[Outcome]:
-    """A job array with one job a cell. With `detach` the jobs are submitted and left alone."""
+    """Job arrays with one job a cell. With `detach` the jobs are submitted and left alone."""
     try:
         import submitit
     except ImportError as error:
         raise QgoftError(f"LAUNCHER={means.launcher} needs submitit, which is not installed: pip install submitit") from error
-    if means.launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+    is_slurm = means.launcher == "submitit_slurm"
+    if is_slurm and shutil.which("sbatch") is None:
         raise QgoftError("there is no SLURM on this machine (no sbatch); use LAUNCHER=submitit_local, or joblib")
+    if means.detach and not is_slurm and len(cells) > means.jobs:
+        raise QgoftError(
+            f"DETACH=1 with LAUNCHER=submitit_local would start all {len(cells)} runs at once, and JOBS is {means.jobs}; leave DETACH out, or use "
+            "submitit_slurm, which has a queue"
+        )
     settings = compose_launcher(means.launcher, list(means.overrides))
     folder = Path(cells[0].settings.results.root).resolve() / "jobs"
     # Jobs are python processes of their own: they must find these scripts.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    cluster = means.launcher.removeprefix("submitit_")
-    # A job that meets its time limit is queued again and goes on: each time it is further.
-    more = {"slurm_max_num_timeout": REQUEUES} if cluster == "slurm" else {}
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster, **more)
-    executor.update_parameters(name="qgoft", **settings)
-    if means.launcher == "submitit_slurm":
-        executor.update_parameters(slurm_array_parallelism=means.jobs)
+    # A job that meets its time limit is queued again and goes on, each time further; one without checkpoints would begin anew every time.
+    keeps = not means.accelerate and all(cell.settings.results.checkpoint_seconds is not None for cell in cells)
+    more = {"slurm_max_num_timeout": REQUEUES if keeps else 0} if is_slurm else {}
+    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=means.launcher.removeprefix("submitit_"), **more)
+    executor.update_parameters(name="qgoft", **(settings if is_slurm else _of_this_machine(settings, means)))
     # A cluster keeps a queue; the local executor would start everything at once.
-    wave = len(cells) if means.launcher == "submitit_slurm" or means.detach else means.jobs
-    bad: list[Outcome] = []
-    began, done = time.monotonic(), 0
+    wave = _largest_array() if is_slurm else len(cells) if means.detach else means.jobs
     order = [number for number, _ in in_good_order(dict(enumerate(cells)))]
-    for first in range(0, len(cells), wave):
-        numbers = order[first : first + wave]
-        with executor.batch():
-            jobs = [executor.submit(Job(n, cells[n], means, identities[n])) for n in numbers]
-        if first == 0:
+    waves = [order[first : first + wave] for first in range(0, len(order), wave)]
+    if is_slurm:
+        executor.update_parameters(slurm_array_parallelism=max(1, means.jobs // len(waves)))
+    queued: list[tuple[Any, int]] = []  # jobs and the numbers of their cells
+
+    def submit(numbers: Sequence[int]) -> None:
+        try:
+            with executor.batch():
+                jobs = [executor.submit(Job(n, cells[n], means, identities[n])) for n in numbers]
+        except RuntimeError as error:  # sbatch's own words are in submitit's error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = next((line for line in lines if "sbatch: error" in line), (lines or ["no reason"])[-1])
+            left = f"; {len(queued)} jobs are queued and go on" if queued else ""
+            raise QgoftError(
+                f"the jobs were not taken: {said}{left}; ARGS='hydra.launcher.partition=...' and its like say what to ask for"
+            ) from error
+        if not queued:
             print(f"{len(cells)} jobs, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
-        if means.detach:
-            print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
-            return []
-        for job in submitit.helpers.as_completed(jobs):
-            number = numbers[jobs.index(job)]
-            outcome = _result(number, job)
-            if outcome.status == "held":
-                outcome = _await(number, identities[number])
-            done += 1
-            bad += [outcome] if outcome.status != "done" else []
-            _tell(done, len(cells), len(bad), began, cells[number], outcome)
-            if bad and means.failfast:
-                for other in jobs:
-                    other.cancel(check=False)
-                return bad
-    return bad
+        queued.extend(zip(jobs, numbers, strict=True))
+
+    bad: dict[int, Outcome] = {}
+    began, done, finished = time.monotonic(), 0, set()
+    try:
+        while len(queued) < len(order):
+            before = len(queued)
+            for numbers in waves if is_slurm else waves[before // wave :][:1]:
+                submit(numbers)
+            if means.detach:
+                print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
+                return []
+            present = queued[before:]
+            jobs = [job for job, _ in present]
+            for job in submitit.helpers.as_completed(jobs):
+                number = present[jobs.index(job)][1]
+                outcome = _result(number, job)
+                if outcome.status == "held":
+                    outcome = _await(number, identities[number])
+                done += 1
+                finished.add(number)
+                if outcome.status != "done":
+                    bad[number] = outcome
+                _tell(done, len(cells), len(bad), began, cells[number], outcome)
+                if bad and means.failfast:
+                    _cancel(queued)
+                    return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in order if n not in finished)]
+    except KeyboardInterrupt:
+        _cancel(queued)
+        print(
+            f"\nqgoft: {len(queued) - len(finished)} jobs are cancelled; with DETACH=1 they would go on by themselves",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise
+    return list(bad.values())
+
+
+def _cancel(queued: Sequence[tuple[Any, int]]) -> None:
+    for job, _ in queued:
+        job.cancel(check=False)
+
+
+def _largest_array() -> int:
+    """How many jobs SLURM takes in one array."""
+    try:
+        told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        told = ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, flags=re.M)
+    return max(1, int(found[1])) if found else DEFAULT_ARRAY
+
+
+def _of_this_machine(settings: dict[str, Any], means: Means) -> dict[str, Any]:
+    """The local executor's own defaults are those of a cluster: an hour, no GPU, every core for every job."""
+    import torch  # takes two seconds, and knows the GPUs
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (means.jobs * means.nproc))))
+    asked = {name_of(word).removeprefix("hydra.launcher.") for word in means.overrides}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = [int(number) for number in given.split(",")] if re.fullmatch(r"\d+(,\d+)*", given) else list(range(torch.cuda.device_count()))
+    defaults = {"timeout_min": LOCAL_MINUTES, "gpus_per_node": len(visible)}
+    return {**settings, **{name: value for name, value in defaults.items() if name not in asked}, "local_visible_gpus": visible}
 
 
 def _result(number: int, job: Any) -> Outcome:

@@ -8,8 +8,9 @@ A quote is a link to a table with the row and the column in its title; its numbe
 
     [87.7](../results/example/tables/table1.md "lora@r8 | Avg")
 
-A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do. Whole columns of a table stand
-between two comments, and are written anew as they are, all rows of them or those that are named:
+A row is named by its first cell without marks such as `(subset)`, or by its first cells where one would not do; a row of differences together
+with what is taken off, "qgoft minus lora@r8 | Avg". Whole columns of a table stand between two comments, and are written anew as they are, all
+rows of them or those that are named:
 
     <!-- table real-glue-small | #Param | CoLA | MRPC -->
     <!-- end of table -->
@@ -114,7 +115,8 @@ class Block:
 def pick(columns: list[str], rows: list[list[str]], quote: Quote) -> str:
     """The cell of a quote among the rows of its table."""
     named = (plain(quote.row[0]), *quote.row[1:])
-    fitting = [row for row in rows if (plain(row[0]), *row[1 : len(named)]) == named]
+    less = f" {plain(columns[0])}" if columns[0].startswith("minus ") else ""
+    fitting = [row for row in rows if (plain(row[0]) + less, *row[1 : len(named)]) == named]
     if len(fitting) != 1 or columns.count(quote.column) != 1:
         raise QgoftError(
             f"[{quote.text}]: table {quote.table} has {len(fitting)} rows called {' | '.join(quote.row)} and {columns.count(quote.column)} columns "

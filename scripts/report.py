@@ -272,7 +272,7 @@ def main(words: list[str]) -> int:
         table.write(out / "tables")
     write_atomically(out / "tables" / "all.tex", document(tables))
     write_atomically(out / "tables" / "runs.json", runs_behind(tables))
-    lead = f"{len(records)} runs. Every underlined number opens the runs behind it. Bold and underlined cells are told apart from the next by paired intervals."
+    lead = f"{len(records)} runs. Every number with a dotted line opens the runs behind it. Bold: best of its column, double line: second, where paired intervals tell it from all below."
     page = build_page("qgoft: results", lead, sections, records, library.folders, model_files())
     path = write_atomically(out / "report.html", page)
     size = path.stat().st_size / 1e6

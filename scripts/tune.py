@@ -6,7 +6,8 @@
     python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
 
 Every method gets the same ratios around its stated centre (configs/tuning.yaml). A rate is judged by the best score on the choosing
-part alone; the reported part is not read. Finished trials are kept in results/tuning/<name>.jsonl and not repeated.
+part alone; the reported part is not read. Finished trials are kept in results/tuning/<name>.jsonl under the key that a run of these settings, rows
+and weights would have, and not repeated.
 """
 
 import argparse
@@ -19,9 +20,12 @@ from pathlib import Path
 
 import yaml
 from _ending import leave
-from _settings import CONFIGS, compose_settings, counts
+from _plan import Cell, compose_all, identify_all
+from _settings import CONFIGS, compose_settings
 
 from qgoft.errors import choose
+
+Trial = tuple[str, float, str]  # method, rate, task
 
 
 def format_rate(rate: float) -> str:
@@ -30,7 +34,7 @@ def format_rate(rate: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def plan(name: str, methods: list[str] | None) -> tuple[list[tuple[str, float, str]], dict]:
+def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     specs = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
     choose("search", name, list(specs), "configs/tuning.yaml has them")
     spec = specs[name]
@@ -46,9 +50,22 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[tuple[str, float, s
     return trials, spec
 
 
-def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
+def words_of(trial: Trial, protocol: str, overrides: list[str]) -> tuple[str, ...]:
+    """On Hydra's command line."""
+    method, rate, task = trial
+    return (f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides)
+
+
+def keys_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, str]:
+    """The key that a run of each would have: of other steps, rows or weights it is another trial."""
+    words = [words_of(trial, protocol, overrides) for trial in trials]
+    cells = [Cell(*pair) for pair in zip(words, compose_all(words, jobs), strict=True)]
+    return {trial: identity.key for trial, identity in zip(trials, identify_all(cells, 1)[1], strict=True)}
+
+
+def run_trial(job: tuple[Trial, tuple[str, ...], str]) -> dict:
     """Train once and return the best score on the choosing part, or null where it diverged."""
-    protocol, method, rate, task, overrides = job
+    (method, rate, task), words, key = job
     import torch
 
     torch.set_num_threads(1)
@@ -59,34 +76,19 @@ def trial(job: tuple[str, str, float, str, list[str]]) -> dict:
     from qgoft.train.run import chooser, prepare, train_loader
 
     quiet_libraries()
-    words = [f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides]
-    settings = compose_settings(words)
+    settings = compose_settings(list(words))
     prepared = prepare(settings, identify(settings))
     try:
         fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), lambda line: None)
         score = fitted.best_score
     except Diverged:
         score = None
-    variant = settings.method.variant
-    return {
-        "method": method,
-        "variant": variant,
-        "task": task,
-        "lr": rate,
-        "score": score,
-        "overrides": that_count(overrides),
-    }
+    return {"method": method, "variant": settings.method.variant, "task": task, "lr": rate, "score": score, "key": key}
 
 
-def that_count(overrides: list[str]) -> list[str]:
-    """Without those that say where things lie."""
-    return [word for word in overrides if counts(word)]
-
-
-def of_this_search(lines: list[dict], trials: list[tuple[str, float, str]], overrides: list[str]) -> list[dict]:
-    """The finished trials that are among those asked for, made under the same overrides: others, such as those of a short look, choose nothing."""
-    asked, words = set(trials), that_count(overrides)
-    return [line for line in lines if (line["method"], line["lr"], line["task"]) in asked and line["overrides"] == words]
+def of_this_search(lines: list[dict], keys: dict[Trial, str]) -> list[dict]:
+    """The finished trials that are among those asked for, made with the same settings, rows and weights: others choose nothing."""
+    return [line for line in lines if line.get("key") is not None and line["key"] == keys.get((line["method"], line["lr"], line["task"]))]
 
 
 def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
@@ -138,13 +140,14 @@ def main() -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     overrides = [*spec.get("overrides", []), *arguments.override]
-    lines = of_this_search(lines, trials, overrides)
+    keys = keys_of(trials, spec["protocol"], overrides, arguments.jobs)
+    lines = of_this_search(lines, keys)
     done = {(line["method"], line["lr"], line["task"]) for line in lines}
-    jobs = [(spec["protocol"], *t, overrides) for t in trials if t not in done]
+    jobs = [(trial, words_of(trial, spec["protocol"], overrides), keys[trial]) for trial in trials if trial not in done]
     print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
-        for line in pool.imap_unordered(trial, jobs):
+        for line in pool.imap_unordered(run_trial, jobs):
             file.write(json.dumps(line) + "\n")
             file.flush()
             lines.append(line)

@@ -61,6 +61,7 @@ def test_downloads_trains_and_names_the_revisions(hub, tmp_path, repository):
     assert (data["source"], model["source"]) == ("nyu-mll/glue", "microsoft/deberta-v3-base")
     assert re.fullmatch("[0-9a-f]{40}", data["revision"])
     assert re.fullmatch("[0-9a-f]{40}", model["revision"])
+    assert re.fullmatch("[0-9a-f]{64}", model["files"]), "a revision is no setting that counts: tokenizer and configuration are"
     assert data["subset"] is True
     assert data["rows"] == {"train": 3060, "validation": 408}
     again = train(repository, "http://127.0.0.1:9", tmp_path / "home", f"results.root={tmp_path / 'offline'}", "seed=1")

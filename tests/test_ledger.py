@@ -9,9 +9,11 @@ import threading
 import time
 
 import pytest
+from _settings import compose_settings
 
 from qgoft.ledger import Identity, Lease, LeaseHeld, LeaseLost, this_machine
 from qgoft.records import write_record
+from qgoft.tasks import sources
 from qgoft.tasks.sources import DataFiles, ModelFiles
 from tests.records.test_records import RECORD
 
@@ -188,6 +190,26 @@ def test_of_threads_that_find_a_void_lease_one_takes_over(tmp_path):
     assert winners, "now and then all step back, but not always"
 
 
+def test_a_run_of_another_machine_that_is_silent_for_long_is_not_shown_as_running(tmp_path):
+    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    lease = tmp_path / "lease.0.json"
+    lease.write_text(json.dumps({"host": "node7", "pid": 12, "beats": 3}))
+    assert identity.state() == ("running", "process 12 on node7")
+    hours_ago = time.time() - 3 * 3600
+    os.utime(lease, (hours_ago, hours_ago))
+    assert identity.state() == ("planned", "process 12 on node7 began it and has shown no sign of life for 3.0 h")
+
+
+def test_what_a_process_of_a_run_says_when_it_fails_is_taken_once(tmp_path):
+    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    assert identity.take_failure() is None
+    identity.leave_failure(3, "failed", "connection closed")
+    identity.leave_failure(1, "oom", "no memory")
+    (tmp_path / "failure.2.json").write_text('{"status": "oo')
+    assert identity.take_failure() == ("oom", "process 1: no memory")
+    assert identity.take_failure() is None
+
+
 def test_states_of_a_run(tmp_path):
     identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
     assert identity.state() == ("planned", "")
@@ -200,3 +222,16 @@ def test_states_of_a_run(tmp_path):
     assert identity.state() == ("oom", "too large")
     write_record(tmp_path, RECORD)
     assert identity.state() == ("done", "")
+
+
+def test_of_a_hubs_folder_what_is_always_fetched_counts(tmp_path, monkeypatch):
+    """Another tokenizer beside the same weights is another key; a file that another program fetched there is not."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(sources, "_download", lambda *_: tmp_path)
+    model = compose_settings(["protocol=goft_icml24", "method=qgoft", "task=glue/mrpc"]).model
+    before = sources.find_model(model).files
+    (tmp_path / "chat_template.jinja").write_text("of another program")
+    assert sources.find_model(model).files == before
+    (tmp_path / "tokenizer.json").write_text("another one")
+    assert sources.find_model(model).files not in (before, None)

@@ -348,13 +348,17 @@ def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch, 
     cell = _plan.compose_cells([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
     for state, status in ((("running", "process 8 on a"), "held"), (("done", ""), "done"), (("planned", ""), "refused")):
         monkeypatch.setattr(_sweep, "processes", lambda means: ["false"])
-        identity = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None)
+        identity = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None, take_failure=lambda: None)
         assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)).status == status
     # What an earlier attempt left does not speak for this one.
     old = {"status": "interrupted", "started": "yesterday"}
-    identity = SimpleNamespace(state=lambda: ("interrupted", "stopped from the keyboard"), folder=tmp_path, read=lambda: old)
+    left = [("oom", "process 1: no memory"), None]
+    interrupted = ("interrupted", "stopped from the keyboard")
+    identity = SimpleNamespace(state=lambda: interrupted, folder=tmp_path, read=lambda: old, take_failure=left.pop)
     outcome = _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2))
     assert (outcome.status, outcome.reason) == ("refused", "it ended with exit code 1 and left no record; see above")
+    outcome = _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2))
+    assert (outcome.status, outcome.reason) == ("oom", "process 1: no memory")
     monkeypatch.setattr(_sweep, "processes", lambda means: pytest.fail("started beside another one"))
     (tmp_path / "lease.0.json").write_text(json.dumps({"host": "elsewhere", "pid": 8}))
     assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)) == _sweep.Outcome(0, "held", "process 8 on elsewhere")
@@ -438,6 +442,121 @@ def test_failfast_has_what_runs_save_itself(monkeypatch, tmp_path):
     assert found[2] in ("interrupted", "planned")
 
 
+class Cluster:
+    """What submitit's executor is asked, and jobs that come to what they are told."""
+
+    def __init__(self, monkeypatch, array=1001, ends=lambda number: _sweep.Outcome(number, "done", ""), refuses=None):
+        self.asked, self.parameters, self.arrays, self.cancelled, self.refuses = {}, {}, [], [], refuses
+        self.ends = ends
+        helpers = SimpleNamespace(as_completed=list)
+        monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=self.begin, helpers=helpers))
+        monkeypatch.setattr(_sweep.shutil, "which", lambda name: name)
+        told = SimpleNamespace(stdout=f"MaxArraySize            = {array}\n")
+        monkeypatch.setattr(_sweep.subprocess, "run", lambda *_, **__: told)
+        monkeypatch.setenv("PYTHONPATH", "")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def begin(self, **asked):
+        self.asked = asked
+        return self
+
+    def update_parameters(self, **parameters):
+        self.parameters |= parameters
+
+    @contextlib.contextmanager
+    def batch(self):
+        self.arrays.append([])
+        yield
+        if self.refuses and len(self.arrays) == self.refuses:
+            raise RuntimeError(
+                "Error during bash call:\nsbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job submission failed"
+            )
+
+    def submit(self, job):
+        self.arrays[-1].append(job.number)
+        return SimpleNamespace(
+            job_id=str(job.number), result=lambda: self.ends(job.number), cancel=lambda check: self.cancelled.append(job.number)
+        )
+
+
+def of_cluster(cluster, tmp_path, count, *words, launcher="submitit_slurm", **means):
+    asked = [("task=glue/rte", "method=qgoft", f"results.root={tmp_path}", *words)]
+    cells = _plan.compose_cells(asked, [str(seed) for seed in range(count)], 1)
+    return _sweep.sweep(cells, [None] * count, Means(4, launcher=launcher, **means))
+
+
+def test_more_jobs_than_slurm_takes_in_an_array_are_several(monkeypatch, tmp_path):
+    cluster = Cluster(monkeypatch, array=3)
+    assert of_cluster(cluster, tmp_path, 8) == []
+    assert cluster.arrays == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert cluster.parameters["slurm_array_parallelism"] == 1, "four at a time among three arrays"
+
+
+def test_what_sbatch_does_not_take_is_one_line(monkeypatch, tmp_path):
+    with pytest.raises(
+        QgoftError, match=r"the jobs were not taken: sbatch: error: invalid partition specified: gpuu; 3 jobs are queued and go on"
+    ):
+        of_cluster(Cluster(monkeypatch, array=3, refuses=2), tmp_path, 8)
+
+
+def test_only_what_keeps_checkpoints_is_queued_again_after_its_time(monkeypatch, tmp_path):
+    for words, means, times in (((), {}, _sweep.REQUEUES), (("results.checkpoint_seconds=null",), {}, 0), ((), {"accelerate": "fsdp2"}, 0)):
+        cluster = Cluster(monkeypatch)
+        of_cluster(cluster, tmp_path, 1, *words, **means)
+        assert cluster.asked["slurm_max_num_timeout"] == times
+
+
+def test_failfast_on_a_cluster_says_what_was_not_begun(monkeypatch, tmp_path):
+    cluster = Cluster(monkeypatch, ends=lambda number: _sweep.Outcome(number, "diverged", "a test"))
+    found = of_cluster(cluster, tmp_path, 3, failfast=True)
+    assert [(o.number, o.status) for o in found] == [(0, "diverged"), (1, "planned"), (2, "planned")]
+    assert cluster.cancelled == [0, 1, 2]
+
+
+def test_ctrl_c_cancels_the_jobs_that_the_sweep_waits_for(monkeypatch, tmp_path, capsys):
+    def stop(number):
+        if number:
+            raise KeyboardInterrupt
+        return _sweep.Outcome(0, "done", "")
+
+    cluster = Cluster(monkeypatch, ends=stop)
+    with pytest.raises(KeyboardInterrupt):
+        of_cluster(cluster, tmp_path, 3)
+    assert cluster.cancelled == [0, 1, 2]
+    assert "2 jobs are cancelled; with DETACH=1 they would go on by themselves" in capsys.readouterr().err
+
+
+def test_jobs_of_this_machine_have_its_gpus_and_no_limit(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    cluster = Cluster(monkeypatch)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(_sweep.os, "cpu_count", lambda: 16)
+    of_cluster(cluster, tmp_path, 1, launcher="submitit_local", overrides=("hydra.launcher.timeout_min=7",))
+    assert (cluster.parameters["timeout_min"], cluster.parameters["gpus_per_node"]) == (7, 2)
+    assert cluster.parameters["local_visible_gpus"] == [2, 5]
+    assert os.environ["OMP_NUM_THREADS"] == "4", "sixteen cores among four jobs"
+    of_cluster(cluster, tmp_path, 1, launcher="submitit_local")
+    assert cluster.parameters["timeout_min"] == _sweep.LOCAL_MINUTES
+    with pytest.raises(QgoftError, match=r"would start all 8 runs at once, and JOBS is 4"):
+        of_cluster(cluster, tmp_path, 8, launcher="submitit_local", detach=True)
+
+
+def test_processes_that_left_after_a_signal_begin_again(monkeypatch):
+    """submitit lets SIGTERM pass; a run of several processes has saved itself and left."""
+    came = [_sweep.Outcome(0, status, "") for status in ("done", "interrupted", "interrupted")]
+    monkeypatch.setattr(_sweep, "_run_in_processes", lambda *_: came.pop())
+    assert _sweep.Job(0, None, Means(1, nproc=2), None)().status == "done"
+    monkeypatch.setattr(_sweep, "run_cell", lambda *_: _sweep.Outcome(0, "interrupted", ""))
+    assert _sweep.Job(0, None, Means(1), None)().status == "interrupted"
+
+
+def test_words_that_are_added_to_the_launcher_are_the_launchers():
+    words = ["+hydra.launcher.additional_parameters.reservation=x", "hydra.launcher.partition=p", "optim.clip=2"]
+    assert _command.run_words(words) == ["optim.clip=2"]
+    arguments = SimpleNamespace(overrides=words, launcher="submitit_slurm", nproc=1, accelerate="", failfast=False, detach=False)
+    assert _command.means_of(arguments, 1).overrides == tuple(words[:2])
+
+
 def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
     """One seed of all before the next, and one task of a shared training before the others, which would hold their GPUs and wait."""
     asked = [
@@ -464,7 +583,7 @@ def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
 
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
     monkeypatch.setenv("PYTHONPATH", "")
-    _sweep.sweep(cells, [None] * len(cells), Means(2, launcher="submitit_local", detach=True))
+    _sweep.sweep(cells, [None] * len(cells), Means(len(cells), launcher="submitit_local", detach=True))
     of_a_seed = [("lora", "boolq"), ("full", "boolq"), ("lora", "piqa"), ("full", "piqa")]
     assert submitted == [(seed, *names) for seed in (0, 1) for names in of_a_seed]
 

@@ -31,12 +31,18 @@ def test_an_unknown_method_is_refused():
 
 
 def test_trials_under_other_settings_choose_nothing():
-    trials = [("lora", 0.1, "a"), ("lora", 0.2, "a")]
-    short = {"method": "lora", "lr": 0.1, "task": "a", "score": 99, "overrides": ["train.max_steps=20"]}
-    whole, elsewhere = {**short, "overrides": []}, {**short, "lr": 0.4, "overrides": []}
-    assert tune.of_this_search([short, whole, elsewhere], trials, []) == [whole]
-    assert tune.of_this_search([short, whole], trials, ["data.root=here", "train.max_steps=20"]) == [short]
-    assert tune.that_count(["model.path=there", "results.root=x", "optim.clip=2"]) == ["optim.clip=2"]
+    trials = [("lora", 0.1, "glue/rte"), ("lora", 0.2, "glue/rte")]
+    keys, short = (tune.keys_of(trials, "pocket", words, 1) for words in ([], ["train.max_steps=20"]))
+    assert len({*keys.values(), *short.values()}) == 4
+    assert keys == tune.keys_of(trials, "pocket", ["results.root=elsewhere"], 1)
+
+    def line(lr, key):
+        return {"method": "lora", "lr": lr, "task": "glue/rte", "score": 99, "key": key}
+
+    whole, of_before = line(0.1, keys[trials[0]]), {**line(0.1, ""), "overrides": []}
+    del of_before["key"]
+    lines = [line(0.1, short[trials[0]]), whole, line(0.4, keys[trials[0]]), line(0.2, keys[trials[0]]), of_before]
+    assert tune.of_this_search(lines, keys) == [whole]
 
 
 def test_the_best_mean_is_chosen_and_a_rate_that_diverged_is_out():

@@ -85,6 +85,11 @@ class JudgmentFile:
         newest = {(line["question_id"], line["repeat"]): line for line in read_tagged(self.lines.path, self.tag) or []}
         return list(newest.values())
 
+    def count(self) -> tuple[int, int]:
+        """How many judgments were asked for, those included that were asked again, and how many of them gave no rating."""
+        every = read_tagged(self.lines.path, self.tag) or []
+        return len(every), sum(line["rating"] is None for line in every)
+
     def append(self, judgment: Judgment) -> None:
         self.lines.append([judgment])
 

@@ -29,6 +29,8 @@ MOVED: dict[str, Callable[[Settings], bool]] = {
         s.get("task", {}).get("suite") == "math" and s.get("protocol") != "pocket"
     ),
     "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
+    "a cosine with a floor begins with the warm-up": lambda s: "floor" in s.get("optim", {}),
+    "FacT's cores are drawn as its code draws them": lambda s: _method(s)["name"] in ("fact_tt", "fact_tk"),
 }
 
 # Checksums of what folders of weights hold beside them (`ModelFiles.files`), of which runs were recorded before it was part of the key.
@@ -72,7 +74,7 @@ def compute_key(
         world_size: number of processes of the run.
         data_fingerprint: checksum of the rows.
         model_sha256: checksum of the weights that training starts from.
-        model_files: checksum of tokenizer and configuration, where neither a revision nor this package fixes them.
+        model_files: checksum of tokenizer and configuration, where this package does not fix them.
     """
     files = _counted(model_files)
     is_divided = world_size > 1 or settings.get("train", {}).get("accumulation", 1) > 1

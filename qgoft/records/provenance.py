@@ -27,12 +27,17 @@ def code_provenance(repository: Path) -> dict[str, Any]:
 
 @functools.cache
 def code_checksum() -> str:
-    """SHA-256 over the sources of this package: what a run that is gone on with must share with its beginning."""
+    """SHA-256 over the sources of this package."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def code_origin() -> dict[str, str]:
+    """Code and packages: what must be the same for the rest of a run to come out as its beginning would have."""
+    return {"code": code_checksum(), **package_versions()}
 
 
 def _git(repository: Path, *words: str) -> str:

@@ -82,7 +82,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
 # Left out where there is nothing to say.
 _MAY_BE_ABSENT = {
     "provenance.data.repairs",
-    "provenance.model.files",  # of a directory: the checksum of tokenizer and configuration
+    "provenance.model.files",  # the checksum of tokenizer and configuration; not of embedded models
     "provenance.resumed",
     "provenance.training",
     "provenance.training.by",

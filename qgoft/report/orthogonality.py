@@ -1,4 +1,4 @@
-"""How far from orthogonal each method's transformations went while training: a table and a figure, from history.jsonl of finished runs."""
+"""How far from orthogonal each method's transformations went: a table, from the records of finished runs, and a figure, from their histories."""
 
 import statistics
 from collections import defaultdict
@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from qgoft.records import Found, read_curve
 from qgoft.report.figures import COLOURS, save_figure
+from qgoft.report.items import Record
 from qgoft.report.layout import Table
 from qgoft.settings import method_label
 
@@ -31,27 +32,43 @@ MOST_LINES = 12  # of a figure
 
 def read_traces(found: Found, protocol: str, suite: str) -> Traces:
     """The traces of all done runs of a suite; pretrained backbones alone, and under pocket drawn rows alone. A method that turns nothing has none.
-    Where its runs on a task differ in the weight of the penalty, each weight there has its own besides."""
-    traces: Traces = defaultdict(list)
-    by_weight: dict[tuple[str, str], dict[float, list[Trace]]] = defaultdict(lambda: defaultdict(list))
+    A training that several tasks are scored with counts once. Where a method's runs differ in which layers they turn, each choice has a row;
+    where its runs on a task differ in the weight of the penalty, each weight there has its own besides."""
+    runs: dict[str, tuple[Record, Trace]] = {}
     for record in found.records:
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
         is_foreign = protocol == "pocket" and record["provenance"]["data"]["source"] != "pocket"
-        if not is_asked or is_foreign or record["settings"]["model"]["init"] == "random" or record["orthogonality"]["max_error"] is None:
+        error = record["orthogonality"]["max_error"]
+        if not is_asked or is_foreign or record["settings"]["model"]["init"] == "random" or error is None:
             continue
-        points = read_curve(found.folders.get(record["key"]), "orthogonality")
-        steps = record["cost"]["steps"]
-        if points and steps:
+        training = record["provenance"].get("training", record)["key"]
+        if training in runs and not record["provenance"].get("training", {}).get("shared", True):
+            del runs[training]  # the run that trained stands for all
+        if training not in runs:
+            points = read_curve(found.folders.get(record["key"]), "orthogonality")
+            steps = record["cost"]["steps"] or 0
             # Trainings of other lengths have their evaluations at the same shares but for a step's rounding.
-            shares = tuple((round(step / steps, 2), error) for step, error in points)
-            trace = Trace(shares, record["orthogonality"]["max_error"], record["orthogonality"]["penalty"])
-            label = method_label(record["method"], record["variant"])
-            traces[label].append(trace)
-            by_weight[label, record["task"]][record["settings"]["method"]["penalty"]].append(trace)
+            shares = tuple((round(step / steps, 2), value) for step, value in points) if steps else ()
+            runs[training] = record, Trace(shares, error, record["orthogonality"]["penalty"])
+    targets: dict[str, set[str]] = defaultdict(set)
+    for record, _ in runs.values():
+        targets[_method(record)].add(record["settings"]["method"]["targets"])
+    traces: Traces = defaultdict(list)
+    by_weight: dict[tuple[str, str], dict[float, list[Trace]]] = defaultdict(lambda: defaultdict(list))
+    for record, trace in runs.values():
+        method = record["settings"]["method"]
+        label = _method(record) + (f", {method['targets']}" if len(targets[_method(record)]) > 1 else "")
+        traces[label].append(trace)
+        task = "" if "training" in record["provenance"] else f", {record['task']}"
+        by_weight[label, task][method["penalty"]].append(trace)
     for (label, task), weights in by_weight.items():
         if len(weights) > 1:
-            traces |= {f"{label}, {task}, λ={weight:g}": runs for weight, runs in sorted(weights.items())}
+            traces |= {f"{label}{task}, λ={weight:g}": some for weight, some in sorted(weights.items())}
     return dict(sorted(traces.items(), key=lambda item: statistics.median(run.error for run in item[1])))
+
+
+def _method(record: Record) -> str:
+    return method_label(record["method"], record["variant"])
 
 
 def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
@@ -69,8 +86,13 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
         "R is what each layer does to its input, scales included (PSOFT: to its principal subspace); below 1e-5 it is rounding",
     ]
     if any(", λ=" in label for label in traces):
-        table.notes.append("rows with a λ are of one task; the row without has the runs of all tasks and weights")
-    if len(_readable(traces)) < len(traces):
+        table.notes.append(
+            "rows with a λ are of one task, or of one training of all; the row without has the runs of all tasks and weights"
+        )
+    without = sum(not run.points for label, runs in traces.items() for run in runs if ", λ=" not in label)
+    if without:
+        table.notes.append(f"of {without} runs history.jsonl has no curve: they are not in the figure")
+    if len(_readable(traces)) < len(_drawn(traces)):
         table.notes.append("the figure has one row of each method, the one with the most runs")
     return table
 
@@ -78,10 +100,18 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
 def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
     """The error over the training, from history.jsonl of each run: median of the runs, and their range. Where there are many, of each method the row with the most
     runs. Returns the files."""
-    return save_figure(_figure(_readable(traces)), folder / name)
+    readable = _readable(traces)
+    return save_figure(_figure(readable), folder / name) if readable else []
+
+
+def _drawn(traces: Traces) -> Traces:
+    """Those with a curve."""
+    drawn = {label: [run for run in runs if run.points] for label, runs in traces.items()}
+    return {label: runs for label, runs in drawn.items() if runs}
 
 
 def _readable(traces: Traces) -> Traces:
+    traces = _drawn(traces)
     if len(traces) <= MOST_LINES:
         return traces
     of_method: dict[str, str] = {}

@@ -62,9 +62,9 @@ class Difference:
     seeds: int
 
     @property
-    def is_order(self) -> bool:
-        """Whether it says which of the two is higher."""
-        return self.seeds > 1 and not self.low <= 0 <= self.high
+    def is_above(self) -> bool:
+        """Whether it says that the row is the higher of the two."""
+        return self.seeds > 1 and self.low > 0
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]] | None:

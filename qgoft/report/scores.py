@@ -1,12 +1,14 @@
 """Tables of scores, measured beside published (qgoft/report/items.py says which).
 
 A cell is the mean over the seeds that are done, with the standard deviation over seeds where there are two or more. A missing cell is a
-dash, a failed one says what happened. The average is over tasks and stands only where every task is there. The best of a column is bold
-and the second underlined where redrawn seeds and items do not turn them round (qgoft/report/paired.py).
+dash, one that failed says what happened, and one of which some seeds failed how many. The average is over tasks and stands only where every task
+is there. The best of a column is bold and the second underlined where redrawn seeds and items put it above every row below it
+(qgoft/report/paired.py).
 """
 
 import functools
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,6 +21,8 @@ from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
 from qgoft.settings import DECODER_SUITES, method_label
 
+# A printed average and the mean of the printed cells may differ by this much: both are rounded, some to whole tenths.
+ROUNDED = 0.11
 # Why our count stands beside another printed one.
 COUNT_NOTES = {
     "oft": "#Param of oft: peft trains the skew-symmetric entries; oft_paper has the full b x b blocks that the paper counts",
@@ -126,6 +130,10 @@ def build_table(
                 reason = REASONS.get((published.paper, published.table, published.name))
                 reasons += [f"#Param of {row.label}: {reason}"] if reason else []
                 table.rows += _beside(row, published, item, is_comparable=_is_comparable(row))
+                if _is_comparable(row) and printed_averages(published, item) != printed_averages(published, item, by_rule=True):
+                    reasons.append(
+                        f"Avg of {row.label}: the printed one does not follow from the printed cells (make audit); nothing is taken from it"
+                    )
     majority = _majority(rows, item)
     if majority:
         table.rows.append(majority)
@@ -168,15 +176,15 @@ def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item
         known = [(mean, n) for n in ranked if (mean := mean_of(rows[n])) is not None]
         order = [n for _, n in sorted(known, key=lambda pair: -pair[0])]
         for rank, mark in ((0, "best"), (1, "second")):
-            if rank + 1 >= len(order):
-                break
-            gap = gap_of(rows[order[rank]], rows[order[rank + 1]])
-            if gap is None or not gap.is_order:
+            below = order[rank + 1 :]
+            gaps = (gap_of(rows[order[rank]], rows[n]) for n in below)
+            # From every row, not from the next alone: one that varies much may lie lower and still be as good.
+            if not below or not all(gap is not None and gap.is_above for gap in gaps):
                 break
             table.marks[places[order[rank]], place] = mark
     return [
-        "bold: best, underlined: second, where the 95% interval of its difference from the next (over seeds and items) does not hold 0, never "
-        f"with one seed; {table.name}-paired has the intervals"
+        "bold: best, underlined: second, where the 95% intervals of its differences from all rows below it (over seeds and items) lie above 0, "
+        f"never with one seed; {table.name}-paired has the differences from one row"
     ]
 
 
@@ -210,7 +218,9 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
     if first is None or len(ranked) < 2:
         return None
     titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]
-    table = Table(f"{table_name}-paired", f"{item.title}: each row minus {first.label}", ["", *titles, "won/lost", "sign p"])
+    less = f"minus {first.label}"
+    # The first column says it too: a CSV has no title.
+    table = Table(f"{table_name}-paired", f"{item.title}: each row {less}", [less, *titles, "won/lost", "sign p"])
     alone = False
     for row in ranked:
         if row is first:
@@ -282,6 +292,9 @@ def _cell(row: Row, column: Column) -> str:
         return f"{mean:{column.spelling}}"
     text = f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
     planned = row.planned.get(column.task, 0)
+    if failed and not row.is_context:  # a mean of those that did not diverge is not the mean
+        lost = "".join(f", {count} {status}" for status, count in Counter(record["status"] for record in failed).items())
+        return f"{text} [{len(values)} of {max(planned, len(values) + len(failed))}{lost}]"
     # Where all cells lack the same seeds, the row says so once.
     return text if row.is_context or row.seeds_missing() or len(values) >= planned else f"{text} [{len(values)} of {planned}]"
 
@@ -338,18 +351,21 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         values, printed = scores_of(row, column), published.printed(column.printed)
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
-    for ours, printed in zip(averages_of(row, item), printed_averages(published, item), strict=True):
+    for ours, printed in zip(averages_of(row, item), printed_averages(published, item, by_rule=True), strict=True):
         differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
     return [printed_row, *([["  difference", "", *differences, *("" for _ in item.beside)]] if differences else [])]
 
 
-def printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
-    """The printed average; group means, which are not printed, from the printed cells."""
+def printed_averages(published: PublishedRow, item: Item, *, by_rule: bool = False) -> list[float | None]:
+    """The printed average; group means, which are not printed, from the printed cells. With `by_rule` the average is None where it does not
+    follow from the row's own cells by the table's rule: nothing can be compared with it."""
     if not item.has_average:
         return []
     cells = [published.printed(column.printed) for column in item.columns]
     printed = published.printed("average") if published.average is None else published.average
-    groups = item.averages([v if isinstance(v, float | int) else None for v in cells])[:-1]
+    *groups, average = item.averages([v if isinstance(v, float | int) else None for v in cells])
+    if by_rule and isinstance(printed, float | int) and average is not None and abs(average - printed) > ROUNDED:
+        printed = None
     return [*(None if mean is None else round(mean, 2) for mean in groups), printed]
 
 

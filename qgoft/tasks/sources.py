@@ -48,7 +48,7 @@ class ModelFiles:
     revision: str | None
     sha256: str
     folder: Path
-    files: str | None = None  # checksum of tokenizer and configuration in a directory; elsewhere a revision fixes them
+    files: str | None = None  # checksum of tokenizer and configuration, where this package does not fix them
 
 
 def split_names(task: TaskSettings, splits: str) -> list[str]:
@@ -338,8 +338,8 @@ def find_model(model: ModelSettings) -> ModelFiles:
         source, revision = model.hub, folder.name
     else:
         raise QgoftError(f"model {model.name} has neither a hub name nor a directory; set model.path")
-    files = _list_sha256(folder, READ_BESIDE) if source == "directory" else None
-    return ModelFiles(source, revision, weights_sha256(folder), folder, files)
+    beside = None if source == "pocket" else _list_sha256(folder, READ_BESIDE, among=None if source == "directory" else TOKENIZER_FILES)
+    return ModelFiles(source, revision, weights_sha256(folder), folder, beside)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -362,8 +362,11 @@ def tokenizer_sha256(folder: Path) -> str:
     return _list_sha256(folder, TOKENIZER_FILES)
 
 
-def _list_sha256(folder: Path, patterns: Sequence[str]) -> str:
+def _list_sha256(folder: Path, patterns: Sequence[str], *, among: Sequence[str] | None = None) -> str:
+    """Of the files of some patterns; with `among`, of those that are of these too: a hub's folder may hold what others have fetched."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if among is not None:
+        found = [path for path in found if any(path.match(pattern) for pattern in among)]
     return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in found).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Boards that show a run elsewhere: wandb and TensorBoard, the same scalars on both, and the record at the end."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +14,9 @@ SWEEP = "QGOFT_SWEEP"
 
 
 class Board(Protocol):
-    """Where scalars of a run go beside its history."""
+    """Where scalars of a run go beside its history. A run that goes on is told anew, from its first step, so that what is shown is whole."""
 
     def log(self, scalars: dict[str, float], step: int) -> None: ...
-
-    def rewind(self, step: int) -> None:
-        """The run goes on after this step; what came later is void."""
 
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
         """The metrics of the reported set, and the record."""
@@ -39,7 +37,11 @@ def open_boards(settings: RunSettings, folder: Path) -> list[Board]:
 
 
 class Wandb:
-    """Offline needs no key and asks nothing. The settings that are sent hold no path and no secret."""
+    """Offline needs no key and asks nothing. The settings that are sent hold no path and no secret.
+
+    A run that is begun once more, or gone on with, is another run of the same name and group: wandb takes no step back, and offline it resumes
+    nothing. The last one is whole.
+    """
 
     def __init__(self, settings: RunSettings, folder: Path):
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -54,6 +56,7 @@ class Wandb:
                 mode=settings.wandb.mode,
                 dir=str(folder),
                 config=config,
+                reinit="finish_previous",  # a run that ended without a word must not get what the next one of this process tells
             )
         except wandb.Error as error:  # no login, no network, no such project
             raise QgoftError(
@@ -63,12 +66,9 @@ class Wandb:
     def log(self, scalars: dict[str, float], step: int) -> None:
         self.run.log(scalars, step=step)
 
-    def rewind(self, step: int) -> None:
-        """A run that is gone on with is another run of wandb, in the same group."""
-
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
         self.run.summary.update({"status": record["status"], **scalars, "record": record})
-        self.run.finish()
+        self.run.finish(exit_code=0 if record["status"] == "done" else 1)
 
 
 class TensorBoard:
@@ -79,17 +79,14 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise QgoftError("tensorboard.enabled=true needs tensorboard, which is not installed: pip install tensorboard") from error
-        self.folder, self.open = str(folder / "tensorboard"), SummaryWriter
-        self.writer = SummaryWriter(self.folder)
+        # What an earlier attempt left would stand in the same curve.
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
         self.writer.add_text("sweep", os.environ.get(SWEEP, "none"))
 
     def log(self, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
-
-    def rewind(self, step: int) -> None:
-        self.writer.close()
-        self.writer = self.open(self.folder, purge_step=step + 1)
 
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
         for name, value in scalars.items():

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from qgoft.records import TaggedLines, read_tagged
+from qgoft.records import TaggedLines, code_origin, read_tagged
 from qgoft.train.evaluate import evaluating
 
 
@@ -26,12 +26,12 @@ class Writing:
 
 
 class AnswerFile:
-    """Answers of the weights that wrote them, and, where they are sampled, of one size of batches, whose seeds decide. Several processes write
-    a file each (`<name>-<rank>.jsonl`) and read all."""
+    """Answers of the weights, code and packages that wrote them, and, where they are sampled, of one size of batches, whose seeds decide. Several
+    processes write a file each (`<name>-<rank>.jsonl`) and read all."""
 
     def __init__(self, folder: Path, name: str, weights: str, rank: int, batch_size: int | None = None):
         self.folder, self.name = folder, name
-        self.tag = {"weights": weights, **({} if batch_size is None else {"batch_size": str(batch_size)})}
+        self.tag = {"weights": weights, **code_origin(), **({} if batch_size is None else {"batch_size": str(batch_size)})}
         self.mine = TaggedLines(folder / f"{name}-{rank}.jsonl", self.tag)
 
     def read(self) -> dict[int, str]:

@@ -63,8 +63,9 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LR
 
 
 def _cosine_to(floor: float, warmup: int, total: int, step: int) -> float:
-    """Share of the rate after a step: up in a line, then half a cosine down to the floor."""
+    """Share of the rate after a step: up in a line, then down to the floor on the half cosine that began with the first step, as timm's
+    CosineLRScheduler has it, which the one protocol with a floor follows."""
     if step < warmup:
         return step / max(1, warmup)
-    passed = (step - warmup) / max(1, total - warmup)
+    passed = step / max(1, total)
     return floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, passed))) / 2

@@ -34,7 +34,11 @@ class Progress:
         self.is_terminal = sys.stderr.isatty()
         self.bar: tqdm | None = None
         self.score: float | None = None
-        self.started = time.perf_counter()
+        self.first, self.started = 0, time.perf_counter()
+
+    def goes_on(self, step: int) -> None:
+        """What was done before this step took no time of this process."""
+        self.first, self.started = step, time.perf_counter()
 
     def step(self, step: int, total: int, loss: float) -> None:
         if not self.is_terminal:
@@ -43,6 +47,7 @@ class Progress:
             form = "{desc}  {bar:24}  step {n_fmt}/{total_fmt}{postfix}  {remaining} left"
             self.bar = tqdm(
                 total=total,
+                initial=self.first,
                 desc=run_name(self.settings),
                 position=self.position,
                 leave=False,
@@ -59,8 +64,8 @@ class Progress:
         if not self.is_terminal:
             shown = f"{self.settings.task.primary} undefined" if score is None else _shown(self.settings, score)
             passed = time.perf_counter() - self.started
-            left = passed / step * (total - step)
-            self.say(f"{run_name(self.settings)}  step {step}/{total}  {shown}  {left:.0f} s left")
+            left = f"  {passed / (step - self.first) * (total - step):.0f} s left" if step > self.first else ""
+            self.say(f"{run_name(self.settings)}  step {step}/{total}  {shown}{left}")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -68,6 +73,11 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    """What a board shows of a line of the history."""
+    return {name: value for name, value in line.items() if name != "step" and value is not None}
 
 
 class Tracker:
@@ -93,7 +103,7 @@ class Tracker:
             self.lines.append(json.dumps(kept))
             self.file.write(self.lines[-1] + "\n")
             for board in self.boards:
-                board.log({name: value for name, value in kept.items() if name != "step" and value is not None}, step)
+                board.log(_scalars(kept), step)
 
     def rewind(self, lines: list[str]) -> None:
         """The history is that of a checkpoint."""
@@ -103,9 +113,12 @@ class Tracker:
         self.file.seek(0)
         self.file.truncate()
         self.file.writelines(line + "\n" for line in lines)
-        step = json.loads(lines[-1])["step"] if lines else 0
+        told = [json.loads(line) for line in lines]
+        if told:
+            self.progress.goes_on(told[-1]["step"])
         for board in self.boards:
-            board.rewind(step)
+            for line in told:
+                board.log(_scalars(line), line["step"])
 
     def close(self) -> None:
         self.progress.close()
@@ -121,5 +134,5 @@ class Tracker:
         else:
             text = f"{record['status']}: {record['reason']}"
         self.progress.say(f"{run_name(self.settings)}  seed {record['seed']}  {text}")
-        for board in self.boards:
+        for board in self.boards:  # the record is written by now: what a board does may take long, or go wrong
             board.finish({n: m["value"] for n, m in record["metrics"].items() if m["value"] is not None}, record)

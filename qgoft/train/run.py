@@ -87,15 +87,18 @@ def run(settings: RunSettings, *, position: int = 0, patience: float = 0.0) -> d
         with _lease(identity, patience) as lease:
             if identity.is_done:  # another sweep was faster
                 return identity.read() or {}
+            if lease is not None:
+                identity.take_failure()  # of an earlier attempt
             began = time.perf_counter()
             prepared = prepare(settings, identity)
-            record = _run_prepared(prepared, position, time.perf_counter() - began, stops)
+            record, tracker = _run_prepared(prepared, position, time.perf_counter() - began, stops)
             if prepared.accelerator.is_main_process:
                 if lease is not None:
                     lease.check()
                 records.write_record(identity.folder, record)
                 if record["status"] in FINAL:
                     identity.clear()
+            tracker.finish(record)
         if prepared.stop is not None:
             raise prepared.stop
         return record
@@ -200,8 +203,8 @@ def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
     return choose
 
 
-def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, dict[str, Any] | None]:
-    """Train, or load the training that other tasks of this suite share; then also what the record says about it."""
+def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, dict[str, Any] | None, bool]:
+    """Train, or load the training that other tasks of this suite share; then also what the record says about it, and whether it was loaded."""
     settings, adapted, accelerator, suite = prepared.settings, prepared.adapted, prepared.accelerator, prepared.suite
     key = None if suite.shared_training is None else training_key(settings, prepared.identity, suite.shared_training)
     folder = prepared.identity.folder if key is None else trained_folder(settings, key)
@@ -209,7 +212,7 @@ def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, 
         folder / CHECKPOINT,
         accelerator,
         every=settings.results.checkpoint_seconds,
-        origin={"code": records.code_checksum(), **records.package_versions()},
+        origin=records.code_origin(),
         hardware=_hardware(),
         tell=tracker.progress.say,
         lines=lambda: tracker.lines,
@@ -222,21 +225,25 @@ def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, 
 
     def train() -> Fitted:
         fitted = fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), tracker.log, watch, checkpoints, stops)
+        fitted.note_memory()
         prepared.resumed = checkpoints.resumed
         return fitted
 
     if key is None:
-        return train(), None
+        return train(), None, False
 
     def made() -> dict[str, Any]:
-        return {**_made_with(), "resumed": [dataclasses.asdict(part) for part in prepared.resumed]}
+        return {"run": prepared.identity.key, **_made_with(), "resumed": [dataclasses.asdict(part) for part in prepared.resumed]}
 
     fitted, by = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, made, lambda to: save_adapter(prepared, to))
     checkpoints.clear()
     if by is not None:
         place(adapted.model, accelerator)
     suite.weights = trained_checksum(folder / "adapter")
-    return fitted, {"key": key, "shared": by is not None, **({"by": by} if by else {})}
+    is_loaded = by is not None
+    # An earlier attempt of this very run may have made it, and ended before it was scored.
+    is_own = (by or {}).pop("run", None) == prepared.identity.key
+    return fitted, {"key": key, "shared": is_loaded and not is_own, **({"by": by} if by else {})}, is_loaded
 
 
 def trained_folder(settings: RunSettings, key: str) -> Path:
@@ -244,18 +251,17 @@ def trained_folder(settings: RunSettings, key: str) -> Path:
     return Path(settings.results.root) / "trained" / key
 
 
-def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops) -> dict[str, Any]:
+def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops) -> tuple[dict[str, Any], Tracker]:
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
-    fitted, outcomes, status, reason, training, peak = None, {}, "done", None, None, None
+    fitted, outcomes, status, reason, training, is_loaded = None, {}, "done", None, None, False
     tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position))
     reset_peak_memory()
     try:
-        fitted, training = _train(prepared, tracker, stops)
-        peak = peak_memory()  # of training: scoring holds copies of merged weights and writes many answers at a time
+        fitted, training, is_loaded = _train(prepared, tracker, stops)
         with whole(prepared.adapted.model), merged(prepared.adapted):
             outcomes = report_parts(prepared)
-        if training is not None and training["shared"]:
+        if training is not None and is_loaded:
             # As it was saved: AdaLoRA's, which was cut down to its budget, would be cut down once more.
             if prepared.accelerator.is_main_process:
                 shutil.copytree(trained_folder(settings, training["key"]) / "adapter", folder / "adapter", dirs_exist_ok=True)
@@ -284,9 +290,22 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     metrics = prepared.suite.measure(outcomes) if outcomes else {}
     if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
-    record = _record(prepared, started, setup, fitted, metrics, status, reason, training, peak_memory() if peak is None else peak)
-    tracker.finish(record)
-    return record
+    if prepared.accelerator.num_processes > 1:
+        status, reason = _of_all_processes(prepared, status, reason)
+    # Of training: scoring holds copies of merged weights and writes many answers at a time.
+    peak = peak_memory() if fitted is None else fitted.peak_memory
+    return _record(prepared, started, setup, fitted, metrics, status, reason, training, peak), tracker
+
+
+def _of_all_processes(prepared: Prepared, status: str, reason: str | None) -> tuple[str, str | None]:
+    """What went wrong, where it did: the process that fails leaves word, since the others end by a signal or a closed connection."""
+    if not prepared.accelerator.is_main_process:
+        if status in ("failed", "oom"):
+            prepared.identity.leave_failure(prepared.accelerator.process_index, status, str(reason))
+        return status, reason
+    if status in ("failed", "interrupted"):
+        return prepared.identity.take_failure() or (status, reason)
+    return status, reason
 
 
 def _examples_a_step(prepared: Prepared) -> float:

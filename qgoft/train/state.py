@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qgoft.methods import Adapted
+from qgoft.train.memory import peak_memory
 
 Tensors = dict[str, Tensor]
 Plain = dict[str, Any]  # what JSON holds without loss
@@ -25,13 +26,20 @@ Plain = dict[str, Any]  # what JSON holds without loss
 
 @dataclass
 class Fitted:
-    """What a finished loop says about itself. `seconds` is training alone, without the evaluations."""
+    """What a finished loop says about itself. `seconds` is training alone, without the evaluations; `peak_memory` is in bytes, the most of all its
+    parts where it was gone on with."""
 
     steps: int
     seconds: float
     best_step: int | None = None
     best_score: float | None = None
     scores: list[tuple[int, float | None]] = field(default_factory=list)
+    peak_memory: int | None = None
+
+    def note_memory(self) -> None:
+        """The most that this part of the training needed so far counts too."""
+        peaks = [peak for peak in (self.peak_memory, peak_memory()) if peak is not None]
+        self.peak_memory = max(peaks, default=None)
 
     @classmethod
     def from_plain(cls, data: Plain) -> "Fitted":
@@ -96,6 +104,7 @@ class Training:
         tensors: Tensors = {f"trained.{name}": p.detach() for name, p in self.trained.items()}
         if self.best is not None and not self.is_over:
             tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        self.fitted.note_memory()
         plain: Plain = {
             "fitted": dataclasses.asdict(self.fitted),
             "epoch": self.epoch,

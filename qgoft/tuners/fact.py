@@ -71,7 +71,8 @@ class FactLayer(DeltaLayer):
         width = len(self._model.fact_u[adapter_name])
         p, q, r = self.out_features // width, self.in_features // width, config.r
         shape = (q, p, r, r) if config.form == "tt" else (q, p, r)
-        bound = math.sqrt(1 / r) if config.form == "tt" else math.sqrt(6 / (r + p * q))
+        # As the authors' code draws them: a core as the weight of a linear layer, all vectors of the model together as one matrix by Xavier's rule.
+        bound = math.sqrt(1 / (q * r)) if config.form == "tt" else math.sqrt(6 / (r + self._model.matrices[adapter_name]))
         self.fact_core[adapter_name] = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def get_cores(self, adapter_name: str) -> Tensor:
@@ -104,6 +105,7 @@ class FactModel(LayerwiseModel):
         """Makes the shared factors first, for the layers to lean on. peft comes here for every adapter, the first one inside its __init__."""
         if "fact_u" not in self._modules:
             self.fact_u, self.fact_v, self.fact_c = nn.ParameterDict({}), nn.ParameterDict({}), nn.ParameterDict({})
+            self.matrices: dict[str, int] = {}  # of all layers of an adapter
         self._make_factors(model, adapter_name, self.peft_config[adapter_name])
         # peft frees the active adapters' parameters again after it, but looks for them in the layers alone.
         before = {parameter: parameter.requires_grad for parameter in self._factors()}
@@ -120,6 +122,7 @@ class FactModel(LayerwiseModel):
                 weight = base.weight
                 shapes.append((weight.shape[1], weight.shape[0]) if isinstance(base, Conv1D) else (weight.shape[0], weight.shape[1]))
         width, r = model_width(shapes), config.r
+        self.matrices[adapter_name] = sum(n // width * (d // width) for n, d in shapes)
         assert weight is not None
         # At least float32: peft widens what lies in layers alone, and does not tell a tuner when it was asked not to.
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32

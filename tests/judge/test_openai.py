@@ -134,6 +134,7 @@ def test_failures_are_kept_counted_and_asked_again_alone(endpoint, tmp_path):
     assert [j["rating"] for j in sorted(again, key=lambda j: j["question_id"])] == [7, 5, 5, 5, 5]
     assert len(endpoint.seen) == 4
     assert endpoint.seen[0][2]["messages"][1]["content"] == "Q: question 1 A: a"
+    assert file.count() == (9, 4), "what was asked again had failed all the same"
 
 
 def test_repeats_and_other_answers(endpoint, tmp_path):

@@ -9,7 +9,7 @@ from qgoft.ops.givens import factors, tree
 
 # Paths that compute in the precision of the rows; the kernels compute in float32 and have tests of their own.
 EXACT_PATHS = ("trees", "graph")
-SHAPES = [(3, 2, 5), (40, 7, 3), (5, 33, 40), (64, 96, 64), (7, 100, 130), (3, 1021, 8)]
+SHAPES = [(3, 2, 5), (40, 7, 3), (300, 96, 40), (5, 33, 40), (64, 96, 64), (7, 100, 130), (3, 1021, 8)]
 
 
 def expected_output(x, blocks, weight, bias):

@@ -178,6 +178,7 @@ def test_runs_that_divide_their_batches_have_a_version_of_their_own(monkeypatch)
         ({"method": {"name": "adalora", "options": {}}}, True),
         ({"model": {"dtype": "bfloat16"}}, True),
         ({"optim": {"floor": 1e-5}}, True),
+        ({"method": {"name": "fact_tk", "options": {}}}, True),
         ({"task": {"name": "math"}, "protocol": "pocket"}, False),
         ({"task": {"name": "math"}, "protocol": "psoft_iclr26"}, True),
     ],

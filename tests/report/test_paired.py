@@ -109,11 +109,11 @@ def test_a_clear_difference_and_none(shop):
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
     gap = difference(redrawn.column(RTE, good), redrawn.column(RTE, bad))
     assert gap.low > 10
-    assert gap.is_order
+    assert gap.is_above
     same = [shop.run("c", s, 0.9) for s in range(3)]  # the same seeds err on the same items
     none = difference(redrawn.column(RTE, good), redrawn.column(RTE, same))
     assert (none.low, none.high) == (0, 0)
-    assert not none.is_order
+    assert not none.is_above
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -145,7 +145,7 @@ def test_one_seed_claims_no_order(shop):
     redrawn = Redrawn(shop.folders)
     gap = difference(redrawn.column(RTE, [shop.run("a", 0, 0.9)]), redrawn.column(RTE, [shop.run("b", 0, 0.6)]))
     assert gap.low > 20
-    assert not gap.is_order
+    assert not gap.is_above
 
 
 def test_tasks_of_one_training_are_no_more_seeds(shop):
@@ -218,6 +218,29 @@ def test_the_best_is_bold_only_where_the_order_holds(shop):
     assert not again.marks, "an altered row is never the best"
 
 
+def test_the_best_is_above_every_row_and_not_the_next_alone(shop):
+    """The third varies so much that nothing tells it from the first, which its neighbour is told from."""
+    rows = rows_of(shop, {"a": 0.9, "b": 0.8})
+    for task, records in rows[0].records.items():
+        records.extend(shop.run("a", s, 0.9, task) for s in (3, 4))
+        rows[1].records[task].extend(shop.run("b", s, 0.8, task) for s in (3, 4))
+    shares = (0.99, 0.5, 0.98, 0.5, 0.95)
+    rows.append(Row("c", {task: [shop.run("c", s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")}))
+    redrawn = Redrawn(shop.folders)
+    with_two, with_three = (build_table("glue", "pocket", some, item=ITEMS["flexibility"], redrawn=redrawn) for some in (rows[:2], rows))
+    assert (with_two.marks[0, 4], with_three.marks) == ("best", {})
+
+
+def test_a_higher_mean_of_more_seeds_is_not_the_best_against_the_interval(shop):
+    """On the seeds that both have, the row with the lower mean is the higher one."""
+    rows = [
+        Row(name, {task: [shop.run(name, s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")})
+        for name, shares in (("a", (0.6, 0.6, 0.9, 0.9, 0.9)), ("b", (0.7, 0.7)))
+    ]
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
+    assert table.marks == {}
+
+
 def test_second_is_underlined(shop):
     table = build_table(
         "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders)
@@ -231,6 +254,7 @@ def test_the_table_of_differences(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
     table = build_paired("flexibility", rows, ITEMS["flexibility"], Redrawn(shop.folders))
     assert table.title.endswith("each row minus b")
+    assert table.columns[0] == "minus b"
     ((name, *cells),) = table.rows
     assert name == "a"
     assert cells[0].startswith("-30.0 (-3")
@@ -295,7 +319,7 @@ def test_cells_open_their_runs_and_failures_are_shown(shop):
     table = build_table("glue", "pocket", [row, lost], item=ITEMS["flexibility"])
     assert len(table.runs[0, 2]) == 3
     assert len(table.runs[0, 3]) == 4
-    assert table.rows[0][3] == "90.0 ±0.0 [3 of 4]"
+    assert table.rows[0][3] == "90.0 ±0.0 [3 of 4, 1 oom]", "a mean of those that did not fail says so"
     assert table.rows[1][3] == "diverged"
     row.planned = {"qnli": 5, "rte": 5}
     assert build_table("glue", "pocket", [row], item=ITEMS["flexibility"]).rows[0][0] == "a (3 of 5 seeds)"

@@ -63,6 +63,33 @@ def test_error_and_penalty_are_those_of_the_step_that_was_kept_and_real_rows_are
     assert "psoft@r46" not in read_traces(found, "pocket", "glue")
 
 
+def test_a_training_counts_once_and_other_layers_are_another_row(root):
+    found = find_records(root / "runs")
+    goft = [record for record in found.records if record["method"] == "goft" and record["settings"]["model"]["init"] == "pretrained"]
+    for record, shared in zip(goft, (True, False), strict=True):
+        record["provenance"]["training"] = {"key": "k", "shared": shared}
+    (trace,) = read_traces(found, "pocket", "glue")["goft"]
+    assert trace.error == goft[1]["orthogonality"]["max_error"], "of the run that trained"
+    goft[1]["provenance"]["training"]["key"] = "other"
+    goft[1]["settings"]["method"]["targets"] = "qv"
+    assert {label for label in read_traces(found, "pocket", "glue") if label.startswith("goft")} == {
+        f"goft, {goft[0]['settings']['method']['targets']}",
+        "goft, qv",
+    }
+
+
+def test_a_run_without_a_curve_is_in_the_table_and_not_in_the_figure(root, tmp_path):
+    found = find_records(root / "runs")
+    psoft = next(record for record in found.records if record["method"] == "psoft")
+    found.folders[psoft["key"]] = tmp_path
+    traces = read_traces(found, "pocket", "glue")
+    table = build_trace_table(traces, "pocket", "glue")
+    assert "psoft@r46" in [row[0] for row in table.rows]
+    assert "of 1 runs history.jsonl has no curve: they are not in the figure" in table.notes
+    assert "psoft@r46" not in draw_traces(traces, tmp_path)[0].read_text()
+    assert draw_traces({"psoft@r46": traces["psoft@r46"]}, tmp_path) == []
+
+
 def test_figures_are_the_same_byte_by_byte(root, tmp_path):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
     one, two = (draw_traces(traces, tmp_path / name) for name in "ab")

@@ -13,6 +13,7 @@ from qgoft.errors import QgoftError
 from qgoft.ledger import identify
 from qgoft.models import load_decoder, load_tokenizer
 from qgoft.pocket.weights import weights_folder
+from qgoft.train import run as run_module
 from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
@@ -75,6 +76,21 @@ def test_the_second_loads_the_same_adapter(root, first):
     one, two = (root / "runs" / record["key"] for record in (first, second))
     assert (one / "adapter" / "adapter_model.safetensors").read_bytes() == (two / "adapter" / "adapter_model.safetensors").read_bytes()
     assert (one / "history.jsonl").read_bytes() == (two / "history.jsonl").read_bytes()
+
+
+def test_a_run_that_ended_after_its_own_training_has_not_loaded_another_s(tmp_path, monkeypatch):
+    """A judge that fails, or a signal while answers are written: the same command finds what it trained itself."""
+    s = settings_for(tmp_path, "commonsense/boolq", "seed=7")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "report_parts", lambda prepared: 1 / 0)
+        assert run(s)["status"] == "failed"
+    record = run(s)
+    assert record["status"] == "done"
+    training = record["provenance"]["training"]
+    assert training["shared"] is False
+    assert training["by"]["commit"] == record["provenance"]["commit"]
+    assert "run" not in training["by"]
+    assert record["cost"]["peak_memory_bytes"] > 0
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -27,6 +27,7 @@ from qgoft.train import evaluate as evaluate_module
 from qgoft.train import fit as fit_module
 from qgoft.train import progress as progress_module
 from qgoft.train import run as run_module
+from qgoft.train import state as state_module
 from qgoft.train.checkpoint import Checkpoints
 from qgoft.train.fit import fit
 from qgoft.train.run import prepare, run, train_loader
@@ -90,6 +91,40 @@ def break_off(monkeypatch, s, step, kind="loss"):
         with pytest.raises(Killed):
             run(s)
     assert not (identify(s).folder / "record.json").exists()
+
+
+def test_on_the_boards_a_run_that_goes_on_is_whole(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from wandb import Run
+
+    told, log = {}, Run.log
+
+    def spy(self, data, step):
+        told.setdefault(self.id, []).append((step, data))
+        log(self, data, step=step)
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(Run, "log", spy)
+    s = settings(tmp_path, "wandb.mode=offline", "tensorboard.enabled=true")
+    break_off(monkeypatch, s, 5)
+    run(s)
+    shown = EventAccumulator(str(identify(s).folder / "tensorboard")).Reload()
+    assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6], "each step once"
+    first, second = told.values()
+    assert [step for step, data in first if "loss" in data] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in (identify(s).folder / "history.jsonl").read_text().splitlines()]
+    assert second == [(line.pop("step"), {name: value for name, value in line.items() if value is not None}) for line in lines]
+    assert [step for step, data in second if "loss" in data] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_peak_of_memory_is_of_all_parts(tmp_path, monkeypatch):
+    s = settings(tmp_path)
+    peak = 2**50
+    monkeypatch.setattr(state_module, "peak_memory", lambda: peak)
+    break_off(monkeypatch, s, 5)
+    peak = 1
+    assert run(s)["cost"]["peak_memory_bytes"] == 2**50
 
 
 def fitted(s, folder, last=None):

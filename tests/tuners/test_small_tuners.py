@@ -297,6 +297,22 @@ def test_fact_is_its_definition(form):
     assert sum("fact_u" in name for name, _ in model.named_parameters()) == 1
 
 
+def test_fact_draws_its_cores_as_the_authors_code_does():
+    """TT: each core as the weight of a linear layer, which starts within 1/sqrt(inputs). TK: all vectors of the model are one matrix under Xavier's rule."""
+    width, r = 8, 4
+    shapes = [(width, width)] * 4 + [(4 * width, width), (width, 4 * width)]
+    for form in ("tt", "tk"):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(layer for _ in range(24) for layer in (nn.Linear(d, n) for n, d in shapes)))
+        names = [str(number) for number in range(len(model))]
+        model = peft.get_peft_model(model, FactConfig(form=form, r=r, target_modules=names))
+        for number, (n, d) in enumerate(shapes):
+            cores = [model.base_model.model[number + len(shapes) * block].fact_core["default"] for block in range(24)]
+            bound = (d // width * r) ** -0.5 if form == "tt" else (6 / (r + 24 * 12)) ** 0.5
+            largest = max(core.abs().max().item() for core in cores)
+            assert 0.93 * bound < largest <= bound, (form, n, d)
+
+
 def test_oft_full_is_orthogonal_and_skew_alone_counts():
     model = wrap("oft full")
     layer = adapted(model)

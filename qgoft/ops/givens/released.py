@@ -20,8 +20,8 @@ def check_even(d: int) -> None:
 
 
 @keep_table
-def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices into (blocks flattened, then 1, then 0) of c and t: two [levels, d] tables, largest stride first."""
+def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices into (blocks flattened, then 1, then 0) of c and t, and where t has the other sign: [levels, d] tables, largest stride first."""
     levels = (d - 1).bit_length()
     one, zero = 4 * (d - 1), 4 * (d - 1) + 1
     main = torch.full((levels, d), one)
@@ -35,7 +35,10 @@ def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
         main[row, first], main[row, first + stride] = block, block + 3
         cross[row, first], cross[row, first + stride] = block + 1, block + 2
         before += len(first)
-    return main.to(device), cross.to(device)
+    # t[i] = -B01 and y[k] = c x[k] - t x[k+1]: an even k that is a pair's first member sees +B01, a second member -B10;
+    # an odd k that is a first member sees -B01, a second member +B10.
+    is_first = (main % 4 == 0) & (main < one)
+    return main.to(device), cross.to(device), is_first.to(device)
 
 
 def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
@@ -50,19 +53,17 @@ def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
     d = x.shape[-1]
     check_even(d)
     check_blocks(blocks, d)
-    main, cross = _coefficient_tables(d, blocks.device)
+    main, cross, is_first = _coefficient_tables(d, blocks.device)
     pool = torch.cat((blocks.reshape(-1), blocks.new_tensor([1.0, 0.0])))
     c, t = pool[main], pool[cross]
-    # t[i] = -B01 and y[k] = c x[k] - t x[k+1]: an even k that is a pair's first member sees +B01, a second member -B10;
-    # an odd k that is a first member sees -B01, a second member +B10.
-    first = (main % 4 == 0) & (main < 4 * (d - 1))
-    t = torch.where(first, -t, t)
+    t = torch.where(is_first, -t, t)
     even, odd = slice(0, None, 2), slice(1, None, 2)
-    product: Tensor | None = None
-    for c_row, t_row in zip(c, t, strict=True):
-        level = torch.stack((c_row[even], -t_row[even], t_row[odd], c_row[odd]), dim=-1).unflatten(-1, (2, 2))
-        product = level if product is None else level @ product
-    assert product is not None
+    levels = torch.stack((c[:, even], -t[:, even], t[:, odd], c[:, odd]), -1).unflatten(-1, (2, 2))
+    # Neighbouring levels at a time: the number of calls grows as the logarithm of that of the levels.
+    while len(levels) > 1:
+        left = levels[-1:] if len(levels) % 2 else levels[:0]
+        levels = torch.cat((levels[1::2] @ levels[: len(levels) - len(left) : 2], left))
+    product = levels[0]
     y = torch.einsum("kij,...kj->...ki", product.to(x.dtype), x.unflatten(-1, (d // 2, 2)))
     return y.flatten(-2)
 

@@ -51,14 +51,14 @@ class Vicuna(Decoder):
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
         texts = self.write(self.prompts, model, accelerator)
-        box: list[Any] = [None]
+        box: list[Any] = [None, None]
         if accelerator.is_main_process:
             folder, settings = self.identity.folder, self.settings
             judge = {"kind": settings.judge.kind, "model": settings.judge.model, "repeats": settings.judge.repeats}
             tag = {"answers": hashlib.sha256(json.dumps(texts).encode()).hexdigest(), "judge": judge}
-            box[0] = judge_answers(
-                self.questions, texts, settings.judge, JudgmentFile(folder / "judgments.jsonl", tag), self.judge_prompts, tqdm.write
-            )
+            file = JudgmentFile(folder / "judgments.jsonl", tag)
+            box[0] = judge_answers(self.questions, texts, settings.judge, file, self.judge_prompts, tqdm.write)
+            box[1] = file.count()
         if accelerator.num_processes > 1:
             broadcast_object_list(box)
         missing = unrated(self.questions, box[0])
@@ -69,21 +69,20 @@ class Vicuna(Decoder):
             )
         ratings = median_ratings(box[0])
         numbers = [question.number for question in self.questions]
-        self.failed = sum(judgment["rating"] is None for judgment in box[0])
+        self.asked, self.failed = box[1]
         return Outcome(
             numbers, [ratings[number] for number in numbers], [question.category for question in self.questions], {"score": None}
         )
 
     def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
-        """The mean rating, that of each category, and the share of ratings asked for that failed."""
+        """The mean rating, that of each category, and the share of judgments that gave no rating, of all that were asked for."""
         (outcome,) = outcomes.values()
         by_category: dict[str, list[float]] = {}
         for category, rating in zip(outcome.labels, outcome.predictions, strict=True):
             by_category.setdefault(category, []).append(rating)
         measured = {"score": _mean(outcome.predictions)}
         measured |= {f"score_{category}": _mean(ratings) for category, ratings in by_category.items()}
-        asked = len(self.questions) * self.settings.judge.repeats
-        measured["unrated"] = Measured(100 * self.failed / asked, asked, None, None)
+        measured["unrated"] = Measured(100 * self.failed / self.asked, self.asked, None, None)
         return measured
 
 
