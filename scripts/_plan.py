@@ -32,7 +32,7 @@ MANY = 12
 KEPT = 20_000
 ROOT = "results.root="
 # Seconds of one run where no record tells: only the embedded protocol has a known size. A decoder's training is shared by its tasks.
-TYPICAL_SECONDS = {"pocket": {"glue": 11, "squad": 33, "vtab": 6, "instruct": 9, "math": 11, "commonsense": 5}}
+TYPICAL_SECONDS = {"pocket": {"glue": 11, "squad": 23, "vtab": 4, "instruct": 9, "math": 11, "commonsense": 5}}
 RANDOM_MODELS = {
     "glue": "pocket_deberta_random",
     "squad": "pocket_deberta_random",
