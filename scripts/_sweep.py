@@ -39,6 +39,7 @@ GRACE, GRACE_AHEAD = 28.0, 110.0
 REQUEUES = 100
 # Jobs in one array where SLURM does not say how many it takes (its default), and minutes of a job of this machine, which has no limit.
 DEFAULT_ARRAY, LOCAL_MINUTES = 1001, 60 * 24 * 30
+GPUS = "CUDA_VISIBLE_DEVICES"
 # Seconds between two looks at a run that another sweep holds.
 PATIENCE = 5.0
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
@@ -323,9 +324,15 @@ class Job:
 
     def __init__(self, number: int, cell: Cell, means: Means, identity: Identity):
         self.number, self.cell, self.means, self.identity = number, cell, means, identity
+        # submitit's local executor hides the GPUs from its jobs, but for the first ones where it is asked for some.
+        hides = means.launcher == "submitit_local" and "gpus_per_node" not in _asked_of_launcher(means)
+        self.environment = {GPUS: os.environ.get(GPUS)} if hides else {}
 
     def __call__(self) -> Outcome:
         sys.path.insert(0, str(SCRIPTS))
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
         began = time.monotonic()
         # The lease of a node that is gone is void only after a while.
         while (outcome := self._once()).status == "held" and time.monotonic() - began < 2 * EXPIRY:
@@ -448,15 +455,13 @@ def _largest_array() -> int:
 
 
 def _of_this_machine(settings: dict[str, Any], means: Means) -> dict[str, Any]:
-    """The local executor's own defaults are those of a cluster: an hour, no GPU, every core for every job."""
-    import torch  # takes two seconds, and knows the GPUs
-
+    """The local executor's own defaults are those of a cluster: an hour, and every core for every job."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (means.jobs * means.nproc))))
-    asked = {name_of(word).removeprefix("hydra.launcher.") for word in means.overrides}
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    visible = [int(number) for number in given.split(",")] if re.fullmatch(r"\d+(,\d+)*", given) else list(range(torch.cuda.device_count()))
-    defaults = {"timeout_min": LOCAL_MINUTES, "gpus_per_node": len(visible)}
-    return {**settings, **{name: value for name, value in defaults.items() if name not in asked}, "local_visible_gpus": visible}
+    return settings if "timeout_min" in _asked_of_launcher(means) else {**settings, "timeout_min": LOCAL_MINUTES}
+
+
+def _asked_of_launcher(means: Means) -> set[str]:
+    return {name_of(word).removeprefix("hydra.launcher.") for word in means.overrides}
 
 
 def _result(number: int, job: Any) -> Outcome:

@@ -273,9 +273,18 @@ def test_expected_time(tmp_path):
     assert _plan.expected_seconds(cells, [], "pocket") == 2 * _plan.TYPICAL_SECONDS["pocket"]["glue"]
     other = _plan.compose_cells([("task=glue/rte", "method=lora", "protocol=goft_icml24")], ["0"], 1)
     assert _plan.expected_seconds(other, [], "goft_icml24") is None
-    record = {"protocol": "pocket", "status": "done", "suite": "glue", "method": "lora", "started": "2026-01-01T00:00:00+00:00"}
+    record = {
+        "protocol": "pocket",
+        "status": "done",
+        "suite": "glue",
+        "method": "lora",
+        "started": "2026-01-01T00:00:00+00:00",
+        "provenance": {},
+    }
     seen = [{**record, "finished": "2026-01-01T00:00:05+00:00"}, {**record, "finished": "2025-12-31T00:00:00+00:00"}]
     assert _plan.expected_seconds(cells, seen, "pocket") == 10, "a clock that went backwards says nothing"
+    resumed = {**seen[0], "provenance": {"resumed": [{}]}, "cost": {"setup_seconds": 1.0, "seconds": 99.0}}
+    assert _plan.expected_seconds(cells, [resumed], "pocket") == 200, "the beginning is that of its last part"
     assert _plan.spell_time(59) == "0 min 59 s"
     assert _plan.spell_time(7260) == "2 h 01 min"
 
@@ -526,19 +535,31 @@ def test_ctrl_c_cancels_the_jobs_that_the_sweep_waits_for(monkeypatch, tmp_path,
     assert "2 jobs are cancelled; with DETACH=1 they would go on by themselves" in capsys.readouterr().err
 
 
-def test_jobs_of_this_machine_have_its_gpus_and_no_limit(monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+def test_jobs_of_this_machine_have_a_share_of_its_cores_and_no_limit(monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(_sweep.os, "cpu_count", lambda: 16)
     of_cluster(cluster, tmp_path, 1, launcher="submitit_local", overrides=("hydra.launcher.timeout_min=7",))
-    assert (cluster.parameters["timeout_min"], cluster.parameters["gpus_per_node"]) == (7, 2)
-    assert cluster.parameters["local_visible_gpus"] == [2, 5]
+    assert cluster.parameters["timeout_min"] == 7
     assert os.environ["OMP_NUM_THREADS"] == "4", "sixteen cores among four jobs"
     of_cluster(cluster, tmp_path, 1, launcher="submitit_local")
     assert cluster.parameters["timeout_min"] == _sweep.LOCAL_MINUTES
     with pytest.raises(QgoftError, match=r"would start all 8 runs at once, and JOBS is 4"):
         of_cluster(cluster, tmp_path, 8, launcher="submitit_local", detach=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "seen"), [("2,5", (), "2,5"), (None, (), None), ("2,5", ("hydra.launcher.gpus_per_node=1",), "0")]
+)
+def test_jobs_of_this_machine_see_its_gpus(monkeypatch, given, asked, seen):
+    """submitit's local executor sets the variable for them, to nothing where it is asked for no GPUs."""
+    monkeypatch.setenv(_sweep.GPUS, given or "")
+    if given is None:
+        monkeypatch.delenv(_sweep.GPUS)
+    job = _sweep.Job(0, None, Means(1, launcher="submitit_local", overrides=asked), None)
+    monkeypatch.setenv(_sweep.GPUS, "0" if asked else "")
+    monkeypatch.setattr(_sweep, "run_cell", lambda *_: _sweep.Outcome(0, "done", str(os.environ.get(_sweep.GPUS))))
+    assert job().reason == str(seen)
 
 
 def test_processes_that_left_after_a_signal_begin_again(monkeypatch):

@@ -22,6 +22,7 @@ from qgoft import records
 from qgoft.ledger import identify
 from qgoft.methods.base import method_names
 from qgoft.pocket.data import pocket_files
+from qgoft.records import provenance
 from qgoft.train import checkpoint as checkpoint_module
 from qgoft.train import evaluate as evaluate_module
 from qgoft.train import fit as fit_module
@@ -353,7 +354,7 @@ def test_a_checkpoint_of_other_code_is_not_used(tmp_path, whole, monkeypatch, ca
     s = settings(tmp_path)
     break_off(monkeypatch, s, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(records, "code_checksum", lambda: "another")
+        patch.setattr(provenance, "code_checksum", lambda: "another")
         assert "resumed" not in run(s)["provenance"]
     assert "was made with another code; the run begins anew" in capfd.readouterr().err
     assert_same(remains(s), whole)
@@ -364,7 +365,7 @@ def test_checkpoints_of_other_code_make_room_for_new_ones(tmp_path, whole, monke
     s = settings(tmp_path)
     break_off(monkeypatch, s, 6)
     with monkeypatch.context() as patch:
-        patch.setattr(records, "code_checksum", lambda: "another")
+        patch.setattr(provenance, "code_checksum", lambda: "another")
         break_off(monkeypatch, s, 3)
         assert run(s)["provenance"]["resumed"][0]["step"] == 2
     assert_same(remains(s), whole)
