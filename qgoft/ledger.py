@@ -204,9 +204,8 @@ class Lease:
 
     def silence(self) -> float:
         """Seconds since the last sign of life, by this machine's clock and the file system's; 0 without a lease."""
-        files = self._files()
-        with suppress(OSError):
-            return max(0.0, time.time() - files[-1].stat().st_mtime) if files else 0.0
+        with suppress(OSError, IndexError):
+            return time.time() - self._files()[-1].stat().st_mtime
         return 0.0
 
     def __enter__(self) -> "Lease":

@@ -325,14 +325,15 @@ class Job:
     def __init__(self, number: int, cell: Cell, means: Means, identity: Identity):
         self.number, self.cell, self.means, self.identity = number, cell, means, identity
         # submitit's local executor hides the GPUs from its jobs, but for the first ones where it is asked for some.
-        hides = means.launcher == "submitit_local" and "gpus_per_node" not in _asked_of_launcher(means)
-        self.environment = {GPUS: os.environ.get(GPUS)} if hides else {}
+        self.hides_gpus = means.launcher == "submitit_local" and "gpus_per_node" not in _asked_of_launcher(means)
+        self.gpus = os.environ.get(GPUS)
 
     def __call__(self) -> Outcome:
         sys.path.insert(0, str(SCRIPTS))
-        for name, value in self.environment.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
+        if self.hides_gpus and self.gpus is None:
+            os.environ.pop(GPUS, None)
+        elif self.hides_gpus:
+            os.environ[GPUS] = self.gpus
         began = time.monotonic()
         # The lease of a node that is gone is void only after a while.
         while (outcome := self._once()).status == "held" and time.monotonic() - began < 2 * EXPIRY:
@@ -381,50 +382,37 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=means.launcher.removeprefix("submitit_"), **more)
     executor.update_parameters(name="qgoft", **(settings if is_slurm else _of_this_machine(settings, means)))
     # A cluster keeps a queue; the local executor would start everything at once.
-    wave = _largest_array() if is_slurm else len(cells) if means.detach else means.jobs
+    size = _largest_array() if is_slurm else len(cells) if means.detach else means.jobs
     order = [number for number, _ in in_good_order(dict(enumerate(cells)))]
-    waves = [order[first : first + wave] for first in range(0, len(order), wave)]
+    waves = [order[first : first + size] for first in range(0, len(order), size)]
     if is_slurm:
         executor.update_parameters(slurm_array_parallelism=max(1, means.jobs // len(waves)))
-    queued: list[tuple[Any, int]] = []  # jobs and the numbers of their cells
-
-    def submit(numbers: Sequence[int]) -> None:
-        try:
-            with executor.batch():
-                jobs = [executor.submit(Job(n, cells[n], means, identities[n])) for n in numbers]
-        except RuntimeError as error:  # sbatch's own words are in submitit's error
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            said = next((line for line in lines if "sbatch: error" in line), (lines or ["no reason"])[-1])
-            left = f"; {len(queued)} jobs are queued and go on" if queued else ""
-            raise QgoftError(
-                f"the jobs were not taken: {said}{left}; ARGS='hydra.launcher.partition=...' and its like say what to ask for"
-            ) from error
-        if not queued:
-            print(f"{len(cells)} jobs, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
-        queued.extend(zip(jobs, numbers, strict=True))
-
+    # All arrays of a cluster are queued at once; this machine gets its next jobs when the ones before have ended.
+    turns = [waves] if is_slurm else [[wave] for wave in waves]
+    queued: list[Any] = []
     bad: dict[int, Outcome] = {}
-    began, done, finished = time.monotonic(), 0, set()
+    began, finished = time.monotonic(), set()
     try:
-        while len(queued) < len(order):
-            before = len(queued)
-            for numbers in waves if is_slurm else waves[before // wave :][:1]:
-                submit(numbers)
+        for turn in turns:
+            numbers = {}
+            for wave in turn:
+                jobs = _queue(executor, [Job(n, cells[n], means, identities[n]) for n in wave], len(queued))
+                if not queued:
+                    print(f"{len(cells)} jobs, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
+                queued += jobs
+                numbers |= {id(job): number for job, number in zip(jobs, wave, strict=True)}
             if means.detach:
                 print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
                 return []
-            present = queued[before:]
-            jobs = [job for job, _ in present]
-            for job in submitit.helpers.as_completed(jobs):
-                number = present[jobs.index(job)][1]
+            for job in submitit.helpers.as_completed(queued[-len(numbers) :]):
+                number = numbers[id(job)]
                 outcome = _result(number, job)
                 if outcome.status == "held":
                     outcome = _await(number, identities[number])
-                done += 1
                 finished.add(number)
                 if outcome.status != "done":
                     bad[number] = outcome
-                _tell(done, len(cells), len(bad), began, cells[number], outcome)
+                _tell(len(finished), len(cells), len(bad), began, cells[number], outcome)
                 if bad and means.failfast:
                     _cancel(queued)
                     return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in order if n not in finished)]
@@ -439,8 +427,26 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
     return list(bad.values())
 
 
-def _cancel(queued: Sequence[tuple[Any, int]]) -> None:
-    for job, _ in queued:
+def _queue(executor: Any, work: Sequence[Job], before: int) -> list[Any]:
+    """submitit's jobs of one array. `before`: how many are queued already.
+
+    Raises:
+        QgoftError: the cluster does not take them; with its own words.
+    """
+    try:
+        with executor.batch():
+            return [executor.submit(job) for job in work]
+    except RuntimeError as error:  # sbatch's own words are in submitit's error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = next((line for line in lines if "sbatch: error" in line), (lines or ["no reason"])[-1])
+        left = f"; {before} jobs are queued and go on" if before else ""
+        raise QgoftError(
+            f"the jobs were not taken: {said}{left}; ARGS='hydra.launcher.partition=...' and its like say what to ask for"
+        ) from error
+
+
+def _cancel(queued: Sequence[Any]) -> None:
+    for job in queued:
         job.cancel(check=False)
 
 

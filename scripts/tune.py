@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 from _ending import leave
 from _plan import Cell, compose_all, identify_all
-from _settings import CONFIGS, compose_settings
+from _settings import CONFIGS
 
 from qgoft.errors import choose
 
@@ -50,22 +50,19 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     return trials, spec
 
 
-def words_of(trial: Trial, protocol: str, overrides: list[str]) -> tuple[str, ...]:
-    """On Hydra's command line."""
-    method, rate, task = trial
-    return (f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides)
-
-
-def keys_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, str]:
-    """The key that a run of each would have: of other steps, rows or weights it is another trial."""
-    words = [words_of(trial, protocol, overrides) for trial in trials]
+def cells_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, Cell]:
+    """Each trial as a run, with its key: of other steps, rows or weights it is another trial."""
+    words = [
+        (f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides)
+        for method, rate, task in trials
+    ]
     cells = [Cell(*pair) for pair in zip(words, compose_all(words, jobs), strict=True)]
-    return {trial: identity.key for trial, identity in zip(trials, identify_all(cells, 1)[1], strict=True)}
+    return dict(zip(trials, identify_all(cells, 1)[0], strict=True))
 
 
-def run_trial(job: tuple[Trial, tuple[str, ...], str]) -> dict:
+def run_trial(job: tuple[Trial, Cell]) -> dict:
     """Train once and return the best score on the choosing part, or null where it diverged."""
-    (method, rate, task), words, key = job
+    (method, rate, task), cell = job
     import torch
 
     torch.set_num_threads(1)
@@ -76,18 +73,19 @@ def run_trial(job: tuple[Trial, tuple[str, ...], str]) -> dict:
     from qgoft.train.run import chooser, prepare, train_loader
 
     quiet_libraries()
-    settings = compose_settings(list(words))
+    settings = cell.settings
     prepared = prepare(settings, identify(settings))
     try:
         fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), lambda line: None)
         score = fitted.best_score
     except Diverged:
         score = None
-    return {"method": method, "variant": settings.method.variant, "task": task, "lr": rate, "score": score, "key": key}
+    return {"method": method, "variant": settings.method.variant, "task": task, "lr": rate, "score": score, "key": cell.key}
 
 
-def of_this_search(lines: list[dict], keys: dict[Trial, str]) -> list[dict]:
+def of_this_search(lines: list[dict], cells: dict[Trial, Cell]) -> list[dict]:
     """The finished trials that are among those asked for, made with the same settings, rows and weights: others choose nothing."""
+    keys = {trial: cell.key for trial, cell in cells.items()}
     return [line for line in lines if line.get("key") is not None and line["key"] == keys.get((line["method"], line["lr"], line["task"]))]
 
 
@@ -140,10 +138,10 @@ def main() -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     overrides = [*spec.get("overrides", []), *arguments.override]
-    keys = keys_of(trials, spec["protocol"], overrides, arguments.jobs)
-    lines = of_this_search(lines, keys)
+    cells = cells_of(trials, spec["protocol"], overrides, arguments.jobs)
+    lines = of_this_search(lines, cells)
     done = {(line["method"], line["lr"], line["task"]) for line in lines}
-    jobs = [(trial, words_of(trial, spec["protocol"], overrides), keys[trial]) for trial in trials if trial not in done]
+    jobs = [(trial, cell) for trial, cell in cells.items() if trial not in done]
     print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:

@@ -586,25 +586,10 @@ def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
         for task in ("boolq", "piqa")
     ]
     cells = _plan.compose_cells(asked, ["0", "1"], 1)
-    submitted = []
-
-    class Executor:
-        def __init__(self, **_):
-            pass
-
-        def update_parameters(self, **_):
-            pass
-
-        def batch(self):
-            return contextlib.nullcontext()
-
-        def submit(self, job):
-            submitted.append((job.cell.settings.seed, job.cell.settings.method.name, job.cell.settings.task.name))
-            return SimpleNamespace(job_id="1")
-
-    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
-    monkeypatch.setenv("PYTHONPATH", "")
+    cluster = Cluster(monkeypatch)
     _sweep.sweep(cells, [None] * len(cells), Means(len(cells), launcher="submitit_local", detach=True))
+    every = [cells[number].settings for array in cluster.arrays for number in array]
+    submitted = [(settings.seed, settings.method.name, settings.task.name) for settings in every]
     of_a_seed = [("lora", "boolq"), ("full", "boolq"), ("lora", "piqa"), ("full", "piqa")]
     assert submitted == [(seed, *names) for seed in (0, 1) for names in of_a_seed]
 

@@ -32,9 +32,12 @@ def test_an_unknown_method_is_refused():
 
 def test_trials_under_other_settings_choose_nothing():
     trials = [("lora", 0.1, "glue/rte"), ("lora", 0.2, "glue/rte")]
-    keys, short = (tune.keys_of(trials, "pocket", words, 1) for words in ([], ["train.max_steps=20"]))
+    cells, shorter, elsewhere = (
+        tune.cells_of(trials, "pocket", words, 1) for words in ([], ["train.max_steps=20"], ["results.root=elsewhere"])
+    )
+    keys, short = ({trial: cell.key for trial, cell in found.items()} for found in (cells, shorter))
     assert len({*keys.values(), *short.values()}) == 4
-    assert keys == tune.keys_of(trials, "pocket", ["results.root=elsewhere"], 1)
+    assert keys == {trial: cell.key for trial, cell in elsewhere.items()}
 
     def line(lr, key):
         return {"method": "lora", "lr": lr, "task": "glue/rte", "score": 99, "key": key}
@@ -42,7 +45,7 @@ def test_trials_under_other_settings_choose_nothing():
     whole, of_before = line(0.1, keys[trials[0]]), {**line(0.1, ""), "overrides": []}
     del of_before["key"]
     lines = [line(0.1, short[trials[0]]), whole, line(0.4, keys[trials[0]]), line(0.2, keys[trials[0]]), of_before]
-    assert tune.of_this_search(lines, keys) == [whole]
+    assert tune.of_this_search(lines, cells) == [whole]
 
 
 def test_the_best_mean_is_chosen_and_a_rate_that_diverged_is_out():

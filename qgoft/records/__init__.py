@@ -2,7 +2,7 @@
 
 from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, compute_key
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
-from qgoft.records.provenance import code_checksum, code_origin, code_provenance, hardware, package_versions
+from qgoft.records.provenance import code_origin, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
 from qgoft.records.store import Found, file_checksums, find_records, read_record, read_records, replaced, write_atomically, write_record
 
@@ -15,7 +15,6 @@ __all__ = [
     "TaggedLines",
     "base_model",
     "canonical_json",
-    "code_checksum",
     "code_origin",
     "code_provenance",
     "compute_key",

@@ -4,11 +4,17 @@ A measured cell is found in records by task and metric, or in what a run cost. I
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 Record = dict[str, Any]
+
+
+def by_training(records: Iterable[Record]) -> list[tuple[str, Record]]:
+    """Each record with the key of its training, in their order, but the run that trained before those that were scored with what it made."""
+    made = [(record["provenance"].get("training", record), record) for record in records]
+    return [(training["key"], record) for training, record in sorted(made, key=lambda pair: pair[0].get("shared", False))]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from qgoft.records import Found, read_curve
 from qgoft.report.figures import COLOURS, save_figure
-from qgoft.report.items import Record
+from qgoft.report.items import Record, by_training
 from qgoft.report.layout import Table
 from qgoft.settings import method_label
 
@@ -35,15 +35,12 @@ def read_traces(found: Found, protocol: str, suite: str) -> Traces:
     A training that several tasks are scored with counts once. Where a method's runs differ in which layers they turn, each choice has a row;
     where its runs on a task differ in the weight of the penalty, each weight there has its own besides."""
     runs: dict[str, tuple[Record, Trace]] = {}
-    for record in found.records:
+    for training, record in by_training(found.records):
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
         is_foreign = protocol == "pocket" and record["provenance"]["data"]["source"] != "pocket"
         error = record["orthogonality"]["max_error"]
         if not is_asked or is_foreign or record["settings"]["model"]["init"] == "random" or error is None:
             continue
-        training = record["provenance"].get("training", record)["key"]
-        if training in runs and not record["provenance"].get("training", {}).get("shared", True):
-            del runs[training]  # the run that trained stands for all
         if training not in runs:
             points = read_curve(found.folders.get(record["key"]), "orthogonality")
             steps = record["cost"]["steps"] or 0

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from qgoft.report.counts import REASONS
-from qgoft.report.items import BESIDE, PAPER_MODELS, SETUP, SUITES, Column, Item, Record
+from qgoft.report.items import BESIDE, PAPER_MODELS, SETUP, SUITES, Column, Item, Record, by_training
 from qgoft.report.layout import Table
 from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
@@ -130,7 +130,7 @@ def build_table(
                 reason = REASONS.get((published.paper, published.table, published.name))
                 reasons += [f"#Param of {row.label}: {reason}"] if reason else []
                 table.rows += _beside(row, published, item, is_comparable=_is_comparable(row))
-                if _is_comparable(row) and printed_averages(published, item) != printed_averages(published, item, by_rule=True):
+                if _is_comparable(row) and not _average_follows(published, item):
                     reasons.append(
                         f"Avg of {row.label}: the printed one does not follow from the printed cells (make audit); nothing is taken from it"
                     )
@@ -275,9 +275,9 @@ def scores_of(row: Row, column: Column) -> list[float]:
     if column.task is None:
         costs: dict[str, float] = {}
         # Of tasks that share a training, the one that did it knows what it cost.
-        for record in sorted(row.all(), key=lambda record: record["provenance"].get("training", {}).get("shared", False)):
+        for training, record in by_training(row.all()):
             if (value := column.value(record)) is not None:
-                costs.setdefault(record["provenance"].get("training", record)["key"], value)
+                costs.setdefault(training, value)
         return list(costs.values())
     return [column.value(record) for record in row.records.get(column.task, [])]
 
@@ -351,22 +351,32 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         values, printed = scores_of(row, column), published.printed(column.printed)
         is_number = values and isinstance(printed, float | int)
         differences.append(f"{statistics.fmean(values) - printed:+.1f}" if is_number else "-")
-    for ours, printed in zip(averages_of(row, item), printed_averages(published, item, by_rule=True), strict=True):
+    averages = printed_averages(published, item)
+    if not _average_follows(published, item):
+        averages[-1] = None
+    for ours, printed in zip(averages_of(row, item), averages, strict=True):
         differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
     return [printed_row, *([["  difference", "", *differences, *("" for _ in item.beside)]] if differences else [])]
 
 
-def printed_averages(published: PublishedRow, item: Item, *, by_rule: bool = False) -> list[float | None]:
-    """The printed average; group means, which are not printed, from the printed cells. With `by_rule` the average is None where it does not
-    follow from the row's own cells by the table's rule: nothing can be compared with it."""
+def printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
+    """The printed average; group means, which are not printed, from the printed cells."""
     if not item.has_average:
         return []
-    cells = [published.printed(column.printed) for column in item.columns]
     printed = published.printed("average") if published.average is None else published.average
-    *groups, average = item.averages([v if isinstance(v, float | int) else None for v in cells])
-    if by_rule and isinstance(printed, float | int) and average is not None and abs(average - printed) > ROUNDED:
-        printed = None
-    return [*(None if mean is None else round(mean, 2) for mean in groups), printed]
+    return [*(None if mean is None else round(mean, 2) for mean in _averages_of_cells(published, item)[:-1]), printed]
+
+
+def _averages_of_cells(published: PublishedRow, item: Item) -> list[float | None]:
+    cells = (published.printed(column.printed) for column in item.columns)
+    return item.averages([v if isinstance(v, float | int) else None for v in cells])
+
+
+def _average_follows(published: PublishedRow, item: Item) -> bool:
+    """Whether the printed average is that of the printed cells by the table's rule; else nothing can be compared with it."""
+    printed, own = (averages[-1:] for averages in (printed_averages(published, item), _averages_of_cells(published, item)))
+    known = [value for value in (*printed, *own) if isinstance(value, float | int)]
+    return len(known) < 2 or abs(known[0] - known[1]) <= ROUNDED
 
 
 def _printed(published: PublishedRow, item: Item) -> list[str]:

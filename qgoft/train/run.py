@@ -237,10 +237,10 @@ def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, 
 
     fitted, by = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, made, lambda to: save_adapter(prepared, to))
     checkpoints.clear()
-    if by is not None:
+    is_loaded = by is not None
+    if is_loaded:
         place(adapted.model, accelerator)
     suite.weights = trained_checksum(folder / "adapter")
-    is_loaded = by is not None
     # An earlier attempt of this very run may have made it, and ended before it was scored.
     is_own = (by or {}).pop("run", None) == prepared.identity.key
     return fitted, {"key": key, "shared": is_loaded and not is_own, **({"by": by} if by else {})}, is_loaded

@@ -61,8 +61,8 @@ def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
     levels = torch.stack((c[:, even], -t[:, even], t[:, odd], c[:, odd]), -1).unflatten(-1, (2, 2))
     # Neighbouring levels at a time: the number of calls grows as the logarithm of that of the levels.
     while len(levels) > 1:
-        left = levels[-1:] if len(levels) % 2 else levels[:0]
-        levels = torch.cat((levels[1::2] @ levels[: len(levels) - len(left) : 2], left))
+        paired = len(levels) // 2 * 2
+        levels = torch.cat((levels[1:paired:2] @ levels[0:paired:2], levels[paired:]))
     product = levels[0]
     y = torch.einsum("kij,...kj->...ki", product.to(x.dtype), x.unflatten(-1, (d // 2, 2)))
     return y.flatten(-2)
