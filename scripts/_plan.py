@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import signal
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -416,7 +417,7 @@ class Shelf:
         self._alike: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
         for record in records:
             self._alike[tuple(record[name] for name in ("protocol", "suite", "task", "method", "variant", "seed"))].append(record)
-        self._in_key: dict[str, dict[str, Any]] = {}
+        self._in_key: dict[str, dict[str, Any] | None] = {}
         self._methods: set[tuple[str, str, str]] | None = None
 
     def may_have(self, words: Sequence[str]) -> bool:
@@ -442,7 +443,15 @@ class Shelf:
         found = [record for record in alike if self._settings(record) == wanted and is_current(record)]
         return max(found, key=lambda record: (record["status"] == "done", record["finished"])) if found else None
 
-    def _settings(self, record: Record) -> dict[str, Any]:
+    def _settings(self, record: Record) -> dict[str, Any] | None:
+        """None where this version of the code refuses them."""
         if record["key"] not in self._in_key:
-            self._in_key[record["key"]] = settings_in_key(settings_from_record(record))
+            try:
+                self._in_key[record["key"]] = settings_in_key(settings_from_record(record))
+            except QgoftError as error:
+                print(
+                    f"qgoft: left out: run {record['key'][:16]} ({record['task']}, {record['method']}), whose settings are none today: {error}",
+                    file=sys.stderr,
+                )
+                self._in_key[record["key"]] = None
         return self._in_key[record["key"]]

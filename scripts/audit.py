@@ -18,7 +18,7 @@ from _settings import CONFIGS, REPOSITORY
 from qgoft import audit
 from qgoft.audit import Finding
 from qgoft.audit.counts import PrintedCount, Reading
-from qgoft.errors import choose
+from qgoft.errors import QgoftError, choose
 
 CHECKS = ("averages", "counts", "granularity", "wins", "sizes", "operator")
 # What the text of a paper states where its table counts something else.
@@ -124,12 +124,16 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     if arguments.only:
         choose("check", arguments.only, list(CHECKS), "change --only")
+        if arguments.write:
+            raise QgoftError("--write keeps the whole audit; leave out --only")
     findings, checked = run(arguments.only)
     tables = audit.build_findings(findings, checked)
-    for table in tables:
-        table.write(arguments.root / "tables")
     print_findings(findings, checked)
-    print(f"{arguments.root / 'tables' / 'audit'}.{{md,tex,csv}}")
+    for table in tables:
+        if arguments.only:  # a part does not stand for the whole
+            table.name += f"-{arguments.only}"
+        table.write(arguments.root / "tables")
+        print(f"{arguments.root / 'tables' / table.name}.{{md,tex,csv}}")
     if arguments.write:
         arguments.write.write_text(as_json(findings, checked))
     return 0

@@ -4,7 +4,7 @@
     python scripts/bench.py                       on a CPU, half an hour on two cores
     python scripts/bench.py --parts product,model --only deberta --repeats 3
     python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
-    python scripts/bench.py --keep-memory         the C library keeps freed memory instead of returning it (see docs/LOG.md)
+    python scripts/bench.py --return-memory       with the C library's usual way: pages go back after a step and are faulted in again
     python scripts/bench.py --show FILE           tables and figures of a record
 
 The operator's tests run first; a wrong operator is not timed. The record goes to results/bench/, tables and figures beside it.
@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.errors import choose, one_line
 from qgoft.ops.givens.paths import triton_works
 from qgoft.report.bench import all_tables, draw_figures
-from qgoft.report.cost import SYSTEM
+from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -87,13 +88,19 @@ def report_to_terminal(line: str) -> None:
 _announced: set[str] = set()
 
 
-# glibc's settings, read when a process starts: large arrays come from the heap too, and the heap never shrinks.
+# glibc's settings, read when a process starts: large arrays come from the heap too, and the heap never shrinks. The usual way, a third of a step
+# goes into page faults or next to none, by where in the heap a method happens to leave its last block (docs/LOG.md): noise between methods.
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 
 def restart_keeping_memory() -> None:
+    """As `make` has it for the embedded runs."""
     if any(os.environ.get(name) != value for name, value in KEEP.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+
+
+def keeps_memory(arguments: argparse.Namespace) -> bool:
+    return platform.libc_ver()[0] == "glibc" and not arguments.return_memory
 
 
 def triton_state(device: str) -> str:
@@ -172,7 +179,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         "dtype": "float32",
         "repeats": repeats,
         "rounds": {"model": min(ROUNDS, repeats)},
-        "allocator": "keeps freed memory" if arguments.keep_memory else SYSTEM,
+        "allocator": KEPT if keeps_memory(arguments) else SYSTEM,
         "triton": triton_state(device),
         "products": in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else [],
         "shapes": [],
@@ -208,14 +215,14 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
 def file_name(arguments: argparse.Namespace) -> str:
     """Of the record: a part of the benchmark does not write over the whole."""
     parts = [] if arguments.parts == PARTS else arguments.parts
-    words = [arguments.set, *(["keep"] if arguments.keep_memory else []), *parts, *([arguments.only] if arguments.only else [])]
+    words = [arguments.set, *(["returned"] if arguments.return_memory else []), *parts, *([arguments.only] if arguments.only else [])]
     words += arguments.rivals or []
     return "-".join(re.sub(r"[^a-z0-9]+", "_", word.lower()) for word in words)
 
 
 def write(record: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    records.write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def main() -> int:
@@ -228,20 +235,22 @@ def main() -> int:
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
-    parser.add_argument("--keep-memory", action="store_true", help="with glibc: no page is returned to the system and faulted in again")
+    parser.add_argument(
+        "--return-memory", action="store_true", help="let the C library return freed memory to the system, as it usually does"
+    )
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
     parser.add_argument("--show", type=Path, help="print a record instead of measuring")
     arguments = parser.parse_args()
     if arguments.show:
         show(json.loads(arguments.show.read_text()), arguments.out)
         return 0
-    if arguments.keep_memory:
-        restart_keeping_memory()
     choose("set of shapes", arguments.set, list(SETS), "set BENCH")
     for part in arguments.parts:
         choose("part", part, PARTS, "set --parts")
     for name in arguments.rivals or []:
         choose("rival", name, [rival.name for rival in RIVALS], "set --rivals")
+    if keeps_memory(arguments):
+        restart_keeping_memory()
     if not operator_is_right():
         print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
         return 1

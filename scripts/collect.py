@@ -11,12 +11,21 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from _ending import leave
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import key_from_record
 from qgoft.records import file_checksums, find_records
+
+
+def _is_current(record: dict[str, Any], folder: Path) -> bool:
+    try:
+        return key_from_record(record) == record["key"]
+    except QgoftError as error:
+        print(f"qgoft: left: {folder}: {error}", file=sys.stderr)
+        return False
 
 
 def main(words: list[str]) -> int:
@@ -36,14 +45,18 @@ def main(words: list[str]) -> int:
     for record in found.records:
         is_asked = record["status"] == "done" and record["protocol"] == arguments.protocol
         folder = found.folders.get(record["key"])
-        if not is_asked or folder is None or record["key"] in there or key_from_record(record) != record["key"]:
+        if not is_asked or folder is None or record["key"] in there or not _is_current(record, folder):
             continue
         target = arguments.target / "-".join([*(record[name] for name in ("task", "method", "variant", "model")), f"seed{record['seed']}"])
         if target.exists():  # other settings or other data
             target = target.with_name(f"{target.name}-{record['key'][:8]}")
-        target.mkdir()
-        for name in ("record.json", *file_checksums(folder)):
-            shutil.copyfile(folder / name, target / name)
+        # Whole or not at all: a run without its answers would look like one that has none.
+        part = target.with_name(f".{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for name in (*file_checksums(folder), "record.json"):
+            shutil.copyfile(folder / name, part / name)
+        part.rename(target)
         there.add(record["key"])
         copied += 1
         print(target.name)

@@ -13,7 +13,8 @@ the report reads it.
 import argparse
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from _ending import leave
@@ -79,6 +80,9 @@ class Work:
         return Work(self.runs + other.runs, self.steps + other.steps, self.petaflop + other.petaflop, self.hours + other.hours)
 
 
+Estimate = dict[str, dict[str, dict[str, Work]]]
+
+
 def width_of(settings: RunSettings) -> tuple[float, float]:
     task, longest = settings.task, settings.train.max_length or 10_000
     mean, of_batch = WIDTHS[task.full_name if task.suite == "glue" else task.suite]
@@ -122,38 +126,42 @@ def reporting(settings: RunSettings, model: Architecture, speed: tuple[float, fl
     return Work(1, 0, (flop + written) / 1e15, (flop + written / WRITING) / rate / 3600)
 
 
-def work_of(runs: Iterable[RunSettings], speed: tuple[float, float]) -> Work:
-    """All of some runs. Tasks of a decoder suite share a training."""
-    total, trained = Work(), set()
+def work_by_task(runs: Iterable[RunSettings], speed: tuple[float, float]) -> dict[str, Work]:
+    """Task -> its runs. Tasks of a decoder suite share a training, which counts for the first of them."""
+    found: dict[str, Work] = defaultdict(Work)
+    trained = set()
     for settings in runs:
         model = Architecture.of(settings.model.name)
         place = (settings.method, settings.optim, settings.model.name, settings.seed)
         shared = repr(place if settings.task.suite in DECODER_SUITES else (*place, settings.task.full_name))
         if shared not in trained and settings.method.name != "base":
-            total += training(settings, model, speed)
+            found[settings.task.full_name] += training(settings, model, speed)
         trained.add(shared)
-        total += reporting(settings, model, speed)
-    return total
+        found[settings.task.full_name] += reporting(settings, model, speed)
+    return dict(found)
 
 
-def estimate(
-    speed: tuple[float, float], jobs: int, items: Sequence[str] = (), protocols: Sequence[str] = PROTOCOLS
-) -> dict[str, dict[str, Work]]:
-    """Protocol -> item (all, where none is named) -> its work."""
-    found: dict[str, dict[str, Work]] = {}
+def total(tasks: Mapping[str, Work]) -> Work:
+    return sum(tasks.values(), Work())
+
+
+def estimate(speed: tuple[float, float], jobs: int, items: Sequence[str] = (), protocols: Sequence[str] = PROTOCOLS) -> Estimate:
+    """Protocol -> item (all, where none is named) -> task -> its work."""
+    found: Estimate = {}
     for protocol in protocols:
         names = items or ["all", *own_items(protocol)]
         parts = [part for part in plan_items(names, Narrowing(protocol)) if part.item.bench is None]
         for part, cells in zip(parts, compose_parts(parts, jobs), strict=True):
-            found.setdefault(protocol, {})[part.item.name] = work_of((cell.settings for cell in cells), speed)
+            found.setdefault(protocol, {})[part.item.name] = work_by_task((cell.settings for cell in cells), speed)
     return found
 
 
-def build_table(found: dict[str, dict[str, Work]], speed: tuple[float, float]) -> Table:
+def build_table(found: Estimate, speed: tuple[float, float]) -> Table:
     table = Table("hours", "work of the items (estimated)", ["item", "protocol", "runs", "steps", "PFLOP", "hours"])
     for protocol, items in found.items():
         table.rules.append(len(table.rows))
-        for name, work in items.items():
+        for name, tasks in items.items():
+            work = total(tasks)
             table.rows.append([name, protocol, f"{work.runs:,}", f"{work.steps:,}", f"{work.petaflop:,.0f}", f"{work.hours:,.0f}"])
     table.notes = [
         f"one GPU that keeps up {speed[0]:g} TFLOP/s in float32 and {speed[1]:g} in bfloat16, {STEP_SECONDS * 1000:g} ms a step at least; protocol small: "
@@ -173,9 +181,16 @@ def main() -> int:
     found = estimate(speed, arguments.jobs)
     print(build_table(found, speed).terminal())
     if arguments.write:
-        kept = {protocol: {name: asdict(work) for name, work in items.items()} for protocol, items in found.items()}
+        kept = {protocol: {name: asdict(total(tasks)) for name, tasks in items.items()} for protocol, items in found.items()}
+        a_run = {
+            protocol: {name: {task: work.hours / work.runs for task, work in tasks.items()} for name, tasks in items.items()}
+            for protocol, items in found.items()
+        }
         HOURS.write_text(
-            json.dumps({"speed": speed, "step_seconds": STEP_SECONDS, "core_speed": CORE_SPEED, "work": kept}, indent=1) + "\n"
+            json.dumps(
+                {"speed": speed, "step_seconds": STEP_SECONDS, "core_speed": CORE_SPEED, "work": kept, "hours_a_run": a_run}, indent=1
+            )
+            + "\n"
         )
     return 0
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,43 +183,43 @@ class Left:
     item: str
     protocol: str
     planned: int
-    made: int
+    runs: collections.Counter[tuple[str, str]]  # by task and method
     seconds: float | None  # of one process on this kind of machine, from records of the protocol
 
     def row(self, hours: dict[str, Any]) -> list[str]:
-        rest = self.planned - self.made
-        work = hours["work"].get(self.protocol, {}).get(self.item)
-        if work is not None:
-            cost = f"{work['hours'] * rest / work['runs']:.0f} {'hours of a core' if self.protocol == 'small' else 'GPU hours'}"
+        a_run = hours["hours_a_run"].get(self.protocol, {}).get(self.item)
+        if a_run is not None:
+            work = sum(a_run[task] * number for (task, _), number in self.runs.items())
+            cost = f"{work:.0f} {'hours of a core' if self.protocol == 'small' else 'GPU hours'}"
         elif self.seconds is not None:
             cost = f"{self.seconds / 3600:.1f} hours of a core"
         else:
             cost = "not known"
         command = f"make {self.item} PROTOCOL={self.protocol}"
-        return [self.item, self.protocol, str(self.planned), str(rest), cost, command]
+        return [self.item, self.protocol, str(self.planned), str(self.runs.total()), cost, command]
 
 
-def what_is_left(part: Part, ask: Narrowing, made: int, known: KnownSeconds) -> Left:
+def what_is_left(part: Part, ask: Narrowing, made: Iterable[Record], known: KnownSeconds) -> Left:
     """The runs of an item without a record, and their time by records of the same suite and method."""
-    runs = [(*_suite_and_method(words), len(seeds)) for words, seeds in part.words]
-    planned = sum(number for *_, number in runs)
-    total = sum_seconds(known, ask.protocol, runs)
-    return Left(part.item.name, ask.protocol, planned, made, None if total is None else total * (planned - made) / planned)
-
-
-def _suite_and_method(words: Sequence[str]) -> tuple[str, str]:
-    asked = named(words)
-    return asked["task"].partition("/")[0], asked["method"]
+    runs: collections.Counter[tuple[str, str]] = collections.Counter()
+    for words, seeds in part.words:
+        asked = named(words)
+        runs[asked["task"], asked["method"]] += len(seeds)
+    planned = runs.total()
+    runs -= collections.Counter((f"{record['suite']}/{record['task']}", record["method"]) for record in made)
+    seconds = sum_seconds(known, ask.protocol, ((task.partition("/")[0], method, number) for (task, method), number in runs.items()))
+    return Left(part.item.name, ask.protocol, planned, runs, seconds)
 
 
 def left_section(left: Sequence[Left], benches: Sequence[str]) -> Section | None:
     """Items, or a part of them, that no record is of: what makes them, and at what cost."""
     hours = json.loads((REPOSITORY / "results" / "published" / "hours.json").read_text())
-    rows = [one.row(hours) for one in left if one.made < one.planned]
+    rows = [one.row(hours) for one in left if one.runs]
     rows += [[name, "a CUDA device", "-", "-", "not known", "make bench BENCH=paper"] for name in benches]
     if not rows:
         return None
     notes = [
+        "runs that two items share are counted in both",
         f"an estimate, for a CPU core of {hours['core_speed']:g} TFLOP/s (pocket: by the records of the same suite and method), and for a GPU of {hours['speed'][0]:g} in float32 and {hours['speed'][1]:g} in bfloat16 (scripts/hours.py says what it leaves out)",
     ]
     table = Table("missing", "what has no record yet", ["item", "protocol", "runs planned", "runs left", "cost", "command"], rows, notes)
@@ -253,8 +253,10 @@ def main(words: list[str]) -> int:
         for whole, part, cells in zip(planned, parts, compose_parts(parts, arguments.jobs), strict=True):
             if part.item.bench is None:
                 rows = rows_of(part, cells, ask, library)
-                made = sum(len(found) for row in rows for found in (*row.records.values(), *map(_diverged, row.failed.values())))
-                left.append(what_is_left(whole, ask, made, known))
+                made = {
+                    r["key"]: r for row in rows for found in (*row.records.values(), *map(_diverged, row.failed.values())) for r in found
+                }
+                left.append(what_is_left(whole, ask, made.values(), known))
                 section = item_section(part, rows, ask, library, out, arguments.jobs)
                 sections += [section] if section is not None else []
             elif part.item.name not in [section.name for section in costs]:  # the same under every protocol
@@ -277,7 +279,7 @@ def main(words: list[str]) -> int:
     path = write_atomically(out / "report.html", page)
     size = path.stat().st_size / 1e6
     print(
-        f"{len(records)} records, {len(sections)} sections, {sum(not one.made for one in left)} items without a record: {path} ({size:.1f} MB)"
+        f"{len(records)} records, {len(sections)} sections, {sum(one.runs.total() == one.planned for one in left)} items without a record: {path} ({size:.1f} MB)"
     )
     for problem in library.problems:
         print(f"qgoft: {problem}", file=sys.stderr)

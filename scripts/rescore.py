@@ -9,8 +9,10 @@ from pathlib import Path
 
 from _ending import leave
 
-# Points of a metric: rounding may turn single items whose logits are equal to seven digits.
-TOLERANCE = 0.2
+from qgoft.errors import QgoftError
+
+# Points of a percentage: rounding may turn single items whose logits are equal to seven digits. Nats a token; and points of 1 to 10.
+TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
 
 
 def main() -> int:
@@ -19,11 +21,18 @@ def main() -> int:
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
     parser.add_argument("--model-path", help="directory of the base model, where it did not come from the hub")
     parser.add_argument("--data-root", help="directory of the rows, where they did not come from the hub")
+    parser.add_argument("--ask-judge", action="store_true", help="ask a judge behind an endpoint for all ratings anew")
     parser.add_argument("--task-path", help="directory of the pictures of one task, where the run had it in task.path")
     arguments = parser.parse_args()
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.rescore import rescore
+    from qgoft.train.shared import read_run
 
+    judge = read_run(arguments.run)["settings"].get("judge", {})
+    if judge.get("kind") == "openai" and not arguments.ask_judge:
+        raise QgoftError(
+            f"scoring this run again asks the judge ({judge['model']}) for every rating anew; say --ask-judge if that is meant"
+        )
     quiet_libraries()
     record, metrics = rescore(
         arguments.run,
@@ -32,13 +41,14 @@ def main() -> int:
         data_root=arguments.data_root,
         task_path=arguments.task_path,
     )
-    worst = 0.0
+    is_same = True
     for name, measured in metrics.items():
-        then = record["metrics"][name]["value"]
-        print(f"{name:<20} record {then:8.3f}   now {measured.value:8.3f}")
-        worst = max(worst, abs(then - measured.value))
-    print(f"{'merged' if arguments.merge else 'unmerged'}: largest difference {worst:.3f} points, allowed {TOLERANCE}")
-    return 0 if worst <= TOLERANCE else 1
+        then, allowed = record["metrics"][name]["value"], OTHERS.get(name, TOLERANCE)
+        apart = abs(then - measured.value)
+        is_same &= apart <= allowed
+        print(f"{name:<20} record {then:8.3f}   now {measured.value:8.3f}   apart {apart:.4f}, allowed {allowed:g}")
+    print(f"{'merged' if arguments.merge else 'unmerged'}: {'the same' if is_same else 'NOT the same'}")
+    return 0 if is_same else 1
 
 
 if __name__ == "__main__":

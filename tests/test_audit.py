@@ -9,6 +9,7 @@ from qgoft.audit.granularity import LEVEL, check_granularity, find_grain, shares
 from qgoft.audit.operator import check_operator
 from qgoft.audit.sizes import check_sizes, could_be
 from qgoft.audit.wins import check_wins
+from qgoft.errors import QgoftError
 from qgoft.report.published import load_figures
 
 
@@ -89,6 +90,14 @@ def test_a_changed_figure_is_found(monkeypatch):
     sizes = script.official_sizes()
     known = {f.where for f in check_sizes(sizes)[0]}
     assert {f.where for f in check_sizes({**sizes, "sst2": (67349, 873)})[0]} - known == {"goft-icml2024 table6, sst2 dev"}
+
+
+def test_a_part_of_the_audit_does_not_stand_for_the_whole(tmp_path, capsys):
+    assert script.main(["--only", "wins", "--root", str(tmp_path)]) == 0
+    assert {path.stem for path in (tmp_path / "tables").iterdir()} == {"audit-wins", "audit-explained-wins"}
+    assert "audit-wins" in capsys.readouterr().out
+    with pytest.raises(QgoftError, match="--write keeps the whole audit"):
+        script.main(["--only", "wins", "--root", str(tmp_path), "--write", str(tmp_path / "audit.json")])
 
 
 def test_group_means():

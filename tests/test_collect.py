@@ -1,5 +1,6 @@
 """Runs that are kept in the repository: copied whole, and never over another."""
 
+import errno
 import json
 import shutil
 
@@ -39,6 +40,26 @@ def test_runs_of_one_name_lie_side_by_side(repository, tmp_path, capsys):
     assert "0 copied" in capsys.readouterr().out
     assert collect.main([str(source), str(tmp_path / "small"), "--protocol", "small"]) == 0
     assert not list((tmp_path / "small").iterdir())
+
+
+def test_what_was_broken_off_is_copied_whole_the_next_time(repository, tmp_path, monkeypatch):
+    name = "rte-lora-r8-pocket-deberta-seed0"
+    shutil.copytree(repository / "results" / "measured" / "pocket" / name, tmp_path / "runs" / "run")
+    copy = shutil.copyfile
+
+    def copy_one(source, target):
+        if list(target.parent.iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_one)
+    with pytest.raises(OSError, match="No space"):
+        collect.main([str(tmp_path / "runs"), str(tmp_path / "kept")])
+    assert not find_records(tmp_path / "kept").records
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    assert collect.main([str(tmp_path / "runs"), str(tmp_path / "kept")]) == 0
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [name]
+    assert {path.name for path in (tmp_path / "kept" / name).iterdir()} == {"record.json", *FILES}
 
 
 def test_no_such_folder(tmp_path):

@@ -40,7 +40,7 @@ def test_full_fine_tuning_costs_half_as_much_again(deberta):
 def test_tasks_of_a_decoder_share_their_training():
     words = ["protocol=psoft_iclr26", "method=lora"]
     runs = [compose_settings([*words, f"task=math/{task}"]) for task in ("gsm8k", "math")]
-    one, both = (hours.work_of(some, hours.SPEED) for some in (runs[:1], runs))
+    one, both = (hours.total(hours.work_by_task(some, hours.SPEED)) for some in (runs[:1], runs))
     assert one.steps == both.steps == 2 * 625
     assert both.runs == 2
     assert both.hours > one.hours
@@ -49,5 +49,7 @@ def test_tasks_of_a_decoder_share_their_training():
 def test_the_committed_estimate_is_that_of_the_code():
     kept = json.loads(hours.HOURS.read_text())
     found = hours.estimate(hours.SPEED, 1, ("table4",), ("goft_icml24",))
-    assert asdict(found["goft_icml24"]["table4"]) == pytest.approx(kept["work"]["goft_icml24"]["table4"])
+    (tasks,) = found["goft_icml24"].values()
+    assert asdict(hours.total(tasks)) == pytest.approx(kept["work"]["goft_icml24"]["table4"])
+    assert kept["hours_a_run"]["goft_icml24"]["table4"] == pytest.approx({task: work.hours / work.runs for task, work in tasks.items()})
     assert (tuple(kept["speed"]), kept["step_seconds"]) == (hours.SPEED, hours.STEP_SECONDS)

@@ -124,6 +124,17 @@ def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
     assert _plan.Shelf(found).find(same)["key"] == found[0]["key"]
 
 
+def test_a_record_whose_settings_are_none_today_is_named_and_left_out(tmp_path, capsys):
+    settings = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
+    run(settings)
+    (made,) = records.read_records(tmp_path / "runs")
+    (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
+    made["settings"]["optim"]["floor"] = 1e-5  # of a linear schedule, which an earlier version let pass
+    assert _plan.Shelf([made]).find(cell) is None
+    said = capsys.readouterr().err
+    assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings are none today: optim.floor=" in said
+
+
 def test_status_and_fetch(repository, tmp_path):
     done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "status")
     assert "planned" in done.stdout

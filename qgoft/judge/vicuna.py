@@ -19,6 +19,8 @@ from qgoft.settings import JudgeSettings
 
 # Categories whose answers are judged beside a reference answer (FastChat, llm_judge).
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
+# Questions in a row that the endpoint may leave without an answer. Each is asked again for half a minute to many minutes.
+PATIENCE = 3
 Judgment = dict[str, Any]
 
 
@@ -102,7 +104,11 @@ def judge_answers(
     prompts: dict[str, dict[str, str]] | None,
     say: Callable[[str], None],
 ) -> list[Judgment]:
-    """Ask for every rating that is missing, and return all judgments. What fails is kept with its reason, and counted."""
+    """Ask for every rating that is missing, and return all judgments. What fails is kept with its reason, and counted.
+
+    Raises:
+        QgoftError: the endpoint is gone: `PATIENCE` questions in a row have met with no answer, each asked again and again.
+    """
     known = {(judgment["question_id"], judgment["repeat"]) for judgment in file.read() if judgment["rating"] is not None}
     wanted = [
         (question, answer, repeat)
@@ -113,6 +119,7 @@ def judge_answers(
     if settings.kind == "openai" and wanted:
         assert prompts is not None
         say(openai.estimate([messages_for(question, answer, prompts) for question, answer, _ in wanted], settings))
+    silent = 0
     for question, answer, repeat in wanted:
         judgment: Judgment = {"question_id": question.number, "repeat": repeat, "judge": settings.model}
         if settings.kind == "rule":
@@ -124,8 +131,15 @@ def judge_answers(
         try:
             text = openai.ask(messages_for(question, answer, prompts), settings)
             file.append({**judgment, "rating": read_rating(text), "error": None, "text": text})
+            silent = 0
         except (NoRating, openai.NoAnswer) as error:
             file.append({**judgment, "rating": None, "error": str(error), "text": text})
+            silent = silent + 1 if isinstance(error, openai.NoEndpoint) else 0
+            if silent == PATIENCE:
+                raise QgoftError(
+                    f"the judge at {settings.url} gave no answer to {PATIENCE} questions in a row ({error}); what it has rated is kept, "
+                    "and the same command goes on from there"
+                ) from None
     judgments = file.read()
     lost = Counter(judgment["error"] for judgment in judgments if judgment["rating"] is None)
     if lost:

@@ -23,6 +23,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qgoft"
 
 
+def folder_beside(folder: Path) -> Path:
+    """A new folder, to be renamed to this one when it is whole. As the user's umask has it: a group may share a cache."""
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o777 & ~mask)
+    return part
+
+
 @functools.cache
 def generator_version() -> str:
     """Changes with any change of the generator's source, so that a stale cache is never read."""
@@ -50,7 +59,7 @@ def pocket_files(suite: str, task: str) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=task + "."))
+        part = folder_beside(folder)
         WRITERS[suite](task, part)
         try:
             part.rename(folder)

@@ -28,6 +28,9 @@ MOVED: dict[str, Callable[[Settings], bool]] = {
     "numbers in TeX, and what stands within $, are read": lambda s: (
         s.get("task", {}).get("suite") == "math" and s.get("protocol") != "pocket"
     ),
+    "what is no fraction of whole numbers is no number, nor i a unit": lambda s: (
+        s.get("task", {}).get("suite") == "math" and s.get("protocol") != "pocket"
+    ),
     "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
     "a cosine with a floor begins with the warm-up": lambda s: "floor" in s.get("optim", {}),
     "FacT's cores are drawn as its code draws them": lambda s: _method(s)["name"] in ("fact_tt", "fact_tk"),

@@ -1,11 +1,13 @@
 """The items that are no runs but costs: GOFT's table 10, PSOFT's tables 19 to 22 and figure 4 (b), from the record of a benchmark."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgoft.errors import one_line
 from qgoft.report.bench import published_table, shape_table
 from qgoft.report.layout import Table
 
@@ -18,7 +20,8 @@ PRINTED = {
     "psoft-table22": ("psoft-iclr2026", "table22"),
     "psoft-figure4": ("psoft-iclr2026", "figure4b"),
 }
-SYSTEM = "system default"  # the C library's allocator, left as it is
+# What the C library does with freed memory: the usual, by which it returns some and faults it in again, or nothing of it.
+SYSTEM, KEPT = "system default", "keeps freed memory"
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,19 @@ class Measured:
 
 def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[Measured]:
     """What the first folder that has any holds of an item: shapes of a part of the benchmark (layer, block), or of a model by a word of its name,
-    that are not another item's. Those of the C library's usual allocator stand first."""
+    that are not another item's. Those measured with freed memory kept stand first: the others are noisier."""
     for folder in folders:
         found = []
         for path in sorted(folder.glob("*.json")):
             try:
                 record = json.loads(path.read_text())
-                is_kept = record["allocator"] != SYSTEM
-                found += [(is_kept, Measured(line, record)) for line in record["shapes"] if _is_of(line, name, shape)]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+                is_usual = record["allocator"] != KEPT
+                found += [(is_usual, Measured(line, record)) for line in record["shapes"] if _is_of(line, name, shape)]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                print(
+                    f"qgoft: left out: {path} is no whole record of a benchmark ({one_line(error)}); remove it, or make it again",
+                    file=sys.stderr,
+                )
         if found:
             return [one for _, one in sorted(found, key=lambda pair: pair[0])]
     return []

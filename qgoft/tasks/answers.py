@@ -15,8 +15,9 @@ from fractions import Fraction
 
 MARKER = re.compile(r"the answer is\s*:?", re.IGNORECASE)
 MINUS = str.maketrans("\N{MINUS SIGN}", "-")
-# A mixed number, 1\frac{1}{2}, is left as it is.
-TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+# What is no fraction of two whole numbers, and a mixed number, 1\frac{1}{2}, is not read: a part of it would be another number.
+TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+UNREAD, MIXED = re.compile(r"\\[dt]?frac"), re.compile(r"\s*\\[dt]?frac|\s\d+\s*/\s*\d")
 NUMBER = re.compile(r"-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d[\d,]*)?")
 
 
@@ -25,8 +26,11 @@ def read_number(text: str) -> Fraction | None:
     parts = MARKER.split(text)
     if len(parts) < 2:
         return None
-    found = NUMBER.search(TEX_FRACTION.sub(r"\1/\2", parts[-1].translate(MINUS)))
-    return to_fraction(found.group()) if found else None
+    text = TEX_FRACTION.sub(r"\1/\2", parts[-1].translate(MINUS).replace("\\$", "$"))
+    found = NUMBER.search(text)
+    if found is None or UNREAD.search(text[: found.start()]) or MIXED.match(text[found.end() :]):
+        return None
+    return to_fraction(found.group())
 
 
 def reference_number(answer: str) -> Fraction | None:
@@ -86,8 +90,8 @@ def same_formula(one: str, other: str) -> bool:
 
 
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
-# Behind a value, with a power of their own: 10\text{ cm}^2.
-_UNITS = re.compile(r"(?<=[^\s{(,=])\s*(?:\\(?:text|mbox|mathrm|textbf)\{[^{}]*\}(?:\^(?:\d|\{\d+\}))?\s*)+$")
+# Behind a value, with a power of their own: 10\text{ cm}^2. The imaginary unit is none.
+_UNITS = re.compile(r"(?<=[^\s{(,=])\s*(?:\\(?:text|mbox|mathrm|textbf)\{(?!i\})[^{}]*\}(?:\^(?:\d|\{\d+\}))?\s*)+$")
 _ROW = "\0"  # the end of a matrix's row, two backslashes, of which the second with a blank is a blank
 _DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
 

@@ -5,7 +5,6 @@ It lies in the user's cache (QGOFT_CACHE) and may be deleted at any time. A copy
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from datasets import Dataset
 from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder
+from qgoft.pocket.data import cache_folder, folder_beside
 from qgoft.records import canonical_json
 from qgoft.tasks.sources import file_sha256
 
@@ -63,7 +62,7 @@ def _read(folder: Path) -> Dataset | None:
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
     """All or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+    part = folder_beside(folder)
     try:
         write(part / ROWS)
         (part / CHECKSUM).write_text(file_sha256(part / ROWS))

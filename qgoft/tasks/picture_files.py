@@ -9,12 +9,12 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder
+from qgoft.pocket.data import cache_folder, folder_beside
 
 LISTS = ("train800", "val200", "train800val200", "test")
 # What an archive may hold: the hub's has about half a million pictures and 10 GB.
@@ -122,11 +122,11 @@ def unpack(archive: Path, revision: str) -> Path:
     folder = cache_folder() / f"vtab-{revision}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+        part = folder_beside(folder)
         try:
             _unpack(archive, part)
             part.rename(folder)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last where it is encrypted
             if not folder.is_dir():  # else another process was first
                 raise QgoftError(f"{archive.name} cannot be unpacked to {folder} ({error}); free space, or fetch it again") from error
         finally:

@@ -5,7 +5,7 @@ is part of the record's fingerprint.
 """
 
 import hashlib
-import tempfile
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from qgoft.errors import QgoftError
 from qgoft.pocket.data import cache_folder
+from qgoft.records.store import replaced
 
 FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"
 ALPACA_LORA = "https://raw.githubusercontent.com/tloen/alpaca-lora/8bb8579e403dc78e37fe81ffbb253c413007323f/templates"
@@ -70,9 +71,8 @@ def pinned_file(name: str, root: str | None) -> Path:
     content = _fetch(pinned)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-            part.write(content)
-        Path(part.name).replace(path)
+        with replaced(path) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise QgoftError(f"cannot write {path}: {error.strerror}; set QGOFT_CACHE to a folder with free space") from error
     return path
@@ -85,7 +85,7 @@ def _fetch(pinned: Pinned) -> bytes:
             with urllib.request.urlopen(pinned.url, timeout=TIMEOUT) as response:
                 content: bytes = response.read()
             break
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
             if isinstance(error, urllib.error.HTTPError):
                 error.close()

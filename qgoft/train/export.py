@@ -8,7 +8,7 @@ from qgoft.errors import QgoftError
 from qgoft.methods import apply_method, unload
 from qgoft.settings import settings_from_record
 from qgoft.tasks.sources import find_model
-from qgoft.train.shared import load_trained, read_run
+from qgoft.train.shared import as_recorded, check_base, load_trained, read_run
 from qgoft.train.suites import suite_class
 
 # Files of a model folder that turn text or pictures into inputs, or steer generation.
@@ -27,15 +27,13 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     record = read_run(run)
     if record["status"] != "done":
         raise QgoftError(f"{run} is {record['status']}; only a run that is done has weights to export")
-    settings = settings_from_record(record)
+    settings = as_recorded(settings_from_record(record), record)
     if settings.model.init == "random":
         raise QgoftError(f"{run} started from random weights, which are not kept")
     if settings.model.path and model_path is None:
         raise QgoftError(f"{run} had the weights of {record['model']} from a directory; name it with --model")
     base = find_model(dataclasses.replace(settings.model, path=model_path))
-    known = record["provenance"]["model"]["sha256"]
-    if base.sha256 != known:
-        raise QgoftError(f"{run} was trained on other weights of {record['model']} (sha256 {known[:12]}) than these ({base.sha256[:12]})")
+    check_base(record, base, "name the right one with --model")
     suite = suite_class(settings)
     model = suite.build_model(settings, base.folder)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])

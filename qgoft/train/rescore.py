@@ -12,7 +12,7 @@ from qgoft.settings import settings_from_record
 from qgoft.train.evaluate import Measured
 from qgoft.train.run import prepare, report_parts
 from qgoft.train.sharding import place
-from qgoft.train.shared import load_trained, read_run
+from qgoft.train.shared import as_recorded, check_base, load_trained, read_run
 
 
 def rescore(
@@ -30,7 +30,14 @@ def rescore(
     record = read_run(folder)
     if record["status"] != "done":
         raise QgoftError(f"the run in {folder} is {record['status']} ({record['reason']}); only a finished run can be scored again")
-    settings = settings_from_record(record)
+    settings = as_recorded(settings_from_record(record), record)
+    for what, named, given, flag in (
+        ("weights", settings.model.path, model_path, "--model-path"),
+        ("rows", settings.data.root, data_root, "--data-root"),
+        ("rows", settings.task.path, task_path, "--task-path"),
+    ):
+        if named is not None and given is None:
+            raise QgoftError(f"the run in {folder} had its {what} from a directory; name it with {flag}")
     settings = dataclasses.replace(
         settings,
         model=dataclasses.replace(settings.model, path=model_path),
@@ -38,18 +45,12 @@ def rescore(
         task=dataclasses.replace(settings.task, path=task_path),
     )
     identity = identify(settings)
-    made = record["provenance"]
-    for what, here, there in (
-        ("weights", identity.model.sha256, made["model"]["sha256"]),
-        ("tokenizer and configuration", identity.model.files, made["model"].get("files")),
-        ("rows", identity.data.fingerprint, made["data"]["fingerprint"]),
-    ):
-        # Runs from a directory that are older than this do not name its tokenizer, and one from elsewhere has a revision.
-        if here != there and None not in (here, there):
-            raise QgoftError(
-                f"the {what} here have checksum {here[:12]}, those of the run {there[:12]}; an adapter belongs to its base and its data: "
-                "name the right ones with --model-path, --data-root or --task-path"
-            )
+    check_base(record, identity.model, "name the right one with --model-path")
+    here, there = identity.data.fingerprint, record["provenance"]["data"]["fingerprint"]
+    if here != there:
+        raise QgoftError(
+            f"the rows here have checksum {here[:12]}, those of the run {there[:12]}; name the right ones with --data-root or --task-path"
+        )
     # What a decoder writes goes to a scratch folder: the answers and judgments of the run stay as they are.
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(settings, dataclasses.replace(identity, folder=Path(scratch)))

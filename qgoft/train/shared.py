@@ -24,7 +24,7 @@ from qgoft.ledger import Identity, Lease, LeaseHeld, world_size
 from qgoft.methods import Adapted
 from qgoft.records import compute_key, read_record, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
-from qgoft.tasks.sources import file_sha256
+from qgoft.tasks.sources import ModelFiles, file_sha256
 from qgoft.train.state import Fitted
 from qgoft.tuners.psoft import read_signs, take_signs
 
@@ -94,6 +94,35 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not (folder / "record.json").is_file():
         raise QgoftError(f"{folder} holds no record.json; give the folder of a finished run, results/runs/<key>")
     return read_record(folder / "record.json")
+
+
+def as_recorded(settings: RunSettings, record: dict[str, Any]) -> RunSettings:
+    """The settings of a record with the commits of the hub that its weights and rows were of: a branch moves."""
+    made = record["provenance"]
+    model, data = (made[what]["revision"] or getattr(settings, what).revision for what in ("model", "data"))
+    if "," in data:  # rows of several repositories
+        data = settings.data.revision
+    return dataclasses.replace(
+        settings, model=dataclasses.replace(settings.model, revision=model), data=dataclasses.replace(settings.data, revision=data)
+    )
+
+
+def check_base(record: dict[str, Any], model: ModelFiles, advice: str) -> None:
+    """Whether the weights, and what was read beside them, are those that a run began with.
+
+    Raises:
+        QgoftError: they are others.
+    """
+    made = record["provenance"]["model"]
+    for what, here, there in (
+        ("weights", model.sha256, made["sha256"]),
+        ("tokenizer and configuration", model.files, made.get("files")),
+    ):
+        # Runs from a directory that are older than this do not name its tokenizer, and one from elsewhere has a revision.
+        if here != there and None not in (here, there):
+            raise QgoftError(
+                f"the {what} here have checksum {here[:12]}, those of the run {there[:12]}; an adapter belongs to its base: {advice}"
+            )
 
 
 def load_trained(adapted: Adapted, folder: Path) -> None:

@@ -338,7 +338,7 @@ def test_a_shape_that_does_not_fit_is_named_and_the_next_is_timed(script, monkey
     monkeypatch.setattr(script, "in_own_process", time_group)
     monkeypatch.setattr(script, "plan_groups", lambda rivals, batch, **_: [(rivals, batch)])
     monkeypatch.setitem(script.SETS, "cpu", lambda: [shapes.layer(d, d, 2, 8, of="a test") for d in (4096, 64)])
-    arguments = argparse.Namespace(set="cpu", parts=["layer"], only=None, rivals=None, repeats=1, threads=1, keep_memory=False)
+    arguments = argparse.Namespace(set="cpu", parts=["layer"], only=None, rivals=None, repeats=1, threads=1, return_memory=False)
     record = script.run(arguments, tmp_path / "cpu.json")
     assert [line["shape"] for line in record["shapes"]] == ["layer 64 -> 64, 2 x 8 (a test)"]
     (failed,) = record["failed"]
@@ -349,23 +349,23 @@ def test_a_shape_that_does_not_fit_is_named_and_the_next_is_timed(script, monkey
 
 def test_a_part_of_the_benchmark_has_a_record_of_its_own(script):
     def name(**changed):
-        usual = {"set": "cpu", "parts": script.PARTS, "only": None, "rivals": None, "keep_memory": False}
+        usual = {"set": "cpu", "parts": script.PARTS, "only": None, "rivals": None, "return_memory": False}
         return script.file_name(argparse.Namespace(**{**usual, **changed}))
 
     assert name() == "cpu"
-    assert name(keep_memory=True) == "cpu-keep"
+    assert name(return_memory=True) == "cpu-returned"
     assert name(parts=["model"], only="DeBERTa") == "cpu-model-deberta"
     assert name(set="paper", rivals=["goft", "oft b=32"]) == "paper-goft-oft_b_32"
 
 
-def test_an_item_shows_its_own_shapes_and_the_usual_allocator_first(tmp_path):
+def test_an_item_shows_its_own_shapes_and_those_of_kept_memory_first(tmp_path):
     def write(name, allocator, *items):
         lines = [{"part": "model", "shape": f"DeBERTaV3-base, 12 layers, {item}", "item": item, "groups": []} for item in items]
         (tmp_path / name).write_text(json.dumps({"allocator": allocator, "shapes": lines}))
 
-    write("cpu-keep.json", "keeps freed memory", None)
     write("cpu.json", cost.SYSTEM, None)
-    write("paper.json", cost.SYSTEM, "psoft-iclr2026/table21", "goft-icml2024/table10")
+    write("kept.json", cost.KEPT, None)
+    write("paper.json", cost.KEPT, "psoft-iclr2026/table21", "goft-icml2024/table10")
     found = cost.read_bench([tmp_path / "nothing", tmp_path], "table10", "deberta")
     assert [one.line["item"] for one in found] == [None, "goft-icml2024/table10", None]
-    assert [one.record["allocator"] for one in found] == [cost.SYSTEM, cost.SYSTEM, "keeps freed memory"]
+    assert [one.record["allocator"] for one in found] == [cost.KEPT, cost.KEPT, cost.SYSTEM]

@@ -112,6 +112,23 @@ def test_a_refused_key_ends_the_run_and_is_not_printed(endpoint, monkeypatch):
     assert "secret-key" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("value", "sent"), [("secret-key\r\n", "Bearer secret-key"), ("", None)])
+def test_the_key_as_it_was_meant(endpoint, value, sent, monkeypatch):
+    monkeypatch.setenv(openai.KEY, value)
+    ask(endpoint)
+    assert endpoint.seen[0][1].get("Authorization") == sent
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("", "needs a key: set OPENAI_API_KEY"), ("sk-\nsecret", "holds characters that no key has")]
+)
+def test_a_key_that_cannot_be_is_told_before_anything_is_sent(value, message, monkeypatch):
+    monkeypatch.setenv(openai.KEY, value)
+    with pytest.raises(QgoftError, match=message) as caught:
+        openai.read_key(JudgeSettings(kind="openai", model="m"))
+    assert "secret" not in str(caught.value)
+
+
 def questions(count):
     return [Question(i + 1, "math" if i == 0 else "generic", f"question {i}", "", ("reference",) if i == 0 else ()) for i in range(count)]
 
@@ -135,6 +152,17 @@ def test_failures_are_kept_counted_and_asked_again_alone(endpoint, tmp_path):
     assert len(endpoint.seen) == 4
     assert endpoint.seen[0][2]["messages"][1]["content"] == "Q: question 1 A: a"
     assert file.count() == (9, 4), "what was asked again had failed all the same"
+
+
+def test_a_dead_endpoint_ends_it_and_the_rest_is_asked_later(endpoint, tmp_path):
+    asked, file = questions(8), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
+    endpoint.script = ["[[7]]", 503, 503, "no number", 429, 500, 503]
+    with pytest.raises(QgoftError, match=r"no answer to 3 questions in a row \(status 503\); what it has rated is kept"):
+        judge_answers(asked, ["a"] * 8, endpoint.settings(retries=0), file, PROMPTS, print)
+    assert len(endpoint.seen) == 7
+    judgments = judge_answers(asked, ["a"] * 8, endpoint.settings(retries=0), file, PROMPTS, print)
+    assert len(endpoint.seen) == 7 + 7
+    assert unrated(asked, judgments) == []
 
 
 def test_repeats_and_other_answers(endpoint, tmp_path):

@@ -150,6 +150,17 @@ def test_the_command_composes_to_the_same_settings():
         assert settings_in_key(again) == settings_in_key(settings), method_label(made["method"], made["variant"])
 
 
+def test_the_command_names_the_commits_that_the_run_was_made_from():
+    made = record(0)
+    made["provenance"] = copy.deepcopy(RECORD["provenance"]) | {"hardware": made["provenance"]["hardware"]}
+    assert "revision" not in rerun_command(made, {})
+    made["provenance"]["model"].update(source="org/model", revision="0a1b")
+    made["provenance"]["data"].update(source="org/one", revision="2c3d")
+    assert {"model.revision=0a1b", "data.revision=2c3d"} <= set(rerun_command(made, {}).split())
+    made["provenance"]["data"].update(source="org/one, org/two", revision="2c3d, 4e5f")
+    assert "data.revision" not in rerun_command(made, {})
+
+
 def test_the_command_of_a_committed_run_composes_to_its_settings(repository):
     """Of each suite under each protocol the last run, and one on real pictures, whose data and steps are not the protocol's."""
     found = records.find_records(repository / "results" / "measured").records

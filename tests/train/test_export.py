@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 
@@ -71,8 +72,13 @@ def test_what_cannot_be_exported_is_told(tmp_path):
     folder, _ = train(tmp_path / "p", "method=lora", f"model.path={weights_folder('pocket-deberta')}")
     with pytest.raises(QgoftError, match="name it with --model"):
         export_run(folder, tmp_path / "plain")
-    with pytest.raises(QgoftError, match="trained on other weights"):
+    with pytest.raises(QgoftError, match=r"the weights here have checksum .* name the right one with --model"):
         export_run(folder, tmp_path / "plain", str(weights_folder("pocket-vit")))
+    shutil.copytree(weights_folder("pocket-deberta"), tmp_path / "other")
+    config = tmp_path / "other" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("{", '{"note": "another", ', 1))
+    with pytest.raises(QgoftError, match="the tokenizer and configuration here have checksum"):
+        export_run(folder, tmp_path / "plain", str(tmp_path / "other"))
     export_run(folder, tmp_path / "plain", str(weights_folder("pocket-deberta")))
     with pytest.raises(QgoftError, match="is not empty"):
         convert.main(["export", str(folder), str(tmp_path / "plain")])

@@ -1,17 +1,22 @@
 """A finished run scores the same from its files, merged or not, and refuses another base."""
 
 import shutil
+import sys
 
 import pytest
+import rescore as script
 import torch
 from _settings import compose_settings
 from safetensors.torch import load_file, save_file
 
 from qgoft.errors import QgoftError
 from qgoft.ledger import identify, key_from_record
-from qgoft.records import base_model
+from qgoft.records import base_model, read_record, write_record
+from qgoft.train import rescore as rescore_module
+from qgoft.train.evaluate import Measured
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
+from qgoft.train.shared import as_recorded
 from tests.methods.test_psoft import with_other_signs
 
 
@@ -66,6 +71,8 @@ def test_tokenizer_and_configuration_of_a_directory_belong_to_the_run(tmp_path):
     assert key_from_record(record) == record["key"] == identify(one).key
     assert base_model(record) == (identify(one).model.sha256, identify(one).model.files)
     rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "same"))
+    with pytest.raises(QgoftError, match="had its weights from a directory; name it with --model-path"):
+        rescore(identify(one).folder, merge=False)
     with pytest.raises(QgoftError, match="the tokenizer and configuration here have checksum"):
         rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "other"))
 
@@ -90,6 +97,37 @@ def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(fin
     (tmp_path / "run" / "adapter" / "signs.json").write_text("{}")
     with pytest.raises(QgoftError, match=r"the signs of the factors of .* are not there"):
         rescore(tmp_path / "run", merge=False)
+
+
+def test_the_commits_of_a_record_are_asked_for_again():
+    settings = compose_settings(["task=glue/rte", "protocol=goft_icml24"])
+    made = {"provenance": {"model": {"revision": "0a1b"}, "data": {"revision": "2c3d"}}}
+    found = as_recorded(settings, made)
+    assert (found.model.revision, found.data.revision) == ("0a1b", "2c3d")
+    made["provenance"] = {"model": {"revision": None}, "data": {"revision": "2c3d, 4e5f"}}
+    assert as_recorded(settings, made) == settings
+
+
+def test_the_command_has_a_tolerance_for_each_unit(finished, monkeypatch, capsys):
+    """A fifth of a point of an accuracy is nothing; of a loss it is another model."""
+    words = [sys.executable, str(finished["qgoft"])]
+    monkeypatch.setattr(sys, "argv", words)
+    assert script.main() == 0
+    assert "unmerged: the same" in capsys.readouterr().out
+    measured = {"loss": Measured(1.15, 1, None, None)}
+    monkeypatch.setattr(rescore_module, "rescore", lambda *_, **__: ({"metrics": {"loss": {"value": 1.0}}}, measured))
+    assert script.main() == 1
+    assert "apart 0.1500, allowed 0.002" in capsys.readouterr().out
+
+
+def test_a_judge_is_not_asked_anew_unless_that_is_meant(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished["qgoft"], tmp_path / "run")
+    record = read_record(tmp_path / "run" / "record.json")
+    record["settings"]["judge"].update(kind="openai", model="some-judge")
+    write_record(tmp_path / "run", record)
+    monkeypatch.setattr(sys, "argv", [sys.executable, str(tmp_path / "run")])
+    with pytest.raises(QgoftError, match=r"asks the judge \(some-judge\) for every rating anew"):
+        script.main()
 
 
 def test_no_run(tmp_path):

@@ -16,9 +16,9 @@ from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.paths import choose_path, goes_through_weight
 from qgoft.ops.givens.reference import check_blocks
 
-# Values in a piece of rows, 2 MB of float32: measured on two CPU cores with 2 MB of second-level cache; half and twice as many cost the
-# same within 5%, all rows at once 40% more at width 3072.
-PIECE = 2**19
+# Values in a piece of rows, 4 MB of float32: measured on two CPU cores with 2 MB of second-level cache each; half as many cost 3% of a layer's step
+# more at width 768, all rows at once 5% more at width 3072, and would be what peaks.
+PIECE = 2**20
 
 
 def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
@@ -153,10 +153,9 @@ def _as_trees(rows: Tensor, trees: Tensor) -> Tensor:
     return rows.reshape(*rows.shape[:-1], count, width)
 
 
-def _take(part: Tensor, trees: Tensor) -> Tensor:
-    """Rows [c, d] -> a new [q, c, b]: tree by tree, so that the products read memory in order. With rows a power of two apart, reading
-    them as they lie costs twice as much as this copy."""
-    return _as_trees(part, trees).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+def _by_tree(rows: Tensor, trees: Tensor) -> Tensor:
+    """Rows [c, d] -> [q, c, b]: as they lie where the trees divide d, else a padded copy."""
+    return _as_trees(rows, trees).transpose(0, 1)
 
 
 def _put(target: Tensor, mixed: Tensor) -> None:
@@ -166,6 +165,11 @@ def _put(target: Tensor, mixed: Tensor) -> None:
         target.unflatten(-1, (count, width)).transpose(0, 1).copy_(mixed)
     else:
         target.copy_(mixed.transpose(0, 1).flatten(1)[:, : target.shape[-1]])
+
+
+def _roots(rows: Tensor, trees: Tensor) -> Tensor:
+    """The first coordinates of the trees of rows [c, d], as columns [q, c]: a view."""
+    return rows[:, :: trees.shape[-1]].T
 
 
 def _turn(rows: Tensor, factors: Factors) -> Tensor:
@@ -180,7 +184,7 @@ def _turn(rows: Tensor, factors: Factors) -> Tensor:
         return rows @ trees[0].T
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for piece in _pieces(rows):
-        mixed = torch.bmm(_take(rows[piece], trees), trees.transpose(1, 2))
+        mixed = torch.bmm(_by_tree(rows[piece], trees), trees.transpose(1, 2))
         mixed[:, :, 0] = _turn_columns(mixed[:, :, 0], above)
         _put(out[piece], mixed)
     return out
@@ -198,9 +202,10 @@ def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
         return rows @ trees[0]
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for piece in _pieces(rows):
-        inputs = _take(rows[piece], trees)
-        inputs[:, :, 0] = _turn_columns_back(inputs[:, :, 0], above)
-        _put(out[piece], torch.bmm(inputs, trees))
+        part = out[piece].copy_(rows[piece])
+        roots = _roots(part, trees)
+        roots.copy_(_turn_columns_back(roots.contiguous(), above))
+        _put(part, torch.bmm(_by_tree(part, trees), trees))
     return out
 
 
@@ -219,28 +224,24 @@ def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool
     if not above:
         return [(grads.T @ rows).to(wide)[None]], grads @ trees[0] if need_input else None
     sums = [torch.zeros_like(stage, dtype=wide) for stage in factors.stages]
-    out: Tensor | None = None
-    if need_input:
-        out = grads if overwrite else torch.empty(grads.shape, dtype=grads.dtype, device=grads.device)
+    if not overwrite:
+        grads = grads.clone(memory_format=torch.contiguous_format)
     for piece in _pieces(rows):
-        _gradients_of_piece(rows[piece], grads[piece], factors, sums, None if out is None else out[piece])
-    return sums, out
+        _gradients_of_piece(rows[piece], grads[piece], factors, sums, need_input)
+    return sums, grads if need_input else None
 
 
-def _gradients_of_piece(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], out: Tensor | None) -> None:
-    """Add the gradients of the stages, and write that of the rows into `out`, which may be `grads`.
-
-    This is where a training step needs the most memory: no more than two pieces are alive at once.
-    """
+def _gradients_of_piece(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], need_input: bool) -> None:
+    """Add the gradients of the stages. `grads` are used up, and become those of the rows where these are needed."""
     trees, *above = factors.stages
-    inputs, upper = _take(rows, trees), _take(grads, trees)
+    inputs, roots = _by_tree(rows, trees), _roots(grads, trees)
     # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
     values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
-    upper[:, :, 0] = _gradients_of_columns(values, upper[:, :, 0].contiguous(), above, sums[1:])
+    roots.copy_(_gradients_of_columns(values, roots.contiguous(), above, sums[1:]))
+    upper = _by_tree(grads, trees)
     sums[0] += torch.bmm(upper.transpose(1, 2), inputs)
-    del inputs
-    if out is not None:
-        _put(out, torch.bmm(upper, trees))
+    if need_input:
+        _put(grads, torch.bmm(upper, trees))
 
 
 def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:

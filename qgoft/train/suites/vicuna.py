@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qgoft.errors import QgoftError
+from qgoft.judge import openai
 from qgoft.judge.ratings import median_ratings
 from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, read_prompts, unrated
 from qgoft.train.evaluate import Measured, Outcome
@@ -29,6 +30,7 @@ class Vicuna(Decoder):
                 raise QgoftError(
                     "judge.kind=rule compares with known answers, which the 80 questions of Vicuna-Eval do not have; use judge.kind=openai"
                 )
+            openai.read_key(judge)  # before the training, not after it
         else:
             rows = self.read_part("question", ["question_id", "category", "instruction", "input", "answers"])
             self.questions = [Question(r["question_id"], r["category"], r["instruction"], r["input"], tuple(r["answers"])) for r in rows]
