@@ -403,8 +403,16 @@ def spell_time(seconds: float) -> str:
 
 
 def is_current(record: Record) -> bool:
-    """Whether this version of the code would give the record the key it has: RESULTS_VERSION and the meaning of settings are unchanged."""
-    return key_from_record(record) == record["key"]
+    """Whether this version of the code would give the record the key it has: RESULTS_VERSION and the meaning of settings are unchanged. A
+    record whose settings this version refuses is named, and is none of its own."""
+    try:
+        return key_from_record(record) == record["key"]
+    except QgoftError as error:
+        print(
+            f"qgoft: left out: run {record['key'][:16]} ({record['task']}, {record['method']}), whose settings are none today: {error}",
+            file=sys.stderr,
+        )
+        return False
 
 
 class Shelf:
@@ -440,18 +448,11 @@ class Shelf:
         wanted = settings_in_key(s)
         # Where the rows come from is no setting that counts: their checksum does, which only the record has. Drawn rows are no official ones.
         alike = [record for record in alike if record["settings"]["data"]["source"] == s.data.source]
-        found = [record for record in alike if self._settings(record) == wanted and is_current(record)]
+        found = [record for record in alike if self._settings(record) == wanted]
         return max(found, key=lambda record: (record["status"] == "done", record["finished"])) if found else None
 
     def _settings(self, record: Record) -> dict[str, Any] | None:
-        """None where this version of the code refuses them."""
+        """None where the record is not current."""
         if record["key"] not in self._in_key:
-            try:
-                self._in_key[record["key"]] = settings_in_key(settings_from_record(record))
-            except QgoftError as error:
-                print(
-                    f"qgoft: left out: run {record['key'][:16]} ({record['task']}, {record['method']}), whose settings are none today: {error}",
-                    file=sys.stderr,
-                )
-                self._in_key[record["key"]] = None
+            self._in_key[record["key"]] = settings_in_key(settings_from_record(record)) if is_current(record) else None
         return self._in_key[record["key"]]

@@ -11,21 +11,12 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from _ending import leave
+from _plan import is_current
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import key_from_record
 from qgoft.records import file_checksums, find_records
-
-
-def _is_current(record: dict[str, Any], folder: Path) -> bool:
-    try:
-        return key_from_record(record) == record["key"]
-    except QgoftError as error:
-        print(f"qgoft: left: {folder}: {error}", file=sys.stderr)
-        return False
 
 
 def main(words: list[str]) -> int:
@@ -45,7 +36,7 @@ def main(words: list[str]) -> int:
     for record in found.records:
         is_asked = record["status"] == "done" and record["protocol"] == arguments.protocol
         folder = found.folders.get(record["key"])
-        if not is_asked or folder is None or record["key"] in there or not _is_current(record, folder):
+        if not is_asked or folder is None or record["key"] in there or not is_current(record):
             continue
         target = arguments.target / "-".join([*(record[name] for name in ("task", "method", "variant", "model")), f"seed{record['seed']}"])
         if target.exists():  # other settings or other data

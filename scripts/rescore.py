@@ -9,8 +9,6 @@ from pathlib import Path
 
 from _ending import leave
 
-from qgoft.errors import QgoftError
-
 # Points of a percentage: rounding may turn single items whose logits are equal to seven digits. Nats a token; and points of 1 to 10.
 TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
 
@@ -26,13 +24,7 @@ def main() -> int:
     arguments = parser.parse_args()
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.rescore import rescore
-    from qgoft.train.shared import read_run
 
-    judge = read_run(arguments.run)["settings"].get("judge", {})
-    if judge.get("kind") == "openai" and not arguments.ask_judge:
-        raise QgoftError(
-            f"scoring this run again asks the judge ({judge['model']}) for every rating anew; say --ask-judge if that is meant"
-        )
     quiet_libraries()
     record, metrics = rescore(
         arguments.run,
@@ -40,6 +32,7 @@ def main() -> int:
         model_path=arguments.model_path,
         data_root=arguments.data_root,
         task_path=arguments.task_path,
+        ask_judge=arguments.ask_judge,
     )
     is_same = True
     for name, measured in metrics.items():

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qgoft"
 
 
-def folder_beside(folder: Path) -> Path:
-    """A new folder, to be renamed to this one when it is whole. As the user's umask has it: a group may share a cache."""
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to be filled in the block; after it, in one move, it is `folder`, unless another process was first, with the same content.
+    Where the block fails, nothing half is left. As the user's umask has it: a group may share a cache."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o777 & ~mask)
-    return part
+    try:
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o777 & ~mask)
+        yield part
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @functools.cache
@@ -58,13 +71,8 @@ def pocket_files(suite: str, task: str) -> Path:
     if is_generated(suite, task):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder_beside(folder)
-        WRITERS[suite](task, part)
-        try:
-            part.rename(folder)
-        except OSError:  # another process was first, with the same rows
-            shutil.rmtree(part)
+        with made_whole(folder) as part:
+            WRITERS[suite](task, part)
     except OSError as error:
         raise QgoftError(
             f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a folder with free space"

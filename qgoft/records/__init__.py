@@ -1,6 +1,6 @@
 """The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
 
-from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, compute_key
+from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, compute_key, hub_commit
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
 from qgoft.records.provenance import code_origin, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
@@ -21,6 +21,7 @@ __all__ = [
     "file_checksums",
     "find_records",
     "hardware",
+    "hub_commit",
     "package_versions",
     "read_curve",
     "read_record",

@@ -13,6 +13,10 @@ RESULTS_VERSION = 1
 DIVIDED_VERSION = 2
 
 
+def _is_real_mathematics(settings: Settings) -> bool:
+    return settings.get("task", {}).get("suite") == "math" and settings.get("protocol") != "pocket"
+
+
 def _is_narrow(settings: Settings) -> bool:
     return "dtype" in settings.get("model", {})  # left out where it is float32
 
@@ -25,12 +29,8 @@ MOVED: dict[str, Callable[[Settings], bool]] = {
     # The embedded twin has no matrices, pairs and units.
     "MATH's results are compared by MetaMath's rule": lambda s: s.get("task", {}).get("name") == "math" and s.get("protocol") != "pocket",
     # Nor TeX, but for its braces.
-    "numbers in TeX, and what stands within $, are read": lambda s: (
-        s.get("task", {}).get("suite") == "math" and s.get("protocol") != "pocket"
-    ),
-    "what is no fraction of whole numbers is no number, nor i a unit": lambda s: (
-        s.get("task", {}).get("suite") == "math" and s.get("protocol") != "pocket"
-    ),
+    "numbers in TeX, and what stands within $, are read": _is_real_mathematics,
+    "what is no fraction of whole numbers is no number, nor i a unit": _is_real_mathematics,
     "every rate ends at optim.floor": lambda s: "floor" in s.get("optim", {}),
     "a cosine with a floor begins with the warm-up": lambda s: "floor" in s.get("optim", {}),
     "FacT's cores are drawn as its code draws them": lambda s: _method(s)["name"] in ("fact_tt", "fact_tk"),
@@ -60,6 +60,12 @@ def base_model(record: dict[str, Any]) -> tuple[str, str | None]:
     """What the runs of one mean must have begun with: checksums of the weights, and of what was read beside them."""
     model = record["provenance"]["model"]
     return model["sha256"], _counted(model.get("files"))
+
+
+def hub_commit(record: dict[str, Any], what: str) -> str | None:
+    """Which commit of the hub's repository the rows ("data") or weights ("model") of a run were of; None where they were elsewhere, or of several."""
+    revision: str | None = record["provenance"][what]["revision"]
+    return revision if revision and "," not in revision else None
 
 
 def canonical_json(data: Any) -> str:

@@ -1,5 +1,6 @@
 """The items that are no runs but costs: GOFT's table 10, PSOFT's tables 19 to 22 and figure 4 (b), from the record of a benchmark."""
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -30,31 +31,42 @@ class Measured:
 
     line: dict[str, Any]
     record: dict[str, Any]
+    part: str
+    shape: str
+    item: str | None  # where it is of one item alone
+    is_kept: bool  # freed memory
 
 
 def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[Measured]:
     """What the first folder that has any holds of an item: shapes of a part of the benchmark (layer, block), or of a model by a word of its name,
     that are not another item's. Those measured with freed memory kept stand first: the others are noisier."""
     for folder in folders:
-        found = []
-        for path in sorted(folder.glob("*.json")):
-            try:
-                record = json.loads(path.read_text())
-                is_usual = record["allocator"] != KEPT
-                found += [(is_usual, Measured(line, record)) for line in record["shapes"] if _is_of(line, name, shape)]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                print(
-                    f"qgoft: left out: {path} is no whole record of a benchmark ({one_line(error)}); remove it, or make it again",
-                    file=sys.stderr,
-                )
+        found = [one for one in _read_folder(folder) if _is_of(one, name, shape)]
         if found:
-            return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+            return sorted(found, key=lambda one: not one.is_kept)
     return []
 
 
-def _is_of(line: dict[str, Any], name: str, shape: str) -> bool:
-    is_kind = shape == line["part"] or (line["part"] == "model" and str(line["shape"]).lower().startswith(shape))
-    return is_kind and line["item"] in (None, "/".join(PRINTED[name]))
+@functools.cache
+def _read_folder(folder: Path) -> list[Measured]:
+    """Every shape of every record, read once for all items; a file that is no record is named, once."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            is_kept = record["allocator"] == KEPT
+            found += [Measured(line, record, line["part"], str(line["shape"]), line["item"], is_kept) for line in record["shapes"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(
+                f"qgoft: left out: {path} is no whole record of a benchmark ({one_line(error)}); remove it, or make it again",
+                file=sys.stderr,
+            )
+    return found
+
+
+def _is_of(one: Measured, name: str, shape: str) -> bool:
+    is_kind = shape == one.part or (one.part == "model" and one.shape.lower().startswith(shape))
+    return is_kind and one.item in (None, "/".join(PRINTED[name]))
 
 
 def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:

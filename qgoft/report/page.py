@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qgoft.records import read_curve
+from qgoft.records import hub_commit, read_curve
 from qgoft.report.items import Record
 from qgoft.report.layout import Table
 from qgoft.settings import method_label, moves_a_number
@@ -178,7 +178,7 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
     settings = record["settings"]
     words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
     # Where they were the hub's, of the commits that they were.
-    words += [f"{name}.revision={commit}" for name in ("data", "model") if (commit := _commit(record, name))]
+    words += [f"{name}.revision={commit}" for name in ("data", "model") if (commit := hub_commit(record, name))]
     words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
         names = (name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}"))
@@ -195,12 +195,6 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
     processes = record["provenance"]["hardware"].get("processes", 1)
     start = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
     return f"{start} scripts/train.py " + " ".join(words)
-
-
-def _commit(record: Record, what: str) -> str | None:
-    """Of the hub's repository of the rows or the weights; None where they were elsewhere, or of several."""
-    revision = record["provenance"][what]["revision"]
-    return revision if revision and "," not in revision else None
 
 
 def _word(value: Any) -> str:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder, folder_beside
+from qgoft.pocket.data import cache_folder, made_whole
 from qgoft.records import canonical_json
 from qgoft.tasks.sources import file_sha256
 
@@ -60,16 +60,6 @@ def _read(folder: Path) -> Dataset | None:
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    """All or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder_beside(folder)
-    try:
+    with made_whole(folder) as part:
         write(part / ROWS)
         (part / CHECKSUM).write_text(file_sha256(part / ROWS))
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same rows
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -8,13 +8,12 @@ zip of the first.
 import hashlib
 import os
 import re
-import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder, folder_beside
+from qgoft.pocket.data import cache_folder, made_whole
 
 LISTS = ("train800", "val200", "train800val200", "test")
 # What an archive may hold: the hub's has about half a million pictures and 10 GB.
@@ -121,16 +120,12 @@ def unpack(archive: Path, revision: str) -> Path:
     """
     folder = cache_folder() / f"vtab-{revision}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder_beside(folder)
         try:
-            _unpack(archive, part)
-            part.rename(folder)
+            with made_whole(folder) as part:
+                _unpack(archive, part)
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last where it is encrypted
             if not folder.is_dir():  # else another process was first
                 raise QgoftError(f"{archive.name} cannot be unpacked to {folder} ({error}); free space, or fetch it again") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     lists = sorted(folder.glob("**/train800val200.txt"))
     if not lists:
         raise QgoftError(f"{archive.name} holds no train800val200.txt; it is not VTAB-1K; set data.root to a directory instead")

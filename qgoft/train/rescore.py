@@ -16,13 +16,20 @@ from qgoft.train.shared import as_recorded, check_base, load_trained, read_run
 
 
 def rescore(
-    folder: Path, *, merge: bool, model_path: str | None = None, data_root: str | None = None, task_path: str | None = None
+    folder: Path,
+    *,
+    merge: bool,
+    model_path: str | None = None,
+    data_root: str | None = None,
+    task_path: str | None = None,
+    ask_judge: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
     """The record of a run folder, and its metrics measured anew.
 
     Args:
         merge: put the adapter into the weights first.
         model_path, data_root, task_path: directories, where the run did not use the hub; a record holds no paths.
+        ask_judge: whether a judge behind an endpoint may be asked for every rating anew.
 
     Raises:
         QgoftError: there is no finished run, or rows or weights are not those of the record.
@@ -31,6 +38,10 @@ def rescore(
     if record["status"] != "done":
         raise QgoftError(f"the run in {folder} is {record['status']} ({record['reason']}); only a finished run can be scored again")
     settings = as_recorded(settings_from_record(record), record)
+    if settings.judge.kind == "openai" and not ask_judge:
+        raise QgoftError(
+            f"scoring this run again asks the judge ({settings.judge.model}) for every rating anew; say --ask-judge if that is meant"
+        )
     for what, named, given, flag in (
         ("weights", settings.model.path, model_path, "--model-path"),
         ("rows", settings.data.root, data_root, "--data-root"),

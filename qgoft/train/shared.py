@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, Lease, LeaseHeld, world_size
 from qgoft.methods import Adapted
-from qgoft.records import compute_key, read_record, write_atomically
+from qgoft.records import compute_key, hub_commit, read_record, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
 from qgoft.tasks.sources import ModelFiles, file_sha256
 from qgoft.train.state import Fitted
@@ -98,10 +98,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def as_recorded(settings: RunSettings, record: dict[str, Any]) -> RunSettings:
     """The settings of a record with the commits of the hub that its weights and rows were of: a branch moves."""
-    made = record["provenance"]
-    model, data = (made[what]["revision"] or getattr(settings, what).revision for what in ("model", "data"))
-    if "," in data:  # rows of several repositories
-        data = settings.data.revision
+    model, data = (hub_commit(record, what) or getattr(settings, what).revision for what in ("model", "data"))
     return dataclasses.replace(
         settings, model=dataclasses.replace(settings.model, revision=model), data=dataclasses.replace(settings.data, revision=data)
     )
