@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Adapters from elsewhere, and runs for elsewhere.
+"""Convert released adapters to this package, and runs of this package to plain checkpoints.
 
-python scripts/convert.py release ADAPTER TARGET   an adapter of the authors' first release, for peft.PeftModel.from_pretrained with this package
-python scripts/convert.py export RUN TARGET        results/runs/<key> merged into a plain folder of transformers, which needs neither
+python scripts/convert.py release ADAPTER TARGET --release first|second   convert an adapter of the authors' code for peft.PeftModel.from_pretrained
+python scripts/convert.py export RUN TARGET                               merge results/runs/<key> into a plain transformers checkpoint
 """
 
 import argparse
@@ -20,6 +20,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--model", help="folder of the base model, where the run had its weights from a directory (export)")
+    parser.add_argument("--release", help="release of the authors' code that trained the adapter: first or second (release)")
     arguments = parser.parse_args(words)
     if not arguments.source.is_dir():
         raise QgoftError(f"there is no folder {arguments.source}; name that of an adapter (release) or of a finished run (export)")
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
     if arguments.what == "release":
         from qgoft.tuners.goft.release import convert_folder
 
-        print(f"{convert_folder(arguments.source, arguments.target)} in {arguments.target}")
+        print(f"{convert_folder(arguments.source, arguments.target, arguments.release)} in {arguments.target}")
     else:
         from qgoft.train.export import export_run
         from qgoft.train.quiet import quiet_libraries

@@ -14,12 +14,19 @@ from qgoft.tuners.oft_full import OftFullLayer
 
 
 def transformations(model: nn.Module) -> Iterator[Tensor]:
-    """The dense R of every adapted layer that turns its input (for PSOFT, the principal subspace), as the forward pass applies it.
+    """Yield the dense R of every adapted layer that rotates its input (for PSOFT, the principal subspace).
+
+    GOFT's R rotates the rows of the weight: features see R^T.
 
     PSOFT's R is diag(beta) C diag(alpha), with the scales it trains; C alone is what its Cayley map makes.
     """
     for module in model.modules():
-        if isinstance(module, GoftLayer | OftFullLayer):
+        if isinstance(module, GoftLayer):
+            for name in filter(module.has_adapter, module.active_adapters):
+                matrix = module.get_matrix(name)
+                # The second release names its product on features R, the paper its transpose.
+                yield matrix.T if module.goft_config[name].is_released_version else matrix
+        elif isinstance(module, OftFullLayer):
             yield from (module.get_matrix(name) for name in module.active_adapters if module.has_adapter(name))
         elif isinstance(module, OFTLayer):
             yield from (module.oft_R[name].get_weight() for name in module.active_adapters if name in module.oft_R)

@@ -63,7 +63,7 @@ def test_layer_behind(rows, outputs):
         h = givens.mixed_linear(x, givens.build_factors(blocks, d), weight)
         ours = (h, *torch.autograd.grad(h, (x, blocks), g))
     exact_x, exact_blocks = x.detach().double().requires_grad_(), blocks.detach().double().requires_grad_()
-    theirs = exact_x @ givens.reference_matrix(exact_blocks, d).T @ weight.double().T
+    theirs = exact_x @ givens.reference_matrix(exact_blocks, d) @ weight.double().T
     assert_near(ours, (theirs, *torch.autograd.grad(theirs, (exact_x, exact_blocks), g.double())), 2e-6)
 
 
@@ -116,7 +116,8 @@ def test_kernels_compile_to_machine_code_of_a_gpu_that_is_not_here():
     from qgoft.ops.givens import triton_kernels as k
 
     layout = {"d": 1000, "D": 1024, "LEVELS": 10, "ROWS": 8}
-    for kernel, more in ((k._turn_kernel, {}), (k._turn_back_kernel, {}), (k._gradients_kernel, {"NEED_INPUT": True})):
+    gradients = [(k._gradients_kernel, {"NEED_INPUT": True, "TRANSPOSE": transpose}) for transpose in (False, True)]
+    for kernel, more in ((k._turn_kernel, {}), (k._turn_back_kernel, {}), *gradients):
         constants = {**layout, **more}
         kinds = {"blocks": "*fp32", "partial": "*fp32", "N": "i32", "tiles": "i32"}
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in kernel.arg_names}

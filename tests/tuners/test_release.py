@@ -1,7 +1,6 @@
-"""Adapters of the authors' first release: a file as the release writes it, made here, gives our layer the matrix that the release applies."""
+"""Conversion of released adapters: files, switches and errors. tests/fidelity compares the numbers."""
 
 import json
-import math
 
 import peft
 import pytest
@@ -67,51 +66,39 @@ def write(folder, variant, *, kind="safetensors", **changes):
     return state
 
 
-def dense(state, layer, d):
-    """R of the release, product by product, from its definition: scales, then level after level."""
-    name = f"base_model.model.{layer}"
-    matrix = torch.diag(state.get(f"{name}.givens_scaler", torch.ones(d))).double()
-    index, stride = 0, 1
-    while stride < d:
-        for i in range(0, d - stride, 2 * stride):
-            step = torch.eye(d, dtype=torch.float64)
-            if f"{name}.givens_soft" in state:
-                block = state[f"{name}.givens_soft"][index].double()
-            else:
-                angle = math.pi * torch.tanh(state[f"{name}.givens_hard"][index].double())
-                block = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
-            rows = torch.tensor([i, i + stride])
-            step[rows[:, None], rows] = block
-            matrix = step @ matrix
-            index += 1
-        stride *= 2
-    assert index == d - 1
-    return matrix
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-@pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
-def test_a_released_adapter_is_ours(variant, kind, tmp_path):
-    state = write(tmp_path / "theirs", variant, kind=kind)
-    assert convert_folder(tmp_path / "theirs", tmp_path / "ours") == variant
-    model = peft.PeftModel.from_pretrained(toy(), tmp_path / "ours").eval()
-    plain = toy()
-    for layer, d in WIDTHS.items():
-        matrix = dense(state, layer, d)
-        found = model.base_model.model.get_submodule(layer).get_matrix("default").double()
-        torch.testing.assert_close(found, matrix, rtol=1e-5, atol=1e-6)
-        plain.get_submodule(layer).weight.data = (plain.get_submodule(layer).weight.double() @ matrix).float()
-    x = torch.randn(4, 12)
-    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
-
-
 def test_the_head_comes_along(tmp_path):
     write(tmp_path / "theirs", "goft", modules_to_save=["head"])
     state = {**released_state("goft"), "base_model.model.head.weight": torch.ones(2, 5), "base_model.model.head.bias": torch.zeros(2)}
     save_file(state, tmp_path / "theirs" / "adapter_model.safetensors")
-    convert_folder(tmp_path / "theirs", tmp_path / "ours")
+    convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")
     model = peft.PeftModel.from_pretrained(toy(), tmp_path / "ours")
     assert torch.equal(model.base_model.model.head.modules_to_save["default"].weight, torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
+def test_convert_both_file_formats(variant, kind, tmp_path):
+    state = write(tmp_path / "theirs", variant, kind=kind)
+    assert convert_folder(tmp_path / "theirs", tmp_path / "ours", "first") == variant
+    model = peft.PeftModel.from_pretrained(toy(), tmp_path / "ours")
+    for layer in WIDTHS:
+        store = model.base_model.model.get_submodule(layer).get_parameter_of("default")
+        part = "soft" if variant == "qgoft" else "hard"
+        assert torch.equal(store, state[f"base_model.model.{layer}.givens_{part}"])
+
+
+@pytest.mark.parametrize("release", [None, "third", ""])
+def test_convert_needs_the_release(release, tmp_path):
+    write(tmp_path / "theirs", "goft")
+    with pytest.raises(QgoftError, match="expected first or second; name the release that trained the adapter"):
+        convert_folder(tmp_path / "theirs", tmp_path / "ours", release)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_convert_second_release_with_scaler_is_refused(tmp_path):
+    write(tmp_path / "theirs", "goft_star")
+    with pytest.raises(QgoftError, match=r"expected no_scaling=true \(goft_v2\) or strict_oft=false \(qgoft_v2\)"):
+        convert_folder(tmp_path / "theirs", tmp_path / "ours", "second")
 
 
 def test_switches():
@@ -145,12 +132,12 @@ def test_what_does_not_belong_together(variant, change, message):
 
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(QgoftError, match=r"no adapter_config.json that can be read"):
-        convert_folder(tmp_path, tmp_path / "ours")
+        convert_folder(tmp_path, tmp_path / "ours", "first")
     write(tmp_path / "theirs", "goft")
     (tmp_path / "theirs" / "adapter_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(QgoftError, match=r"no adapter_model.safetensors or .bin that can be read"):
-        convert_folder(tmp_path / "theirs", tmp_path / "ours")
-    with pytest.raises(QgoftError, match="no adapter of the first release"):
+        convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")
+    with pytest.raises(QgoftError, match="not an adapter of peft-givens"):
         convert_state({"lora_A": torch.ones(1)}, "goft")
 
 
@@ -162,4 +149,4 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
     write(tmp_path / "theirs", "goft", kind="bin")
     torch.save({"base_model.model.first.givens_hard": Trap()}, tmp_path / "theirs" / "adapter_model.bin")
     with pytest.raises(QgoftError, match="can be read"):
-        convert_folder(tmp_path / "theirs", tmp_path / "ours")
+        convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")

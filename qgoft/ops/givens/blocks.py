@@ -18,7 +18,7 @@ def rotation_blocks(theta: Tensor) -> Tensor:
 
 
 def inverse_blocks(blocks: Tensor) -> Tensor:
-    """Blocks whose *transposed* mix undoes `mix_pairs(x, blocks)`: the inverse transposes, [..., 2, 2].
+    """Blocks whose *transposed* product inverts `mix_pairs(x, blocks)`: the inverse transposes, [..., 2, 2].
 
     With R = P_L ... P_1, R^-1 = P_1^-1 ... P_L^-1 = (P_L^-T ... P_1^-T)^T, so
     mix_pairs(mix_pairs(x, blocks), inverse_blocks(blocks), transpose=True) is x. Blocks of 16 bits give an inverse of 32.

@@ -4,7 +4,7 @@ Shapes: N rows, d width, n outputs of a linear layer, c rows of a piece; stage s
 The derivation is in the README beside this file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -51,27 +51,28 @@ def mix_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tens
 
 
 def mixed_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W (R x) + b with a frozen W, in one step: the rotation costs min(N, n) rows forward and nothing but x is kept for backward.
+    """Apply a frozen linear layer whose weight rows are rotated: h = (W R^T) x + b = W (R^T x) + b (GOFT, section 4).
 
-    Where the weight has fewer rows than x, the weight is turned, W R, used and dropped; else the rows of x are. Backward is the same for
-    both: with g = W^T dL/dh, the gradients are those of `mix_pairs`, and no gradient of a weight is ever formed.
+    Rotates whichever has fewer rows: the weight (W R^T is `mix_pairs` on the rows of W, dropped after use) or x. Both give the same
+    backward: with g = W^T dL/dh, the gradient of x is R g and that of the factors is that of R applied to g. No gradient of a weight is
+    formed and only x is kept for backward.
 
     Args:
         x: [..., d].
         factors: of the width d.
-        weight: [n, d], in the dtype of x, without a gradient of its own; a transposed view of [d, n] is fine.
-        bias: [n] or none, without a gradient of its own.
+        weight: [n, d], in the dtype of x, not trainable; a transposed view of [d, n] is fine.
+        bias: [n] or None, not trainable.
 
     Returns:
         [..., n] in the dtype of x. Differentiable once in x and the factors.
 
     Raises:
-        ValueError: the weight or the bias asks for a gradient.
+        ValueError: the weight or the bias requires a gradient.
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("mixed_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
     if factors.path == "graph":
-        return torch.nn.functional.linear(_mix_in_graph(x, factors, False), weight, bias)
+        return torch.nn.functional.linear(_mix_in_graph(x, factors, True), weight, bias)
     h: Tensor = _MixedLinear.apply(x, weight, bias, factors.path, *factors.stages)
     return h
 
@@ -100,17 +101,13 @@ class _Mix(torch.autograd.Function):
         factors = Factors(tuple(stages), ctx.path).to(x.dtype)
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with without_autocast(x):
-            if ctx.transpose:
-                # <g, R^T x> = <x, R g>: the gradient of the factors is that of R with input g and gradient x.
-                factor_grad, _ = _gradients(grads, rows, factors, overwrite=False, need_input=False)
-                grad_x = _turn(grads, factors) if ctx.needs_input_grad[0] else None
-            else:
-                factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=False, need_input=ctx.needs_input_grad[0])
+            backward = _gradients_of_transpose if ctx.transpose else _gradients
+            factor_grad, grad_x = backward(rows, grads, factors, overwrite=False, need_input=ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.view(x.shape), None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
 class _MixedLinear(torch.autograd.Function):
-    """h = W R x + b. Saves x."""
+    """h = W R^T x + b. Saves x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, path: str, *stages: Tensor) -> Tensor:
@@ -120,9 +117,9 @@ class _MixedLinear(torch.autograd.Function):
         factors = Factors(stages, path).to(x.dtype)
         with without_autocast(x):
             if goes_through_weight(len(rows), len(weight)):
-                weight = _turn_back(weight, factors)
+                weight = _turn(weight, factors)
             else:
-                rows = _turn(rows, factors)
+                rows = _turn_back(rows, factors)
             return torch.nn.functional.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
@@ -132,7 +129,7 @@ class _MixedLinear(torch.autograd.Function):
         with without_autocast(x):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
             rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages), ctx.path).to(x.dtype)
-            factor_grad, grad_x = _gradients(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
+            factor_grad, grad_x = _gradients_of_transpose(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
@@ -173,7 +170,7 @@ def _roots(rows: Tensor, trees: Tensor) -> Tensor:
 
 
 def _turn(rows: Tensor, factors: Factors) -> Tensor:
-    """R on every row: [N, d] -> a new [N, d]."""
+    """R on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R^T."""
     if factors.path == "triton":
         from qgoft.ops.givens import triton_kernels  # triton is there on machines with a GPU alone
 
@@ -191,7 +188,7 @@ def _turn(rows: Tensor, factors: Factors) -> Tensor:
 
 
 def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
-    """R^T on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R."""
+    """R^T on every row: [N, d] -> a new [N, d]."""
     if factors.path == "triton":
         from qgoft.ops.givens import triton_kernels
 
@@ -210,7 +207,7 @@ def _turn_back(rows: Tensor, factors: Factors) -> Tensor:
 
 
 def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of y = R x from those of y: of the factors in at least float32, and of x.
+    """Gradients of y = R x from those of y: of the factors in at least float32, and of x, R^T g.
 
     With overwrite, `grads` is used up and becomes the gradient of x.
     """
@@ -219,29 +216,85 @@ def _gradients(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool
 
         grad_blocks, grad_rows = triton_kernels.gradients(rows, grads, *factors.stages, overwrite=overwrite, need_input=need_input)
         return [grad_blocks], grad_rows
-    trees, *above = factors.stages
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    if not above:
-        return [(grads.T @ rows).to(wide)[None]], grads @ trees[0] if need_input else None
-    sums = [torch.zeros_like(stage, dtype=wide) for stage in factors.stages]
+    if len(factors.stages) == 1:
+        (tree,) = factors.stages[0]
+        return [_in_float32(grads.T @ rows)[None]], grads @ tree if need_input else None
+    return _sum_over_pieces(_gradients_of_piece, rows, grads, factors, overwrite=overwrite, need_input=need_input)
+
+
+def _gradients_of_transpose(
+    rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Gradients of y = R^T x from those of y: of the factors in at least float32, and of x, R g.
+
+    <g, R^T x> = <x, R g>, so the gradient of the factors is that of R applied to g, with x as the gradient of its output. With overwrite,
+    `grads` is used up and becomes the gradient of x.
+    """
+    if factors.path == "triton":
+        from qgoft.ops.givens import triton_kernels
+
+        grad_blocks, grad_rows = triton_kernels.gradients(
+            grads, rows, *factors.stages, overwrite=overwrite, need_input=need_input, transpose=True
+        )
+        return [grad_blocks], grad_rows
+    if len(factors.stages) == 1:
+        (tree,) = factors.stages[0]
+        return [_in_float32(rows.T @ grads)[None]], grads @ tree.T if need_input else None
+    return _sum_over_pieces(_gradients_of_transposed_piece, rows, grads, factors, overwrite=overwrite, need_input=need_input)
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _sum_over_pieces(
+    add: Callable[[Tensor, Tensor, Factors, list[Tensor], bool], None],
+    rows: Tensor,
+    grads: Tensor,
+    factors: Factors,
+    *,
+    overwrite: bool,
+    need_input: bool,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Sum the gradients of the stages that `add` finds for each piece of rows; `add` turns the piece of `grads` into that of the rows."""
+    sums = [torch.zeros_like(_in_float32(stage)) for stage in factors.stages]
     if not overwrite:
         grads = grads.clone(memory_format=torch.contiguous_format)
     for piece in _pieces(rows):
-        _gradients_of_piece(rows[piece], grads[piece], factors, sums, need_input)
+        add(rows[piece], grads[piece], factors, sums, need_input)
     return sums, grads if need_input else None
 
 
 def _gradients_of_piece(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], need_input: bool) -> None:
-    """Add the gradients of the stages. `grads` are used up, and become those of the rows where these are needed."""
+    """Add the gradients of the stages of y = R x. `grads` becomes R^T g where that is needed, and is used up otherwise."""
     trees, *above = factors.stages
     inputs, roots = _by_tree(rows, trees), _roots(grads, trees)
-    # The values at the roots are made again: cheaper here, with the rows in the cache, than kept.
+    # Recomputing the values at the roots is cheaper here, with the rows in the cache, than keeping them.
     values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
     roots.copy_(_gradients_of_columns(values, roots.contiguous(), above, sums[1:]))
     upper = _by_tree(grads, trees)
     sums[0] += torch.bmm(upper.transpose(1, 2), inputs)
     if need_input:
         _put(grads, torch.bmm(upper, trees))
+
+
+def _gradients_of_transposed_piece(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], need_input: bool) -> None:
+    """Add the gradients of the stages of y = R^T x. `grads` becomes R g where that is needed."""
+    trees, *above = factors.stages
+    inputs, upper = _by_tree(grads, trees), _by_tree(rows, trees)
+    if need_input:
+        mixed = torch.bmm(inputs, trees.transpose(1, 2))
+        values = mixed[:, :, 0].contiguous()
+    else:
+        values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
+    # The columns of x at the roots belong to the stages above; what arrives at the trees is S^T of them.
+    at_roots = _gradients_of_columns(values, _roots(rows, trees).clone(memory_format=torch.contiguous_format), above, sums[1:])
+    grad = torch.bmm(upper.transpose(1, 2), inputs)
+    grad[:, :1] = torch.bmm(at_roots[:, None], inputs)
+    sums[0] += grad
+    if need_input:
+        mixed[:, :, 0] = _turn_columns(values, above)
+        _put(grads, mixed)
 
 
 def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:

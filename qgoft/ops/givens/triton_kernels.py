@@ -113,8 +113,11 @@ def _gradients_kernel(
     LEVELS: tl.constexpr,
     ROWS: tl.constexpr,
     NEED_INPUT: tl.constexpr,
+    TRANSPOSE: tl.constexpr,
 ):
-    """Every program takes tiles at equal distances, makes the inputs of each level again, and adds to its own slice of `partial`."""
+    """Every program takes tiles at equal distances, recomputes the inputs of each level, and adds to its own slice of `partial`.
+
+    Writes R^T g to `out`, or with TRANSPOSE R x, which is the gradient of the input where the product was R^T g."""
     program = tl.program_id(0)
     mine = partial + program.to(tl.int64) * (d - 1) * 4
     column = tl.arange(0, D)[None, :]
@@ -147,10 +150,20 @@ def _gradients_kernel(
             _add_to(place + 2, tl.sum(done * evens[level], 0), present)
             _add_to(place + 3, tl.sum(done * odds[level], 0), present)
             upper = _descend(upper, done, a, b, c, e, ROWS, D, level)
-        # `out` may be `g`: nobody writes before everybody has read. And the next tile adds to sums that are written.
+        # `out` may be `g` or `x`: every thread has read before one writes. And the next tile adds to sums that are written.
         tl.debug_barrier()
         if NEED_INPUT:
-            tl.store(out + row * d + column, upper.to(out.dtype.element_ty), mask=inside & (column < d))
+            if TRANSPOSE:
+                first = 0
+                for level in tl.static_range(LEVELS):
+                    a, b, c, e = _load_blocks(blocks, first, d, D, level)
+                    second = _finished(D, level)
+                    done = c * evens[level] + e * odds[level]
+                    tl.store(out + row * d + second, done.to(out.dtype.element_ty), mask=inside & (second < d))
+                    first += _pairs_of(d, level)
+                tl.store(out + row * d, root.to(out.dtype.element_ty), mask=inside)
+            else:
+                tl.store(out + row * d + column, upper.to(out.dtype.element_ty), mask=inside & (column < d))
 
 
 def _layout(rows: Tensor) -> dict[str, int]:
@@ -180,10 +193,21 @@ def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
     return out
 
 
-def gradients(rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, need_input: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of y = R x from those of y: of the blocks [d-1, 2, 2] in float32, and of x. With overwrite, `grads` becomes that of x."""
+def gradients(
+    rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, need_input: bool, transpose: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of y = R x: of the blocks [d-1, 2, 2] in float32, and of x.
+
+    Args:
+        rows: x [N, d].
+        grads: of y [N, d].
+        overwrite: reuse the memory of `grads` (of `rows` with `transpose`) for the gradient of x.
+        transpose: return R x instead of the gradient of x. For y = R^T x, <g, R^T x> = <R g, x>: called with rows g and grads x, this
+            gives the gradients of both.
+    """
     rows, grads, blocks = rows.contiguous(), grads.contiguous(), blocks.contiguous()
-    out = (grads if overwrite else torch.empty_like(grads)) if need_input else None
+    reused = rows if transpose else grads
+    out = (reused if overwrite else torch.empty_like(reused)) if need_input else None
     layout = _layout(rows)
     tiles = triton.cdiv(len(rows), layout["ROWS"])
     programs = min(PROGRAMS, max(tiles, 1))
@@ -191,7 +215,16 @@ def gradients(rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, n
     if len(rows):
         with torch.cuda.device_of(rows):
             _gradients_kernel[(programs,)](
-                rows, grads, blocks, grads if out is None else out, partial, len(rows), tiles, NEED_INPUT=need_input, **layout
+                rows,
+                grads,
+                blocks,
+                reused if out is None else out,
+                partial,
+                len(rows),
+                tiles,
+                NEED_INPUT=need_input,
+                TRANSPOSE=transpose,
+                **layout,
             )
     return partial.sum(0), out
 
@@ -207,10 +240,13 @@ def self_check(device: torch.device) -> float:
         exact = exact_rows @ reference_matrix(exact_blocks, d).T
         exact_grads = torch.autograd.grad(exact, (exact_rows, exact_blocks), grads.double())
     grad_blocks, grad_rows = gradients(rows, grads.clone(), blocks, overwrite=True, need_input=True)
+    same_blocks, turned = gradients(rows.clone(), grads, blocks, overwrite=True, need_input=True, transpose=True)
     pairs = (
         (turn(rows, blocks), exact),
         (turn_back(grads, blocks), exact_grads[0]),
         (grad_rows, exact_grads[0]),
         (grad_blocks, exact_grads[1]),
+        (turned, exact),
+        (same_blocks, exact_grads[1]),
     )
     return max(float((ours - theirs.detach()).abs().max()) for ours, theirs in pairs if ours is not None)

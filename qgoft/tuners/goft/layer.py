@@ -1,4 +1,4 @@
-"""One adapted layer: h = W (R x) + b with W frozen; merged, W becomes W R.
+"""One adapted layer: h = W (R^T x) + b with W frozen; merged, the weight is W R^T (GOFT, section 4: the rows of W are rotated by R).
 
 Shapes: d input width, n output width, x [..., d], W [n, d] (transposed for Conv1D), blocks [d-1, 2, 2].
 """
@@ -114,7 +114,7 @@ class GoftLayer(Merging):
         return Kind(adapter_name, self.in_features, config.is_free, config.angle, self.get_parameter_of(adapter_name).dtype)
 
     def get_factors(self, adapter_name: str) -> Factors:
-        """R of an adapter as its factors; the scales of GOFT* are part of the trees, R diag(v)."""
+        """R of an adapter as its factors; the scales of GOFT* are part of the trees, R = P_L ... P_1 diag(v)."""
         if can_share(self.get_parameter_of(adapter_name)):
             factors = self.shared.factors(self, adapter_name)
         else:
@@ -130,12 +130,12 @@ class GoftLayer(Merging):
         return Factors((trees * scale.view(count, 1, width), *rest), factors.path)
 
     def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
-        """R x on features (GOFT*: R (v * x)), in the dtype of x."""
+        """Apply R^T to features, in the dtype of x: P_1^T ... P_L^T x, for GOFT* v * (P_1^T ... P_L^T x)."""
         if self.goft_config[adapter_name].is_released_version:
             return mix_neighbours(x, self.get_blocks(adapter_name))
         if self.goft_config[adapter_name].pairing != "tree":
-            return nn.functional.linear(x, self._dense(adapter_name).to(x.dtype))
-        return mix_factors(x, self.get_factors(adapter_name))
+            return x @ self._dense(adapter_name).to(x.dtype)
+        return mix_factors(x, self.get_factors(adapter_name), transpose=True)
 
     def _dense(self, adapter_name: str) -> Tensor:
         """R [d, d] of another pairing than the tree, with the scales of GOFT*, in at least float32."""
@@ -145,9 +145,9 @@ class GoftLayer(Merging):
         return matrix * self.goft_scale[adapter_name] if adapter_name in self.goft_scale else matrix
 
     def get_matrix(self, adapter_name: str) -> Tensor:
-        """Dense R [d, d] of an adapter, as the forward applies it."""
+        """Return R [d, d] of an adapter: the layer is applied to R^T x, and merging turns W into W R^T."""
         blocks = self.get_blocks(adapter_name)
-        return self.rotate(torch.eye(self.in_features, dtype=blocks.dtype, device=blocks.device), adapter_name).T
+        return self.rotate(torch.eye(self.in_features, dtype=blocks.dtype, device=blocks.device), adapter_name)
 
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.goft_config
@@ -167,24 +167,19 @@ class GoftLinear(nn.Module, GoftLayer):
         self.shared.add(self)
 
     def _turn(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
-        """W R, or W R^-1: [n, d] -> [n, d], computed in at least float32."""
+        """Return W R^T, or with `undo` W R^-T: [n, d] -> [n, d], computed in at least float32."""
         blocks = self.get_blocks(adapter_name)
         weight = weight.to(torch.promote_types(weight.dtype, blocks.dtype))
         config = self.goft_config[adapter_name]
         scale = self.goft_scale.get(adapter_name)
-        if config.pairing != "tree":
-            matrix = self._dense(adapter_name).to(weight.dtype)
-            return torch.linalg.solve(matrix, weight, left=False) if undo else weight @ matrix
-        if config.is_released_version:
-            # W is stored with features last, so that W R = (R^T W^T)^T; the release has no transposed form, so R is made dense.
+        if config.pairing != "tree" or config.is_released_version:
+            # Neither has a fast product on the rows of a weight.
             matrix = self.get_matrix(adapter_name).to(weight.dtype)
-            return torch.linalg.solve(matrix, weight, left=False) if undo else weight @ matrix
+            return torch.linalg.solve(matrix.T, weight, left=False) if undo else weight @ matrix.T
         if undo:
-            if scale is not None:
-                weight = weight / scale
-            return mix_pairs(weight, inverse_blocks(blocks) if config.is_free else blocks)
-        weight = mix_pairs(weight, blocks, transpose=True)
-        return weight if scale is None else weight * scale
+            weight = mix_pairs(weight, inverse_blocks(blocks) if config.is_free else blocks, transpose=True)
+            return weight if scale is None else weight / scale
+        return mix_pairs(weight if scale is None else weight * scale, blocks)
 
     def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
         base = self.get_base_layer()
@@ -206,7 +201,7 @@ class GoftLinear(nn.Module, GoftLayer):
         elif adapter_names is not None:
             x = self._rotate_mixed(x, adapter_names)
         elif not self.merged:
-            # Merging in order gives W R1 R2, so the last adapter meets x first, and the first one the weight.
+            # Merging in order gives W R1^T R2^T, so the last adapter is applied to x first.
             names = [name for name in self.active_adapters if self.has_adapter(name)]
             for name in reversed(names[1:]):
                 x = self.rotate(x, name)
@@ -215,7 +210,7 @@ class GoftLinear(nn.Module, GoftLayer):
         return self.base_layer(x, *args, **kwargs)
 
     def _rotate_and_apply(self, x: Tensor, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
-        """W (R x) + b: in one step where the base layer is a plain frozen one, else by rotating x and calling the layer."""
+        """W (R^T x) + b: in one step if the base layer is a plain frozen one, otherwise by rotating x and calling the layer."""
         base = self.base_layer
         config = self.goft_config[adapter_name]
         if config.is_released_version or config.pairing != "tree" or args or kwargs or not _is_plain(base):

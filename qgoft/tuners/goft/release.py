@@ -1,5 +1,10 @@
-"""Adapters of the authors' first release, as ours. The mathematics is the same (levels from the first, scales before the rotations,
-angles pi * tanh(p)); names and file format differ."""
+"""Conversion of adapters that the authors' code saved.
+
+Both releases save the same parameter names and shapes, and their configurations do not say which release wrote them, so the caller names it:
+
+- first (peft-givens 0fe813e): R = P_L ... P_1 diag(v), features see R^T. It is `goft`, `goft_star` or `qgoft` here.
+- second (e6f03ec, "GOFT-V2"): mixes neighbours at every level. It is `goft_v2` or `qgoft_v2` here.
+"""
 
 import json
 import re
@@ -13,21 +18,23 @@ from torch import Tensor
 from qgoft.errors import QgoftError
 
 KEYS = {"hard": "goft_theta", "soft": "goft_blocks", "scaler": "goft_scale"}
-# What each variant has in the release.
+# Parameters of each variant in both releases.
 PARTS = {"goft": {"hard"}, "goft_star": {"hard", "scaler"}, "qgoft": {"soft"}}
+RELEASES = ("first", "second")
 NAME = re.compile(r"(?P<layer>.*)\.givens_(?P<part>hard|soft|scaler)(\.default)?")
 KEPT = ("base_model_name_or_path", "exclude_modules", "inference_mode", "modules_to_save", "target_modules", "task_type")
 
 
 def variant_of(config: dict[str, Any]) -> str:
-    """The release's two switches: strict_oft with no_scaling is GOFT, strict_oft alone (its default) GOFT*, neither qGOFT."""
+    """Return the variant that the two switches of both releases select: strict_oft with no_scaling is GOFT, strict_oft without it (the
+    default) is GOFT*, neither is qGOFT."""
     if not config.get("strict_oft", True):
         return "qgoft"
     return "goft" if config.get("no_scaling", False) else "goft_star"
 
 
 def convert_state(state: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
-    """Our names for the parameters of an adapter of the release. Other parameters, such as a head, are passed on.
+    """Rename the parameters of a released adapter; others, such as a head, are passed on.
 
     Args:
         state: `<layer>.givens_hard` [d-1], `<layer>.givens_soft` [d-1, 2, 2] and `<layer>.givens_scaler` [d].
@@ -45,7 +52,7 @@ def convert_state(state: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
         found.setdefault(match["layer"], {})[match["part"]] = tensor
         converted[f"{match['layer']}.{KEYS[match['part']]}"] = tensor
     if not found:
-        raise QgoftError("no parameter is named givens_hard, givens_soft or givens_scaler; this is no adapter of the first release")
+        raise QgoftError("no parameter is named givens_hard, givens_soft or givens_scaler; this is not an adapter of peft-givens")
     for layer, parts in found.items():
         if set(parts) != PARTS[variant]:
             raise QgoftError(
@@ -65,18 +72,34 @@ def _check_shapes(layer: str, parts: dict[str, Tensor]) -> None:
             raise QgoftError(f"{layer}.givens_{part} has shape {list(tensor.shape)}; a layer of width {d} has {list(wanted[part])}")
 
 
-def convert_folder(source: Path, target: Path) -> str:
-    """Write an adapter of the release as one of ours, for `PeftModel.from_pretrained`. Returns the variant.
+def convert_folder(source: Path, target: Path, release: str | None) -> str:
+    """Convert an adapter of a release for `PeftModel.from_pretrained`, and return its variant here.
+
+    Args:
+        release: `first` or `second`, the release whose code trained the adapter.
 
     Raises:
-        QgoftError: files are missing, cannot be read, or do not belong together.
+        QgoftError: an unknown release; files are missing, unreadable or do not belong together; a scaler in an adapter of the second
+            release, which has no counterpart here.
     """
+    if release not in RELEASES:
+        raise QgoftError(
+            f"--release={release}: both releases save the same keys and compute different products; expected {' or '.join(RELEASES)}; name the "
+            "release that trained the adapter"
+        )
     try:
         config = json.loads((source / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:
         raise QgoftError(f"{source} holds no adapter_config.json that can be read ({error}); give the folder of an adapter") from error
     variant = variant_of(config)
+    if release == "second" and variant == "goft_star":
+        raise QgoftError(
+            f"{source}: strict_oft with scaling under the second release has no variant here; expected no_scaling=true (goft_v2) or "
+            "strict_oft=false (qgoft_v2)"
+        )
     state = convert_state(_read_state(source), variant)
+    if release == "second":
+        variant += "_v2"
     target.mkdir(parents=True, exist_ok=True)
     ours = {"peft_type": "GOFT", "variant": variant, "angle": "tanh", **{name: config[name] for name in KEPT if name in config}}
     (target / "adapter_config.json").write_text(json.dumps(ours, indent=2, sort_keys=True) + "\n")
