@@ -1,34 +1,35 @@
 """Methods of the two papers that peft lacks, by this project's small tuners."""
 
+from typing import Literal
+
 import peft
 from peft.tuners.psoft.layer import PsoftLayer
 from torch import Tensor, nn
 
-from qgoft.methods.base import LINEAR, Context, Method, Penalty, Shapes, Values, distances_from_identity, register
+from qgoft.methods.base import Context, Method, Penalty, Shapes, Values, distances_from_identity, one_of, register
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
+from qgoft.tuners.bottleneck import bottleneck_shape
 from qgoft.tuners.fact import model_width
 from qgoft.tuners.layerwise import check_rank
 
 
 def count_bottleneck(shapes: Shapes, values: Values) -> int:
-    """down [r, n], up [n, r] and their biases, behind every target of n outputs."""
+    """down [r, n], up [n, r] and their biases, after every target of n outputs."""
     r = values["r"]
     return sum(2 * r * n + r + n for n, _ in shapes)
 
 
-def _bottleneck(activation: str):
+def _bottleneck(form: Literal["houlsby", "pfeiffer"]):
     def make(values: Values, context: Context) -> peft.PeftConfig:
-        return BottleneckConfig(r=values["r"], activation=activation)
+        return BottleneckConfig(r=values["r"], form=form)
 
     return make
 
 
-# A bottleneck sits behind a module, which may be a norm.
-BEHIND = (*LINEAR, nn.LayerNorm)
-# Houlsby et al. (2019): behind attention and feed-forward, GELU. Pfeiffer et al. (2021): behind feed-forward and its norm, ReLU.
-# Which modules these are is `targets` in configs/model.
-register(Method("h_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("gelu"), kinds=BEHIND))
-register(Method("p_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("relu"), kinds=BEHIND))
+# Houlsby et al. (2019): after attention and feed-forward. Pfeiffer et al. (2021): after feed-forward. Both as in AdaLoRA's code. The modules
+# are the target sets of the same names in configs/model.
+register(Method("h_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("houlsby"), shape_of=bottleneck_shape))
+register(Method("p_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("pfeiffer"), shape_of=bottleneck_shape))
 
 
 def _matrices(shapes: Shapes) -> tuple[int, int]:
@@ -54,22 +55,41 @@ def _fact(form: str):
         width = model_width(context.shapes)
         if values["r"] > width:
             raise ValueError(f"rank {values['r']} is larger than the width {width}")
-        return FactConfig(form=form, r=values["r"], scale=context.options.get("scale", 1.0))
+        return FactConfig(
+            form=form,
+            r=values["r"],
+            scale=context.options.get("scale", 1.0),
+            dropout=context.options.get("dropout", 0.0),
+            layout="formula" if "formula" in values else "code",
+        )
 
     return make
 
 
 register(Method("fact_tt", {"r": "rank"}, count_fact_tt, _fact("tt")))
-register(Method("fact_tk", {"r": "rank"}, count_fact_tk, _fact("tk")))
+register(
+    Method(
+        "fact_tk",
+        {"r": "rank"},
+        count_fact_tk,
+        _fact("tk"),
+        words={"formula": "each core acts on a part of its own, as in the paper, instead of interleaved as in its code"},
+    )
+)
 
 
 def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
-    if "pissa" in values:
+    if one_of(values, ("pissa", "formula")) == "pissa":
         check_rank(values["r"], *min(context.shapes, key=min))
         return peft.PsoftConfig(
             r=values["r"], psoft_alpha=values["r"], psoft_orth=False, psoft_mag_a=False, psoft_mag_b=False, ab_svd_init="pissa_init"
         )
-    return LoraXsConfig(r=values["r"], scale=context.options.get("scale", 1.0), svd_iterations=context.options.get("svd_iterations"))
+    return LoraXsConfig(
+        r=values["r"],
+        scale=context.options.get("scale", 1.0),
+        svd_iterations=context.options.get("svd_iterations"),
+        singular_values="output" if "formula" in values else "input",
+    )
 
 
 def _distance(values: Values) -> Penalty | None:
@@ -88,12 +108,15 @@ register(
         {"r": "rank"},
         lambda s, v: len(s) * v["r"] ** 2,
         _lora_xs,
-        words={"pissa": "R in place of the identity between PiSSA's factors, instead of beside the weight"},
+        words={
+            "pissa": "R in place of the identity between PiSSA's factors, instead of next to the weight",
+            "formula": "singular values at the output, as in the paper, instead of at the input as in its code",
+        },
         penalty=_distance,
     )
 )
-# The plain form of SVFT: one value for every singular vector.
-register(Method("svft_p", {}, lambda s, v: sum(min(shape) for shape in s), lambda values, context: SvftConfig()))
+# The plain form of SVFT: one value for every singular vector, and a gate for each layer.
+register(Method("svft_p", {}, lambda s, v: sum(min(shape) + 1 for shape in s), lambda values, context: SvftConfig()))
 # Full blocks, as the GOFT paper counts OFT: b d parameters a layer.
 register(
     Method(

@@ -12,15 +12,15 @@ import peft
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from qgoft.errors import QgoftError, choose
 from qgoft.settings import MethodSettings, ModelSettings
+from qgoft.tuners.layerwise import linear_shape
 
 Shapes = list[tuple[int, int]]
-Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}, r64-strict-k3 -> {"r": 64, "strict": 1, "k": 3}
+Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}, r64-strict-t3 -> {"r": 64, "strict": 1, "t": 3}
 Penalty = Callable[[nn.Module], Tensor]
-LINEAR = (nn.Linear, Conv1D)
+ShapeOf = Callable[[nn.Module], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Method:
 
     Attributes:
         letters: what the letters of a variant mean, such as {"r": "rank"}; empty where there is nothing to choose.
-        words: what may follow them, each behind a dash, with its meaning; `k#` takes a number, r64-k3.
+        words: what may follow them, each behind a dash, with its meaning; `t#` takes a number, r64-t3.
         count: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
         config: makes the peft configuration, without targets; None for methods that only free existing parameters.
         penalty: for a variant, what is added to the loss with a weight; None where there is nothing to penalise.
@@ -60,7 +60,7 @@ class Method:
         free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
         prepare: called once before the model is wrapped.
-        kinds: of modules that it can be put on.
+        shape_of: (outputs, inputs) of a module that it can adapt, None for others.
         settled_at: of the total number of steps, the first after which the model has its final form and may be chosen.
         memory: what `after_step` remembers, so that a run can be gone on with.
     """
@@ -76,7 +76,7 @@ class Method:
     free: Callable[[str], bool] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     prepare: Callable[[], None] | None = None
-    kinds: tuple[type, ...] = LINEAR
+    shape_of: ShapeOf = linear_shape
     settled_at: Callable[[int], int] | None = None
     memory: Memory | None = None
 
@@ -166,15 +166,10 @@ def distances_from_identity(products: Iterable[Tensor]) -> Tensor:
     return torch.stack([distance.to(found[0].device) for distance in found])
 
 
-def find_targets(model: nn.Module, pattern: str, kinds: tuple[type, ...] = LINEAR) -> dict[str, Shapes]:
-    """Modules of these kinds whose full name matches, with their shape (n, d); of a norm, its width twice."""
-    found = {}
-    for name, module in model.named_modules():
-        if re.fullmatch(pattern, name) and isinstance(module, kinds):
-            shape = tuple(module.weight.shape)
-            n, d = (shape[-1], shape[-1]) if len(shape) == 1 else shape
-            found[name] = (d, n) if isinstance(module, Conv1D) else (n, d)
-    return found
+def find_targets(model: nn.Module, pattern: str, shape_of: ShapeOf = linear_shape) -> dict[str, tuple[int, int]]:
+    """Return the modules whose full name matches and that have a shape (n outputs, d inputs), with that shape."""
+    named = ((name, shape_of(module)) for name, module in model.named_modules() if re.fullmatch(pattern, name))
+    return {name: shape for name, shape in named if shape is not None}
 
 
 def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings, *, total_steps: int) -> Adapted:
@@ -195,7 +190,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     if spec.head and not head:
         raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head)}; correct `head` in its config")
     pattern = spec.targets[settings.targets]
-    targets = find_targets(model, pattern, method.kinds)
+    targets = find_targets(model, pattern, method.shape_of)
     if not targets:
         present = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         raise QgoftError(

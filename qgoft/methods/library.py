@@ -139,8 +139,14 @@ def count_oft(shapes: Shapes, values: Values) -> int:
 def _oft(is_exact: bool):
     def make(values: Values, context: Context) -> peft.PeftConfig:
         _check_block(values["b"], context.shapes)
-        # By default peft takes five terms of a Neumann series, which is not orthogonal for large angles.
-        return peft.OFTConfig(r=0, oft_block_size=values["b"], use_cayley_neumann=not is_exact, num_cayley_neumann_terms=5)
+        # peft's default, five terms (k = 0..3), is not orthogonal for large angles; PSOFT's scripts ran OFTv2 with it.
+        return peft.OFTConfig(
+            r=0,
+            oft_block_size=values["b"],
+            use_cayley_neumann=not is_exact,
+            num_cayley_neumann_terms=5,
+            module_dropout=context.options.get("dropout", 0.0),
+        )
 
     return make
 
@@ -159,7 +165,9 @@ register(Method("oft_v2", {"b": "block size"}, count_oft, _oft(is_exact=False)))
 
 def _boft(values: Values, context: Context) -> peft.PeftConfig:
     _check_block(values["b"] * 2 ** (values["m"] - 1), context.shapes)
-    return peft.BOFTConfig(boft_block_size=values["b"], boft_n_butterfly_factor=values["m"])
+    return peft.BOFTConfig(
+        boft_block_size=values["b"], boft_n_butterfly_factor=values["m"], boft_dropout=context.options.get("dropout", 0.0)
+    )
 
 
 def _prepare_boft() -> None:
@@ -197,10 +205,14 @@ PSOFT_WORDS = {
     "symmetric": "both frozen factors carry the root of the singular values",
     "borth": "the output's factor is the orthogonal one",
     "exact": "the exact Cayley map",
-    "k#": "what peft calls num_cayley_neumann_terms, instead of five; k3 is the shortest series",
+    "t#": "peft's num_cayley_neumann_terms instead of 7: a Neumann series of K = t - 2 (t3: K = 2)",
     "svd#": "iterations of a randomised decomposition instead of the full one",
 }
-EXCLUSIVE = [("strict", "alpha", "beta"), ("symmetric", "borth"), ("exact", "k")]
+EXCLUSIVE = [("strict", "alpha", "beta"), ("symmetric", "borth"), ("exact", "t")]
+
+
+# peft's t terms sum k = 0..t-2 of (-Q)^k for t of 5 and more; the paper (section 4) and its first code sum k = 0..5.
+PAPER_TERMS = 7
 
 
 def count_psoft(shapes: Shapes, values: Values) -> int:
@@ -214,10 +226,8 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if values["r"] > smallest:
         raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
-    if values.get("k") in (1, 2, 4):
-        raise ValueError(
-            f"k={values['k']}: peft's series is none below 3 terms, and with 4 the one of 3, which would be trained twice; allowed are 3, 5 and more"
-        )
+    if values.get("t") in (1, 2, 4):
+        raise ValueError(f"t={values['t']}: peft has no series below 3 terms, and 4 is the series of 3; allowed are 3, 5 and more")
     scales, factor, _ = (one_of(values, words) for words in EXCLUSIVE)
     kind = PsoftOutputConfig if factor == "borth" else peft.PsoftConfig
     return kind(
@@ -228,8 +238,9 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
         ab_svd_init="pissa_init" if factor == "symmetric" else "psoft_init",
         psoft_svd="lowrank" if "svd" in values else "full",
         psoft_svd_lowrank_niter=values.get("svd", 10),
-        use_cayley_neumann="exact" not in values,
-        num_cayley_neumann_terms=values.get("k", 5),
+        # peft warns of terms that an exact map does not use.
+        **({} if "exact" in values else {"use_cayley_neumann": True, "num_cayley_neumann_terms": values.get("t", PAPER_TERMS)}),
+        psoft_dropout=context.options.get("dropout", 0.0),
     )
 
 

@@ -3,6 +3,9 @@
 With w the width of the model, a layer of n = p w outputs and d = q w inputs is p x q matrices [w, w], each with a core of its own between
 U [w, r] and V [w, r], which all layers share: D_ij = scale * V core_ij^T U^T. FacT-TT frees the cores [r, r]; FacT-TK gives each a vector
 of length r and makes it from a shared tensor C [r, r, r].
+
+FacT-TK's code reshapes the four cores of a feed-forward layer together, which interleaves them: entry (a, c) of the matrix of part j is entry
+(a, i // 4) of core i % 4 at i = j r + c. That is layout `code`; layout `formula` is the paper's.
 """
 
 import math
@@ -23,7 +26,7 @@ class FactConfig(LayerwiseConfig):
     """FacT-TT or FacT-TK of rank r.
 
     Raises:
-        ValueError: an unknown form, or r below 1.
+        ValueError: an unknown form or layout, r below 1, or a dropout outside [0, 1).
     """
 
     kind: ClassVar[str] = "FACT"
@@ -32,9 +35,15 @@ class FactConfig(LayerwiseConfig):
     )
     r: int = field(default=16, metadata={"help": "Rank."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the updates."})
+    dropout: float = field(default=0.0, metadata={"help": "Between core and V."})
+    layout: Literal["code", "formula"] = field(default="code", metadata={"help": "Of FacT-TK's cores where a layer has several parts."})
 
     def __post_init__(self):
         super().__post_init__()
+        if self.layout not in ("code", "formula"):
+            raise ValueError(f"FactConfig(layout={self.layout!r}): allowed are 'code', 'formula'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"FactConfig(dropout={self.dropout}): allowed are 0 and more, below 1")
         if self.form not in ("tt", "tk"):
             raise ValueError(f"FactConfig(form={self.form!r}): allowed are 'tt', 'tk'")
         if self.r < 1:
@@ -77,21 +86,39 @@ class FactLayer(DeltaLayer):
 
     def get_cores(self, adapter_name: str) -> Tensor:
         """[q, p, r, r]: from part i of the input to part j of the output."""
-        core = self.fact_core[adapter_name]
-        if self.config_of[adapter_name].form == "tk":
-            core = torch.einsum("abk,qpk->qpab", self._model.fact_c[adapter_name].to(core.dtype), core)
-        return core
+        core, config = self.fact_core[adapter_name], self.config_of[adapter_name]
+        if config.form == "tt":
+            return core
+        cores = torch.einsum("abk,qpk->qpab", self._model.fact_c[adapter_name].to(core.dtype), core)
+        return interleave_cores(cores) if config.layout == "code" else cores
 
     def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
         u, v = self._model.fact_u[adapter_name].to(x.dtype), self._model.fact_v[adapter_name].to(x.dtype)
-        cores = self.get_cores(adapter_name)
+        cores, config = self.get_cores(adapter_name), self.config_of[adapter_name]
         q, p, r, _ = cores.shape
         small = (x.unflatten(-1, (q, -1)) @ u).flatten(-2) @ cores.permute(0, 2, 1, 3).reshape(q * r, p * r)
-        return self.config_of[adapter_name].scale * (small.unflatten(-1, (p, r)) @ v.T).flatten(-2)
+        small = nn.functional.dropout(small, config.dropout, self.training)
+        return config.scale * (small.unflatten(-1, (p, r)) @ v.T).flatten(-2)
 
     def get_delta(self, adapter_name: str) -> Tensor:
-        core = self.fact_core[adapter_name]
-        return self.apply_delta(torch.eye(self.in_features, dtype=core.dtype, device=core.device), adapter_name).T
+        u, v = self._model.fact_u[adapter_name], self._model.fact_v[adapter_name]
+        blocks = torch.einsum("wa,qpab,zb->pzqw", u, self.get_cores(adapter_name).to(u.dtype), v)
+        return self.config_of[adapter_name].scale * blocks.reshape(self.out_features, self.in_features)
+
+
+def interleave_cores(cores: Tensor) -> Tensor:
+    """Cores [q, p, r, r] as FacT-TK's code reshapes them: those of one layer are taken with the part as the fastest index.
+
+    Raises:
+        ValueError: several parts on both sides, which that code does not have.
+    """
+    q, p, r, _ = cores.shape
+    if min(q, p) > 1:
+        raise ValueError(f"FacT-TK's code has no layer of {q} x {p} parts; use layout 'formula' or other target_modules")
+    if p > 1:  # [a, b, part] -> [a, part' c]
+        return cores[0].permute(1, 2, 0).reshape(r, p, r).transpose(0, 1)[None]
+    # [b, a, part] -> [b, part' c], of which the code applies the transpose
+    return cores[:, 0].permute(1, 2, 0).reshape(r, q, r).permute(1, 2, 0)[:, None] if q > 1 else cores
 
 
 class FactModel(LayerwiseModel):

@@ -7,7 +7,7 @@ Shapes: a layer has n outputs and d inputs, x is [..., d], its weight W [n, d] (
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -57,19 +57,33 @@ class LayerwiseConfig(PeftConfig):
             raise ValueError("layers_pattern needs layers_to_transform")
 
 
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(outputs, inputs) of torch.nn.Linear or transformers' Conv1D; None for other modules."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        d, n = module.weight.shape
+        return n, d
+    return None
+
+
 class LayerwiseLayer(nn.Module, BaseTunerLayer):
     """One layer with adapters. A subclass names its stores, fills them in `add`, and says in `adapt` what they do."""
 
     other_param_names = ("config_of",)
     frozen_names: ClassVar[tuple[str, ...]] = ()  # buffers by adapter, made again from the weight and never saved
     is_mergeable: ClassVar[bool] = True
-    supported: ClassVar[tuple[type, ...]] = (nn.Linear, Conv1D)
+    shape_of: ClassVar[Callable[[nn.Module], tuple[int, int] | None]] = staticmethod(linear_shape)
+    supported: ClassVar[str] = "torch.nn.Linear and transformers' Conv1D"
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any) -> None:
         super().__init__()
-        if not isinstance(base_layer, self.supported):
-            names = ", ".join(kind.__name__ for kind in self.supported)
-            raise TypeError(f"a layer of type {type(base_layer).__name__} cannot be adapted by {config.kind}; supported are {names}")
+        shape = self.shape_of(base_layer)
+        if shape is None:
+            raise TypeError(
+                f"a layer of type {type(base_layer).__name__} cannot be adapted by {config.kind}; supported are {self.supported}"
+            )
+        self.out_features, self.in_features = shape
         self.base_layer = base_layer
         for store in self.adapter_layer_names:
             setattr(self, store, nn.ParameterDict({}))
@@ -78,12 +92,6 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
         self.config_of: dict[str, Any] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        if isinstance(base_layer, nn.Linear):
-            self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
-        elif isinstance(base_layer, Conv1D):
-            self.in_features, self.out_features = base_layer.weight.shape
-        else:
-            self.in_features = self.out_features = base_layer.weight.shape[-1]
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 

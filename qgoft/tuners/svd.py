@@ -4,8 +4,9 @@ W = U diag(s) V^T is taken from the pretrained weight when an adapter is added, 
 Singular vectors are unique but for their sign, which is fixed here, so that another library finds the same ones.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,25 @@ class SingularLayer(DeltaLayer):
 
 @dataclass
 class LoraXsConfig(LayerwiseConfig):
-    """LoRA-XS (Balazy et al., 2024): D = scale * U_r diag(s_r) R V_r^T with a free R [r, r], drawn from N(0, 1e-5^2)."""
+    """LoRA-XS (Balazy et al., 2024) with a free R [r, r], drawn from N(0, 1e-5^2).
+
+    singular_values: `input` is D = scale * U_r R diag(s_r) V_r^T, as its code has it (which decomposes W^T); `output` is the paper's
+    D = scale * U_r diag(s_r) R V_r^T. Adam takes different steps on the two.
+
+    Raises:
+        ValueError: another side.
+    """
 
     kind: ClassVar[str] = "LORA_XS"
     r: int = field(default=16, metadata={"help": "Rank."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the update, alpha / r in the paper."})
     svd_iterations: int | None = field(default=None, metadata={"help": "Of a randomised SVD; none for the full one."})
+    singular_values: Literal["input", "output"] = field(default="input", metadata={"help": "Side of R that carries the singular values."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.singular_values not in ("input", "output"):
+            raise ValueError(f"LoraXsConfig(singular_values={self.singular_values!r}): allowed are 'input', 'output'")
 
 
 class LoraXsLayer(SingularLayer):
@@ -63,7 +77,7 @@ class LoraXsLayer(SingularLayer):
     def add(self, adapter_name: str, config: LoraXsConfig) -> None:
         check_rank(config.r, self.out_features, self.in_features)
         u, s, v = singular_factors(self.pretrained_weight(), config.r, config.svd_iterations)
-        self.keep(adapter_name, u * s, v)
+        self.keep(adapter_name, *((u, v * s) if config.singular_values == "input" else (u * s, v)))
         self.lora_xs_R[adapter_name] = nn.Parameter(1e-5 * torch.randn(config.r, config.r))
 
     def get_delta(self, adapter_name: str) -> Tensor:
@@ -83,26 +97,35 @@ class LoraXsModel(LayerwiseModel):
 
 @dataclass
 class SvftConfig(LayerwiseConfig):
-    """SVFT_P (Lingam et al., 2024): D = U diag(m) V^T over all min(n, d) singular vectors, m starting at zero."""
+    """SVFT_P (Lingam et al., 2024): D = sigmoid(g) U diag(m) V^T over all k = min(n, d) singular vectors.
+
+    As in its code, m is drawn from N(0, 2 / k) (Kaiming's rule on [1, k]) and each layer has a trainable gate g, which starts at 0. The paper
+    has m = 0 and no gate.
+    """
 
     kind: ClassVar[str] = "SVFT"
 
 
 class SvftLayer(SingularLayer):
-    adapter_layer_names = ("svft_m",)
+    adapter_layer_names = ("svft_m", "svft_gate")
 
     def add(self, adapter_name: str, config: SvftConfig) -> None:
         rank = min(self.out_features, self.in_features)
         u, _, v = singular_factors(self.pretrained_weight(), rank)
         self.keep(adapter_name, u, v)
-        self.svft_m[adapter_name] = nn.Parameter(torch.zeros(rank))
+        self.svft_m[adapter_name] = nn.Parameter(math.sqrt(2 / rank) * torch.randn(rank))
+        self.svft_gate[adapter_name] = nn.Parameter(torch.zeros(1))
+
+    def get_values(self, adapter_name: str) -> Tensor:
+        """sigmoid(g) m [k]."""
+        return torch.sigmoid(self.svft_gate[adapter_name]) * self.svft_m[adapter_name]
 
     def get_delta(self, adapter_name: str) -> Tensor:
         wide = torch.float32
-        return (self.left[adapter_name].to(wide) * self.svft_m[adapter_name].to(wide)) @ self.right[adapter_name].to(wide).T
+        return (self.left[adapter_name].to(wide) * self.get_values(adapter_name).to(wide)) @ self.right[adapter_name].to(wide).T
 
     def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        inner = (x @ self.right[adapter_name].to(x.dtype)) * self.svft_m[adapter_name]
+        inner = (x @ self.right[adapter_name].to(x.dtype)) * self.get_values(adapter_name)
         return nn.functional.linear(inner, self.left[adapter_name].to(x.dtype))
 
 
