@@ -87,7 +87,7 @@ class TrainSettings:
     batch_size: int
     accumulation: int
     eval_batch_size: int
-    evaluations: int | None  # how often to look at the choosing part; null: once an epoch
+    evaluations: int | None  # number of evaluations of the choosing part; null: once an epoch, or every `eval_steps`
     max_length: int
     precision: str  # no, bf16 or fp16
     gradient_checkpointing: bool
@@ -97,6 +97,8 @@ class TrainSettings:
     drop_last: bool = False  # leave out the last batch of an epoch where it is not full
     group_by_length: bool = False  # batches of rows of like length, in an order drawn by the seed
     held_out: int = 0  # rows of training that only choose, where the data have no validation part (decoders)
+    eval_steps: int | None = None  # steps between two evaluations, instead of `evaluations`
+    loss_on: str = "answer"  # tokens of a decoder's loss: answer, or all (prompt too)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class OptimSettings:
     clip: float | None
     floor: float = 0.0  # where the cosine ends, of the method's rate and of the head's
     decay_biases: bool = True  # and norms, which transformers' Trainer leaves out
+    warmup_rounding: str = "up"  # of a fraction of all steps: up, as transformers' Trainer, or down
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class RunSettings:
     method: MethodSettings
     train: TrainSettings
     optim: OptimSettings
-    splits: str  # test, halves, validation or whole: what is reported, and what chooses
+    splits: str  # one of SPLITS: what is reported, and what chooses
     selection: str
     seed: int
     judge: JudgeSettings = field(default_factory=JudgeSettings)
@@ -168,7 +171,9 @@ class RunSettings:
             ("selection", self.selection, SELECTIONS),
             ("splits", self.splits, SPLITS),
             ("train.precision", self.train.precision, ("no", "bf16", "fp16")),
+            ("train.loss_on", self.train.loss_on, ("answer", "all")),
             ("optim.schedule", self.optim.schedule, ("linear", "cosine", "constant")),
+            ("optim.warmup_rounding", self.optim.warmup_rounding, ("up", "down")),
             ("model.init", self.model.init, ("pretrained", "random")),
             ("model.dtype", self.model.dtype, ("float32", "bfloat16", "float16")),
             ("judge.kind", self.judge.kind, ("rule", "openai")),
@@ -185,6 +190,7 @@ class RunSettings:
             ("train.max_steps", self.train.max_steps),
             ("train.batch_size", self.train.batch_size),
             ("train.accumulation", self.train.accumulation),
+            ("train.eval_steps", self.train.eval_steps),
             ("judge.repeats", self.judge.repeats),
         ):
             if number is not None and number <= 0:
@@ -211,12 +217,12 @@ class RunSettings:
                 f"results.checkpoint_seconds is {self.results.checkpoint_seconds}; allowed are 0 (after every step), more, or null for none; "
                 "change results.checkpoint_seconds"
             )
-        if self.selection == "best_validation" and self.splits in ("validation", "whole"):
+        if self.selection == "best_validation" and self.splits in ("validation", "whole", "train800"):
             raise QgoftError(
                 f"selection=best_validation has no rows left to choose on when splits={self.splits}; use selection=last, "
                 "another splits, or selection=best_reported, which says so in the table"
             )
-        suite_splits = SUITE_SPLITS.get(self.task.suite, ("test", "halves", "validation"))
+        suite_splits = SUITE_SPLITS.get(self.task.suite, ("test", "halves", "seeded_halves", "validation"))
         if self.splits not in suite_splits:
             raise QgoftError(f"splits is {self.splits!r}; suite {self.task.suite} has {', '.join(suite_splits)}; change splits")
         if self.train.held_out and self.task.suite not in DECODER_SUITES:
@@ -229,9 +235,9 @@ class RunSettings:
 
 
 SELECTIONS = ("last", "best_validation", "best_reported")
-SPLITS = ("test", "halves", "validation", "whole")
+SPLITS = ("test", "halves", "seeded_halves", "validation", "whole", "train800")
 DECODER_SUITES = ("instruct", "math", "commonsense")
-SUITE_SPLITS = {"vtab": ("test", "whole"), **dict.fromkeys(DECODER_SUITES, ("test",))}
+SUITE_SPLITS = {"vtab": ("test", "whole", "train800"), **dict.fromkeys(DECODER_SUITES, ("test",))}
 
 # Places, logging and what the record states by content instead (a checksum of the data and of the weights).
 NOT_IN_KEY = (
@@ -255,21 +261,6 @@ NOT_IN_KEY = (
     "judge.price_input",
     "judge.price_output",
 )
-# What came later than the first records, with the value that those were made with: there it does not count, so that their keys hold.
-CAME_LATER = {
-    "task.options": {},
-    "train.drop_hidden": None,
-    "train.drop_path": 0.0,
-    "train.drop_last": False,
-    "optim.floor": 0.0,
-    "optim.decay_biases": True,
-    "model.dtype": "float32",
-    "train.group_by_length": False,
-    "train.held_out": 0,
-    "judge": {"kind": "rule", "model": "rule", "repeats": 1},
-}
-# Choices of layers that came later: a key holds them where they are chosen, and no others.
-LATER_TARGETS = ("houlsby", "pfeiffer")
 
 
 def moves_a_number(name: str) -> bool:
@@ -283,13 +274,10 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
     for name in NOT_IN_KEY:
         node, last = _parent(data, name)
         del node[last]
-    for name, before in CAME_LATER.items():
-        node, last = _parent(data, name)
-        if node[last] == before:
-            del node[last]
-    for name in LATER_TARGETS:
-        if name != settings.method.targets:
-            data["model"]["targets"].pop(name, None)
+    for group in ("method", "task"):  # null is the default of an option
+        data[group]["options"] = {name: value for name, value in data[group]["options"].items() if value is not None}
+    # The other target sets of a model decide nothing.
+    data["model"]["targets"] = data["model"]["targets"].get(settings.method.targets)
     if settings.task.options.get("temperature"):  # answers are sampled with a seed for every batch
         data["train"]["eval_batch_size"] = settings.train.eval_batch_size
     return data
@@ -301,7 +289,8 @@ def settings_of_training(settings: RunSettings) -> dict[str, Any]:
     del data["task"]
     data["train"].pop("eval_batch_size", None)
     data.pop("judge", None)
-    return {**data, "suite": settings.task.suite, "train_columns": settings.task.options.get("train_columns")}
+    prompts = {name: settings.task.options.get(name) for name in ("train_columns", "train_prompt")}
+    return {**data, "suite": settings.task.suite, **{name: value for name, value in prompts.items() if value is not None}}
 
 
 def _parent(data: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:

@@ -154,6 +154,7 @@ def settings_of(config: DictConfig) -> RunSettings:
     task.pop("kind")
     here, other = ("pocket", "official") if resolved["data"]["source"] == "pocket" else ("official", "pocket")
     task["rows"] = task.pop(f"{here}_rows")
+    task["options"] = {name: value for name, value in task.get("options", {}).items() if value is not None}
     if f"{here}_classes" in task:
         task["options"] = {**task.get("options", {}), "classes": task.pop(f"{here}_classes")}
     data["task"] = {name: value for name, value in task.items() if not name.startswith(f"{other}_")}
@@ -175,5 +176,11 @@ def rate_of(row: DictConfig, recipe: DictConfig, variant: str) -> DictConfig:
     return OmegaConf.create({"lr": row.lr, "source": f"{source}, the rate of {usual}"})
 
 
+def penalty_of(row: DictConfig, variant: str) -> float:
+    """The lambda of a recipe's line; 0 for a variant that says so."""
+    return 0.0 if "lambda0" in variant.split("-") else float(row.penalty)
+
+
+OmegaConf.register_new_resolver("penalty", penalty_of, replace=True)
 OmegaConf.register_new_resolver("line", line_of, replace=True)
 OmegaConf.register_new_resolver("rate", rate_of, replace=True)

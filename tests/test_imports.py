@@ -25,7 +25,7 @@ ALLOWED = {
 }
 EVERYBODY = {"errors", "settings"}
 # Rules of scoring that are text and nothing else: a report scores answers again by the very functions that scored them first.
-TEXT_ALONE = {"qgoft.tasks.answers", "qgoft.tasks.spans"}
+TEXT_ALONE = {"qgoft.tasks.answers", "qgoft.tasks.published_rules", "qgoft.tasks.spans"}
 # Third-party packages that a part must not see. `ops` needs torch alone (triton where there is a GPU); `records` the standard library alone.
 FORBIDDEN = {
     "report": {"torch", "transformers", "peft", "datasets", "hydra", "omegaconf"},

@@ -59,7 +59,7 @@ def _fact(form: str):
             form=form,
             r=values["r"],
             scale=context.options.get("scale", 1.0),
-            dropout=context.options.get("dropout", 0.0),
+            dropout=context.options.get("dropout") or 0.0,
             layout="formula" if "formula" in values else "code",
         )
 
@@ -87,6 +87,7 @@ def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
     return LoraXsConfig(
         r=values["r"],
         scale=context.options.get("scale", 1.0),
+        dropout=context.options.get("dropout") or 0.0,
         svd_iterations=context.options.get("svd_iterations"),
         singular_values="output" if "formula" in values else "input",
     )

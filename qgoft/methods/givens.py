@@ -1,6 +1,6 @@
 """The GOFT family, by this project's tuner."""
 
-from qgoft.methods.base import Context, Method, Shapes, Values, one_of, register
+from qgoft.methods.base import Context, Method, Penalty, Shapes, Values, one_of, register
 from qgoft.ops.givens import count_pairs
 from qgoft.tuners import GoftConfig, orthogonality_penalty
 
@@ -17,13 +17,17 @@ WORDS = {
     "butterfly": "every input reaches every output, d/2 log2 d blocks",
     "sequential": "neighbour after neighbour, d-1 blocks in d-1 steps",
 }
+# A stock transformers.Trainer adds no penalty, which is how PSOFT's qGOFT rows were very likely run.
+LAMBDA0 = {"lambda0": "no penalty: lambda is 0"}
 
 
 def _register(name: str) -> None:
-    words = {} if name.endswith("_v2") else WORDS
+    is_free = name.startswith("qgoft")
+    pairings = {} if name.endswith("_v2") else WORDS
+    words = {**pairings, **(LAMBDA0 if is_free else {})}
 
     def pairing(values: Values) -> str:
-        return one_of(values, words) or "tree"
+        return one_of(values, pairings) or "tree"
 
     def count(shapes: Shapes, values: Values) -> int:
         return sum(COUNTS[name](d, count_pairs(d, pairing(values))) for _, d in shapes)
@@ -31,10 +35,11 @@ def _register(name: str) -> None:
     def config(values: Values, context: Context) -> GoftConfig:
         return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"), pairing=pairing(values))
 
-    # Rotations have orthogonal columns by construction.
-    register(
-        Method(name, {}, count, config, words=words, penalty=lambda values: orthogonality_penalty if name.startswith("qgoft") else None)
-    )
+    def penalty(values: Values) -> Penalty | None:
+        # Rotations have orthogonal columns by construction.
+        return orthogonality_penalty if is_free and "lambda0" not in values else None
+
+    register(Method(name, {}, count, config, words=words, penalty=penalty))
 
 
 for _name in COUNTS:

@@ -64,6 +64,7 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
         "data": (dict, False),
         "model": (dict, False),
         "resumed": (list, False),  # where the run was broken off and gone on with: after which step, and the hardware of the part before
+        "rekeyed": (dict, False),  # results version and key it was recorded under, if a later version kept its number
         "training": (dict, False),  # where several tasks are scored with one training: its key, whether another run did it, and with what
     },
 }
@@ -77,6 +78,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "repairs": (dict, False),  # what was wrong with the data -> how often
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False), "files": (str, False)},
+    "rekeyed": {"results_version": (int, False), "key": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
 # Left out where there is nothing to say.
@@ -84,6 +86,7 @@ _MAY_BE_ABSENT = {
     "provenance.data.repairs",
     "provenance.model.files",  # the checksum of tokenizer and configuration; not of embedded models
     "provenance.resumed",
+    "provenance.rekeyed",
     "provenance.training",
     "provenance.training.by",
     "cost.setup_seconds",

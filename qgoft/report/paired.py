@@ -23,6 +23,7 @@ from qgoft.records import base_model
 from qgoft.report.items import Column, Item, Record
 from qgoft.settings import DECODER_SUITES
 from qgoft.tasks.answers import same_formula
+from qgoft.tasks.published_rules import is_equivalent
 from qgoft.tasks.spans import question_scores
 
 DRAWS = 1000
@@ -219,12 +220,24 @@ def _formula(prediction: Any, label: Any) -> float:
     return 100.0 * (prediction is not None and same_formula(prediction, label))
 
 
+def _published_formula(prediction: Any, label: Any) -> float:
+    return 100.0 * (prediction is not None and is_equivalent(prediction, label))
+
+
 # Where an item's score is more than whether two texts are the same: (suite, task, metric) -> prediction and label -> percent.
 ITEM_SCORES: dict[tuple[str, str, str], ItemScore] = {
     ("squad", "v1", "exact_match"): _question(0),
     ("squad", "v1", "f1"): _question(1),
     ("math", "math", "accuracy"): _formula,
 }
+
+
+def item_score(record: Record, metric: str) -> ItemScore | None:
+    """The score of an item of a record; None where it is whether two texts are the same, or for a metric that is no mean over items."""
+    place = (record["suite"], record["task"], metric)
+    if place == ("math", "math", "accuracy") and record["settings"]["task"]["options"].get("scoring") == "published":
+        return _published_formula
+    return ITEM_SCORES.get(place)
 
 
 class Redrawn:
@@ -286,7 +299,7 @@ class Redrawn:
 
     def _draw(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
         """A checksum of which items were answered, and the drawn scores [1 + draws, seeds]."""
-        scored = ITEM_SCORES.get((records[0]["suite"], records[0]["task"], metric))
+        scored = item_score(records[0], metric)
         score = SCORES.get(metric) if scored is None else _mean
         if score is None or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
             return None

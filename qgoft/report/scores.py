@@ -31,7 +31,9 @@ PART = {
     "test": "test split",
     "halves": "second half of validation",
     "validation": "validation",
+    "seeded_halves": "second half of validation, in an order by the seed",
     "whole": "test split, trained on all of the thousand",
+    "train800": "test split, trained on the 800 of train",
 }
 RULE = {
     "last": "last step, no selection",

@@ -2,7 +2,8 @@
 
 Parts by `splits`:
     test        the reported part is test, the choosing part validation (pocket)
-    halves      validation, permuted by seed 0 for every run: the first half chooses, the second is reported (PSOFT, section 5)
+    halves      validation, permuted by seed 0 for every run: the first half chooses, the second is reported
+    seeded_halves  the same with a permutation by the seed of the run (PSOFT's script)
     validation  all of validation is reported; nothing may choose (GOFT, table 1)
 MNLI has two validation sets. Both are reported; the choosing part is both (test) or the half of mismatched (halves).
 """
@@ -68,7 +69,7 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
     if settings.splits == "validation":
         return Parts(train, None, report, rows, is_subset)
     name = "mismatched" if task.name == "mnli" else ""
-    first, second = halve(report[name])
+    first, second = halve(report[name], settings.seed if settings.splits == "seeded_halves" else None)
     return Parts(train, first, {name: second}, rows, is_subset)
 
 

@@ -1,4 +1,4 @@
-"""Rows divided the same way for every run: validation in halves, of which the first chooses and the second is reported (PSOFT, section 5)."""
+"""Divisions of a split: validation in halves, of which the first chooses and the second is reported, and rows held out of training."""
 
 import numpy as np
 from datasets import Dataset
@@ -6,21 +6,32 @@ from datasets import Dataset
 from qgoft.errors import QgoftError
 
 HALVES_SEED = 0
+# LLM-Adapters 8166572, which PSOFT's commonsense script follows.
+HOLD_OUT_SEED = 42
 
 
-def halve(rows: Dataset) -> tuple[Dataset, Dataset]:
-    """The two halves of a permutation by seed 0; with an odd number of rows the second has one more."""
-    order = np.random.default_rng(HALVES_SEED).permutation(len(rows))
+def halve(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Dataset]:
+    """Return the two halves of a permutation; the second has one row more if their number is odd.
+
+    Args:
+        seed: the run's, as in PSOFT's script (783a5e2), which shuffles with the global generator of NumPy that the run has seeded. None for
+            one permutation for all runs.
+    """
+    if seed is None:
+        order = np.random.default_rng(HALVES_SEED).permutation(len(rows))
+    else:
+        order = np.arange(len(rows))
+        np.random.RandomState(seed).shuffle(order)
     return rows.select(order[: len(order) // 2]), rows.select(order[len(order) // 2 :])
 
 
 def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset]:
-    """All but `count` rows of a permutation by seed 0, and these rows.
+    """Return the training rows that stay, and `count` rows drawn with seed 42 that only choose.
 
     Raises:
         QgoftError: there are not that many rows.
     """
     if count >= len(rows):
         raise QgoftError(f"train.held_out={count}, but training has {len(rows)} rows; hold out fewer")
-    order = np.random.default_rng(HALVES_SEED).permutation(len(rows))
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+    divided = rows.train_test_split(test_size=count, shuffle=True, seed=HOLD_OUT_SEED)
+    return divided["train"], divided["test"]

@@ -4,7 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +14,38 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, choose
 
-# Mean and deviation of ImageNet's channels, as both papers normalise.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+class Preset(NamedTuple):
+    """How images become tensors: interpolation of the resize, and mean and standard deviation of the channels."""
+
+    resample: Image.Resampling
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+# imagenet: FacT's framework (PETL-ViT 026e4f1), which GOFT follows. vit_processor: the model's own image processor, as PSOFT's script has it.
+PRESETS = {
+    "imagenet": Preset(Image.Resampling.BICUBIC, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "vit_processor": Preset(Image.Resampling.BILINEAR, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+DEFAULT_PRESET = "imagenet"
 NOT_A_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 Encoded = tuple[str, bytes | Path, int]  # a name for messages, the picture, its label
 
 
-def decode(picture: bytes | Path, size: int) -> tuple[np.ndarray, str]:
-    """A picture as [size, size, 3] uint8, resized by bicubic interpolation, and the mode it was stored in.
+def get_preset(name: str) -> Preset:
+    """
+    Raises:
+        QgoftError: an unknown name.
+    """
+    choose("task.options.image", name, list(PRESETS), "change task.options.image")
+    return PRESETS[name]
+
+
+def decode(picture: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tuple[np.ndarray, str]:
+    """Return an image as [size, size, 3] uint8, resized, and the mode it was stored in.
 
     Grey, palette, transparent and CMYK pictures become RGB by Pillow's conversion.
 
@@ -34,11 +56,13 @@ def decode(picture: bytes | Path, size: int) -> tuple[np.ndarray, str]:
         mode = opened.mode
         rgb = opened.convert("RGB")
     if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+        rgb = rgb.resize((size, size), get_preset(preset).resample)
     return np.asarray(rgb), mode
 
 
-def write_examined(pictures: Iterator[Encoded], size: int, classes: int, path: Path, *, with_pixels: bool) -> None:
+def write_examined(
+    pictures: Iterator[Encoded], size: int, classes: int, path: Path, preset: str = DEFAULT_PRESET, *, with_pixels: bool
+) -> None:
     """Decode every picture once and write labels and modes, and with them the pixels where they will be read many times.
 
     Raises:
@@ -53,7 +77,7 @@ def write_examined(pictures: Iterator[Encoded], size: int, classes: int, path: P
             if not 0 <= label < classes:
                 raise QgoftError(f"{name} has label {label}; allowed are 0 to {classes - 1}; correct the data")
             try:
-                pixels, mode = decode(picture, size)
+                pixels, mode = decode(picture, size, preset)
             except NOT_A_PICTURE as error:
                 damaged.append(f"{name} ({error})")
                 continue
@@ -74,23 +98,24 @@ def count_modes(*parts: Dataset) -> dict[str, int]:
 class PictureRows(TorchDataset):
     """Pictures decoded when they are asked for: those that are read once."""
 
-    def __init__(self, pictures: Callable[[int], Encoded], count: int, size: int):
-        self.pictures, self.count, self.size = pictures, count, size
+    def __init__(self, pictures: Callable[[int], Encoded], count: int, size: int, preset: str = DEFAULT_PRESET):
+        self.pictures, self.count, self.size, self.preset = pictures, count, size, preset
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         _, picture, label = self.pictures(index)
-        return {"pixels": decode(picture, self.size)[0].tobytes(), "labels": label}
+        return {"pixels": decode(picture, self.size, self.preset)[0].tobytes(), "labels": label}
 
 
 class PixelBatch:
     """Rows with `pixels` (size * size * 3 bytes) and `labels` -> pixel_values [n, 3, size, size] float32, normalised, and labels [n]."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, preset: str = DEFAULT_PRESET):
         self.size = size
-        self.mean, self.deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+        _, mean, deviation = get_preset(preset)
+        self.mean, self.deviation = (torch.tensor(values).view(3, 1, 1) for values in (mean, deviation))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         stacked = np.stack([np.frombuffer(row["pixels"], np.uint8) for row in rows]).reshape(len(rows), self.size, self.size, 3)

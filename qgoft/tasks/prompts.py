@@ -1,11 +1,12 @@
-"""From instructions and answers to token ids: the loss is on the answer alone.
+"""From instructions and answers to token ids, and the length of each prompt.
 
-A template is the JSON of Alpaca-LoRA: `prompt_input` with {instruction} and {input}, `prompt_no_input` with {instruction}.
+A template is the JSON of Alpaca-LoRA: `prompt_input` with {instruction} and {input}, `prompt_no_input` with {instruction}. What a protocol changes
+of it is `PromptRules`.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, choose
 from qgoft.pocket.language.knowledge import TEMPLATE
 from qgoft.tasks.cache import cached_rows
 
@@ -23,28 +24,76 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class PromptRules:
+    """Differences of a protocol's prompts from the template.
+
+    Attributes:
+        response: `newline` keeps the template's end; `glued` strips it, so that the answer follows "### Response:" at once (MetaMath).
+        first_line: take the first line of an instruction as the instruction and the others as its input (MetaMath).
+        input: `section` puts the input where the template has it; `appended` puts it on a line after the instruction, in the prompt
+            without input (LLaMA-Factory's alpaca template).
+
+    Raises:
+        QgoftError: an unknown value.
+    """
+
+    response: str = "newline"
+    first_line: bool = False
+    input: str = "section"
+
+    def __post_init__(self) -> None:
+        choose("task.options.train_prompt.response", self.response, ["newline", "glued"], "change it")
+        choose("task.options.train_prompt.input", self.input, ["section", "appended"], "change it")
+
+
+def prompt_rules(options: dict[str, Any]) -> PromptRules:
+    """Read the rules from the options of a task.
+
+    Raises:
+        QgoftError: an unknown rule or value.
+    """
+    given = options.get("train_prompt") or {}
+    for name in given:
+        choose("task.options.train_prompt", name, [rule.name for rule in fields(PromptRules)], "rename or remove it")
+    return PromptRules(**given)
+
+
+@dataclass(frozen=True)
 class Template:
-    """What stands around an instruction."""
+    """The text around an instruction."""
 
     with_input: str
     without_input: str
+    rules: PromptRules = PromptRules()
 
     def prompt(self, instruction: str, text: str = "") -> str:
+        if self.rules.first_line and not text:
+            instruction, _, text = instruction.partition("\n")
+        if self.rules.input == "appended" and text:
+            instruction, text = f"{instruction}\n{text}", ""
+        prompt = self._fill(instruction, text)
+        return prompt.rstrip() if self.rules.response == "glued" else prompt
+
+    def test_prompt(self, question: str) -> str:
+        """The prompt of a test question, which stays whole (MetaMath splits the queries of training only)."""
+        return replace(self, rules=replace(self.rules, first_line=False)).prompt(question)
+
+    def _fill(self, instruction: str, text: str) -> str:
         form = self.with_input if text else self.without_input
         # Not str.format: an instruction may hold braces.
         head, tail = form.split("{instruction}")
         return (head + instruction + tail.replace("{input}", text)) if text else head + instruction + tail
 
 
-def read_template(path: Path | None) -> Template:
-    """The template in a file, or that of the embedded decoder.
+def read_template(path: Path | None, rules: PromptRules | None = None) -> Template:
+    """Read the template in a file, or that of the embedded decoder.
 
     Raises:
         QgoftError: the file is not such a JSON.
     """
     try:
         data = TEMPLATE if path is None else json.loads(path.read_text("utf-8"))
-        template = Template(data["prompt_input"], data["prompt_no_input"])
+        template = Template(data["prompt_input"], data["prompt_no_input"], rules or PromptRules())
         whole = template.with_input.count("{instruction}") == template.without_input.count("{instruction}") == 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise QgoftError(
@@ -86,9 +135,10 @@ def training_rows(
         ids, prompts, damages = zip(*encoded, strict=True)
         return {"input_ids": list(ids), "prompt": list(prompts), "damage": list(damages)}
 
+    rules = [] if template.rules == PromptRules() else [asdict(template.rules)]
     everything = {
         **depends_on,
-        "prompts": [ROWS_VERSION, columns, template.with_input, template.without_input, max_length],
+        "prompts": [ROWS_VERSION, columns, template.with_input, template.without_input, max_length, *rules],
         "libraries": [version("tokenizers"), version("transformers")],
     }
     made = cached_rows(everything, write)

@@ -57,7 +57,7 @@ def split_names(task: TaskSettings, splits: str) -> list[str]:
     if task.sources:
         return list(task.sources)
     if task.suite == "vtab":
-        return ["train800val200", "test"] if splits == "whole" else ["train800", "val200", "test"]
+        return {"whole": ["train800val200", "test"], "train800": ["train800", "test"]}.get(splits, ["train800", "val200", "test"])
     names = ["train", *(f"validation{s}" for s in sets)]
     if splits == "test":
         names += [f"test{s}" for s in sets]

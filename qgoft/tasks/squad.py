@@ -68,7 +68,8 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
     elif settings.splits == "validation":
         questions = {"report:": held["validation"]}
     else:
-        questions = dict(zip(("choose", "report:"), halve(held["validation"]), strict=True))
+        halves = halve(held["validation"], settings.seed if settings.splits == "seeded_halves" else None)
+        questions = dict(zip(("choose", "report:"), halves, strict=True))
     cut = {name: windows(name, lambda part=part: part) for name, part in questions.items()}
     rows = {"train": len(set(train["row"])), **{split: len(part) for split, part in held.items()}}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
@@ -273,7 +274,8 @@ def exact_match_and_f1(predictions: dict[str, str], references: dict[str, list[s
     """The official scores of SQuAD v1.1 (Rajpurkar et al., 2016), in percent.
 
     Args:
-        predictions: id -> text. A missing id counts as empty; ids that no question has are ignored and counted.
+        predictions: id -> text. A missing id scores 0 whatever its references, as in the official script; ids without a question are ignored
+            and counted.
         references: id -> texts of the answers, at least one.
 
     Returns:
@@ -287,7 +289,8 @@ def exact_match_and_f1(predictions: dict[str, str], references: dict[str, list[s
     for name, answers in references.items():
         if not answers:
             raise QgoftError(f"question {name} has no reference answer; version 1.1 has one to six; correct the references")
-    scores = [question_scores(predictions.get(name, ""), answers) for name, answers in references.items()]
+    missing = (0.0, 0.0)  # an empty text would match a reference of nothing but articles and punctuation
+    scores = [question_scores(predictions[name], answers) if name in predictions else missing for name, answers in references.items()]
     exact, f1 = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
     return {
         "exact_match": exact,

@@ -2,7 +2,8 @@
 
 Parts by `splits`:
     test     trained on train800, chosen on val200, reported on the test set (PSOFT, table 11)
-    whole    trained on all thousand, reported on the test set; nothing may choose (GOFT, after FacT's framework)
+    whole    trained on all thousand, reported on the test set; nothing may choose (FacT's framework, which GOFT follows)
+    train800 trained on train800, reported on the test set; nothing may choose (GOFT, appendix G.2)
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.parts import read_parquet
 from qgoft.tasks.picture_files import read_list
-from qgoft.tasks.pictures import Encoded, PictureRows, count_modes, write_examined
+from qgoft.tasks.pictures import DEFAULT_PRESET, Encoded, PictureRows, count_modes, write_examined
 from qgoft.tasks.sources import DataFiles
 
 # Raised by any change of how pictures are read, so that no decoded pictures of before are used.
@@ -54,28 +55,28 @@ def load_parts(settings: RunSettings, files: DataFiles, size: int) -> Parts:
         QgoftError: a file or a picture is damaged or missing, or a label is past the last class.
     """
     task = settings.task
-    classes = task.options["classes"]
+    classes, preset = task.options["classes"], task.options.get("image", DEFAULT_PRESET)
 
     def examined(split: str, *, with_pixels: bool) -> Dataset:
         depends_on = {
             "rows": [files.fingerprint, task.full_name, split, classes, PICTURES_VERSION],
-            "pixels": [size, with_pixels, version("pillow")],
+            "pixels": [size, with_pixels, version("pillow"), *([] if preset == DEFAULT_PRESET else [preset])],
         }
         count, picture = open_split(task, split, files)
         pictures = (picture(i) for i in range(count))
-        return cached_rows(depends_on, lambda path: write_examined(pictures, size, classes, path, with_pixels=with_pixels))
+        return cached_rows(depends_on, lambda path: write_examined(pictures, size, classes, path, preset, with_pixels=with_pixels))
 
     parts = {split: examined(split, with_pixels=split != "test") for split in files.files}
     rows = {split: len(part) for split, part in parts.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
     repairs = count_modes(*parts.values())
     names = ["pixels", "labels"]
-    train, choose = (parts["train800val200"], None) if settings.splits == "whole" else (parts["train800"], parts["val200"])
+    train, choose = parts["train800val200" if settings.splits == "whole" else "train800"], parts.get("val200")
     count, picture = open_split(task, "test", files)
     return Parts(
         train.select_columns(names),
         None if choose is None else choose.select_columns(names),
-        PictureRows(picture, count, size),
+        PictureRows(picture, count, size, preset),
         list(parts["test"]["labels"]),
         rows,
         is_subset,

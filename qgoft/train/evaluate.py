@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow.compute
@@ -23,12 +23,16 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 @dataclass
 class Outcome:
-    """Predictions and labels of one part in the order of its items, and the scores in percent. `ids` tell the items apart."""
+    """Predictions and labels of one part in the order of its items, and the scores in percent. `ids` tell the items apart.
+
+    `also` has, for further metrics, whether each item is right by another rule.
+    """
 
     ids: list[Any]
     predictions: list[Any]
     labels: list[Any]
     scores: dict[str, float | None]
+    also: dict[str, list[bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

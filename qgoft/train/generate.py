@@ -16,13 +16,16 @@ from qgoft.train.evaluate import evaluating
 
 @dataclass(frozen=True)
 class Writing:
-    """How answers are written. A temperature of 0 takes the likeliest token every time."""
+    """How answers are generated. A temperature of 0 takes the likeliest token, or with several beams the likeliest text."""
 
     max_new_tokens: int
     temperature: float
     top_p: float
     batch_size: int
     seed: int
+    top_k: int = 0  # 0: all tokens
+    num_beams: int = 1
+    stop: tuple[str, ...] = ()  # an answer ends before the first of these texts
 
 
 class AnswerFile:
@@ -84,15 +87,25 @@ def _write(
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     tokenizer.padding_side = side
-    sampling = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0} if writing.temperature else {}
+    sampling = (
+        {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": writing.top_k}
+        if writing.temperature
+        else {}
+    )
     config = GenerationConfig(
         max_new_tokens=writing.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        num_beams=writing.num_beams,
         **(sampling or {"do_sample": False}),
     )
     inputs = {name: batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask")}
     # Each process has its own prompts and all weights (train/sharding.py): none waits for another.
     ids = model.generate(**inputs, generation_config=config, synced_gpus=False)[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]
+    return [cut_at(text, writing.stop).strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]
+
+
+def cut_at(text: str, stop: tuple[str, ...]) -> str:
+    """Return the text before the first occurrence of any of the stop texts."""
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]

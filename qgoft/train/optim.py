@@ -25,7 +25,9 @@ def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]
 
 
 def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[int]:
-    """Steps after which the choosing part is scored; always the last one too."""
+    """Steps after which the choosing part is scored: also the last one, but for `eval_steps`, whose multiples alone count if there are any."""
+    if train.eval_steps is not None:
+        return set(range(train.eval_steps, total + 1, train.eval_steps)) or {total}
     if train.evaluations is None:
         return {*range(per_epoch, total + 1, per_epoch), total}
     return {round(total * (k + 1) / train.evaluations) for k in range(train.evaluations)} | {total}
@@ -52,7 +54,8 @@ def _biases_and_norms(model: nn.Module) -> set[str]:
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LRScheduler:
-    warmup = math.ceil(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
+    rounded = {"up": math.ceil, "down": math.floor}[optim.warmup_rounding]
+    warmup = rounded(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
     warmup = min(warmup, total)
     if optim.floor:
         # transformers' own would end each group at the same share of its rate.

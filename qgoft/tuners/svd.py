@@ -63,6 +63,7 @@ class LoraXsConfig(LayerwiseConfig):
     r: int = field(default=16, metadata={"help": "Rank."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the update, alpha / r in the paper."})
     svd_iterations: int | None = field(default=None, metadata={"help": "Of a randomised SVD; none for the full one."})
+    dropout: float = field(default=0.0, metadata={"help": "Of the input."})
     singular_values: Literal["input", "output"] = field(default="input", metadata={"help": "Side of R that carries the singular values."})
 
     def __post_init__(self):
@@ -86,6 +87,7 @@ class LoraXsLayer(SingularLayer):
         return self.left[adapter_name].to(wide) @ core @ self.right[adapter_name].to(wide).T
 
     def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        x = nn.functional.dropout(x, self.config_of[adapter_name].dropout, self.training)
         small = nn.functional.linear(x @ self.right[adapter_name].to(x.dtype), self.lora_xs_R[adapter_name])
         return self.config_of[adapter_name].scale * nn.functional.linear(small, self.left[adapter_name].to(x.dtype))
 

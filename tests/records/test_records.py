@@ -158,40 +158,6 @@ def test_the_results_version_takes_part_in_the_key(monkeypatch):
     assert keys.compute_key(**base) != before
 
 
-def test_runs_that_divide_their_batches_have_a_version_of_their_own(monkeypatch):
-    from qgoft.records import keys
-
-    base = {"settings": {"train": {"accumulation": 1}}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
-    every = [base, {**base, "world_size": 2}, {**base, "settings": {"train": {"accumulation": 2}}}]
-    before = [keys.compute_key(**one) for one in every]
-    monkeypatch.setattr(keys, "DIVIDED_VERSION", keys.DIVIDED_VERSION + 1)
-    assert [key == keys.compute_key(**one) for key, one in zip(before, every, strict=True)] == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("settings", "is_moved"),
-    [
-        ({"method": {"name": "qgoft", "options": {}}, "model": {}, "optim": {"lr": 0.1}}, False),
-        ({"method": {"name": "lora", "options": {}}}, False),
-        ({"method": {"name": "lora", "variant": "r8", "options": {"scale": 2.0}}}, False),
-        ({"method": {"name": "lora", "variant": "r8", "options": {"scale": 0.3}}}, True),
-        ({"method": {"name": "adalora", "options": {}}}, True),
-        ({"model": {"dtype": "bfloat16"}}, True),
-        ({"optim": {"floor": 1e-5}}, True),
-        ({"method": {"name": "fact_tk", "options": {}}}, True),
-        ({"task": {"name": "math"}, "protocol": "pocket"}, False),
-        ({"task": {"name": "math"}, "protocol": "psoft_iclr26"}, True),
-    ],
-)
-def test_a_change_that_moved_some_numbers_changes_their_keys_alone(settings, is_moved, monkeypatch):
-    from qgoft.records import keys
-
-    base = {"settings": settings, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
-    now = keys.compute_key(**base)
-    monkeypatch.setattr(keys, "MOVED", {})
-    assert (keys.compute_key(**base) != now) == is_moved
-
-
 def test_the_keys_of_committed_records_hold():
     """A change of the rules that no record is meant to notice is noticed here."""
     for path in sorted((Path(__file__).resolve().parents[2] / "results" / "measured").glob("*/*/record.json")):

@@ -17,7 +17,7 @@ from qgoft.settings import RunSettings
 from qgoft.tasks.halves import hold_out
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
-from qgoft.tasks.prompts import IGNORED, NO_ROOM, read_template, training_rows
+from qgoft.tasks.prompts import IGNORED, NO_ROOM, prompt_rules, read_template, training_rows
 from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.suites.base import TextSuite
@@ -34,7 +34,8 @@ class Decoder(TextSuite):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         settings, files = self.settings, self.identity.data
-        self.template = read_template(files.files["template"][0] if "template" in files.files else None)
+        template = files.files["template"][0] if "template" in files.files else None
+        self.template = read_template(template, prompt_rules(settings.task.options))
         self.shared_training = checksum(files.parts, [name for name in TRAINING_PARTS if name in files.parts])
         self.whole: dict[str, int] = {}  # rows of a part, with those that have no room
         rows, choose = self._tokens("train"), None
@@ -84,13 +85,14 @@ class Decoder(TextSuite):
         return load_decoder(settings, folder)
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Padded on the right; the loss counts the answer and the end."""
+        """Pad on the right; the loss counts the answer and the end, or with train.loss_on=all the prompt too."""
+        is_all = self.settings.train.loss_on == "all"
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
         labels = torch.full((len(rows), longest), IGNORED)
         attention = torch.zeros((len(rows), longest), dtype=torch.long)
         for i, row in enumerate(rows):
-            length, prompt = len(row["input_ids"]), row["prompt"]
+            length, prompt = len(row["input_ids"]), 0 if is_all else row["prompt"]
             ids[i, :length] = torch.tensor(row["input_ids"])
             labels[i, prompt:length] = ids[i, prompt:length]
             attention[i, :length] = 1
@@ -113,7 +115,7 @@ class Decoder(TextSuite):
         raise NotImplementedError
 
     def losses(self, rows: Dataset, model: nn.Module, accelerator: Accelerator) -> list[float]:
-        """Mean loss of every row's answer, in nats a token."""
+        """Mean loss of every row over the tokens that training counts, in nats a token."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[accelerator.process_index :: accelerator.num_processes]
         size, mine = self.settings.train.eval_batch_size, []
         with torch.no_grad(), evaluating(model):
@@ -140,6 +142,9 @@ class Decoder(TextSuite):
             float(options.get("top_p", 1.0)),
             settings.train.eval_batch_size,
             settings.seed,
+            int(options.get("top_k", 0)),
+            int(options.get("num_beams", 1)),
+            tuple(options.get("stop", ())),
         )
         sampled = writing.batch_size if writing.temperature else None
         file = AnswerFile(self.identity.folder, "answers", self.weights, accelerator.process_index, sampled)
@@ -184,7 +189,8 @@ def _error_of_mean(values: list[float]) -> float | None:
 
 
 def measure_right(outcome: Outcome, right: list[bool], found: list[bool]) -> dict[str, Measured]:
-    """Accuracy, and the share of answers in which no answer was found; both in percent."""
+    """Accuracy, the same by other rules (`outcome.also`), and the share of answers in which no answer was found; all in percent."""
     count = len(right)
-    shares = {"accuracy": sum(right) / count, "no_answer": 1 - sum(found) / count}
+    also = {name: sum(items) / count for name, items in outcome.also.items()}
+    shares = {"accuracy": sum(right) / count, **also, "no_answer": 1 - sum(found) / count}
     return {name: Measured(100 * p, count, 100 * math.sqrt(p * (1 - p) / count), None) for name, p in shares.items()}

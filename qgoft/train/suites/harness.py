@@ -4,6 +4,7 @@ Its groups are not used (qgoft/tasks/mmlu.py).
 """
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,31 @@ from qgoft.errors import QgoftError
 from qgoft.train.evaluate import evaluating
 
 STOCK = "_default_template_yaml"
+
+
+def find_tasks() -> Path:
+    """Return lm-eval's folder of MMLU's subjects.
+
+    Raises:
+        QgoftError: lm-eval is not installed.
+    """
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise QgoftError(
+            f"MMLU of a real decoder needs lm-eval ({error}); `make mmlu` installs it, or: pip install -e '.[mmlu]'"
+        ) from error
+    return Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+
+
+def read_descriptions(subjects: Iterable[str]) -> dict[str, str]:
+    """Subject -> the line that opens its prompt, as lm-eval's package has it.
+
+    Raises:
+        QgoftError: lm-eval is not installed.
+    """
+    folder = find_tasks()
+    return {subject: yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())["description"] for subject in subjects}
 
 
 def harness_answers(
@@ -35,15 +61,11 @@ def harness_answers(
     Raises:
         QgoftError: lm-eval is not installed.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise QgoftError(
-            f"MMLU of a real decoder needs lm-eval ({error}); `make mmlu` installs it, or: pip install -e '.[mmlu]'"
-        ) from error
-    folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+    folder = find_tasks()
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     subjects = list(questions["subject"])
     numbers: dict[str, list[int]] = {}
     for number, subject in enumerate(subjects):

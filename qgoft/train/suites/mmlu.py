@@ -1,15 +1,20 @@
-"""MMLU after instruction tuning, without and with five examples: the likeliest of the four letters is the answer."""
+"""MMLU after instruction tuning, without and with five examples: the likeliest of the four letters is the answer.
+
+task.options.prompt: `lm_eval` (default), lm-eval's prompt and scorer with the first examples of the dev split, or `llama_factory`, where each
+question has the dev examples in an order of its own and ends in "Answer: " (LLaMA-Factory until June 2024, which GOFT's appendix E.1 names).
+"""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, choose
 from qgoft.ledger import world_size
 from qgoft.pocket.language.choices import LETTERS
 from qgoft.pocket.language.knowledge import question_words
@@ -18,6 +23,7 @@ from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.suites.decoder import Decoder
 
 SHOTS = (0, 5)
+DRAW_SEED = 42  # LLaMA-Factory's
 HARNESS_ROWS = 8
 COLUMNS = ["question", "subject", "choices", "answer"]
 
@@ -55,14 +61,21 @@ class Mmlu(Decoder):
         return rows
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        if self.is_real:
+        prompt = self.settings.task.options.get("prompt", "lm_eval")
+        choose("task.options.prompt", prompt, ["lm_eval", "llama_factory"], "change task.options.prompt")
+        if self.is_real and prompt == "llama_factory":
+            letters = [self.tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
+            found = {shots: self._letters(self._drawn_prompts(shots), letters, model, accelerator) for shots in SHOTS}
+        elif self.is_real:
             from qgoft.train.suites.harness import harness_answers
 
             # The logits of whole prompts of five examples, 128 of them, take 40 GB and more; the answers do not depend on it.
             size = min(self.settings.train.eval_batch_size, HARNESS_ROWS)
             found = {shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, size) for shots in SHOTS}
         else:
-            found = {shots: self._letters([self._prompt(row, shots) for row in self.questions], model, accelerator) for shots in SHOTS}
+            letters = self.tokenizer.convert_tokens_to_ids(list(LETTERS))
+            prompts = {shots: [self._prompt(row, shots) for row in self.questions] for shots in SHOTS}
+            found = {shots: self._letters(prompts[shots], letters, model, accelerator) for shots in SHOTS}
         labels = list(self.questions["answer"])
         ids = [f"{shots}-{i}" for shots in SHOTS for i in range(len(labels))]
         return Outcome(ids, [number for shots in SHOTS for number in found[shots]], labels * len(SHOTS), {"accuracy": None})
@@ -74,8 +87,20 @@ class Mmlu(Decoder):
             words += [*_words(example), LETTERS[example["answer"]], "."]
         return " ".join([*words, *_words(row)])
 
-    def _letters(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[int]:
-        letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+    def _drawn_prompts(self, shots: int) -> list[str]:
+        from qgoft.train.suites.harness import read_descriptions
+
+        descriptions = read_descriptions(dict.fromkeys(self.questions["subject"]))
+        prompts = []
+        for number, row in enumerate(self.questions):
+            examples = self.examples[row["subject"]]
+            order = np.random.default_rng([DRAW_SEED, number]).permutation(len(examples))[:shots]
+            asked = [f"{_question(examples[i])}{LETTERS[examples[i]['answer']]}\n\n" for i in order]
+            prompts.append("".join([descriptions[row["subject"]], *asked, _question(row)]))
+        return prompts
+
+    def _letters(self, prompts: list[str], letter_ids: list[int], model: nn.Module, accelerator: Accelerator) -> list[int]:
+        letters = torch.tensor(letter_ids)
         ids = [torch.tensor(one) for one in self.tokenizer(prompts)["input_ids"]]
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))[accelerator.process_index :: accelerator.num_processes]
         size, mine = self.settings.train.eval_batch_size, []
@@ -108,6 +133,11 @@ class Mmlu(Decoder):
                 error = 100 * math.sqrt(value / 100 * (1 - value / 100) / n)
                 measured[f"mmlu{shots}_{group}"] = Measured(value, n, error, always[group][0])
         return measured
+
+
+def _question(row: dict[str, Any]) -> str:
+    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+    return f"{row['question']}{choices}\nAnswer: "
 
 
 def _words(row: dict[str, Any]) -> list[str]:

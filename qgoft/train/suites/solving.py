@@ -1,70 +1,137 @@
-"""Math and commonsense: one training, then free answers out of which a result or a label is read."""
+"""Math and commonsense: one training, then free answers from which a result or a label is read."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
 
-from qgoft.errors import QgoftError
-from qgoft.tasks import answers
+from qgoft.errors import QgoftError, choose
+from qgoft.tasks import answers, published_rules
 from qgoft.train.evaluate import Measured, Outcome
 from qgoft.train.suites.decoder import Decoder, measure_right
 
 
-class Math(Decoder):
-    """GSM8K (numbers after ####) and MATH (boxed formulas), after tuning on MetaMathQA."""
+class Rule(NamedTuple):
+    """A scoring rule: what is read from an answer and from a reference solution, and whether the two are the same."""
+
+    metric: str
+    read: Callable[[str], str | None]
+    reference: Callable[[str], str | None]
+    is_right: Callable[[str, str], bool] = str.__eq__
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+# Of a form of answers: the rule of the published code, then this project's own, each with the name of its metric if it is the second one.
+RULES = {
+    "number": {
+        "published": Rule(
+            "accuracy",
+            lambda text: _text(published_rules.read_metamath_number(text)),
+            lambda solution: _text(answers.reference_number(solution)),
+        ),
+        "own": Rule(
+            "number_equivalent",
+            lambda text: _text(answers.read_number(text)),
+            lambda solution: _text(answers.reference_number(solution)),
+        ),
+    },
+    "formula": {
+        "published": Rule(
+            "accuracy", published_rules.read_metamath_formula, published_rules.read_boxed_reference, published_rules.is_equivalent
+        ),
+        "own": Rule("math_equivalent", answers.read_formula, answers.boxed, answers.same_formula),
+    },
+}
+
+
+class Solving(Decoder):
+    """Free answers scored by one rule, and under a paper's protocol by this project's rule as well.
+
+    task.options.scoring: `own` (default), or `published`, the rule of the code that the papers' scores come from.
+    """
+
+    def rules(self) -> list[Rule]:
+        """The rule of `accuracy` first."""
+        raise NotImplementedError
+
+    @property
+    def scoring(self) -> str:
+        scoring = str(self.settings.task.options.get("scoring", "own"))
+        choose("task.options.scoring", scoring, ["own", "published"], "change task.options.scoring")
+        return scoring
+
+    def read_references(self, solutions: list[str]) -> None:
+        """Read the result of every reference solution by every rule.
+
+        Raises:
+            QgoftError: one holds none.
+        """
+        self.references = [[rule.reference(text) for text in solutions] for rule in self.rules()]
+        lost = sum(reference is None for reference in self.references[0])
+        if lost:
+            name = self.settings.task.full_name
+            raise QgoftError(f"{name}: {lost} of {len(solutions)} reference answers hold no result; correct the data")
+
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        texts = self.write(self.prompts, model, accelerator)
+        (first, labels), *others = zip(self.rules(), self.references, strict=True)
+        also = {rule.metric: _right(rule, [rule.read(text) for text in texts], references) for rule, references in others}
+        return Outcome(list(range(len(texts))), [first.read(text) for text in texts], labels, {"accuracy": None}, also)
+
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        (outcome,) = outcomes.values()
+        right = _right(self.rules()[0], outcome.predictions, outcome.labels)
+        return measure_right(outcome, right, [found is not None for found in outcome.predictions])
+
+
+def _right(rule: Rule, found: list[str | None], references: list[str | None]) -> list[bool]:
+    pairs = zip(found, references, strict=True)
+    return [ours is not None and theirs is not None and rule.is_right(ours, theirs) for ours, theirs in pairs]
+
+
+class Math(Solving):
+    """GSM8K (numbers after ####) and MATH (boxed formulas), after tuning on MetaMathQA.
+
+    task.options.prompt_suffix is appended to the prompts of the test.
+    """
+
+    def rules(self) -> list[Rule]:
+        rules = RULES[self.settings.task.options["form"]]
+        return [rules["own"]] if self.scoring == "own" else [rules["published"], rules["own"]]
 
     def load_task(self) -> None:
         task = self.settings.task
         question, solution = task.columns
         rows = self.read_part("test", [question, solution])
         self.rows["test"] = len(rows)
-        self.prompts = [self.template.prompt(text) for text in rows[question]]
-        read = _reference_formula if task.options["form"] == "formula" else answers.reference_number
-        self.references = [read(text) for text in rows[solution]]
-        lost = sum(reference is None for reference in self.references)
-        if lost:
-            raise QgoftError(f"{task.full_name}: {lost} of {len(rows)} reference answers hold no result; correct the data")
-
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        texts = self.write(self.prompts, model, accelerator)
-        is_formula = self.settings.task.options["form"] == "formula"
-        found = [(answers.read_formula if is_formula else answers.read_number)(text) for text in texts]
-        labels = [str(reference) for reference in self.references]
-        return Outcome(list(range(len(texts))), [None if value is None else str(value) for value in found], labels, {"accuracy": None})
-
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
-        (outcome,) = outcomes.values()
-        is_formula = self.settings.task.options["form"] == "formula"
-        pairs = list(zip(outcome.predictions, outcome.labels, strict=True))
-        right = [ours is not None and (answers.same_formula(ours, label) if is_formula else ours == label) for ours, label in pairs]
-        return measure_right(outcome, right, [ours is not None for ours in outcome.predictions])
+        suffix = task.options.get("prompt_suffix", "")
+        self.prompts = [self.template.test_prompt(text) + suffix for text in rows[question]]
+        self.read_references(list(rows[solution]))
 
 
-def _reference_formula(solution: str) -> str | None:
-    return answers.boxed(solution)
-
-
-class Commonsense(Decoder):
+class Commonsense(Solving):
     """One of the eight test sets, after tuning on their mixture."""
+
+    def rules(self) -> list[Rule]:
+        labels = self.settings.task.labels
+        own = Rule("label_named", lambda text: answers.read_choice(text, labels), lambda answer: answer)
+        published = Rule("accuracy", lambda text: published_rules.read_first_label(text, labels), lambda answer: answer)
+        return [own] if self.scoring == "own" else [published, own]
 
     def load_task(self) -> None:
         task = self.settings.task
         rows = self.read_part("test", ["instruction", "input", "answer"])
         self.rows["test"] = len(rows)
         self.prompts = [self.template.prompt(row["instruction"], row["input"]) for row in rows]
-        self.references = [str(answer).strip().lower() for answer in rows["answer"]]
-        strange = [(i, label) for i, label in enumerate(self.references) if label not in task.labels]
+        found = [str(answer).strip().lower() for answer in rows["answer"]]
+        strange = [(i, label) for i, label in enumerate(found) if label not in task.labels]
         if strange:
             raise QgoftError(
                 f"{task.full_name}: row {strange[0][0]} has the answer {strange[0][1]!r} ({len(strange)} such rows); allowed are "
                 f"{', '.join(task.labels)}; correct the data"
             )
-
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        texts = self.write(self.prompts, model, accelerator)
-        found = [answers.read_choice(text, self.settings.task.labels) for text in texts]
-        return Outcome(list(range(len(texts))), found, self.references, {"accuracy": None})
-
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
-        (outcome,) = outcomes.values()
-        right = [ours == label for ours, label in zip(outcome.predictions, outcome.labels, strict=True)]
-        return measure_right(outcome, right, [ours is not None for ours in outcome.predictions])
+        self.read_references(found)

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_backbone
 from qgoft.settings import RunSettings
-from qgoft.tasks.pictures import PixelBatch
+from qgoft.tasks.pictures import DEFAULT_PRESET, PixelBatch
 from qgoft.tasks.vtab import load_parts
 from qgoft.train.evaluate import Measured, Outcome, forward_rows
 from qgoft.train.suites.base import Suite
@@ -30,7 +30,7 @@ class Vtab(Suite):
                 f"config.json in {folder} names no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
             ) from error
         parts = load_parts(self.settings, self.identity.data, size)
-        self.collate = PixelBatch(size)
+        self.collate = PixelBatch(size, self.settings.task.options.get("image", DEFAULT_PRESET))
         self.train, self.scored = parts.train, {"report:": parts.report}
         self.labels = {"report:": parts.report_labels}
         if parts.choose is not None:
