@@ -61,7 +61,7 @@ def count(model: nn.Module, spec: dict, method: Method, variant: str, targets: s
         assert method.free is not None
         head = set(spec["head"])
         return sum(p.numel() for name, p in model.named_parameters() if method.free(name) and not head & set(name.split(".")))
-    shapes = list(find_targets(model, spec["targets"][targets], method.kinds).values())
+    shapes = list(find_targets(model, spec["targets"][targets], method.shape_of).values())
     return method.count(shapes, parse_variant(method, variant))
 
 

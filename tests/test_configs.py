@@ -99,7 +99,8 @@ def test_psoft_table_10_is_transcribed():
     for task, (length, epochs, lr) in printed.items():
         s = compose_settings(["protocol=psoft_iclr26", f"task=glue/{task}", "method=psoft"])
         assert (s.train.max_length, s.train.epochs, s.optim.lr, s.optim.head_lr, s.optim.warmup) == (length, epochs, lr, 5e-4, 0.1)
-        assert (s.splits, s.selection, s.method.variant) == ("halves", "best_validation", "r46")
+        assert (s.splits, s.selection, s.method.variant) == ("seeded_halves", "best_validation", "r46")
+        assert (s.task.primary, s.optim.warmup_rounding) == ({"cola": "matthews", "stsb": "pearson"}.get(task, "accuracy"), "down")
 
 
 def test_published_values_beat_the_recipe_on_the_command_line():
@@ -190,7 +191,8 @@ def test_copied_baselines_have_the_settings_of_their_own_code():
 def test_psoft_table_11_is_transcribed():
     s = compose_settings(["protocol=psoft_iclr26", "task=vtab/dtd", "method=psoft"])
     assert (s.train.epochs, s.train.batch_size, s.optim.weight_decay, s.optim.head_lr) == (50, 64, 1e-3, 5e-3)
-    assert (s.optim.schedule, s.optim.warmup, s.train.drop_hidden) == ("cosine", 0.1, 0.1)
+    assert (s.optim.schedule, s.optim.warmup, s.optim.warmup_rounding, s.train.drop_hidden) == ("cosine", 0.1, "down", None)
+    assert (s.task.options["image"], s.method.options["dropout"]) == ("vit_processor", 0.1), "the adapter's dropout"
     assert (s.splits, s.selection, s.method.targets) == ("test", "best_validation", "all_linear")
     assert s.optim.lr in (5e-4, 1e-3, 5e-3)
 
@@ -224,7 +226,7 @@ def test_rows_of_table_4_have_the_printed_variants():
     ("words", "message"),
     [
         (["task=vtab/dtd", "splits=halves", "selection=last"], "suite vtab has test, whole"),
-        (["task=glue/rte", "splits=whole", "selection=last"], "suite glue has test, halves, validation"),
+        (["task=glue/rte", "splits=whole", "selection=last"], "suite glue has test, halves, seeded_halves, validation"),
         (["task=vtab/dtd", "splits=whole"], "no rows left to choose on"),
     ],
 )

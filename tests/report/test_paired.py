@@ -331,11 +331,14 @@ def test_cells_open_their_runs_and_failures_are_shown(shop):
         ("squad", "v1", "f1", ["The cat sat", "dog", ""], [["cat sat", "x"], ["cat"], ["cat"]], 100 / 3),
         ("squad", "v1", "exact_match", ["the cat!", "a dog", "cat sat"], [["cat"], ["x", "dog"], ["cat"]], 200 / 3),
         ("math", "math", "accuracy", ["0.5", "7", None, "x"], ["\\frac{1}{2}", "7.0", "1", "y"], 50.0),
+        ("math", "math published", "accuracy", ["0.5", "7", None, "x"], ["\\frac{1}{2}", "7.0", "1", "y"], 25.0),
     ],
 )
 def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, predictions, labels, expected):
+    task, _, scoring = task.partition(" ")
     made = [shop.run("lora", seed, 0, task, predictions=predictions, labels=labels) for seed in (0, 1)]
     for record in made:
+        record["settings"] = {"task": {"options": {"scoring": scoring}}}
         record.update(suite=suite, primary=metric)
         record["metrics"] = {metric: {"value": expected, "higher_is_better": True, "n": len(labels)}}
     redrawn = Redrawn(shop.folders)

@@ -229,8 +229,9 @@ def test_places_and_logging_do_not_change_the_key(tmp_path):
 def test_every_setting_that_moves_a_number_is_in_the_key():
     s = compose_settings([])
     kept = settings_in_key(s)
-    assert {"protocol", "task", "model", "method", "train", "optim", "splits", "selection", "seed"} == set(kept)
-    assert {"lr", "head_lr", "weight_decay", "warmup", "schedule", "clip"} == set(kept["optim"])
+    assert {"protocol", "task", "model", "method", "train", "optim", "splits", "selection", "seed", "judge"} == set(kept)
+    assert {"lr", "head_lr", "weight_decay", "warmup", "schedule", "clip", "floor", "decay_biases", "warmup_rounding"} == set(kept["optim"])
+    assert isinstance(kept["model"]["targets"], str), "the chosen layers, and no others"
     assert "penalty" in kept["method"]
     assert "precision" in kept["train"]
 

@@ -17,7 +17,7 @@ from qgoft.errors import QgoftError
 from qgoft.ledger import identify
 from qgoft.settings import settings_in_key
 from qgoft.tasks import picture_files, sources
-from qgoft.tasks.pictures import DEVIATION, MEAN, PixelBatch, decode
+from qgoft.tasks.pictures import PRESETS, PixelBatch, decode
 from qgoft.tasks.sources import find_data, split_names
 from qgoft.tasks.vtab import load_parts
 
@@ -77,7 +77,7 @@ def test_the_archive_layout(tmp_path):
     assert (len(parts.train), len(parts.choose), len(parts.report)) == (10, 3, 4)
     assert parts.is_subset
     assert not parts.repairs
-    expected, _ = decode(encoded(800), 16)
+    expected, _ = decode(encoded(800), 16, "vit_processor")
     assert np.array_equal(np.frombuffer(parts.train[0]["pixels"], np.uint8).reshape(16, 16, 3), expected)
     assert list(parts.train["labels"]) == [i % 5 for i in range(10)]
     assert [parts.report[i]["labels"] for i in range(4)] == parts.report_labels == [0, 1, 2, 3]
@@ -228,7 +228,7 @@ def test_batches_are_normalised():
     batch = PixelBatch(4)([{"pixels": pixels.tobytes(), "labels": 3}] * 2)
     assert batch["labels"].tolist() == [3, 3]
     assert batch["pixel_values"].shape == (2, 3, 4, 4)
-    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
+    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(PRESETS["imagenet"].mean)) / torch.tensor(PRESETS["imagenet"].deviation)
     torch.testing.assert_close(batch["pixel_values"][0, :, 0, 0], expected)
 
 
@@ -241,8 +241,8 @@ def test_resizing_is_bicubic():
 def test_where_the_task_lies_does_not_count(tmp_path):
     kept = settings_in_key(settings(f"task.path={tmp_path}"))
     assert "path" not in kept["task"]
-    assert kept["task"]["options"] == {"classes": 47}
-    assert kept["train"]["drop_hidden"] == 0.1
+    assert kept["task"]["options"] == {"classes": 47, "image": "vit_processor"}
+    assert kept["method"]["options"] == {"dropout": 0.1}
     assert "drop_path" not in kept["train"]
 
 

@@ -15,17 +15,20 @@ from qgoft.tuners import BottleneckConfig, FactConfig, GoftConfig, LoraXsConfig,
 from qgoft.tuners.svd import singular_factors
 
 CASES = {
-    "bottleneck gelu": (BottleneckConfig, {"r": 3, "activation": "gelu"}),
-    "bottleneck relu": (BottleneckConfig, {"r": 3, "activation": "relu"}),
+    "bottleneck houlsby": (BottleneckConfig, {"r": 3, "form": "houlsby"}),
+    "bottleneck pfeiffer": (BottleneckConfig, {"r": 3, "form": "pfeiffer"}),
     "fact tt": (FactConfig, {"form": "tt", "r": 3, "scale": 2.0}),
     "fact tk": (FactConfig, {"form": "tk", "r": 3}),
+    "fact tk formula": (FactConfig, {"form": "tk", "r": 3, "layout": "formula"}),
     "lora_xs": (LoraXsConfig, {"r": 5, "scale": 0.5}),
+    "lora_xs formula": (LoraXsConfig, {"r": 5, "singular_values": "output"}),
     "lora_xs randomised": (LoraXsConfig, {"r": 5, "svd_iterations": 4}),
     "oft full": (OftFullConfig, {"block_size": 4}),
     "svft": (SvftConfig, {}),
 }
 LINEAR = [name for name in CASES if not name.startswith("bottleneck")]
 SHARED = {"fact tt", "fact tk"}
+DRAWN = ("bottleneck houlsby", "bottleneck pfeiffer", "svft")  # start near the base, as their authors' code does
 
 
 class Toy(nn.Module):
@@ -66,7 +69,7 @@ def adapted(model):
 @pytest.mark.parametrize("case", CASES)
 def test_starts_at_the_base_and_leaves_it_when_random(case):
     expected = base()(rows())
-    torch.testing.assert_close(wrap(case, random=False)(rows()), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(wrap(case, random=False)(rows()), expected, rtol=0, atol=0.5 if case in DRAWN else 1e-4)
     assert (wrap(case)(rows()) - expected).abs().max() > 1e-3
 
 
@@ -100,7 +103,7 @@ def test_merged_equals_unmerged_and_comes_out_again(case, dtype):
 
 
 def test_what_is_not_linear_is_not_merged():
-    model = wrap("bottleneck gelu")
+    model = wrap("bottleneck houlsby")
     with pytest.raises(ValueError, match="cannot be merged"):
         model.merge_adapter()
     with pytest.raises(ValueError, match="cannot be merged"):
@@ -255,7 +258,10 @@ def test_what_does_not_fit_is_named(case):
     [
         (LoraXsConfig, {"r": 13}, r"first: rank 13 does not fit a layer of 36 outputs and 12 inputs; allowed are 1 to 12"),
         (OftFullConfig, {"block_size": 5}, r"first: block size 5 does not divide the input width 12"),
-        (BottleneckConfig, {"activation": "sine"}, r"activation='sine'.*allowed are 'relu', 'gelu'"),
+        (BottleneckConfig, {"form": "sine"}, r"form='sine'.*allowed are 'houlsby', 'pfeiffer'"),
+        (LoraXsConfig, {"singular_values": "both"}, r"singular_values='both'.*allowed are 'input', 'output'"),
+        (FactConfig, {"layout": "row"}, r"layout='row'.*allowed are 'code', 'formula'"),
+        (FactConfig, {"dropout": 1.0}, r"dropout=1.0.*0 and more, below 1"),
         (BottleneckConfig, {"r": 0}, r"r=0.*1 and more"),
         (FactConfig, {"form": "cp"}, r"form='cp'.*allowed are 'tt', 'tk'"),
         (FactConfig, {"r": 0}, r"r=0.*1 and more"),
@@ -283,7 +289,7 @@ def test_fact_needs_one_width():
 @pytest.mark.parametrize("form", ["tt", "tk"])
 def test_fact_is_its_definition(form):
     """Part by part: output j gets scale * V core_ij^T U^T from input i; the factors are the model's, one for all layers."""
-    model = wrap(f"fact {form}", scale=1.5)
+    model = wrap("fact tt" if form == "tt" else "fact tk formula", scale=1.5)
     factors = model.base_model
     for layer in (model.base_model.model.first, model.base_model.model.second):
         cores = layer.fact_core["default"]
@@ -330,7 +336,7 @@ def test_svft_with_a_zero_turns_singular_values_alone():
     layer = adapted(model)
     weight = layer.base_layer.weight.detach()
     _, s, _ = torch.linalg.svd(weight)
-    layer.svft_m["default"].data.copy_(-0.5 * s)
+    layer.svft_m["default"].data.copy_(-s)  # the gate is a half
     torch.testing.assert_close(layer.get_delta("default"), -0.5 * weight, rtol=1e-4, atol=1e-5)
 
 
@@ -352,7 +358,7 @@ def test_singular_factors(shape):
 def test_lora_xs_lives_between_the_largest_singular_vectors():
     layer = adapted(wrap("lora_xs"))
     u, s, v = singular_factors(layer.base_layer.weight.detach(), 5)
-    expected = 0.5 * (u * s) @ layer.lora_xs_R["default"] @ v.T
+    expected = 0.5 * u @ layer.lora_xs_R["default"] @ (v * s).T
     torch.testing.assert_close(layer.get_delta("default"), expected, rtol=1e-4, atol=1e-6)
 
 
