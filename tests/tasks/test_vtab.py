@@ -242,7 +242,7 @@ def test_where_the_task_lies_does_not_count(tmp_path):
     kept = settings_in_key(settings(f"task.path={tmp_path}"))
     assert "path" not in kept["task"]
     assert kept["task"]["options"] == {"classes": 47, "image": "vit_processor"}
-    assert kept["method"]["options"] == {"dropout": 0.1}
+    assert settings("method=lora").method.options == {"scale": 1.0, "dropout": 0.1}
     assert "drop_path" not in kept["train"]
 
 
