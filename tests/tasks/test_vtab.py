@@ -243,7 +243,7 @@ def test_where_the_task_lies_does_not_count(tmp_path):
     assert "path" not in kept["task"]
     assert kept["task"]["options"] == {"classes": 47, "image": "vit_processor"}
     assert settings("method=lora").method.options == {"scale": 1.0, "dropout": 0.1}
-    assert "drop_path" not in kept["train"]
+    assert kept["train"]["drop_path"] == 0.0
 
 
 def test_real_pictures(shared):
