@@ -58,7 +58,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "adding lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit test coverage check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit fidelity test coverage check smoke bench counts status fetch clean help
 
 env: $(READY) ## make .venv, and nothing else
 
@@ -114,6 +114,11 @@ paper: $(READY) ## every table and figure of both papers that PROTOCOL has (ITEM
 
 report: $(READY) ## results/report.html and all tables and figures from the records that are there (RECORDS=measured: the committed ones)
 	@$(PY) scripts/report.py --records '$(RECORDS)' --jobs $(JOBS) $(ARGS)
+
+# A directory each: checkouts of the authors' code, at the commits of docs/fidelity.md.
+CHECKOUTS := PEFT_GIVENS PEFT_GIVENS_V2 PETL_VIT ADALORA LORA_XS SVFT PSOFT METAMATH HENDRYCKS_MATH LLM_ADAPTERS
+fidelity: $(READY) ## run the authors' own code next to ours and print the agreement (PEFT_GIVENS=DIR PETL_VIT=DIR ...; docs/fidelity.md)
+	@$(PY) scripts/fidelity.py $(foreach name,$(CHECKOUTS),$(if $($(name)),--$(subst _,-,$(shell echo $(name) | tr A-Z a-z)) '$($(name))')) $(ARGS)
 
 audit: $(READY) ## check what the papers print: averages, counts, granularity, sizes, the released operator
 	@$(PY) scripts/audit.py $(ARGS)
