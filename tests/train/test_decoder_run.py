@@ -254,3 +254,59 @@ def test_mmlu_of_a_real_decoder_is_refused_in_several_processes_before_anything_
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(QgoftError, match="instruct/mmlu is scored by lm-eval, which runs in one process, and this run has 2; set NPROC=1"):
         suite.load_task()
+
+
+@pytest.mark.parametrize(
+    ("task", "own"), [("math/math", "math_equivalent"), ("math/gsm8k", "number_equivalent"), ("commonsense/boolq", "label_named")]
+)
+def test_published_scoring_keeps_own_metric(root, task, own):
+    """The rule of the papers' code is `accuracy`, this project's stands next to it; beams and stop texts are settings of the answers."""
+    words = ["+task.options.scoring=published", "task.options.new_tokens=6", "+task.options.num_beams=2", "+task.options.stop=[stop]"]
+    record = run(settings_for(root, task, *words))
+    assert record["status"] == "done"
+    assert set(record["metrics"]) == {"accuracy", own, "no_answer"}
+    assert record["metrics"][own]["n"] == record["metrics"]["accuracy"]["n"]
+
+
+def test_loss_on_all_tokens(root):
+    """train.loss_on=all labels the prompt too, in training and on the rows that choose."""
+    losses = {}
+    for loss_on in ("answer", "all"):
+        s = settings_for(root, "commonsense/boolq", f"train.loss_on={loss_on}")
+        suite = build_suite(s, identify(s))
+        batch = suite.collate([suite.train[i] for i in range(4)])
+        is_labelled = batch["labels"] != IGNORED
+        expected = batch["attention_mask"].bool()
+        if loss_on == "answer":
+            prompts = torch.tensor([suite.train[i]["prompt"] for i in range(4)])
+            expected &= torch.arange(expected.shape[1]) >= prompts[:, None]
+        assert torch.equal(is_labelled, expected)
+        assert torch.equal(batch["labels"][is_labelled], batch["input_ids"][is_labelled])
+        losses[loss_on] = suite.evaluate("choose", load_decoder(s, weights_folder("pocket-llama")), Accelerator()).scores["loss"]
+    assert abs(losses["all"] - losses["answer"]) > 0.05
+
+
+def test_eval_steps_evaluate_at_multiples(tmp_path):
+    record = run(settings_for(tmp_path, "commonsense/boolq", "train.evaluations=null", "train.eval_steps=2", "train.max_steps=5"))
+    lines = [json.loads(line) for line in (tmp_path / "runs" / record["key"] / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "score" in line] == [2, 4]
+    assert record["selected"]["step"] in (2, 4)
+
+
+def test_mmlu_prompts_of_llama_factory(root, monkeypatch):
+    """Each question has the dev examples in an order of its own, and every block ends in "Answer: "."""
+    monkeypatch.setattr(
+        "qgoft.train.suites.harness.read_descriptions", lambda subjects: {subject: f"{subject}:\n\n" for subject in subjects}
+    )
+    s = settings_for(root, "instruct/mmlu")
+    suite = build_suite(s, identify(s))
+    five, zero = (suite._drawn_prompts(shots) for shots in (5, 0))
+    row = suite.questions[0]
+    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+    assert zero[0] == f"{row['subject']}:\n\n{row['question']}{choices}\nAnswer: "
+    assert five[0].endswith(zero[0].removeprefix(f"{row['subject']}:\n\n"))
+    assert five[0].count("\nAnswer: ") == 6
+    same = [i for i, other in enumerate(suite.questions["subject"]) if other == row["subject"]]
+    heads = {five[i].split("\nA. ")[0] for i in same}
+    assert len(heads) > 1
+    assert suite._drawn_prompts(5) == five
