@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the authors' own code next to this project's, from checkouts that you name, and print how far they agree: what `make fidelity` prints.
+"""Run the authors' own code next to this project's, from checkouts that you name, and print the agreement.
 
     python scripts/fidelity.py --peft-givens DIR --metamath DIR ...
 
@@ -39,7 +39,7 @@ N, D, R, ROWS = 40, 24, 6, 8
 
 
 class Finding(NamedTuple):
-    """One comparison: what was compared, and the largest relative difference or the number of verdicts that differ."""
+    """One comparison: its subject, and the largest relative difference or the number of verdicts that differ."""
 
     subject: str
     difference: str
@@ -80,7 +80,7 @@ def layer(n: int = N, d: int = D) -> nn.Linear:
 
 
 def adapted(name: str, variant: str, model: nn.Module, targets: list[str], **options: Any) -> Any:
-    """A model of ours with a method on some of its modules."""
+    """Put a method of this project on some modules of a model."""
     method, modules = REGISTRY[name], dict(model.named_modules())
     shapes = [shape for target in targets if (shape := method.shape_of(modules[target])) is not None]
     assert method.config is not None
@@ -386,7 +386,7 @@ def main(words: list[str]) -> int:
     rows, is_same = [], True
     for option, folder in given.items():
         if not folder.is_dir():
-            raise QgoftError(f"--{option} {folder}: there is no such folder; name a checkout of {CHECKS[option][0]}")
+            raise QgoftError(f"--{option} {folder}: not a directory; name a checkout of {CHECKS[option][0]}")
         for finding in CHECKS[option][1](folder):
             rows.append([CHECKS[option][0].partition("/")[2], commit_of(folder), *finding[:2], "yes" if finding.is_same else "NO"])
             is_same &= finding.is_same

@@ -233,7 +233,7 @@ ITEM_SCORES: dict[tuple[str, str, str], ItemScore] = {
 
 
 def item_score(record: Record, metric: str) -> ItemScore | None:
-    """The score of an item of a record; None where it is whether two texts are the same, or for a metric that is no mean over items."""
+    """Return the score of an item of a record; None for a comparison of two texts and for a metric that is not a mean over items."""
     place = (record["suite"], record["task"], metric)
     if place == ("math", "math", "accuracy") and record["settings"]["task"]["options"].get("scoring") == "published":
         return _published_formula

@@ -16,7 +16,7 @@ NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
 
 
 def read_metamath_number(text: str) -> int | None:
-    """Return the integer that MetaMath reads after the last marker, rounded half to even; None where it reads none."""
+    """Return the integer that MetaMath reads after the last marker, rounded half to even; None if it reads nothing."""
     _, marker, tail = text.rpartition(MARKER)
     found = NUMBER.search(tail) if marker else None
     if found is None:
@@ -57,8 +57,8 @@ def is_equivalent(one: str | None, other: str | None, *, rule: str = "metamath")
     """Return whether two results of MATH are the same after the normalisation of the published evaluation.
 
     Args:
-        rule: `metamath` or `hendrycks`: under the first, a single slash between anything but integers stops the normalisation, and the two
-            are then compared as they were written.
+        rule: `metamath` or `hendrycks`. Under the first, a single slash between anything but integers stops the normalisation, and the raw
+            texts are compared.
 
     Raises:
         ValueError: another rule.
@@ -105,7 +105,7 @@ def _normalise(text: str, rule: str) -> str:
 
 
 def _brace_arguments(text: str, command: str, count: int) -> str:
-    """Put braces around the one-character arguments of a command. A fraction with too few of them leaves the whole text as it was."""
+    """Put braces around the one-character arguments of a command. Return the text unchanged if a fraction has too few of them."""
     head, *pieces = text.split(command)
     for piece in pieces:
         if piece[0] != "{" and len(piece) < count:
@@ -134,7 +134,7 @@ def _slash_to_fraction(text: str, rule: str) -> str:
 
 
 def read_first_label(text: str, labels: list[str]) -> str | None:
-    """Return the label that occurs first in a text as it is written, case-sensitive, also inside a word; None without one.
+    """Return the label that occurs first in a text, case-sensitive, also inside a word; None without one.
 
     Sets whose labels are answers are searched for answer1 to answer5, however many they have.
     """

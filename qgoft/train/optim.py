@@ -25,7 +25,7 @@ def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]
 
 
 def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[int]:
-    """Steps after which the choosing part is scored: also the last one, but for `eval_steps`, whose multiples alone count if there are any."""
+    """Return the steps after which the choosing split is evaluated. The last step is one of them, except with `eval_steps`, if it has multiples."""
     if train.eval_steps is not None:
         return set(range(train.eval_steps, total + 1, train.eval_steps)) or {total}
     if train.evaluations is None:

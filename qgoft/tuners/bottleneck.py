@@ -35,7 +35,7 @@ class BottleneckConfig(LayerwiseConfig):
     - houlsby: LayerNorm(a + up(swish(down(a))) + x)
     - pfeiffer: LayerNorm(up(relu(down(LayerNorm(a + x)))) + a + x)
 
-    On a linear layer with output y, where there is no norm to place it by: y + up(f(down(y))).
+    On a linear layer with output y: y + up(f(down(y))).
 
     Raises:
         ValueError: an unknown form, or r below 1.

@@ -1,7 +1,7 @@
 """MMLU after instruction tuning, without and with five examples: the likeliest of the four letters is the answer.
 
-task.options.prompt: `lm_eval` (default), lm-eval's prompt and scorer with the first examples of the dev split, or `llama_factory`, where each
-question has the dev examples in an order of its own and ends in "Answer: " (LLaMA-Factory until June 2024, which GOFT's appendix E.1 names).
+task.options.prompt: `lm_eval` (default), lm-eval's prompt and scorer with the first examples of the dev split, or `llama_factory`, which
+gives each question the dev examples in an order of its own and ends in "Answer: " (LLaMA-Factory until June 2024; GOFT, appendix E.1).
 """
 
 import math

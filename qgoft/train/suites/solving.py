@@ -13,7 +13,7 @@ from qgoft.train.suites.decoder import Decoder, measure_right
 
 
 class Rule(NamedTuple):
-    """A scoring rule: what is read from an answer and from a reference solution, and whether the two are the same."""
+    """A scoring rule: readers of an answer and of a reference solution, and their comparison."""
 
     metric: str
     read: Callable[[str], str | None]
@@ -25,7 +25,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-# Of a form of answers: the rule of the published code, then this project's own, each with the name of its metric if it is the second one.
+# Form of the answers -> the rule of the published code and this project's own, each with the name of its metric.
 RULES = {
     "number": {
         "published": Rule(
