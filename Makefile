@@ -118,7 +118,7 @@ report: $(READY) ## results/report.html and all tables and figures from the reco
 # A directory each: checkouts of the authors' code, at the commits of docs/fidelity.md.
 CHECKOUTS := PEFT_GIVENS PEFT_GIVENS_V2 PETL_VIT ADALORA LORA_XS SVFT PSOFT METAMATH HENDRYCKS_MATH LLM_ADAPTERS
 fidelity: $(READY) ## run the authors' own code next to ours and print the agreement (PEFT_GIVENS=DIR PETL_VIT=DIR ...; docs/fidelity.md)
-	@$(PY) scripts/fidelity.py $(foreach name,$(CHECKOUTS),$(if $($(name)),--$(subst _,-,$(shell echo $(name) | tr A-Z a-z)) '$($(name))')) $(ARGS)
+	@$(PY) scripts/fidelity.py $(foreach name,$(CHECKOUTS),$(if $($(name)),--$(subst _,-,$(shell echo $(name) | tr A-Z a-z)) '$($(name))')) $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 audit: $(READY) ## check what the papers print: averages, counts, granularity, sizes, the released operator
 	@$(PY) scripts/audit.py $(ARGS)

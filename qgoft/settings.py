@@ -230,6 +230,14 @@ class RunSettings:
                 f"train.held_out={self.train.held_out} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} has rows of its own to "
                 "choose on; leave it out"
             )
+        if self.train.loss_on != "answer" and self.task.suite not in DECODER_SUITES:
+            raise QgoftError(
+                f"train.loss_on={self.train.loss_on} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} has no prompt; leave it out"
+            )
+        if self.train.eval_steps is not None and self.train.evaluations is not None:
+            raise QgoftError(
+                f"train.eval_steps={self.train.eval_steps} and train.evaluations={self.train.evaluations} exclude each other; set one of them to null"
+            )
         if self.selection == "best_reported" and self.task.suite in DECODER_SUITES:
             raise QgoftError(f"selection=best_reported does not exist for suite {self.task.suite}; use last or best_validation")
 

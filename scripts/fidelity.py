@@ -10,7 +10,9 @@ the commits used here and the figures. Nothing of their code is in this reposito
 import argparse
 import ast
 import contextlib
+import gzip
 import io
+import json
 import math
 import os
 import re
@@ -26,6 +28,7 @@ import numpy as np
 import peft
 import torch
 from _ending import leave
+from datasets import Dataset
 from torch import Tensor, nn
 
 import qgoft  # noqa: F401  (registers the tuners)
@@ -266,12 +269,42 @@ def formula_pairs(count: int = 20_000) -> list[tuple[str, str]]:
     return pairs
 
 
+def data_pairs(folder: Path) -> list[tuple[str, str]]:
+    """Pairs of real results below a directory of benchmark data (docs/data.md): the choices of one MMLU question, the answer of a word problem
+    and the result that its worked solution ends with, and the same of GSM8K.
+
+    Raises:
+        QgoftError: the directory has none of them.
+    """
+    pairs: list[tuple[str, str]] = []
+    if (path := folder / "mmlu" / "test.parquet").is_file():
+        for row in Dataset.from_parquet(str(path)):
+            pairs += [(one, other) for one in row["choices"] for other in (*row["choices"], one.replace(" ", ""))]
+    texts = []
+    for path in sorted((folder / "math_word_problems").glob("*/test.jsonl.gz")):
+        lines = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+        texts += [(str(row["answer"]), row["output"].rpartition("The answer is ")[2].strip()) for row in lines]
+    if (path := folder / "gsm8k" / "test.parquet").is_file():
+        texts += [
+            (row["answer"].rpartition("#### ")[2], row["answer"].rpartition("<<")[2].partition(">>")[0])
+            for row in Dataset.from_parquet(str(path))
+        ]
+    for answer, found in texts:
+        pairs += [(answer, found), (f"${answer}$", found), (f"\\frac{{{answer}}}{{1}}", answer), (answer, answer.removesuffix(".0"))]
+    if not pairs:
+        raise QgoftError(f"--data {folder} has neither mmlu, math_word_problems nor gsm8k; name a directory as in docs/data.md")
+    return pairs
+
+
+DATA_PAIRS: list[tuple[str, str]] = []  # of --data
+
+
 def check_equivalence(path: Path, rule: str) -> Iterator[Finding]:
     prefix = "_" if rule == "hendrycks" else ""
     helpers = [f"{prefix}{name}" for name in ("fix_fracs", "fix_a_slash_b", "remove_right_units", "fix_sqrt", "strip_string")]
     source = names_from(path, ["is_equiv", *helpers])
     found, own = [], []
-    for one, other in formula_pairs():
+    for one, other in [*formula_pairs(), *DATA_PAIRS]:
         with contextlib.redirect_stdout(io.StringIO()):
             theirs = bool(source.is_equiv(one, other))
         found.append((published_rules.is_equivalent(one, other, rule=rule), theirs))
@@ -378,7 +411,10 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, (repository, _) in CHECKS.items():
         parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"checkout of {repository}")
-    given = {name.replace("_", "-"): folder for name, folder in vars(parser.parse_args(words)).items() if folder and str(folder) != "."}
+    parser.add_argument("--data", type=Path, metavar="DIR", help="benchmark data (docs/data.md): more pairs of results for MATH's rules")
+    given = {name.replace("_", "-"): folder for name, folder in vars(parser.parse_args(words)).items() if folder}
+    if data := given.pop("data", None):
+        DATA_PAIRS.extend(data_pairs(data))
     if not given:
         variables = ", ".join(f"{option.upper().replace('-', '_')}=" for option in CHECKS)
         raise QgoftError(f"no checkout is named; set one or more of {variables} (docs/fidelity.md says which commits)")

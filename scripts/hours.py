@@ -104,7 +104,8 @@ def training(settings: RunSettings, model: Architecture, speed: tuple[float, flo
     passes = {"full": 3, "linear": 1}.get(settings.method.name, 2)
     a_step = model.forward(train.batch_size * train.accumulation * width, width) * passes
     looks = 0 if MODE_OF_SCORES[settings.selection] is None else len(evaluation_steps(train, steps, per_epoch))
-    scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.splits == "halves" else 1)
+    scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.splits.endswith("halves") else 1)
+    scored += train.held_out
     looking = looks * model.forward(scored * mean, mean)
     rate = rate_of(settings, speed)
     seconds = steps * max(a_step / rate, 0.0 if settings.protocol == SMALL else STEP_SECONDS) + looking / rate
@@ -122,7 +123,7 @@ def reporting(settings: RunSettings, model: Architecture, speed: tuple[float, fl
     names = ("test", "question") if task.suite in (*DECODER_SUITES, "vtab") else "val"
     parts = [number for name, number in rows.items() if name.startswith(names)]
     flop = model.forward(sum(parts) * mean, mean)
-    written = model.forward(sum(parts) * int(task.options.get("new_tokens", 0)), mean)
+    written = model.forward(sum(parts) * int(task.options.get("new_tokens", 0)) * int(task.options.get("num_beams", 1)), mean)
     return Work(1, 0, (flop + written) / 1e15, (flop + written / WRITING) / rate / 3600)
 
 

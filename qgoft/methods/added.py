@@ -82,7 +82,13 @@ def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
     if one_of(values, ("pissa", "formula")) == "pissa":
         check_rank(values["r"], *min(context.shapes, key=min))
         return peft.PsoftConfig(
-            r=values["r"], psoft_alpha=values["r"], psoft_orth=False, psoft_mag_a=False, psoft_mag_b=False, ab_svd_init="pissa_init"
+            r=values["r"],
+            psoft_alpha=values["r"],
+            psoft_orth=False,
+            psoft_mag_a=False,
+            psoft_mag_b=False,
+            ab_svd_init="pissa_init",
+            psoft_dropout=context.options.get("dropout") or 0.0,
         )
     return LoraXsConfig(
         r=values["r"],

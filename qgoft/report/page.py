@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
                 "settings": base_name,
                 "own": [shared.place(pair) for pair in own.items()],
                 "origin": shared.place(_origin(record)),
-                "command": [shared.place(word) for word in rerun_command(record, models).split(" ")],
+                "command": [shared.place(word) for word in rerun_words(record, models)],
             }
         )
         numbers[record["key"]] = len(runs) - 1
@@ -169,8 +170,13 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
 
 
 def rerun_command(record: Record, models: Mapping[str, str]) -> str:
-    """The command line that makes the run again: every setting that moves a number, whether the protocol's own or given. Where rows or weights
-    came from a folder, FOLDER stands for it."""
+    """The command line of `rerun_words`."""
+    return " ".join(rerun_words(record, models))
+
+
+def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
+    """Return the words of the command that repeats the run, quoted for a shell: every setting that moves a number. FOLDER stands for a
+    directory of rows or weights."""
     words = [f"protocol={record['protocol']}", f"task={record['suite']}/{record['task']}", f"method={record['method']}"]
     words += [f"method.variant={record['variant']}", f"seed={record['seed']}"]
     if record["model"] in models:
@@ -185,20 +191,26 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
         words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
     words += [f"++model.dtype={settings['model']['dtype']}"] if "dtype" in settings["model"] else []
-    # Tables of names, which none gives on a command line, are the task's own.
-    options = {name: value for name, value in settings.get("task", {}).get("options", {}).items() if not isinstance(value, dict | list)}
+    # Names of columns are the task's own.
+    options = {name: value for name, value in settings.get("task", {}).get("options", {}).items() if name != "train_columns"}
     words += [f"++task.options.{name}={_word(value)}" for name, value in options.items()]
     # As in `settings_in_key`: sampled answers have a seed for every batch.
     words += [f"train.eval_batch_size={settings['train']['eval_batch_size']}"] if options.get("temperature") else []
     words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]
     words += [f"{name}={settings[name]}" for name in ("splits", "selection") if name in settings]
     processes = record["provenance"]["hardware"].get("processes", 1)
-    start = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
-    return f"{start} scripts/train.py " + " ".join(words)
+    start = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
+    return [*start, "scripts/train.py", *map(shlex.quote, words)]
 
 
 def _word(value: Any) -> str:
-    """A value as Hydra reads it."""
+    """A value in Hydra's syntax."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_word(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_word, value)) + "]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./@+-]*", value):
+        return "'" + value.replace("'", "\\'") + "'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -198,6 +198,7 @@ SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
     "accuracy_mismatched": _share_right,
     "matthews": _matthews,
     "f1": _f1,
+    "pearson": _pearson,
     "pearson_spearman": _pearson_spearman,
     "score": _mean,
     "mmlu5_avg": _share_right,
@@ -298,17 +299,20 @@ class Redrawn:
         return interval(gaps)
 
     def _draw(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
-        """A checksum of which items were answered, and the drawn scores [1 + draws, seeds]."""
+        """Return the checksums of the answered items, one a seed, and the drawn scores [1 + draws, seeds].
+
+        Seeds may have other items (`seeded_halves`), but as many; two rows are compared only if they agree seed by seed.
+        """
         scored = item_score(records[0], metric)
         score = SCORES.get(metric) if scored is None else _mean
         if score is None or any(record["metrics"].get(metric, {}).get("value") is None for record in records):
             return None
         found = [self._read(record["key"], scored, ITEMS_OF.get(metric)) for record in records]
         answers = [one for one in found if one is not None and len(one.labels) == records[0]["metrics"][metric]["n"]]
-        if len(answers) < len(records) or len({one.items for one in answers}) > 1:
+        if len(answers) < len(records) or len({len(one.labels) for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
-        return answers[0].items, score(self._drawn(len(labels)), predictions, labels)
+        return " ".join(one.items for one in answers), score(self._drawn(len(labels)), predictions, labels)
 
     def _read(self, key: str, scored: ItemScore | None, which: Which | None) -> Answers | None:
         place = (key, scored, which)

@@ -79,6 +79,8 @@ class FactLayer(DeltaLayer):
     def add(self, adapter_name: str, config: FactConfig) -> None:
         width = len(self._model.fact_u[adapter_name])
         p, q, r = self.out_features // width, self.in_features // width, config.r
+        if min(p, q) > 1 and config.form == "tk" and config.layout == "code":
+            raise ValueError(f"FacT-TK's code has no layer of {q} x {p} parts; use layout 'formula' or other target_modules")
         shape = (q, p, r, r) if config.form == "tt" else (q, p, r)
         # As the authors' code draws them: a core as the weight of a linear layer, all vectors of the model together as one matrix by Xavier's rule.
         bound = math.sqrt(1 / (q * r)) if config.form == "tt" else math.sqrt(6 / (r + self._model.matrices[adapter_name]))
@@ -107,17 +109,11 @@ class FactLayer(DeltaLayer):
 
 
 def interleave_cores(cores: Tensor) -> Tensor:
-    """Cores [q, p, r, r] as FacT-TK's code reshapes them: those of one layer are taken with the part as the fastest index.
-
-    Raises:
-        ValueError: several parts on both sides, which that code does not have.
-    """
+    """Cores [q, p, r, r], q or p = 1, as FacT-TK's code reshapes them: those of one layer with the part as the fastest index."""
     q, p, r, _ = cores.shape
-    if min(q, p) > 1:
-        raise ValueError(f"FacT-TK's code has no layer of {q} x {p} parts; use layout 'formula' or other target_modules")
     if p > 1:  # [a, b, part] -> [a, part' c]
         return cores[0].permute(1, 2, 0).reshape(r, p, r).transpose(0, 1)[None]
-    # [b, a, part] -> [b, part' c], of which the code applies the transpose
+    # [a, b, part] -> [a, part' c], of which the code applies the transpose
     return cores[:, 0].permute(1, 2, 0).reshape(r, q, r).permute(1, 2, 0)[:, None] if q > 1 else cores
 
 

@@ -56,7 +56,7 @@ class LoraXsConfig(LayerwiseConfig):
     D = scale * U_r diag(s_r) R V_r^T. Adam takes different steps on the two.
 
     Raises:
-        ValueError: another side.
+        ValueError: another side, or a dropout outside [0, 1).
     """
 
     kind: ClassVar[str] = "LORA_XS"
@@ -70,6 +70,8 @@ class LoraXsConfig(LayerwiseConfig):
         super().__post_init__()
         if self.singular_values not in ("input", "output"):
             raise ValueError(f"LoraXsConfig(singular_values={self.singular_values!r}): allowed are 'input', 'output'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoraXsConfig(dropout={self.dropout}): allowed are 0 and more, below 1")
 
 
 class LoraXsLayer(SingularLayer):

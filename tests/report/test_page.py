@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -139,14 +140,15 @@ def test_the_command_composes_to_the_same_settings():
         ],
         ["task=math/gsm8k", "method=lora", "++model.dtype=bfloat16", "++task.options.new_tokens=5"],
         ["task=instruct/vicuna", "method=lora", "++task.options.temperature=0.7", "train.eval_batch_size=64"],
+        ["task=math/math", "method=psoft", "protocol=psoft_iclr26", "data.source=hub"],
     ):
         settings = compose_settings(words)
         made = {
-            **RECORD, "protocol": "pocket", "suite": settings.task.suite, "task": settings.task.name, "method": settings.method.name,
+            **RECORD, "protocol": settings.protocol, "suite": settings.task.suite, "task": settings.task.name, "method": settings.method.name,
             "variant": settings.method.variant, "seed": settings.seed, "model": settings.model.name, "settings": dataclasses.asdict(settings),
         }  # fmt: skip
-        command = rerun_command(made, {"pocket-deberta": "pocket_deberta", "pocket-llama": "pocket_llama"})
-        again = compose_settings(command.split()[2:])
+        command = rerun_command(made, {"pocket-deberta": "pocket_deberta", "pocket-llama": "pocket_llama", "llama-3.2-3b": "llama32_3b"})
+        again = compose_settings(shlex.split(command)[2:])
         assert settings_in_key(again) == settings_in_key(settings), method_label(made["method"], made["variant"])
 
 

@@ -249,7 +249,7 @@ def test_batching_does_not_change_an_answer(writer, tmp_path):
 
 def test_mmlu_of_a_real_decoder_is_refused_in_several_processes_before_anything_is_trained(monkeypatch):
     suite = object.__new__(Mmlu)
-    suite.settings = compose_settings(["task=instruct/mmlu", "protocol=goft_icml24", "method=goft"])
+    suite.settings = compose_settings(["task=instruct/mmlu", "protocol=goft_icml24", "method=goft", "task.options.prompt=lm_eval"])
     suite.identity = SimpleNamespace(data=SimpleNamespace(files={"template": ()}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(QgoftError, match="instruct/mmlu is scored by lm-eval, which runs in one process, and this run has 2; set NPROC=1"):
@@ -295,9 +295,7 @@ def test_eval_steps_evaluate_at_multiples(tmp_path):
 
 def test_mmlu_prompts_of_llama_factory(root, monkeypatch):
     """Each question has the dev examples in an order of its own, and every block ends in "Answer: "."""
-    monkeypatch.setattr(
-        "qgoft.train.suites.harness.read_descriptions", lambda subjects: {subject: f"{subject}:\n\n" for subject in subjects}
-    )
+    monkeypatch.setattr("qgoft.train.suites.mmlu.read_descriptions", lambda subjects: {subject: f"{subject}:\n\n" for subject in subjects})
     s = settings_for(root, "instruct/mmlu")
     suite = build_suite(s, identify(s))
     five, zero = (suite._drawn_prompts(shots) for shots in (5, 0))

@@ -58,7 +58,7 @@ def triton_works() -> bool:
 
 
 def goes_through_weight(rows: int, outputs: int) -> bool:
-    """Whether W (R x) is computed as (W R) x. A turned row costs the same on either side, so the side with fewer rows is turned."""
+    """Return True if W (R^T x) is computed as (W R^T) x. A rotated row costs the same on either side, so the side with fewer rows is rotated."""
     return outputs <= rows
 
 

@@ -21,6 +21,7 @@ from qgoft.pocket.language.knowledge import question_words
 from qgoft.tasks.mmlu import GROUP_OF, group_accuracies
 from qgoft.train.evaluate import Measured, Outcome, evaluating
 from qgoft.train.suites.decoder import Decoder
+from qgoft.train.suites.harness import find_tasks, harness_answers, read_descriptions
 
 SHOTS = (0, 5)
 DRAW_SEED = 42  # LLaMA-Factory's
@@ -30,11 +31,15 @@ COLUMNS = ["question", "subject", "choices", "answer"]
 
 class Mmlu(Decoder):
     def load_task(self) -> None:
-        if world_size() > 1 and self.is_real:
+        self.prompt = str(self.settings.task.options.get("prompt", "lm_eval"))
+        choose("task.options.prompt", self.prompt, ["lm_eval", "llama_factory"], "change task.options.prompt")
+        if world_size() > 1 and self.is_real and self.prompt == "lm_eval":
             raise QgoftError(
                 f"{self.settings.task.full_name} is scored by lm-eval, which runs in one process, and this run has {world_size()}; set NPROC=1 for it "
                 "(it trains for itself: what several processes have trained is another run)"
             )
+        if self.is_real:
+            find_tasks()  # before the training, not after it
         self.questions, self.examples = self._checked("test"), {}
         self.rows["test"] = len(self.questions)
         for row in self._checked("dev"):
@@ -61,14 +66,10 @@ class Mmlu(Decoder):
         return rows
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        prompt = self.settings.task.options.get("prompt", "lm_eval")
-        choose("task.options.prompt", prompt, ["lm_eval", "llama_factory"], "change task.options.prompt")
-        if self.is_real and prompt == "llama_factory":
+        if self.is_real and self.prompt == "llama_factory":
             letters = [self.tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
             found = {shots: self._letters(self._drawn_prompts(shots), letters, model, accelerator) for shots in SHOTS}
         elif self.is_real:
-            from qgoft.train.suites.harness import harness_answers
-
             # The logits of whole prompts of five examples, 128 of them, take 40 GB and more; the answers do not depend on it.
             size = min(self.settings.train.eval_batch_size, HARNESS_ROWS)
             found = {shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, size) for shots in SHOTS}
@@ -88,8 +89,6 @@ class Mmlu(Decoder):
         return " ".join([*words, *_words(row)])
 
     def _drawn_prompts(self, shots: int) -> list[str]:
-        from qgoft.train.suites.harness import read_descriptions
-
         descriptions = read_descriptions(dict.fromkeys(self.questions["subject"]))
         prompts = []
         for number, row in enumerate(self.questions):
@@ -103,15 +102,17 @@ class Mmlu(Decoder):
         letters = torch.tensor(letter_ids)
         ids = [torch.tensor(one) for one in self.tokenizer(prompts)["input_ids"]]
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))[accelerator.process_index :: accelerator.num_processes]
+        # The answers do not depend on the batch size; prompts of five real questions are long.
         size, mine = self.settings.train.eval_batch_size, []
+        size = min(size, HARNESS_ROWS) if self.is_real else size
         with torch.no_grad(), evaluating(model):
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 batch = nn.utils.rnn.pad_sequence([ids[i] for i in chosen], batch_first=True, padding_value=self.tokenizer.pad_token_id)
                 last = torch.tensor([len(ids[i]) - 1 for i in chosen])
                 attention = (torch.arange(batch.shape[1])[None] <= last[:, None]).long()
-                logits = model(input_ids=batch.to(accelerator.device), attention_mask=attention.to(accelerator.device)).logits.cpu()
-                best = logits[torch.arange(len(chosen)), last][:, letters].argmax(-1)
+                logits = model(input_ids=batch.to(accelerator.device), attention_mask=attention.to(accelerator.device)).logits
+                best = logits[torch.arange(len(chosen)), last].cpu()[:, letters].argmax(-1)
                 mine += zip(chosen, best.tolist(), strict=True)
         if accelerator.num_processes > 1:
             mine = gather_object(mine)

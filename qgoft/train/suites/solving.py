@@ -65,13 +65,16 @@ class Solving(Decoder):
         return scoring
 
     def read_references(self, solutions: list[str]) -> None:
-        """Read the result of every reference solution by every rule.
+        """Read the result of every reference solution by every rule. One that a rule cannot read counts as wrong by it, and is counted.
 
         Raises:
-            QgoftError: one holds none.
+            QgoftError: no rule reads one of them.
         """
         self.references = [[rule.reference(text) for text in solutions] for rule in self.rules()]
-        lost = sum(reference is None for reference in self.references[0])
+        unread = sum(reference is None for reference in self.references[0])
+        if unread:
+            self.repairs |= {"references that the published rule cannot read": unread}
+        lost = sum(all(reference is None for reference in found) for found in zip(*self.references, strict=True))
         if lost:
             name = self.settings.task.full_name
             raise QgoftError(f"{name}: {lost} of {len(solutions)} reference answers hold no result; correct the data")
