@@ -23,6 +23,8 @@ def wrap(name, variant, model, targets, **options):
     method = REGISTRY[name]
     modules = dict(model.named_modules())
     shapes = [method.shape_of(modules[target]) for target in targets]
+    if method.prepare:
+        method.prepare()
     config = method.config(parse_variant(method, variant), Context(shapes, 100, options))
     config.target_modules = set(targets)
     return peft.get_peft_model(model, config).eval()
@@ -240,3 +242,27 @@ def test_lora_scale_is_alpha_over_rank(name):
         model = wrap(name, "r8", nn.Sequential(nn.Linear(30, 40)), ["0"], scale=scale)
         layer = model.base_model.model[0]
         assert (model.peft_config["default"].lora_alpha, layer.scaling["default"]) == (alpha, scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("psoft", "r6"), ("lora_xs", "r6"), ("lora_xs", "r6-pissa"), ("lora", "r6"), ("dora", "r6"), ("pissa", "r6"), ("oft_v2", "b8"),
+        ("boft", "b4m1"), ("fact_tt", "r3"),
+    ],
+)  # fmt: skip
+def test_adapter_dropout_reaches_the_adapter(name, variant):
+    """Random in training, off in evaluation and without the option."""
+    x = torch.randn(6, 32)
+    for dropout in (0.5, 0.0):
+        torch.manual_seed(0)
+        model = wrap(name, variant, nn.Sequential(nn.Linear(32, 64)), ["0"], dropout=dropout)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+        outputs = []
+        for seed in range(5):
+            torch.manual_seed(seed)
+            outputs.append((model.train()(x).detach(), model.eval()(x).detach()))
+        assert all(torch.equal(outputs[0][1], evaluated) for _, evaluated in outputs)
+        assert all(torch.equal(outputs[0][0], trained) for trained, _ in outputs) == (dropout == 0.0)
