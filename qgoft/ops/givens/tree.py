@@ -282,18 +282,17 @@ def _gradients_of_transposed_piece(rows: Tensor, grads: Tensor, factors: Factors
     """Add the gradients of the stages of y = R^T x. `grads` becomes R g where that is needed."""
     trees, *above = factors.stages
     inputs, upper = _by_tree(grads, trees), _by_tree(rows, trees)
-    if need_input:
-        mixed = torch.bmm(inputs, trees.transpose(1, 2))
-        values = mixed[:, :, 0].contiguous()
-    else:
-        values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
-    # The columns of x at the roots belong to the stages above; what arrives at the trees is S^T of them.
+    values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
+    # The columns of x at the roots belong to the stages above; S^T of them reaches the trees.
     at_roots = _gradients_of_columns(values, _roots(rows, trees).clone(memory_format=torch.contiguous_format), above, sums[1:])
     grad = torch.bmm(upper.transpose(1, 2), inputs)
     grad[:, :1] = torch.bmm(at_roots[:, None], inputs)
     sums[0] += grad
+    del grad, at_roots
     if need_input:
-        mixed[:, :, 0] = _turn_columns(values, above)
+        values = _turn_columns(values, above)
+        mixed = torch.bmm(inputs, trees.transpose(1, 2))
+        mixed[:, :, 0] = values
         _put(grads, mixed)
 
 
