@@ -58,8 +58,8 @@ def _fact(form: str):
         return FactConfig(
             form=form,
             r=values["r"],
-            scale=context.options.get("scale", 1.0),
-            dropout=context.options.get("dropout") or 0.0,
+            scale=context.scale,
+            dropout=context.dropout,
             layout="formula" if "formula" in values else "code",
         )
 
@@ -88,12 +88,12 @@ def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
             psoft_mag_a=False,
             psoft_mag_b=False,
             ab_svd_init="pissa_init",
-            psoft_dropout=context.options.get("dropout") or 0.0,
+            psoft_dropout=context.dropout,
         )
     return LoraXsConfig(
         r=values["r"],
-        scale=context.options.get("scale", 1.0),
-        dropout=context.options.get("dropout") or 0.0,
+        scale=context.scale,
+        dropout=context.dropout,
         svd_iterations=context.options.get("svd_iterations"),
         singular_values="output" if "formula" in values else "input",
     )

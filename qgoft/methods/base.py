@@ -44,6 +44,16 @@ class Context:
     total_steps: int
     options: dict[str, Any]
 
+    @property
+    def scale(self) -> float:
+        """Factor of the update, 1 by default."""
+        return self.options.get("scale", 1.0)
+
+    @property
+    def dropout(self) -> float:
+        """Dropout rate of the adapter; 0 if the option is absent or null."""
+        return self.options.get("dropout") or 0.0
+
 
 @dataclass(frozen=True)
 class Method:

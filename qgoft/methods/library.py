@@ -23,10 +23,7 @@ def _alpha(scale: float, rank: int) -> Any:
 
 def _lora(**fixed):
     def make(values: Values, context: Context) -> peft.PeftConfig:
-        scale = context.options.get("scale", 1.0)
-        return peft.LoraConfig(
-            r=values["r"], lora_alpha=_alpha(scale, values["r"]), lora_dropout=context.options.get("dropout") or 0.0, **fixed
-        )
+        return peft.LoraConfig(r=values["r"], lora_alpha=_alpha(context.scale, values["r"]), lora_dropout=context.dropout, **fixed)
 
     return make
 
@@ -46,8 +43,8 @@ def _adalora(values: Values, context: Context) -> peft.PeftConfig:
     return peft.AdaLoraConfig(
         init_r=_adalora_start(values),
         target_r=values["r"],
-        lora_alpha=_alpha(context.options.get("scale", 1.0), _adalora_start(values)),
-        lora_dropout=context.options.get("dropout") or 0.0,
+        lora_alpha=_alpha(context.scale, _adalora_start(values)),
+        lora_dropout=context.dropout,
         tinit=steps // 10,
         tfinal=3 * steps // 10,
         deltaT=max(1, steps // 100),
@@ -145,7 +142,7 @@ def _oft(is_exact: bool):
             oft_block_size=values["b"],
             use_cayley_neumann=not is_exact,
             num_cayley_neumann_terms=5,
-            module_dropout=context.options.get("dropout") or 0.0,
+            module_dropout=context.dropout,
         )
 
     return make
@@ -165,9 +162,7 @@ register(Method("oft_v2", {"b": "block size"}, count_oft, _oft(is_exact=False)))
 
 def _boft(values: Values, context: Context) -> peft.PeftConfig:
     _check_block(values["b"] * 2 ** (values["m"] - 1), context.shapes)
-    return peft.BOFTConfig(
-        boft_block_size=values["b"], boft_n_butterfly_factor=values["m"], boft_dropout=context.options.get("dropout") or 0.0
-    )
+    return peft.BOFTConfig(boft_block_size=values["b"], boft_n_butterfly_factor=values["m"], boft_dropout=context.dropout)
 
 
 def _prepare_boft() -> None:
@@ -240,7 +235,7 @@ def _psoft(values: Values, context: Context) -> peft.PeftConfig:
         psoft_svd_lowrank_niter=values.get("svd", 10),
         # peft warns of terms that an exact map does not use.
         **({} if "exact" in values else {"use_cayley_neumann": True, "num_cayley_neumann_terms": values.get("t", PAPER_TERMS)}),
-        psoft_dropout=context.options.get("dropout") or 0.0,
+        psoft_dropout=context.dropout,
     )
 
 

@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel
+from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_choice, check_dropout
 
 
 @dataclass
@@ -40,12 +40,9 @@ class FactConfig(LayerwiseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.layout not in ("code", "formula"):
-            raise ValueError(f"FactConfig(layout={self.layout!r}): allowed are 'code', 'formula'")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"FactConfig(dropout={self.dropout}): allowed are 0 and more, below 1")
-        if self.form not in ("tt", "tk"):
-            raise ValueError(f"FactConfig(form={self.form!r}): allowed are 'tt', 'tk'")
+        check_choice(self, "layout", ("code", "formula"))
+        check_dropout(self)
+        check_choice(self, "form", ("tt", "tk"))
         if self.r < 1:
             raise ValueError(f"FactConfig(r={self.r}): allowed are 1 and more")
 

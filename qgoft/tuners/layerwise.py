@@ -7,7 +7,7 @@ Shapes: a layer has n outputs and d inputs, x is [..., d], its weight W [n, d] (
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -240,6 +240,25 @@ class LayerwiseModel(Widening):
 def _refuse_mixed(asked: nn.Module, adapter_names: Any) -> None:
     if adapter_names is not None:
         raise ValueError(f"{type(asked).__name__} cannot take several adapters in one batch; run them one after the other")
+
+
+def check_choice(config: LayerwiseConfig, name: str, allowed: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: the setting of this name is not one of `allowed`.
+    """
+    value = getattr(config, name)
+    if value not in allowed:
+        raise ValueError(f"{type(config).__name__}({name}={value!r}): allowed are {', '.join(map(repr, allowed))}")
+
+
+def check_dropout(config: Any) -> None:
+    """
+    Raises:
+        ValueError: `dropout` is outside [0, 1).
+    """
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"{type(config).__name__}(dropout={config.dropout}): allowed are 0 and more, below 1")
 
 
 def check_rank(r: int, n: int, d: int) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_rank
+from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_choice, check_dropout, check_rank
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -68,10 +68,8 @@ class LoraXsConfig(LayerwiseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.singular_values not in ("input", "output"):
-            raise ValueError(f"LoraXsConfig(singular_values={self.singular_values!r}): allowed are 'input', 'output'")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoraXsConfig(dropout={self.dropout}): allowed are 0 and more, below 1")
+        check_choice(self, "singular_values", ("input", "output"))
+        check_dropout(self)
 
 
 class LoraXsLayer(SingularLayer):

@@ -54,9 +54,14 @@ class Solving(Decoder):
     task.options.scoring: `own` (default), or `published`, the rule of the code that the papers' scores come from.
     """
 
-    def rules(self) -> list[Rule]:
-        """The rule of `accuracy` first."""
+    def known_rules(self) -> dict[str, Rule]:
+        """Return the `published` rule of the task and this project's `own`."""
         raise NotImplementedError
+
+    def rules(self) -> list[Rule]:
+        """Return the rules that apply, the one of `accuracy` first."""
+        rules = self.known_rules()
+        return [rules["own"]] if self.scoring == "own" else [rules["published"], rules["own"]]
 
     @property
     def scoring(self) -> str:
@@ -102,9 +107,8 @@ class Math(Solving):
     task.options.prompt_suffix is appended to the prompts of the test.
     """
 
-    def rules(self) -> list[Rule]:
-        rules = RULES[self.settings.task.options["form"]]
-        return [rules["own"]] if self.scoring == "own" else [rules["published"], rules["own"]]
+    def known_rules(self) -> dict[str, Rule]:
+        return RULES[self.settings.task.options["form"]]
 
     def load_task(self) -> None:
         task = self.settings.task
@@ -119,11 +123,11 @@ class Math(Solving):
 class Commonsense(Solving):
     """One of the eight test sets, after tuning on their mixture."""
 
-    def rules(self) -> list[Rule]:
+    def known_rules(self) -> dict[str, Rule]:
         labels = self.settings.task.labels
         own = Rule("label_named", lambda text: answers.read_choice(text, labels), lambda answer: answer)
         published = Rule("accuracy", lambda text: published_rules.read_first_label(text, labels), lambda answer: answer)
-        return [own] if self.scoring == "own" else [published, own]
+        return {"published": published, "own": own}
 
     def load_task(self) -> None:
         task = self.settings.task
