@@ -29,7 +29,9 @@ HEARTBEAT, EXPIRY = 15.0, 120.0
 SILENT = 1800.0
 LEASES = "lease.*.json"
 FAILURES = "failure.*.json"
-CHECKPOINT = "checkpoint"
+CHECKPOINT, ATTEMPTS, OWNER = "checkpoint", "attempt-*", "owner"
+# Logs of wandb and TensorBoard are written past the record, and no number comes from them.
+NOT_ADOPTED = ("record.json", "wandb", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,18 @@ class Identity:
     model: ModelFiles
 
     def read(self) -> dict[str, Any] | None:
-        """The record of this key, if there is one.
+        """Return the record of this key, or None if the run has none.
 
         Raises:
-            RecordError: the file is torn or not a record.
+            RecordError: the file is corrupt, not a record, or the record of another run.
         """
         path = self.folder / "record.json"
-        return read_record(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        record = read_record(path)
+        if record["key"] != self.key:
+            raise RecordError(f"{path}: it is the record of run {record['key'][:16]}, copied here; run {self.key[:16]} is not done")
+        return record
 
     @property
     def is_done(self) -> bool:
@@ -60,8 +67,14 @@ class Identity:
         return record is not None and record["status"] == "done"
 
     def clear(self) -> None:
-        """Drop the checkpoints of a run that is done; one that was killed right after its record leaves them."""
-        shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
+        """Delete the checkpoints of a finished run, which a kill right after its record leaves."""
+        for path in (self.folder / CHECKPOINT, *self.folder.glob(ATTEMPTS)):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints of all attempts by step, the newest last."""
+        places = (self.folder / CHECKPOINT, *self.folder.glob(f"{ATTEMPTS}/{CHECKPOINT}"))
+        return sorted((path for place in places for path in checkpoint_files(place)), key=checkpoint_step)
 
     def leave_failure(self, rank: int, status: str, reason: str) -> None:
         """A process of the run, not the one that writes the record, says what went wrong in it."""
@@ -70,7 +83,7 @@ class Identity:
     def take_failure(self) -> tuple[str, str] | None:
         """(status, reason) that a process of the run left; it is removed."""
         found = None
-        for path in sorted(self.folder.glob(FAILURES), reverse=True):
+        for path in sorted([*self.folder.glob(FAILURES), *self.folder.glob(f"{ATTEMPTS}/{FAILURES}")], reverse=True):
             left = _parse(_read(path) or "")
             if {"status", "reason"} <= set(left):
                 found = left["status"], left["reason"]
@@ -91,7 +104,7 @@ class Identity:
             return "running", holder
         if record is not None:
             return record["status"], record["reason"] or ""
-        files = checkpoint_files(self.folder / CHECKPOINT)
+        files = self.checkpoints()
         words = [f"goes on after step {checkpoint_step(files[-1])}"] if files else []
         words += [f"{holder} began it and has shown no sign of life for {silent / 3600:.1f} h"] if holder is not None else []
         return "planned", "; ".join(words)
@@ -171,6 +184,10 @@ class Lease:
     changed for `expiry` seconds of his own clock (so that no clock needs to be right, or to agree with another) takes over by creating
     n + 1; a process of this machine that is dead is seen at once. Of two that want n + 1, the file system lets one create it.
 
+    A holder that was suspended past the expiry cannot do harm when it resumes. Everything it writes goes to `workspace`, a directory named by
+    its own token. Taking over renames that directory, so every later write, rename or deletion of the old holder fails for lack of
+    its path. `publish` moves the files into the run's directory one atomic rename at a time, the record last.
+
     Args:
         folder: of the run; it is made.
         patience: seconds to look, on entry, whether a holder of another machine shows life; with none, the first look decides.
@@ -188,6 +205,7 @@ class Lease:
         self.path: Path | None = None
         self.beats = 0
         self.is_lost = False
+        self.workspace = folder
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -237,6 +255,9 @@ class Lease:
                 file.write(self._content())
         except FileExistsError:
             raise LeaseHeld("another process, which began just now") from None
+        except OSError:  # on a full disk the file is empty, and would look like the lease of a process elsewhere
+            mine.unlink(missing_ok=True)
+            raise
         # What was void a moment ago may have been cleared away and begun anew meanwhile: then both step back, and ask again later.
         # Older ones than the last are of processes that were killed while they took over.
         others = [path for path in self._files() if path != mine and (before is None or _number(path) >= _number(before))]
@@ -247,27 +268,97 @@ class Lease:
         for old in self._files():
             if _number(old) < number:
                 old.unlink(missing_ok=True)
+        try:
+            self.workspace = self._fence()
+        except OSError:
+            mine.unlink(missing_ok=True)
+            raise
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
+
+    def _fence(self) -> Path:
+        """Take the directory of the attempt before, with its checkpoints, or make a new one."""
+        workspace = self.folder / f"attempt-{self.token}"
+        # Without the file OWNER it was recreated by a process that had lost its lease.
+        earlier = [path for path in self.folder.glob(ATTEMPTS) if (path / OWNER).is_file()]
+        if earlier:
+            os.rename(max(earlier, key=lambda path: (path / OWNER).stat().st_mtime_ns), workspace)
+        workspace.mkdir(exist_ok=True)
+        (workspace / OWNER).unlink(missing_ok=True)
+        (workspace / OWNER).touch()
+        return workspace
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self.path is not None and not self.is_lost:
+        if self.path is not None and not self.is_lost and not self._is_fenced:
+            with suppress(OSError):  # a directory with files is kept: the next attempt resumes from it
+                if [path.name for path in self.workspace.iterdir()] == [OWNER]:
+                    shutil.rmtree(self.workspace)
             self.path.unlink(missing_ok=True)
         self.path = None
 
+    @property
+    def _is_fenced(self) -> bool:
+        return not (self.workspace / OWNER).is_file()
+
     def check(self) -> None:
-        """Before anything is written that others read.
+        """Assert that this process still holds the lease. Call it before each write that others read.
 
         Raises:
             LeaseLost: another process holds the run now.
         """
-        if self.path is not None and (self.is_lost or self._files()[-1:] != [self.path]):
-            self.is_lost = True
-            raise LeaseLost(f"{self.folder.name[:12]}: another process took this run over, since this one showed no sign of life for long")
+        if self.path is None:
+            return
+        if self.is_lost or self._is_fenced or self._files()[-1:] != [self.path]:
+            raise self._lost()
+
+    def _lost(self) -> LeaseLost:
+        self.is_lost = True
+        return LeaseLost(f"{self.folder.name[:12]}: another process took this run over, since this one showed no sign of life for long")
+
+    def adopt(self) -> None:
+        """Move what earlier attempts published, except a record, into the workspace: checkpoints, answers and curves to resume from.
+
+        Call it only after the run was found not to be done.
+
+        Raises:
+            LeaseLost: another process holds the run now.
+        """
+        self.check()
+        for path in self.folder.iterdir():
+            if path.match("lease.*") or path.match(ATTEMPTS) or path.name in NOT_ADOPTED:
+                continue
+            target = self.workspace / path.name
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            self._rename(path, target)
+
+    def publish(self, *, leave: tuple[str, ...] = (), last: str = "record.json") -> None:
+        """Move the files of the workspace into the run's directory, the one named `last` at the end. Names in `leave` are deleted instead.
+
+        Raises:
+            LeaseLost: another process holds the run now; what it publishes is not touched.
+        """
+        self.check()
+        try:
+            paths = sorted(self.workspace.iterdir(), key=lambda path: (path.name == last, path.name))
+        except FileNotFoundError:
+            raise self._lost() from None
+        for path in paths:
+            if path.name not in (OWNER, *leave):
+                self._rename(path, self.folder / path.name)
+        for path in self.folder.glob(ATTEMPTS):
+            shutil.rmtree(path, ignore_errors=True)
+        self._fence()
+
+    def _rename(self, source: Path, target: Path) -> None:
+        try:
+            os.replace(source, target)
+        except FileNotFoundError:
+            raise self._lost() from None
 
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat) and self.show_life():
@@ -277,7 +368,7 @@ class Lease:
         """Rewrite the lease, unless it is lost; whether it is held."""
         # A full or vanished disk, the run itself will tell of; after one bad moment of it the signs go on.
         with suppress(OSError):
-            if self.path is None or self._files()[-1:] != [self.path]:
+            if self.path is None or self._is_fenced or self._files()[-1:] != [self.path]:
                 self.is_lost = True
                 return False
             self.beats += 1

@@ -77,9 +77,9 @@ def run_cell(number: int, cell: Cell) -> Outcome:
         if current_process().name == "MainProcess":
             raise
         return Outcome(number, "interrupted", str(stop))
-    except LeaseHeld as error:
+    except (LeaseHeld, LeaseLost) as error:
         return Outcome(number, "held", str(error))
-    except (QgoftError, RecordError, LeaseLost) as error:
+    except (QgoftError, RecordError) as error:
         return Outcome(number, "refused", str(error))
     except Exception as error:  # before a run has a record: the others go on
         traceback.print_exc()

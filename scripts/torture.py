@@ -36,7 +36,7 @@ from _ending import exit_code, leave
 from _settings import REPOSITORY, compose_settings
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import CHECKPOINT, checkpoint_files, checkpoint_step, identify, this_machine
+from qgoft.ledger import ATTEMPTS, checkpoint_step, identify, this_machine
 from qgoft.pocket.data import pocket_files
 from qgoft.records import canonical_json, find_records, read_curve, read_record
 from qgoft.settings import RunSettings
@@ -461,7 +461,7 @@ class Torment:
         identity = identify(settings)
         folder = identity.folder
         kind = self.rng.choice(["checkpoint", "lease", "rows", "history"])
-        checkpoints = checkpoint_files(folder / CHECKPOINT)
+        checkpoints = identity.checkpoints()
         if kind == "checkpoint" and checkpoints:
             damage(self.rng, checkpoints[-1])
             self._note("damaged checkpoint")
@@ -588,19 +588,19 @@ def measure_costs(arguments: argparse.Namespace) -> int:
             print(f"{len(spent)} checkpoints in {seconds:.1f} s took {sum(spent):.3f} s, {100 * sum(spent) / seconds:.2f}%", flush=True)
     for number in range(arguments.number):
         root = arguments.folder / f"killed{number}"
-        folder = identify(compose_settings([*words, f"results.root={root}"])).folder
+        identity = identify(compose_settings([*words, f"results.root={root}"]))
         process = single_run([*words, f"results.root={root}"])
-        while not checkpoint_files(folder / CHECKPOINT):
+        while not identity.checkpoints():
             if process.poll() is not None:
                 raise QgoftError("a run ended before its first checkpoint")
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        last = checkpoint_step(checkpoint_files(folder / CHECKPOINT)[-1])
+        last = checkpoint_step(identity.checkpoints()[-1])
         began = time.monotonic()
         process = single_run([*words, f"results.root={root}"])
-        (folder / "history.jsonl").unlink()  # begun anew, the new process writes what was saved, and goes on
-        while max((step for step, _ in read_curve(folder, "loss")), default=0) <= last:
+        # The new attempt starts the curve again from what the checkpoint saved, and goes on.
+        while max((step for place in identity.folder.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
             if process.poll() is not None:
                 raise QgoftError("a run that was to go on has ended")
             time.sleep(0.01)

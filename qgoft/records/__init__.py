@@ -4,7 +4,17 @@ from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, comp
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
 from qgoft.records.provenance import code_origin, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
-from qgoft.records.store import Found, file_checksums, find_records, read_record, read_records, replaced, write_atomically, write_record
+from qgoft.records.store import (
+    Found,
+    adapter_checksums,
+    file_checksums,
+    find_records,
+    read_record,
+    read_records,
+    replaced,
+    write_atomically,
+    write_record,
+)
 
 __all__ = [
     "PRIMARY_STATUSES",
@@ -13,6 +23,7 @@ __all__ = [
     "Found",
     "RecordError",
     "TaggedLines",
+    "adapter_checksums",
     "base_model",
     "canonical_json",
     "code_origin",

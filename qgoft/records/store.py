@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,8 @@ def read_record(path: Path) -> dict[str, Any]:
         # Those of the first versions have none.
         stated = content.pop("checksum", None) if isinstance(content, dict) else None
         record: dict[str, Any] = validate(content)
+        if stated is None and "files" in record:
+            raise RecordError("its checksum is missing; every record that lists files has one, so the line was deleted")
         if stated is not None and stated != _checksum(record):
             raise RecordError("its checksum does not hold: something was changed in it")
     except (ValueError, RecursionError) as error:
@@ -81,11 +84,30 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def file_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of what tables and figures read of a run beside its record."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in READ_LATER if (folder / name).is_file()}
+    return {name: _sha256(folder / name) for name in READ_LATER if (folder / name).is_file()}
+
+
+def adapter_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that define what was trained: `adapter/adapter_model.safetensors` and so on."""
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted((folder / "adapter").glob("*")) if path.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()
+
+
+def _record_paths(root: Path) -> list[Path]:
+    """Return the published records below a directory, sorted. Directories may come and go meanwhile."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith("attempt-")]
+        found += [Path(folder) / NAME] if NAME in names else []
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -105,11 +127,15 @@ def find_records(root: Path) -> Found:
     """
     newest: dict[str, tuple[dict[str, Any], Path]] = {}
     problems = []
-    for path in sorted(root.rglob(NAME)):
+    for path in _record_paths(root):
         try:
             record = read_record(path)
         except (RecordError, OSError) as error:
             problems.append(str(error))
+            continue
+        name = path.parent.name
+        if re.fullmatch("[0-9a-f]{64}", name) and name != record["key"]:
+            problems.append(f"{path}: it is the record of run {record['key'][:16]}, copied here; it is not counted")
             continue
         if record["finished"] < record["started"]:
             problems.append(f"{path}: it finished before it started; the clock was set back, its times say nothing")

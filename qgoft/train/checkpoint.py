@@ -62,6 +62,7 @@ class Checkpoints:
         origin: what must be the same for the result to be the same: the code and the packages.
         hardware: of this part of the run; a part made on other hardware is gone on from, and the record says so.
         tell: shows a line to the user.
+        check: raises if another process has taken the run over; called before a checkpoint is written.
         lines: gives the lines of the history so far; `rewind` puts those of a checkpoint in their place.
     """
 
@@ -76,11 +77,12 @@ class Checkpoints:
         tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
         lines: Callable[[], list[str]] = list,
         rewind: Callable[[list[str]], None] = lambda lines: None,
+        check: Callable[[], None] = lambda: None,
     ):
         self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
         # Each process of a divided model holds a part of it: such a run begins anew.
         self.every = None if is_divided(accelerator) else every
-        self.tell, self.lines, self.rewind = tell, lines, rewind
+        self.tell, self.lines, self.rewind, self.check = tell, lines, rewind, check
         self.resumed: list[Resumed] = []
         self.cost: float | None = None
         self._last = time.monotonic()
@@ -107,6 +109,7 @@ class Checkpoints:
         }
         is_written = True
         if self.accelerator.is_main_process:
+            self.check()
             try:
                 _write(self.folder / f"step-{training.fitted.steps:08}.safetensors", tensors, canonical_json(state))
                 for old in checkpoint_files(self.folder)[:-KEPT]:

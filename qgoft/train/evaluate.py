@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from transformers.utils import ModelOutput
 
+from qgoft.errors import Diverged
+
 LOWER_IS_BETTER = ("loss", "no_answer", "unrated")  # of all metrics that a suite measures
 T = TypeVar("T")
 Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
@@ -60,6 +62,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def _check_finite(output: ModelOutput) -> None:
+    """Assert that the outputs of a model are numbers.
+
+    Raises:
+        Diverged: a logit is not finite: its arg max would be the first class.
+    """
+    for name in ("logits", "start_logits", "end_logits"):
+        logits = output.get(name)
+        if logits is not None and not torch.isfinite(logits).all():
+            raise Diverged("the model's predictions are not finite")
+
+
 @torch.no_grad()
 def forward_rows(
     model: nn.Module,
@@ -83,7 +97,9 @@ def forward_rows(
     with evaluating(model):
         for batch in DataLoader(Subset(rows, share), batch_size=batch_size, collate_fn=collate):
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
-            mine += read(model(**batch), batch)
+            output = model(**batch)
+            _check_finite(output)
+            mine += read(output, batch)
     pairs = list(zip(share, mine, strict=True))
     if accelerator.num_processes > 1:
         pairs = gather_object(pairs)

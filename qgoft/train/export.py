@@ -8,7 +8,7 @@ from qgoft.errors import QgoftError
 from qgoft.methods import apply_method, unload
 from qgoft.settings import settings_from_record
 from qgoft.tasks.sources import find_model
-from qgoft.train.shared import as_recorded, check_base, load_trained, read_run
+from qgoft.train.shared import as_recorded, check_adapter, check_base, load_trained, read_run
 from qgoft.train.suites import suite_class
 
 # Files of a model folder that turn text or pictures into inputs, or steer generation.
@@ -37,6 +37,7 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     suite = suite_class(settings)
     model = suite.build_model(settings, base.folder)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])
+    check_adapter(record, run)
     load_trained(adapted, run / "adapter")
     plain = unload(adapted)
     target.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -83,12 +83,18 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
 class Tracker:
     """Passes what `fit` logs to the bar, to history.jsonl and to the boards. Only the main process tells."""
 
-    def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress):
+    def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress, boards: Path | None = None):
         self.settings, self.progress = settings, progress
         self.is_main = accelerator.is_main_process
-        self.boards = open_boards(settings, folder) if self.is_main else []
-        self.file = open(folder / "history.jsonl", "w", buffering=1) if self.is_main else None  # noqa: SIM115 - closed in close()
+        self.boards = open_boards(settings, boards or folder) if self.is_main else []
+        self.path = folder / "history.jsonl"
+        self.file = self._open() if self.is_main else None
         self.lines: list[str] = []
+
+    def _open(self) -> TextIO:
+        """Start a new file: a process that lost this run may still have the old one open."""
+        self.path.unlink(missing_ok=True)
+        return open(self.path, "w", buffering=1, encoding="utf-8")  # closed in close()
 
     def log(self, line: dict[str, Any]) -> None:
         if not self.is_main or self.file is None:

@@ -12,7 +12,7 @@ from qgoft.settings import settings_from_record
 from qgoft.train.evaluate import Measured
 from qgoft.train.run import prepare, report_parts
 from qgoft.train.sharding import place
-from qgoft.train.shared import as_recorded, check_base, load_trained, read_run
+from qgoft.train.shared import as_recorded, check_adapter, check_base, load_trained, read_run
 
 
 def rescore(
@@ -65,6 +65,7 @@ def rescore(
     # What a decoder writes goes to a scratch folder: the answers and judgments of the run stay as they are.
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(settings, dataclasses.replace(identity, folder=Path(scratch)))
+        check_adapter(record, folder)
         load_trained(prepared.adapted, folder / "adapter")
         if merge:
             prepared.adapted.model = unload(prepared.adapted)

@@ -29,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
 from qgoft.errors import DISK_ERRORS, Diverged, QgoftError, one_line
-from qgoft.ledger import CHECKPOINT, Identity, Lease, identify, world_size
+from qgoft.ledger import CHECKPOINT, Identity, Lease, LeaseLost, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.settings import RunSettings
@@ -41,7 +41,7 @@ from qgoft.train.optim import count_steps
 from qgoft.train.progress import Progress, Tracker
 from qgoft.train.room import check_room
 from qgoft.train.sharding import check_sharding, gather_state, place, whole
-from qgoft.train.shared import fit_or_load, note_signs, trained_checksum, training_key
+from qgoft.train.shared import fit_or_load, from_main, note_signs, trained_checksum, training_key
 from qgoft.train.state import Fitted
 from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
@@ -61,8 +61,18 @@ class Prepared:
     suite: Suite
     adapted: Adapted
     accelerator: Accelerator
+    lease: Lease | None = None
     resumed: list[Resumed] = dataclasses.field(default_factory=list)
     stop: KeyboardInterrupt | None = None
+
+    def check_lease(self) -> None:
+        """Assert that this process may still write, if it is the one that writes.
+
+        Raises:
+            LeaseLost: another process holds the run now.
+        """
+        if self.lease is not None:
+            self.lease.check()
 
 
 def run(settings: RunSettings, *, position: int = 0, patience: float = 0.0) -> dict[str, Any]:
@@ -88,16 +98,16 @@ def run(settings: RunSettings, *, position: int = 0, patience: float = 0.0) -> d
             if identity.is_done:  # another sweep was faster
                 return identity.read() or {}
             if lease is not None:
+                lease.adopt()
                 identity.take_failure()  # of an earlier attempt
+                identity = dataclasses.replace(identity, folder=lease.workspace)
             began = time.perf_counter()
-            prepared = prepare(settings, identity)
+            prepared = prepare(settings, identity, lease)
             record, tracker = _run_prepared(prepared, position, time.perf_counter() - began, stops)
-            if prepared.accelerator.is_main_process:
-                if lease is not None:
-                    lease.check()
-                records.write_record(identity.folder, record)
-                if record["status"] in FINAL:
-                    identity.clear()
+            if lease is not None:
+                lease.check()
+                records.write_record(lease.workspace, record)
+                lease.publish(leave=(CHECKPOINT,) if record["status"] in FINAL else ())
             tracker.finish(record)
         if prepared.stop is not None:
             raise prepared.stop
@@ -111,16 +121,25 @@ def _lease(identity: Identity, patience: float) -> Iterator[Lease | None]:
         yield None
         return
     with Lease(identity.folder, patience=patience) as lease:
-        yield lease
+        try:
+            yield lease
+        except Exception:
+            lease.check()  # a workspace that another process took over is not found
+            raise
 
 
-def prepare(settings: RunSettings, identity: Identity) -> Prepared:
+def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = None) -> Prepared:
     """Load rows, weights and method, and check that they fit.
+
+    Args:
+        identity: of the run; its directory is the one to write to. All processes of a run use that of the main process.
+        lease: held by the main process while the run is recorded.
 
     Raises:
         QgoftError: something does not fit.
     """
     accelerator = build_accelerator(settings)
+    identity = dataclasses.replace(identity, folder=from_main(identity.folder, accelerator))
     set_seed(settings.seed)
     suite = build_suite(settings, identity)
     if settings.train.group_by_length and suite.train_lengths is None:
@@ -139,7 +158,7 @@ def prepare(settings: RunSettings, identity: Identity) -> Prepared:
     total, _ = count_steps(settings.train, batches)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=total)
     check_room(adapted, settings, accelerator)
-    return Prepared(settings, identity, suite, adapted, accelerator)
+    return Prepared(settings, identity, suite, adapted, accelerator, lease)
 
 
 def build_accelerator(settings: RunSettings) -> Accelerator:
@@ -207,36 +226,41 @@ def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, 
     """Train, or load the training that other tasks of this suite share; then also what the record says about it, and whether it was loaded."""
     settings, adapted, accelerator, suite = prepared.settings, prepared.adapted, prepared.accelerator, prepared.suite
     key = None if suite.shared_training is None else training_key(settings, prepared.identity, suite.shared_training)
-    folder = prepared.identity.folder if key is None else trained_folder(settings, key)
-    checkpoints = Checkpoints(
-        folder / CHECKPOINT,
-        accelerator,
-        every=settings.results.checkpoint_seconds,
-        origin=records.code_origin(),
-        hardware=_hardware(),
-        tell=tracker.progress.say,
-        lines=lambda: tracker.lines,
-        rewind=tracker.rewind,
-    )
 
     def watch() -> float | None:
         with whole(adapted.model):
             return _finite(orthogonality_error(adapted.model))
 
-    def train() -> Fitted:
-        fitted = fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), tracker.log, watch, checkpoints, stops)
+    def train(folder: Path, check: Callable[[], None]) -> Fitted:
+        checkpoints = Checkpoints(
+            folder / CHECKPOINT,
+            accelerator,
+            every=settings.results.checkpoint_seconds,
+            origin=records.code_origin(),
+            hardware=_hardware(),
+            tell=tracker.progress.say,
+            lines=lambda: tracker.lines,
+            rewind=tracker.rewind,
+            check=check,
+        )
+
+        def log(line: dict[str, Any]) -> None:
+            check()
+            tracker.log(line)
+
+        fitted = fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), log, watch, checkpoints, stops)
         fitted.note_memory()
         prepared.resumed = checkpoints.resumed
         return fitted
 
     if key is None:
-        return train(), None, False
+        return train(prepared.identity.folder, prepared.check_lease), None, False
 
     def made() -> dict[str, Any]:
         return {"run": prepared.identity.key, **_made_with(), "resumed": [dataclasses.asdict(part) for part in prepared.resumed]}
 
+    folder = trained_folder(settings, key)
     fitted, by = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, made, lambda to: save_adapter(prepared, to))
-    checkpoints.clear()
     is_loaded = by is not None
     if is_loaded:
         place(adapted.model, accelerator)
@@ -255,12 +279,14 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
     fitted, outcomes, status, reason, training, is_loaded = None, {}, "done", None, None, False
-    tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position))
+    boards = None if prepared.lease is None else prepared.lease.folder
+    tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position), boards)
     reset_peak_memory()
     try:
         fitted, training, is_loaded = _train(prepared, tracker, stops)
         with whole(prepared.adapted.model), merged(prepared.adapted):
             outcomes = report_parts(prepared)
+        prepared.check_lease()
         if training is not None and is_loaded:
             # As it was saved: AdaLoRA's, which was cut down to its budget, would be cut down once more.
             if prepared.accelerator.is_main_process:
@@ -269,6 +295,8 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
             save_adapter(prepared, folder / "adapter")
         if prepared.accelerator.is_main_process:
             _write_predictions(folder / "predictions.jsonl.gz", outcomes)
+    except LeaseLost:
+        raise
     except QgoftError as error:  # such as a judge that did not answer: what is missing is said in words
         status, reason = "failed", str(error)
     except Diverged as error:
@@ -278,11 +306,13 @@ def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops)
     except KeyboardInterrupt as stop:
         status, reason, prepared.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
     except OSError as error:
+        prepared.check_lease()
         if error.errno in DISK_ERRORS:
             raise
         status, reason = "failed", one_line(error)
         traceback.print_exc()
     except Exception as error:  # the record must say what happened, whatever it was
+        prepared.check_lease()
         status, reason = "failed", one_line(error)
         traceback.print_exc()
     finally:
@@ -366,7 +396,9 @@ def _record(
         "finished": _now(),
         "settings": _public_settings(settings),
         # Of a run that failed, answers may be of an earlier attempt.
-        **({"files": records.file_checksums(identity.folder)} if status == "done" else {}),
+        **(
+            {"files": {**records.file_checksums(identity.folder), **records.adapter_checksums(identity.folder)}} if status == "done" else {}
+        ),
         "provenance": {
             **_made_with(),
             "data": {

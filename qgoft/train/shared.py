@@ -7,22 +7,25 @@ same training at the same time wait for the one that does it; a lock of a proces
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from qgoft.errors import QgoftError
-from qgoft.ledger import Identity, Lease, LeaseHeld, world_size
+from qgoft.ledger import CHECKPOINT, Identity, Lease, LeaseHeld, world_size
 from qgoft.methods import Adapted
-from qgoft.records import compute_key, hub_commit, read_record, write_atomically
+from qgoft.records import adapter_checksums, compute_key, hub_commit, read_record, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
 from qgoft.tasks.sources import ModelFiles, file_sha256
 from qgoft.train.state import Fitted
@@ -49,39 +52,42 @@ def fit_or_load(
     run_folder: Path,
     adapted: Adapted,
     accelerator: Accelerator,
-    fit: Callable[[], Fitted],
+    fit: Callable[[Path, Callable[[], None]], Fitted],
     made: Callable[[], dict[str, Any]],
     save: Callable[[Path], None],
 ) -> tuple[Fitted, dict[str, Any] | None]:
-    """Train and leave what was trained in `folder`, or take what lies there.
+    """Train and publish the result in `folder`, or load the result that is there.
 
     Args:
-        made: with what code, packages and hardware this process trains, asked when it has trained.
+        fit: train, with checkpoints in the given directory; its second argument raises `LeaseLost` once another process has taken over.
+        made: return the code, packages and hardware of this process, called after training.
 
     Returns:
-        What came of the training; and of one that was there, with what it was made (empty where it does not say), else None.
+        The training; and, if it was loaded, what it was made with (empty if it does not say), otherwise None.
     """
     with _only_one(folder, accelerator) as lease:
-        found = _everywhere(_read(folder), accelerator)
+        found = from_main(_read(folder), accelerator)
         if found is not None:
             fitted, by = found
             load_trained(adapted, folder / "adapter")
             if accelerator.is_main_process and (folder / HISTORY).is_file():
                 shutil.copyfile(folder / HISTORY, run_folder / HISTORY)
             return fitted, by
-        fitted = fit()
         if lease is not None:
-            lease.check()
+            lease.adopt()
+        workspace = from_main(folder if lease is None else lease.workspace, accelerator)
+        fitted = fit(workspace, (lambda: None) if lease is None else lease.check)
         if accelerator.is_main_process:
-            shutil.rmtree(folder / "adapter", ignore_errors=True)
-        save(folder / "adapter")
-        if accelerator.is_main_process:
+            shutil.rmtree(workspace / "adapter", ignore_errors=True)
+        save(workspace / "adapter")
+        if lease is not None:
             if (run_folder / HISTORY).is_file():
-                shutil.copyfile(run_folder / HISTORY, folder / HISTORY)
-            # Last: without this file nothing of the folder counts.
-            state = {**dataclasses.asdict(fitted), "made": made()}
-            write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
-        accelerator.wait_for_everyone()  # what was trained is read by all of them
+                shutil.copyfile(run_folder / HISTORY, workspace / HISTORY)
+            # Without this file nothing in the directory counts, and its checksums are checked before the adapter is used.
+            state = {**dataclasses.asdict(fitted), "made": made(), "files": adapter_checksums(workspace)}
+            write_atomically(workspace / STATE, json.dumps(state, indent=1) + "\n")
+            lease.publish(leave=(CHECKPOINT,), last=STATE)
+        accelerator.wait_for_everyone()  # all of them read what was trained
         return fitted, None
 
 
@@ -122,6 +128,22 @@ def check_base(record: dict[str, Any], model: ModelFiles, advice: str) -> None:
             )
 
 
+def check_adapter(record: dict[str, Any], folder: Path) -> None:
+    """Assert that the adapter in a run's directory is the one its record describes. Records of earlier versions do not describe it.
+
+    Raises:
+        QgoftError: a file of it was changed or is missing.
+    """
+    stated = {name: checksum for name, checksum in record.get("files", {}).items() if name.startswith("adapter/")}
+    here = adapter_checksums(folder)
+    for name in sorted(stated):
+        if here.get(name) != stated[name]:
+            raise QgoftError(
+                f"{folder / name}: {'it was changed after' if name in here else 'it is missing since'} the run finished; restore it, or delete "
+                f"{folder} and run again"
+            )
+
+
 def load_trained(adapted: Adapted, folder: Path) -> None:
     """Put saved parameters into a model of the same method on the same base.
 
@@ -131,13 +153,16 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
     try:
         if adapted.is_peft:
             _take_ranks(adapted, folder)
-            report: Any = set_peft_model_state_dict(adapted.model, load_peft_weights(str(folder), device="cpu"))
+            state = load_peft_weights(str(folder), device="cpu")
+            check_values(state)
+            report: Any = set_peft_model_state_dict(adapted.model, state)
             if (folder / SIGNS).is_file():
                 take_signs(adapted.model, json.loads((folder / SIGNS).read_text()))
             missing = [name for name in report.missing_keys if name in {n for n, p in adapted.model.named_parameters() if p.requires_grad}]
         else:
             wanted = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
             state = load_file(folder / "trained.safetensors")
+            check_values(state)
             report = adapted.model.load_state_dict(state, strict=False)
             missing = sorted(wanted - set(state))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -147,6 +172,19 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
         raise QgoftError(
             f"the trained weights in {folder} do not fit this model ({[*missing, *report.unexpected_keys][0]}); delete {folder.parent} to train anew"
         )
+
+
+def check_values(state: dict[str, Tensor]) -> None:
+    """Assert that saved parameters are finite floating-point numbers.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}; a floating-point parameter is needed")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds values that are not finite")
 
 
 def note_signs(adapted: Adapted, folder: Path) -> None:
@@ -169,19 +207,25 @@ def trained_checksum(folder: Path) -> str:
 
 
 def _read(folder: Path) -> tuple[Fitted, dict[str, Any]] | None:
+    """Return the training in a directory, or None if there is none, or its adapter is not the one that was saved."""
     try:
         state = json.loads((folder / STATE).read_text())
-        by = state.pop("made", {})  # trainings of before have none
-        return Fitted.from_plain(state), by
+        by = state.pop("made", {})  # trainings of earlier versions have none
+        files = state.pop("files", None)
+        fitted = Fitted.from_plain(state)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    if files is not None and files != adapter_checksums(folder):
+        print(f"qgoft: {folder / 'adapter'} is not the adapter that was trained; it is trained again", file=sys.stderr, flush=True)
+        return None
+    return fitted, by
 
 
-def _everywhere(found: tuple[Fitted, dict[str, Any]] | None, accelerator: Accelerator) -> tuple[Fitted, dict[str, Any]] | None:
-    """What the main process found, in all processes."""
+def from_main(value: Any, accelerator: Accelerator) -> Any:
+    """Return the value of the main process in all processes."""
     if accelerator.num_processes == 1:
-        return found
-    box = [found]
+        return value
+    box = [value]
     broadcast_object_list(box)
     return box[0]
 

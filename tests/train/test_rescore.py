@@ -14,6 +14,7 @@ from qgoft.ledger import identify, key_from_record
 from qgoft.records import base_model, read_record, write_record
 from qgoft.train import rescore as rescore_module
 from qgoft.train.evaluate import Measured
+from qgoft.train.export import export_run
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
 from qgoft.train.shared import as_recorded
@@ -77,8 +78,49 @@ def test_tokenizer_and_configuration_of_a_directory_belong_to_the_run(tmp_path):
         rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "other"))
 
 
+def without_checksums(folder):
+    """Make the record one of an earlier version, which did not state what its adapter was."""
+    record = read_record(folder / "record.json")
+    record["files"] = {name: checksum for name, checksum in record["files"].items() if not name.startswith("adapter/")}
+    write_record(folder, record)
+
+
+def test_a_changed_adapter_is_not_scored(finished, tmp_path):
+    shutil.copytree(finished["qgoft"], tmp_path / "run")
+    path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(QgoftError, match=r"adapter_model\.safetensors: it was changed after the run finished"):
+        rescore(tmp_path / "run", merge=False)
+    with pytest.raises(QgoftError, match=r"adapter_model\.safetensors: it was changed after the run finished"):
+        export_run(tmp_path / "run", tmp_path / "plain")
+    path.unlink()
+    with pytest.raises(QgoftError, match=r"adapter_model\.safetensors: it is missing since the run finished"):
+        rescore(tmp_path / "run", merge=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensor: tensor.fill_(torch.nan), "holds values that are not finite"),
+        (lambda tensor: tensor.to(torch.int8), "has dtype torch.int8; a floating-point parameter is needed"),
+    ],
+)
+def test_parameters_that_are_no_numbers_are_refused(finished, tmp_path, change, reason):
+    shutil.copytree(finished["qgoft"], tmp_path / "run")
+    without_checksums(tmp_path / "run")
+    path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "goft_" in name)
+    save_file({**weights, name: change(weights[name].clone())}, path)
+    with pytest.raises(QgoftError, match=reason):
+        rescore(tmp_path / "run", merge=False)
+
+
 def test_a_damaged_adapter_is_one_line(finished, tmp_path):
     shutil.copytree(finished["qgoft"], tmp_path / "run")
+    without_checksums(tmp_path / "run")
     path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     weights = load_file(path)
     weights.pop(next(name for name in weights if "goft_" in name))
@@ -94,6 +136,7 @@ def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(fin
     record, metrics = rescore(finished["psoft"], merge=False)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
     shutil.copytree(finished["psoft"], tmp_path / "run")
+    without_checksums(tmp_path / "run")
     (tmp_path / "run" / "adapter" / "signs.json").write_text("{}")
     with pytest.raises(QgoftError, match=r"the signs of the factors of .* are not there"):
         rescore(tmp_path / "run", merge=False)

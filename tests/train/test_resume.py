@@ -219,7 +219,7 @@ def test_a_killed_process_loses_nothing(tmp_path, whole):
     s = settings(tmp_path)
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), f"results.root={tmp_path}", *WORDS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(identify(s).folder, "checkpoint/step-*.safetensors", process)
+    wait_for(identify(s).folder, "attempt-*/checkpoint/step-*.safetensors", process)
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
@@ -313,7 +313,7 @@ def test_submitit_is_asked_after_saving_at_every_moment(tmp_path, whole, monkeyp
     s, seen = settings(tmp_path), []
 
     def take(number, frame):
-        seen.append(sorted(path.name for path in (identify(s).folder / "checkpoint").iterdir())[-1])
+        seen.append(identify(s).checkpoints()[-1].name)
         if len(seen) == 2:
             sys.exit(-1)
 
@@ -336,7 +336,7 @@ def test_submitit_is_asked_after_saving_at_every_moment(tmp_path, whole, monkeyp
 def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch, capfd):
     s = settings(tmp_path)
     break_off(monkeypatch, s, 5)
-    older, newest = sorted((identify(s).folder / "checkpoint").iterdir())
+    older, newest = identify(s).checkpoints()
     content = bytearray(newest.read_bytes())
     content[-100] ^= 1
     newest.write_bytes(content)
