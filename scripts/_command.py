@@ -6,15 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from _plan import Cell, announce, generate, identify_all
+from _plan import Cell, announce, generate, identify_all, name_origins
 from _settings import choices, name_of
 from _sweep import Means, sweep
 from _tables import MEASURED, Library
 
 from qgoft.errors import QgoftError, choose
 from qgoft.ledger import Identity
+from qgoft.tasks.model_files import TOKENIZER_FILES, WEIGHT_PATTERNS
 from qgoft.tasks.pinned import PINNED
-from qgoft.tasks.sources import TOKENIZER_FILES, WEIGHT_FILES, find_model, remote_size, repositories
+from qgoft.tasks.sources import find_model, remote_size, repositories
 
 # What the plan sets -> the variable of make that says it.
 PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
@@ -142,7 +143,7 @@ def announce_downloads(cells: list[Cell]) -> None:
         if s.model.hub and s.model.path is None:
             wanted[s.model.hub, "model", s.model.revision] = [*TOKENIZER_FILES]
     for (repository, kind, revision), patterns in wanted.items():
-        size = remote_size(repository, kind, revision, patterns, WEIGHT_FILES if kind == "model" else ())
+        size = remote_size(repository, kind, revision, patterns, WEIGHT_PATTERNS if kind == "model" else ())
         print(f"{kind} {repository} at {revision}: {'size not known' if size is None else f'{size / 1e6:.1f} MB'}", flush=True)
     for url, size in pinned.items():
         print(f"file {url}: {size / 1e6:.2f} MB", flush=True)
@@ -180,7 +181,7 @@ def tell_problems(problems: dict[str, QgoftError]) -> int:
 def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path, show: Callable[[list[Cell]], None]) -> int:
     """Do what --action says with some cells, of which several may be the same run; `show` prints their tables. Returns the exit code."""
     if arguments.action == "table" or (arguments.records == "measured" and arguments.action == "run"):
-        show(cells)
+        show(name_origins(cells))
         return 0
     if arguments.action == "fetch":
         announce_downloads(cells)

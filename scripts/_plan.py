@@ -23,9 +23,10 @@ from _settings import CONFIGS, REPOSITORY, check_choice, compose_settings, gap
 from qgoft.errors import QgoftError
 from qgoft.ledger import Identity, identify, key_from_record, rekey
 from qgoft.pocket.data import cache_folder, is_generated, pocket_files
-from qgoft.records import write_atomically
+from qgoft.records import base_model, write_atomically
 from qgoft.report.items import Record
 from qgoft.settings import DECODER_SUITES, RunSettings, settings_from_dict, settings_from_record, settings_in_key
+from qgoft.tasks.sources import find_data, find_model, split_names
 
 # Settings to compose, from which several processes are worth starting.
 MANY = 12
@@ -49,6 +50,13 @@ class Cell:
     words: tuple[str, ...]
     settings: RunSettings
     key: str | None = None
+    data: str | None = None  # checksums of the rows and of the weights, if the command line names their directory
+    weights: str | None = None
+
+    def is_of(self, record: Record) -> bool:
+        """Return True unless a record was made on other rows or weights than those that the command line names."""
+        made = record["provenance"]
+        return self.data in (None, made["data"]["fingerprint"]) and self.weights in (None, made["model"]["sha256"])
 
     @property
     def where(self) -> str:
@@ -344,6 +352,26 @@ def identify_all(cells: Sequence[Cell], processes: int, problems: dict[str, Qgof
     return keyed, identities
 
 
+def name_origins(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells with the checksums of rows and weights whose directory the command line names. Nothing is downloaded or generated.
+
+    Raises:
+        QgoftError: a directory does not hold what it should.
+    """
+    rows: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    named_cells = []
+    for cell in cells:
+        s = cell.settings
+        place, model = repr((s.task, s.data, s.splits)), repr(s.model)
+        if (s.data.root is not None or s.task.path is not None) and place not in rows:
+            rows[place] = find_data(s.task, s.data, split_names(s.task, s.splits)).fingerprint
+        if s.model.path is not None and model not in weights:
+            weights[model] = find_model(s.model).sha256
+        named_cells.append(dataclasses.replace(cell, data=rows.get(place), weights=weights.get(model)))
+    return named_cells
+
+
 KnownSeconds = dict[tuple[str, ...], float]
 
 
@@ -415,6 +443,12 @@ def is_current(record: Record) -> bool:
         return False
 
 
+def origin(record: Record) -> tuple[Any, ...]:
+    """Return what distinguishes runs with the same settings: data, weights and number of processes."""
+    made = record["provenance"]
+    return made["data"]["fingerprint"], base_model(record), made["hardware"]["processes"]
+
+
 class Shelf:
     """Records, found by cell: by its key where rows and weights are known, else the newest made with exactly these settings."""
 
@@ -426,6 +460,7 @@ class Shelf:
         for record in records:
             self._alike[tuple(record[name] for name in ("protocol", "suite", "task", "method", "variant", "seed"))].append(record)
         self._in_key: dict[str, dict[str, Any] | None] = {}
+        self._others: dict[str, int] = {}
         self._methods: set[tuple[str, str, str]] | None = None
 
     def may_have(self, words: Sequence[str]) -> bool:
@@ -449,7 +484,16 @@ class Shelf:
         # Where the rows come from is no setting that counts: their checksum does, which only the record has. Drawn rows are no official ones.
         alike = [record for record in alike if record["settings"]["data"]["source"] == s.data.source]
         found = [record for record in alike if self._settings(record) == wanted]
-        return max(found, key=lambda record: (record["status"] == "done", record["finished"])) if found else None
+        mine = [record for record in found if cell.is_of(record)]
+        if not mine:
+            return None
+        chosen = max(mine, key=lambda record: (record["status"] == "done", record["finished"]))
+        self._others[chosen["key"]] = sum(origin(record) != origin(chosen) for record in found)
+        return chosen
+
+    def others(self, record: Record) -> int:
+        """Return how many records have the settings of one that was found, on other data, weights or number of processes."""
+        return self._others.get(record["key"], 0)
 
     def _settings(self, record: Record) -> dict[str, Any] | None:
         """None where the record is not current."""

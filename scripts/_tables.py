@@ -128,6 +128,7 @@ def collect_rows(
             continue
         seen.add((row.label, task, settings.seed))
         record = shelf.find(cell, only_done=False)
+        row.others += 0 if record is None else shelf.others(record)
         row.planned[task] = row.planned.get(task, 0) + 1
         if own is None:
             row.is_altered = row.is_altered or (len(cell.words) > OWN_WORDS and is_altered(cell))

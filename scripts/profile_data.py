@@ -25,7 +25,7 @@ def profile_windows(words: list[str]) -> dict[str, Any]:
     """Seconds for LEAST_WINDOWS training windows, from text to rows on disk; rows are read again where there are too few."""
     from qgoft.ledger import identify
     from qgoft.models import load_tokenizer
-    from qgoft.tasks.sources import tokenizer_sha256
+    from qgoft.tasks.model_files import tokenizer_sha256
     from qgoft.tasks.squad import load_parts
 
     settings = compose_settings(["task=squad/v1", *words])

@@ -227,7 +227,7 @@ def test_states_of_a_run(tmp_path):
 def test_of_a_hubs_folder_what_is_always_fetched_counts(tmp_path, monkeypatch):
     """Another tokenizer beside the same weights is another key; a file that another program fetched there is not."""
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text("{}")
     monkeypatch.setattr(sources, "_download", lambda *_: tmp_path)
     model = compose_settings(["protocol=goft_icml24", "method=qgoft", "task=glue/mrpc"]).model
     before = sources.find_model(model).files

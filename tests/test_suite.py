@@ -7,12 +7,15 @@ import sys
 import time
 
 import _plan
+import _tables
 import pytest
 import suite
 from _settings import compose_settings
+from datasets import Dataset
 
 from qgoft import records
 from qgoft.errors import QgoftError
+from qgoft.pocket.data import pocket_files
 from qgoft.train.run import run
 
 SHORT = ["train.max_steps=4", "train.evaluations=1"]
@@ -124,6 +127,29 @@ def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
     assert _plan.Shelf(found).find(same)["key"] == found[0]["key"]
 
 
+def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
+    """Two folders, one after the other, and a table of the first: settings alone do not distinguish their runs."""
+    found = []
+    for name, first in (("a", 0), ("b", 40)):
+        folder = tmp_path / name / "rte"
+        folder.mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            rows = Dataset.from_parquet(str(pocket_files("glue", "rte") / f"{split}.parquet"))
+            rows.select(range(first, first + 32)).to_parquet(folder / f"{split}.parquet")
+        words = ["task=glue/rte", f"results.root={tmp_path}", "data.source=hub", f"data.root={folder.parent}", *SHORT]
+        found.append(run(compose_settings(words)))
+    shelf = _plan.Shelf(records.read_records(tmp_path / "runs"))
+    for record, name in zip(found, ("a", "b"), strict=True):
+        words = ["glue", "--tasks", "rte", "--data", str(tmp_path / name), "data.source=hub", *SHORT]
+        (cell,) = _plan.name_origins(suite.plan(suite.parse(words)))
+        (row,) = _tables.collect_rows([cell], shelf)
+        assert [made["key"] for made in row.all()] == [record["key"]]
+        assert row.others == 1
+    (unnamed,) = suite.plan(suite.parse(["glue", "--tasks", "rte", "data.source=hub", *SHORT]))
+    (row,) = _tables.collect_rows([unnamed], shelf)
+    assert (len(row.all()), row.others) == (1, 1)
+
+
 def test_a_record_whose_settings_are_none_today_is_named_and_left_out(tmp_path, capsys):
     settings = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
     run(settings)
@@ -171,7 +197,7 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
         [*words, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment
     )
     began = time.monotonic()
-    while not list(tmp_path.glob("runs/*/checkpoint/step-*.safetensors")):
+    while not list(tmp_path.glob("runs/*/attempt-*/checkpoint/step-*.safetensors")):
         assert sweep.poll() is None, sweep.communicate()
         assert time.monotonic() - began < 120
         time.sleep(0.01)

@@ -1,5 +1,7 @@
 """Loading a backbone, with a head where the task needs one, by transformers' own classes."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +113,26 @@ def _fill(auto_class: Any, folder: Path, config: Any, dtype: torch.dtype, name: 
             f"the weights in {folder} do not fill the backbone of model={name}: {wrong[0]} is missing or has another shape "
             f"({len(wrong)} such); use the model that belongs to these weights"
         )
+    surplus = surplus_layers(report["unexpected_keys"], [*dict(built.named_parameters()), *report["missing_keys"]])
+    if surplus:
+        raise QgoftError(
+            f"the weights in {folder} have layers that config.json does not: {surplus[0]} ({len(surplus)} parameters in all); restore the "
+            "configuration that belongs to these weights"
+        )
     _renew(built, [part for part in head if part != POOLER], {*report["missing_keys"], *mismatched})
     return built
+
+
+def surplus_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Return the unexpected parameters that are those of a layer of the model but for the number of the layer."""
+
+    def spell(name: str) -> str:
+        return re.sub(r"(?<=\.)\d+(?=\.)", "#", f".{name}")
+
+    known = [spell(name) for name in own]
+    # Weights may be saved without the name of the backbone, or with one.
+    layers = {name[place:] for name in known if "#" in name for place in (0, name.find(".", 1))}
+    return sorted(name for name in unexpected if "#" in spell(name) and any(spell(name).endswith(layer) for layer in layers))
 
 
 def _renew(model: PreTrainedModel, head: list[str], drawn: set[str]) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from qgoft.errors import QgoftError
+from qgoft.tasks.model_files import file_sha256
 
 GENERATORS = [Path(__file__).parent / name for name in ("language", "vision")]
-FINGERPRINT = "fingerprint.txt"
+FINGERPRINT, CHECKSUMS = "fingerprint.txt", "sha256.json"
 
 
 def cache_folder() -> Path:
@@ -56,7 +58,19 @@ def generator_version() -> str:
 
 def is_generated(suite: str, task: str) -> bool:
     """Whether the rows are in the cache, or the suite has none."""
-    return suite not in WRITERS or (_folder(suite, task) / FINGERPRINT).is_file()
+    return suite not in WRITERS or is_unchanged(_folder(suite, task))
+
+
+def is_unchanged(folder: Path) -> bool:
+    """Return True if a directory of generated rows holds the files that were generated, byte for byte."""
+    try:
+        return json.loads((folder / CHECKSUMS).read_text()) == _checksums(folder)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS and path.is_file()}
 
 
 def pocket_files(suite: str, task: str) -> Path:
@@ -71,8 +85,15 @@ def pocket_files(suite: str, task: str) -> Path:
     if is_generated(suite, task):
         return folder
     try:
+        if folder.is_dir():
+            if (folder / CHECKSUMS).is_file():  # written by this version
+                print(f"qgoft: {folder} does not hold the rows that were generated; they are generated again", file=sys.stderr, flush=True)
+            aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+            folder.rename(aside / folder.name)
+            shutil.rmtree(aside, ignore_errors=True)
         with made_whole(folder) as part:
             WRITERS[suite](task, part)
+            (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=1) + "\n")
     except OSError as error:
         raise QgoftError(
             f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a folder with free space"

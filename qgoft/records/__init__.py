@@ -2,7 +2,7 @@
 
 from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, compute_key, hub_commit
 from qgoft.records.lines import TaggedLines, read_curve, read_tagged
-from qgoft.records.provenance import code_origin, code_provenance, hardware, package_versions
+from qgoft.records.provenance import code_checksum, code_origin, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
 from qgoft.records.store import (
     Found,
@@ -26,6 +26,7 @@ __all__ = [
     "adapter_checksums",
     "base_model",
     "canonical_json",
+    "code_checksum",
     "code_origin",
     "code_provenance",
     "compute_key",

@@ -1,6 +1,7 @@
 """What a record holds. Unknown is null, never a made-up number."""
 
 import math
+import re
 from datetime import datetime
 from typing import Any
 
@@ -59,6 +60,7 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
     "provenance": {
         "commit": (str, True),
         "dirty": (bool, True),
+        "code": (str, False),  # SHA-256 of the sources that can change a number
         "packages": (dict, False),
         "hardware": (dict, False),
         "data": (dict, False),
@@ -78,6 +80,15 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "repairs": (dict, False),  # what was wrong with the data -> how often
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False), "files": (str, False)},
+    "hardware": {
+        "device": (str, False),
+        "processor": (str, True),
+        "cores": (int, True),
+        "memory_bytes": (int, True),
+        "system": (str, False),
+        "threads": (int, False),
+        "processes": (int, False),
+    },
     "rekeyed": {"results_version": (int, False), "key": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
@@ -85,6 +96,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
 _MAY_BE_ABSENT = {
     "provenance.data.repairs",
     "provenance.model.files",  # the checksum of tokenizer and configuration; not of embedded models
+    "provenance.code",  # of records before November 2026
     "provenance.resumed",
     "provenance.rekeyed",
     "provenance.training",
@@ -93,6 +105,26 @@ _MAY_BE_ABSENT = {
     "selected",
     "files",
 }
+
+
+# Objects whose names are free: kind of their values.
+_MAPS: dict[str, Kind] = {"packages": str, "data.rows": int, "data.repairs": int}
+_SELECTIONS = ("last", "best_validation", "best_reported")
+# What a record says twice: name -> where it is in the settings.
+_IN_SETTINGS = {
+    "protocol": ("protocol",),
+    "suite": ("task", "suite"),
+    "task": ("task", "name"),
+    "task_version": ("task", "version"),
+    "primary": ("task", "primary"),
+    "method": ("method", "name"),
+    "variant": ("method", "variant"),
+    "model": ("model", "name"),
+    "selection": ("selection",),
+    "seed": ("seed",),
+}
+# Names become file names, labels and words of commands.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+=-]{0,99}")
 
 
 class RecordError(ValueError):
@@ -117,6 +149,13 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
         _check(record["provenance"][name], fields, f"provenance.{name}.")
     for name, metric in record["metrics"].items():
         _check(metric, _METRIC, f"metrics.{name}.")
+    _check_maps(record["provenance"])
+    for part in record["provenance"].get("resumed", []):
+        _check(part, {"step": (int, False), "hardware": (dict, False)}, "provenance.resumed.")
+        _check(part["hardware"], _DEEPER["hardware"], "provenance.resumed.hardware.")
+    if record["selection"] not in _SELECTIONS:
+        raise RecordError(f"selection is {record['selection']!r}; allowed are {', '.join(_SELECTIONS)}")
+    _check_names(record)
     if record["status"] not in PRIMARY_STATUSES:
         raise RecordError(f"status is {record['status']!r}; allowed are {', '.join(PRIMARY_STATUSES)}")
     if len(record["key"]) != 64 or not set(record["key"]) <= set("0123456789abcdef"):
@@ -126,9 +165,11 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
             raise RecordError(f"files.{name} is {checksum!r}; a checksum is needed")
     for name in ("started", "finished"):
         try:
-            datetime.fromisoformat(record[name])
+            has_zone = datetime.fromisoformat(record[name]).tzinfo is not None
         except ValueError as error:
             raise RecordError(f"{name} is {record[name]!r}; an ISO 8601 time is needed") from error
+        if not has_zone:
+            raise RecordError(f"{name} is {record[name]!r}; an ISO 8601 time with its zone is needed")
     if record["status"] == "done":
         primary = record["metrics"].get(record["primary"], {}).get("value")
         if primary is None:
@@ -136,6 +177,29 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
     elif not record["reason"]:
         raise RecordError(f"status is {record['status']}; a reason is needed")
     return record
+
+
+def _check_maps(provenance: dict[str, Any]) -> None:
+    for where, kind in _MAPS.items():
+        node: Any = provenance
+        for name in where.split("."):
+            node = node.get(name, {})
+        for name, value in node.items():
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise RecordError(f"provenance.{where}.{name} is {value!r} of type {type(value).__name__}")
+
+
+def _check_names(record: dict[str, Any]) -> None:
+    """Assert that names are names, and that a record and its settings agree on them."""
+    for name in ("protocol", "suite", "task", "method", "variant", "model"):
+        if not _NAME.fullmatch(record[name]):
+            raise RecordError(f"{name} is {record[name]!r}; letters, digits and _ . , @ + = - are allowed")
+    for name, path in _IN_SETTINGS.items():
+        node: Any = record["settings"]
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if node != record[name]:
+            raise RecordError(f"{name} is {record[name]!r}, and settings.{'.'.join(path)} is {node!r}; both are one thing")
 
 
 def _check(data: Any, fields: dict[str, tuple[Kind, bool]], where: str) -> None:

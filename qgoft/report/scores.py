@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from qgoft.records import code_checksum
 from qgoft.report.counts import REASONS
 from qgoft.report.items import BESIDE, PAPER_MODELS, SETUP, SUITES, Column, Item, Record, by_training
 from qgoft.report.layout import Table
@@ -55,6 +56,7 @@ class Row:
     targets: str | None = None  # where an item mixes choices of layers, or weights of a penalty
     penalty: float | None = None
     left_out: int = 0  # runs on other data or weights than the newest
+    others: int = 0  # runs with the same settings on other data, weights or number of processes, which are not shown
     sources: set[str] = field(default_factory=set)  # where the learning rates are from, as the recipes say today
 
     @property
@@ -440,12 +442,39 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     left_out = sum(row.left_out for row in rows)
     if left_out:
         notes.append(f"warning: left out {left_out} run{'s' if left_out > 1 else ''} on other data or weights than the newest of their row")
-    made_by = [(r["provenance"], r["provenance"].get("training", {}).get("by", {})) for r in own]
-    commits = {one["commit"] for both in made_by for one in both if "commit" in one}
+    others = sum(row.others for row in rows)
+    if others:
+        notes.append(
+            f"warning: not shown {others} run{'s' if others > 1 else ''} with the same settings on other data, weights or number of processes; the "
+            "newest is shown, or the one on the data of DATA="
+        )
+    return [*notes, *_origin_notes(own)]
+
+
+def _origin_notes(records: list[Record]) -> list[str]:
+    """Warnings if numbers of one table were made with different code, packages or hardware."""
+    made_by = [part for r in records for part in (r["provenance"], r["provenance"].get("training", {}).get("by", {})) if "commit" in part]
+    notes = []
+    commits = {part["commit"] for part in made_by}
     if len(commits) > 1:
         notes.append(f"warning: these numbers come from {len(commits)} commits of the code")
-    if any(one.get("dirty") for both in made_by for one in both):
+    if any(part.get("dirty") for part in made_by):
         notes.append("warning: some numbers come from uncommitted code (dirty)")
+    stale = sum(part.get("code", code_checksum()) != code_checksum() for part in made_by)
+    if stale:
+        notes.append(f"warning: {stale} of {len(made_by)} runs were made with other code than the present one; delete them to run again")
+    versions: dict[str, set[str]] = {}
+    for part in made_by:
+        for name, version in part.get("packages", {}).items():
+            if name != "qgoft":
+                versions.setdefault(name, set()).add(version)
+    mixed = [f"{name} {', '.join(sorted(found))}" for name, found in sorted(versions.items()) if len(found) > 1]
+    if mixed:
+        notes.append(f"warning: these numbers come from different versions of packages: {'; '.join(mixed)}")
+    for name, text in (("device", "devices"), ("threads", "numbers of threads, which changes the last bits")):
+        found = sorted({str(part["hardware"].get(name)) for part in made_by if "hardware" in part})
+        if len(found) > 1:
+            notes.append(f"warning: these numbers come from different {text}: {', '.join(found)}")
     return notes
 
 

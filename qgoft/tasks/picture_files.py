@@ -90,12 +90,15 @@ def _is_file(path: Path) -> bool:
 
 
 def list_checksum(path: Path) -> str:
-    """Checksum of a list and of the bytes of all its pictures. It is kept while names, sizes and times of change stay the same."""
+    """Return the checksum of a list and of the bytes of all its images.
+
+    It is kept in the cache while names, inodes, sizes and both times stay the same; the time of the last status change cannot be set back.
+    """
     listed = read_list(path)
     state = hashlib.sha256()
     for picture, label in listed:
         status = picture.stat()
-        state.update(f"{picture} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+        state.update(f"{picture} {label} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
     memo = cache_folder() / "checksums" / state.hexdigest()
     if memo.is_file():
         return memo.read_text()

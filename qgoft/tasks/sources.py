@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,13 @@ from qgoft.errors import QgoftError, one_line
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
 from qgoft.settings import DataSettings, ModelSettings, TaskSettings
+from qgoft.tasks.model_files import READ_BESIDE, TOKENIZER_FILES, WEIGHT_PATTERNS, check_directory, file_sha256, list_sha256, weights_sha256
 from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
 from qgoft.tasks.picture_files import find_folder, list_checksum, split_files, unpack
 from qgoft.tasks.pinned import pinned_file
 
 # Seconds before a download that failed is tried once more, while that may help.
 WAITS = (1, 2, 4, 8)
-TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
-# What transformers reads of a folder beside the weights. A folder may hold more, such as the state of an optimiser or a list of parts.
-READ_BESIDE = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
-    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-)
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")  # the first kind that there is
 
 
 @dataclass(frozen=True)
@@ -297,12 +290,12 @@ def _may_pass(error: Exception) -> bool:
     return not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and error.errno is None
 
 
-def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[str], first_of: Sequence[str] = ()) -> int | None:
+def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[str], first_of: Sequence[Sequence[str]] = ()) -> int | None:
     """Bytes that a download would take at most, or None where the hub does not tell or cannot be reached.
 
     Args:
         patterns: of the files that are downloaded.
-        first_of: patterns of which the first that any file matches counts, too.
+        first_of: groups of patterns, of which the first that any file matches counts too.
     """
     from huggingface_hub.utils import filter_repo_objects
 
@@ -311,7 +304,7 @@ def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[st
     except Exception:  # the download itself says what is wrong
         return None
     sizes = {file.rfilename: file.size for file in listed}
-    kinds = (list(filter_repo_objects(sizes, allow_patterns=[pattern])) for pattern in first_of)
+    kinds = (list(filter_repo_objects(sizes, allow_patterns=list(group))) for group in first_of)
     names = {*filter_repo_objects(sizes, allow_patterns=list(patterns)), *next(filter(None, kinds), [])}
     wanted = [sizes[name] for name in names]
     known = [size for size in wanted if size is not None]
@@ -331,52 +324,13 @@ def find_model(model: ModelSettings) -> ModelFiles:
     elif model.source == "pocket":
         folder, source, revision = weights_folder(model.name), "pocket", None
     elif model.hub is not None:
-        for pattern in WEIGHT_FILES:
-            folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, pattern])
-            if list(folder.glob(pattern)):
+        for patterns in WEIGHT_PATTERNS:
+            folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, *patterns])
+            if any(path for pattern in patterns for path in folder.glob(pattern)):
                 break
         source, revision = model.hub, folder.name
     else:
         raise QgoftError(f"model {model.name} has neither a hub name nor a directory; set model.path")
-    beside = None if source == "pocket" else _list_sha256(folder, READ_BESIDE, among=None if source == "directory" else TOKENIZER_FILES)
+    check_directory(folder)
+    beside = None if source == "pocket" else list_sha256(folder, READ_BESIDE, among=None if source == "directory" else TOKENIZER_FILES)
     return ModelFiles(source, revision, weights_sha256(folder), folder, beside)
-
-
-def weights_sha256(folder: Path) -> str:
-    """Checksum of the weights: of the one file, or of the list of the checksums of the parts.
-
-    Raises:
-        QgoftError: there are no weights.
-    """
-    parts = next(filter(None, (sorted(folder.glob(pattern)) for pattern in WEIGHT_FILES)), [])
-    if not parts:
-        raise QgoftError(
-            f"{folder} holds neither *.safetensors nor pytorch_model*.bin; the download is incomplete or the directory is wrong"
-        )
-    sums = [file_sha256(part) for part in parts]
-    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
-
-
-def tokenizer_sha256(folder: Path) -> str:
-    """Checksum of everything that a tokenizer in a model folder is read from."""
-    return _list_sha256(folder, TOKENIZER_FILES)
-
-
-def _list_sha256(folder: Path, patterns: Sequence[str], *, among: Sequence[str] | None = None) -> str:
-    """Of the files of some patterns; with `among`, of those that are of these too: a hub's folder may hold what others have fetched."""
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    if among is not None:
-        found = [path for path in found if any(path.match(pattern) for pattern in among)]
-    return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in found).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file; kept while path, size and time of change stay the same."""
-    status = path.stat()
-    return _file_sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _file_sha256(path: Path, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

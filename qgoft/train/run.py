@@ -34,6 +34,7 @@ from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.settings import RunSettings
 from qgoft.train.checkpoint import Checkpoints, Resumed
+from qgoft.train.environment import check_accelerator, check_environment
 from qgoft.train.evaluate import LOWER_IS_BETTER, Measured, Outcome
 from qgoft.train.fit import fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
@@ -164,6 +165,7 @@ def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = Non
 def build_accelerator(settings: RunSettings) -> Accelerator:
     """On a CPU it must be said, or several processes would each look for a device. accelerate keeps the precision of the first
     Accelerator of a process; a sweep makes many runs in one, so it is forgotten first."""
+    check_environment()
     AcceleratorState._reset_state()
     on_cpu = not torch.cuda.is_available()
     if settings.train.precision == "fp16" and on_cpu:
@@ -176,6 +178,7 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
         # One process may wait for a training that another run makes, or ask a judge, while the others wait for it.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
     )
+    check_accelerator(accelerator, settings)
     check_sharding(accelerator, settings, _batch_per_process(settings, accelerator))
     return accelerator
 
@@ -518,7 +521,12 @@ def _hardware() -> dict[str, Any]:
 
 def _made_with() -> dict[str, Any]:
     """Code, packages and hardware of this process."""
-    return {**records.code_provenance(REPOSITORY), "packages": records.package_versions(), "hardware": _hardware()}
+    return {
+        **records.code_provenance(REPOSITORY),
+        "code": records.code_checksum(),
+        "packages": records.package_versions(),
+        "hardware": _hardware(),
+    }
 
 
 def _now() -> str:

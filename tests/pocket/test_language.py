@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from datasets import Dataset
 
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.language import lexicon as lex
@@ -205,3 +206,17 @@ def test_the_shipped_encoder_is_really_pretrained():
                 states = model(**tokenizer(" ".join(one), " ".join(other), return_tensors="pt")).last_hidden_state[0]
             bag.append(torch.cosine_similarity(states[1 : len(one) + 1].mean(0), states[len(one) + 2 : -1].mean(0), dim=0).item())
     assert sum(near) / 30 > sum(far) / 30 + 0.2
+
+
+def test_changed_rows_of_the_cache_are_generated_again(tmp_path, monkeypatch, capfd):
+    """Labels flipped by hand would train under the fingerprint of the right ones."""
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
+    folder = pocket_files("glue", "rte")
+    right = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rows = Dataset.from_parquet(str(folder / "train.parquet"))
+    flipped = rows.map(lambda row: {"label": 1 - row["label"]})
+    flipped.to_parquet(folder / "train.parquet")
+    assert (folder / "train.parquet").read_bytes() != right["train.parquet"]
+    assert pocket_files("glue", "rte") == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == right
+    assert "does not hold the rows that were generated; they are generated again" in capfd.readouterr().err

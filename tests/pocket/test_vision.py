@@ -71,7 +71,7 @@ def test_scenes_have_attributes_in_range():
 def test_the_files_of_the_twins_and_the_real_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     folder = pocket_files("vtab", "digits")
-    assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.txt", "test.parquet", "train.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.txt", "sha256.json", "test.parquet", "train.parquet"]
     assert len(pocket_fingerprint(folder)) == 64
     from datasets import Dataset
 

@@ -25,6 +25,7 @@ def write(root, writer, barrier):
                 with Lease(root / name) as lease:
                     record = copy.deepcopy(RECORD)
                     record.update(key=name, seed=writer, finished=f"2026-01-01T00:{turn:02}:{writer:02}+00:00")
+                    record["settings"]["seed"] = writer
                     (root / name / "history.jsonl").write_text(f'{{"step": 1, "total": 1, "loss": {writer}.{turn}}}\n')
                     record["files"] = records.file_checksums(root / name)
                     lease.check()

@@ -19,8 +19,13 @@ RECORD = {
     "selection": "best_validation", "params": {"trainable": 10296, "head": 9506, "total": 415612},
     "cost": {"seconds": 11.9, "steps": 300, "seconds_per_step": 0.034, "examples_per_second": 941, "peak_memory_bytes": None},
     "orthogonality": {"max_error": 0.03, "penalty": 0.0004}, "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:12+00:00",
-    "settings": {}, "provenance": {
-        "commit": None, "dirty": None, "packages": {}, "hardware": {},
+    "settings": {
+        "protocol": "pocket", "task": {"suite": "glue", "name": "cola", "version": 1, "primary": "matthews"},
+        "method": {"name": "qgoft", "variant": "qgoft"}, "model": {"name": "pocket-deberta"}, "selection": "best_validation", "seed": 0},
+    "provenance": {
+        "commit": None, "dirty": None, "packages": {"torch": "2.13.0"},
+        "hardware": {
+            "device": "cpu", "processor": None, "cores": 2, "memory_bytes": 8, "system": "Linux x86_64", "threads": 1, "processes": 1},
         "data": {"source": "pocket", "revision": None, "fingerprint": "f", "rows": {"train": 1000}, "subset": False},
         "model": {"source": "pocket", "revision": None, "sha256": "s"}},
 }  # fmt: skip
@@ -58,8 +63,18 @@ def test_a_whole_record_is_valid():
         ("cost.seconds", KeyError, "cost.seconds is missing"),
         ("metrics.matthews.value", None, "no value"),
         ("metrics.matthews.n", None, "metrics.matthews.n"),
-        ("primary", "accuracy", "no value"),
+        ("primary", "accuracy", "settings.task.primary is 'matthews'"),
         ("started", "yesterday", "ISO 8601"),
+        ("started", "2026-01-01T00:00:00", "with its zone"),
+        ("selection", "best", "allowed are last, best_validation, best_reported"),
+        ("task", "../../X", r"task is '../../X'; letters, digits"),
+        ("task", "rte", r"task is 'rte', and settings.task.name is 'cola'; both are one thing"),
+        ("method", "\x1b[31mlora", "method is"),
+        ("seed", 1, "settings.seed is 0"),
+        ("provenance.hardware.processes", "1", "provenance.hardware.processes is '1'"),
+        ("provenance.packages.torch", 2, "provenance.packages.torch is 2"),
+        ("provenance.data.rows.train", "many", "provenance.data.rows.train is 'many'"),
+        ("provenance.resumed", [3], "provenance.resumed. is 3"),
         ("provenance.data.subset", None, "provenance.data.subset"),
         ("provenance.model.sha256", None, "provenance.model.sha256"),
     ],

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from qgoft.records import code_checksum
 from qgoft.report.items import BESIDE, ITEMS, TABLE3
 from qgoft.report.layout import Table, document
 from qgoft.report.published import load_rows
@@ -87,6 +88,20 @@ def test_subsets_mixed_commits_and_dirty_code_are_told():
     assert "not comparable with published" in text
     assert "2 commits" in text
     assert "dirty" in text
+
+
+def test_mixed_code_packages_and_devices_are_noted():
+    records = [record("rte", 80.0), record("mrpc", 80.0)]
+    one, two = (made["provenance"] for made in records)
+    one["code"], two["code"] = code_checksum(), "of another day"
+    two["packages"] = {**two["packages"], "torch": "1.0"}
+    two["hardware"] = {**two["hardware"], "device": "NVIDIA H100", "threads": 2}
+    notes = build_table("glue", "goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records}, others=2)]).notes
+    assert "warning: 1 of 2 runs were made with other code than the present one; delete them to run again" in notes
+    assert "warning: these numbers come from different versions of packages: torch 1.0, 2.13.0" in notes
+    assert "warning: these numbers come from different devices: NVIDIA H100, cpu" in notes
+    assert "warning: these numbers come from different numbers of threads, which changes the last bits: 1, 2" in notes
+    assert any(note.startswith("warning: not shown 2 runs with the same settings on other data") for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from _settings import compose_settings
 from datasets import Dataset
 
 from qgoft.errors import QgoftError
-from qgoft.tasks import sources
+from qgoft.tasks import model_files, sources
+from qgoft.tasks.model_files import WEIGHT_PATTERNS
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
-from qgoft.tasks.sources import WEIGHT_FILES, find_parts, remote_size, repositories
+from qgoft.tasks.sources import find_parts, remote_size, repositories
 
 ROWS = [{"question": "q1", "answer": "#### 1"}, {"question": "q2", "answer": "#### 2"}]
 LINES = "\n".join(map(json.dumps, ROWS)) + "\n"
@@ -82,7 +83,7 @@ def test_a_file_that_was_replaced_with_its_time_kept_is_read_anew(tmp_path, monk
     for answer in ("old", "new"):
         Dataset.from_list([{"answer": answer}]).to_parquet(path)
         os.utime(path, (1_000_000_000, 1_000_000_000))
-        sources._file_sha256.cache_clear()  # another process
+        model_files._file_sha256.cache_clear()  # another process
         assert read_rows(path, "here", ["answer"])["answer"][:] == [answer]
 
 
@@ -105,4 +106,4 @@ def test_the_announced_size_is_that_of_what_is_downloaded(monkeypatch, listed, s
     """DeBERTaV3-base has no safetensors."""
     files = [SimpleNamespace(rfilename=name, size=bytes_) for name, bytes_ in listed.items()]
     monkeypatch.setattr(sources, "_repo_info", lambda *_, **__: SimpleNamespace(siblings=files))
-    assert remote_size("here/there", "model", "main", ["*.json"], WEIGHT_FILES) == size
+    assert remote_size("here/there", "model", "main", ["*.json"], WEIGHT_PATTERNS) == size

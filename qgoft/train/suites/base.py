@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 from qgoft.ledger import Identity
 from qgoft.models import load_tokenizer
 from qgoft.settings import ModelSettings, RunSettings
-from qgoft.tasks.sources import tokenizer_sha256
+from qgoft.tasks.model_files import tokenizer_sha256
 from qgoft.train.evaluate import Collate, Measured, Outcome
 
 

@@ -1,0 +1,111 @@
+"""Files of a model directory: which ones hold the weights, and checksums of what transformers reads. No torch."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from qgoft.errors import QgoftError
+
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+# What transformers reads of a directory besides the weights.
+READ_BESIDE = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
+# Names of weights in the order in which transformers looks for them; an index lists its shards. Other files, such as the state of an
+# optimizer or a generator of RTD pretraining (microsoft/deberta-v3-*), are not weights.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# The same as patterns for a download, the first kind that matches a file.
+WEIGHT_PATTERNS = (
+    ("model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+)
+# Files that transformers loads by itself if it finds them, on top of the weights.
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the files that transformers loads the weights from: one file, or an index and its shards.
+
+    Raises:
+        QgoftError: there are no weights, or the index names a shard that is missing or outside the directory.
+    """
+    first = next((path for name in WEIGHTS if (path := directory / name).is_file()), None)
+    if first is None:
+        raise QgoftError(f"{directory} holds none of {', '.join(WEIGHTS)}; the download is incomplete or the directory is wrong")
+    if first.suffix != ".json":
+        return [first]
+    try:
+        names = sorted({str(name) for name in json.loads(first.read_text("utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise QgoftError(f"{first} is not an index of shards ({type(error).__name__}: {error}); fetch the model again") from error
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise QgoftError(f"{first} names the shard {name}, which is not in its directory; complete the download")
+    return [first, *(directory / name for name in names)]
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory of which transformers would load more, or other, than the weights that are checksummed.
+
+    Raises:
+        QgoftError: it holds an adapter, or its configuration names another file of weights.
+    """
+    for name in ADAPTERS:
+        if (directory / name).exists():
+            raise QgoftError(
+                f"{directory / name}: transformers would load this adapter on top of the weights; move it out of the directory of the base model"
+            )
+    try:
+        config = json.loads((directory / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise QgoftError(f"{directory / 'config.json'} cannot be read ({error}); fetch the model again") from error
+    if not isinstance(config, dict):
+        raise QgoftError(f"{directory / 'config.json'} is a {type(config).__name__}; a JSON object is needed; fetch the model again")
+    named = config.get("transformers_weights")
+    if named is not None:
+        raise QgoftError(
+            f"{directory / 'config.json'}: transformers_weights={named!r} names other weights than {weight_files(directory)[0].name}; remove it, "
+            "or rename the file"
+        )
+
+
+def weights_sha256(directory: Path) -> str:
+    """Return the SHA-256 of the weights: of the one file, or of the list of the checksums of the index and its shards.
+
+    Raises:
+        QgoftError: there are no weights.
+    """
+    sums = [file_sha256(path) for path in weight_files(directory)]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def tokenizer_sha256(directory: Path) -> str:
+    """Return the SHA-256 of everything that a tokenizer in a model directory is read from."""
+    return list_sha256(directory, TOKENIZER_FILES)
+
+
+def list_sha256(directory: Path, patterns: Sequence[str], *, among: Sequence[str] | None = None) -> str:
+    """Return one SHA-256 of the files of some patterns.
+
+    Args:
+        among: patterns that a file must match too: the hub's cache may hold files that other programs have fetched.
+    """
+    found = sorted({path for pattern in patterns for path in directory.glob(pattern)})
+    if among is not None:
+        found = [path for path in found if any(path.match(pattern) for pattern in among)]
+    return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in found).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex, kept while path, inode, size and both times of change stay the same."""
+    status = path.stat()
+    return _file_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@cache
+def _file_sha256(path: Path, *state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,64 @@
+"""Environment variables that would change a number without being a setting. A run refuses them."""
+
+import os
+
+from accelerate import Accelerator
+
+from qgoft.errors import QgoftError
+from qgoft.settings import RunSettings
+
+# Each makes accelerate, torch or transformers compute something else, and neither the key nor the record would say so.
+REFUSED = (
+    *("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DOWNCAST_BF16", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"),
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "USE_HUB_KERNELS", "XLA_USE_BF16", "XLA_DOWNCAST_BF16"),
+)
+OFF = ("", "0", "no", "false", "off")
+# How other launchers than torchrun state the number of processes; accelerate reads them too.
+WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def check_environment() -> None:
+    """Refuse variables that change numbers, and what another launcher left of a distributed run.
+
+    Raises:
+        QgoftError: naming the variable.
+    """
+    for name in REFUSED:
+        value = os.environ.get(name, "")
+        if value.lower() not in OFF:
+            raise QgoftError(f"{name}={value} in the environment changes results, and no record would say so; unset {name}")
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit() or int(size) < 1:
+        raise QgoftError(f"WORLD_SIZE={size} in the environment is not a number of processes; unset WORLD_SIZE")
+    missing = [name for name in OF_TORCHRUN if name not in os.environ]
+    if int(size) > 1 and missing:
+        raise QgoftError(
+            f"WORLD_SIZE={size} is in the environment, but not {missing[0]}: it is left from another launcher; unset WORLD_SIZE, or start {size} "
+            f"processes with NPROC={size}"
+        )
+    for name in WORLD_SIZES:
+        if os.environ.get(name, "1") not in ("1", size):
+            raise QgoftError(
+                f"{name}={os.environ[name]} is in the environment and WORLD_SIZE is {size}: runs in several processes are started by torchrun; unset "
+                f"{name}, or set NPROC"
+            )
+
+
+def check_accelerator(accelerator: Accelerator, settings: RunSettings) -> None:
+    """Assert that accelerate uses the settings of the run, and not those of its own environment variables or configuration file.
+
+    Raises:
+        QgoftError: naming the setting, both values and the variable.
+    """
+    for name, used, wanted, variable in (
+        (
+            "train.accumulation",
+            accelerator.gradient_accumulation_steps,
+            settings.train.accumulation,
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        ),
+        ("train.precision", accelerator.mixed_precision, settings.train.precision, "ACCELERATE_MIXED_PRECISION"),
+    ):
+        if used != wanted:
+            raise QgoftError(f"{name}={wanted}, but accelerate uses {used}, from {variable} in the environment; unset {variable}")

@@ -1,0 +1,48 @@
+"""Environment variables that change numbers are refused before a run begins."""
+
+import pytest
+from _settings import compose_settings
+
+from qgoft.errors import QgoftError
+from qgoft.train.environment import REFUSED
+from qgoft.train.run import build_accelerator
+
+
+def refuse(monkeypatch, variables, *words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(QgoftError) as caught:
+        build_accelerator(compose_settings(list(words)))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_variables_that_change_numbers(monkeypatch, name):
+    assert refuse(monkeypatch, {name: "1"}) == f"{name}=1 in the environment changes results, and no record would say so; unset {name}"
+
+
+@pytest.mark.parametrize("value", ["", "no", "0", "FALSE"])
+def test_switched_off_they_are_allowed(monkeypatch, value):
+    monkeypatch.setenv("USE_HUB_KERNELS", value)
+    build_accelerator(compose_settings([]))
+
+
+def test_accumulation_of_the_environment(monkeypatch):
+    said = refuse(monkeypatch, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})
+    assert said.startswith("train.accumulation=1, but accelerate uses 4, from ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    build_accelerator(compose_settings(["train.accumulation=2"]))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is in the environment, but not RANK"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x in the environment is not a number"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2 is in the environment and WORLD_SIZE is 1"),
+        ({"PMI_SIZE": "8"}, "unset PMI_SIZE, or set NPROC"),
+    ],
+)
+def test_what_another_launcher_left(monkeypatch, variables, message):
+    monkeypatch.delenv("RANK", raising=False)
+    assert message in refuse(monkeypatch, variables)
