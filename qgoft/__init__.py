@@ -11,14 +11,17 @@ from qgoft._after_import import call_after_import
 
 if TYPE_CHECKING:
     from qgoft.tuners import GoftConfig, GoftModel, orthogonality_penalty
+    from qgoft.tuners.trainer_callback import OrthogonalityPenaltyCallback
 
 __version__ = "0.1.0"
-__all__ = ["GoftConfig", "GoftModel", "__version__", "orthogonality_penalty"]
+__all__ = ["GoftConfig", "GoftModel", "OrthogonalityPenaltyCallback", "__version__", "orthogonality_penalty"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("GoftConfig", "GoftModel", "orthogonality_penalty"):
         return getattr(import_module("qgoft.tuners"), name)
+    if name == "OrthogonalityPenaltyCallback":
+        return import_module("qgoft.tuners.trainer_callback").OrthogonalityPenaltyCallback
     raise AttributeError(f"module 'qgoft' has no attribute {name!r}")
 
 

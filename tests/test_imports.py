@@ -10,7 +10,7 @@ ALLOWED = {
     "tuners": {"ops"},
     "methods": {"ops", "tuners"},
     "models": set(),
-    "pocket": set(),
+    "pocket": {"records"},
     "records": set(),
     "tasks": {"pocket", "records"},
     "ledger": {"records", "tasks"},

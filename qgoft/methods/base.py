@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qgoft.errors import QgoftError, choose
 from qgoft.settings import MethodSettings, ModelSettings
+from qgoft.tuners import orthogonality_penalty
 from qgoft.tuners.layerwise import linear_shape
 
 Shapes = list[tuple[int, int]]
@@ -245,6 +246,7 @@ def _wrap(
         wrapped = peft.get_peft_model(model, config)
         if method.mend:
             method.mend(wrapped)
+        orthogonality_penalty(wrapped)  # the settings say what weighs it: without one, nobody forgot it
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error
     free = {name: parameter.numel() for name, parameter in wrapped.named_parameters() if parameter.requires_grad}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qgoft.errors import QgoftError
-from qgoft.tasks.model_files import file_sha256
+from qgoft.records import file_sha256
 
 GENERATORS = [Path(__file__).parent / name for name in ("language", "vision")]
 FINGERPRINT, CHECKSUMS = "fingerprint.txt", "sha256.json"

@@ -1,5 +1,6 @@
 """Writing a record last and in one move, and reading records back."""
 
+import functools
 import hashlib
 import json
 import os
@@ -84,15 +85,22 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def file_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of what tables and figures read of a run beside its record."""
-    return {name: _sha256(folder / name) for name in READ_LATER if (folder / name).is_file()}
+    return {name: file_sha256(folder / name) for name in READ_LATER if (folder / name).is_file()}
 
 
 def adapter_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that define what was trained: `adapter/adapter_model.safetensors` and so on."""
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted((folder / "adapter").glob("*")) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted((folder / "adapter").glob("*")) if path.is_file()}
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex, kept while path, inode, size and both times of change stay the same."""
+    status = path.stat()
+    return _file_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.cache
+def _file_sha256(path: Path, *state: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from qgoft.errors import QgoftError
+from qgoft.records import file_sha256
 
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 # What transformers reads of a directory besides the weights.
@@ -97,15 +97,3 @@ def list_sha256(directory: Path, patterns: Sequence[str], *, among: Sequence[str
     if among is not None:
         found = [path for path in found if any(path.match(pattern) for pattern in among)]
     return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in found).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, kept while path, inode, size and both times of change stay the same."""
-    status = path.stat()
-    return _file_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@cache
-def _file_sha256(path: Path, *state: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,8 +12,9 @@ from typing import Any
 from qgoft.errors import QgoftError, one_line
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
+from qgoft.records import file_sha256
 from qgoft.settings import DataSettings, ModelSettings, TaskSettings
-from qgoft.tasks.model_files import READ_BESIDE, TOKENIZER_FILES, WEIGHT_PATTERNS, check_directory, file_sha256, list_sha256, weights_sha256
+from qgoft.tasks.model_files import READ_BESIDE, TOKENIZER_FILES, WEIGHT_PATTERNS, check_directory, list_sha256, weights_sha256
 from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
 from qgoft.tasks.picture_files import find_folder, list_checksum, split_files, unpack
 from qgoft.tasks.pinned import pinned_file

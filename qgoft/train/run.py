@@ -469,6 +469,9 @@ def save_adapter(prepared: Prepared, folder: Path) -> None:
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text())
         config["base_model_name_or_path"] = prepared.settings.model.hub or prepared.settings.model.name
+        for name in ("target_modules", "exclude_modules"):  # sets, whose order varies between processes
+            if isinstance(config.get(name), list):
+                config[name] = sorted(config[name])
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "README.md").unlink(missing_ok=True)
         note_signs(adapted, folder)

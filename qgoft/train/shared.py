@@ -25,9 +25,8 @@ from torch import Tensor
 from qgoft.errors import QgoftError
 from qgoft.ledger import CHECKPOINT, Identity, Lease, LeaseHeld, world_size
 from qgoft.methods import Adapted
-from qgoft.records import adapter_checksums, compute_key, hub_commit, read_record, write_atomically
+from qgoft.records import adapter_checksums, compute_key, file_sha256, hub_commit, read_record, write_atomically
 from qgoft.settings import RunSettings, settings_of_training
-from qgoft.tasks.model_files import file_sha256
 from qgoft.tasks.sources import ModelFiles
 from qgoft.train.state import Fitted
 from qgoft.tuners.psoft import read_signs, take_signs

@@ -20,7 +20,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners.goft.merging import Merging, Widening
+from qgoft.tuners.goft.merging import Merging, Widening, check_onloaded, normalize_lists, sort_sets
 
 
 @dataclass
@@ -47,14 +47,15 @@ class LayerwiseConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType[self.kind]
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
+        normalize_lists(self)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("layers_to_transform goes with a list of target_modules, not with a regular expression")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain data, always in the same order."""
+        return sort_sets(super().to_dict())
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -73,6 +74,7 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
     other_param_names = ("config_of",)
     frozen_names: ClassVar[tuple[str, ...]] = ()  # buffers by adapter, made again from the weight and never saved
     is_mergeable: ClassVar[bool] = True
+    was_called = False
     shape_of: ClassVar[Callable[[nn.Module], tuple[int, int] | None]] = staticmethod(linear_shape)
     supported: ClassVar[str] = "torch.nn.Linear and transformers' Conv1D"
 
@@ -83,6 +85,7 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
             raise TypeError(
                 f"a layer of type {type(base_layer).__name__} cannot be adapted by {config.kind}; supported are {self.supported}"
             )
+        check_onloaded(base_layer)
         self.out_features, self.in_features = shape
         self.base_layer = base_layer
         for store in self.adapter_layer_names:
@@ -125,6 +128,7 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         _refuse_mixed(self, kwargs.pop("adapter_names", None))
+        self.was_called = True
         if self.disable_adapters and self.merged:
             self.unmerge()
         names = [name for name in self.active_adapters if self.has_adapter(name)]
@@ -213,6 +217,7 @@ class LayerwiseModel(Widening):
                 return
             if isinstance(target, BaseTunerLayer):
                 raise TypeError(f"it already carries a {type(target).__name__}; {config.kind} adapters cannot be stacked on another method")
+            self._check_parent(parent, target_name)
             new_module = self._new_layer(target, adapter_name, config)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error

@@ -10,7 +10,8 @@ from _settings import compose_settings
 from datasets import Dataset
 
 from qgoft.errors import QgoftError
-from qgoft.tasks import model_files, sources
+from qgoft.records import store
+from qgoft.tasks import sources
 from qgoft.tasks.model_files import WEIGHT_PATTERNS
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.parts import read_rows
@@ -83,7 +84,7 @@ def test_a_file_that_was_replaced_with_its_time_kept_is_read_anew(tmp_path, monk
     for answer in ("old", "new"):
         Dataset.from_list([{"answer": answer}]).to_parquet(path)
         os.utime(path, (1_000_000_000, 1_000_000_000))
-        model_files._file_sha256.cache_clear()  # another process
+        store._file_sha256.cache_clear()  # another process
         assert read_rows(path, "here", ["answer"])["answer"][:] == [answer]
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qgoft.ops.givens.paths import choose_path
 from qgoft.ops.givens.reference import check_blocks
@@ -69,7 +68,7 @@ def geometry(d: int) -> list[tuple[int, int]]:
 
 
 def build_factors(blocks: Tensor, d: int, path: str | None = None) -> Factors:
-    """Factors of the product; differentiable once.
+    """Factors of the product; differentiable.
 
     Args:
         blocks: [d-1, 2, 2].
@@ -112,17 +111,26 @@ def pull_back(tape: Tape, grad: Factors) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def pull_back_in_graph(source: Tensor | list[Tensor], blocks: Tensor, d: int, grads: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of what some blocks [L, d-1, 2, 2] were made from, as differentiable functions."""
+    return torch.autograd.grad(grow(blocks, d)[0].stages, source, grads, create_graph=True)
+
+
 class _Build(torch.autograd.Function):
     """One layer. The gradient is written out, since autograd through the levels costs five times as many calls."""
 
     @staticmethod
     def forward(ctx: Any, blocks: Tensor, d: int) -> tuple[Tensor, ...]:
         factors, ctx.tape = grow(blocks[None], d)
+        ctx.save_for_backward(blocks)
+        ctx.width = d
         return tuple(stage[0] for stage in factors.stages)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # create_graph=True
+            (blocks,) = ctx.saved_tensors
+            return pull_back_in_graph(blocks, blocks[None], ctx.width, [grad[None] for grad in grads])[0], None
         return pull_back(ctx.tape, Factors(tuple(grad[None] for grad in grads)))[0], None
 
 

@@ -31,12 +31,17 @@ def choose_path(*tensors: Tensor) -> str:
     """How these rows and blocks are multiplied."""
     if _forced:
         return _forced[-1]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_functorch():
         return "graph"
     # The kernels compute in float32.
     if all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_works():
         return "triton"
     return "trees"
+
+
+def is_functorch() -> bool:
+    """Return True inside torch.func.grad, vmap and their like, which need operations that they know."""
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 @functools.cache

@@ -4,13 +4,12 @@ Shapes: N rows, d width, n outputs of a linear layer, c rows of a piece; stage s
 The derivation is in the README beside this file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.paths import choose_path, goes_through_weight
@@ -31,7 +30,7 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
         transpose: apply the transposed product P_1^T ... P_L^T, which is the inverse when every block is a rotation.
 
     Returns:
-        [..., d] in the dtype of x. Differentiable once in both arguments. Saved for backward: x itself, beside matrices whose size
+        [..., d] in the dtype of x. Differentiable in both arguments. Saved for backward: x itself, beside matrices whose size
         does not depend on the number of rows.
 
     Raises:
@@ -64,7 +63,7 @@ def mixed_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | Non
         bias: [n] or None, not trainable.
 
     Returns:
-        [..., n] in the dtype of x. Differentiable once in x and the factors.
+        [..., n] in the dtype of x. Differentiable in x and the factors.
 
     Raises:
         ValueError: the weight or the bias requires a gradient.
@@ -92,12 +91,16 @@ class _Mix(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         with without_autocast(x):
             turn = _turn_back if transpose else _turn
-            return turn(rows, Factors(stages, path).to(x.dtype)).view(x.shape)
+            return _reshape(turn(rows, Factors(stages, path).to(x.dtype)), x.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *stages = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x, *grad_stages = _gradients_in_graph(
+                x, stages, ctx.path, grad, lambda x, factors: _mix_in_graph(x, factors, ctx.transpose)
+            )
+            return grad_x, None, None, *grad_stages
         factors = Factors(tuple(stages), ctx.path).to(x.dtype)
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with without_autocast(x):
@@ -120,17 +123,37 @@ class _MixedLinear(torch.autograd.Function):
                 weight = _turn(weight, factors)
             else:
                 rows = _turn_back(rows, factors)
-            return torch.nn.functional.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
+            return _reshape(torch.nn.functional.linear(rows, weight, bias), (*x.shape[:-1], len(weight)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *stages = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x, *grad_stages = _gradients_in_graph(
+                x, stages, ctx.path, grad, lambda x, factors: _mix_in_graph(x, factors, True) @ weight.T
+            )
+            return grad_x, None, None, None, *grad_stages
         with without_autocast(x):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
             rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages), ctx.path).to(x.dtype)
             factor_grad, grad_x = _gradients_of_transpose(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, *(g.to(stages[0].dtype) for g in factor_grad)
+
+
+def _reshape(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return rows [N, n] as [..., n], an ordinary tensor: an output that is a view must not be changed in place."""
+    reshaped: Tensor = torch.ops.aten._unsafe_view(rows, shape)
+    return reshaped
+
+
+def _gradients_in_graph(
+    x: Tensor, stages: list[Tensor], path: str, grad: Tensor, apply: Callable[[Tensor, Factors], Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x and of the stages as differentiable functions of x, the stages and `grad`."""
+    wanted = [tensor for tensor in (x, *stages) if tensor.requires_grad]
+    factors = build_factors(stages[0], x.shape[-1], "graph") if path == "triton" else Factors(tuple(stages), "graph")
+    found = iter(torch.autograd.grad(apply(x, factors), wanted, grad, create_graph=True, allow_unused=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in (x, *stages))
 
 
 def _pieces(rows: Tensor) -> Iterator[slice]:

@@ -1,12 +1,13 @@
 """Settings of the GOFT family."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from qgoft.ops.givens import PAIRINGS
+from qgoft.tuners.goft.merging import normalize_lists, sort_sets
 
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
 ANGLES = ("tanh", "plain")
@@ -61,14 +62,15 @@ class GoftConfig(PeftConfig):
         ):
             if value not in allowed:
                 raise ValueError(f"GoftConfig({name}={value!r}): allowed are {', '.join(map(repr, allowed))}")
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
+        normalize_lists(self)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("layers_to_transform goes with a list of target_modules, not with a regular expression")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain data, always in the same order."""
+        return sort_sets(super().to_dict())
 
     @property
     def is_free(self) -> bool:

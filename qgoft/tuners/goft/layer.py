@@ -26,7 +26,7 @@ from qgoft.ops.givens import (
 from qgoft.ops.givens.paths import can_share, choose_path
 from qgoft.ops.givens.released import check_even
 from qgoft.tuners.goft.config import GoftConfig
-from qgoft.tuners.goft.merging import Merging
+from qgoft.tuners.goft.merging import Merging, check_onloaded
 from qgoft.tuners.goft.shared import Kind, SharedFactors
 
 
@@ -60,6 +60,7 @@ class GoftLayer(Merging):
         self.merged_adapters: list[str] = []
         self.kwargs = kwargs
         base = self.get_base_layer()
+        check_onloaded(base)
         if isinstance(base, nn.Linear):
             self.in_features, self.out_features = base.in_features, base.out_features
         elif isinstance(base, Conv1D):
@@ -195,6 +196,9 @@ class GoftLinear(nn.Module, GoftLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
+        self.was_called = True
+        if self.training and not torch.compiler.is_compiling():
+            self.shared.watch(self)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()

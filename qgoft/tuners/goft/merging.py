@@ -1,14 +1,83 @@
-"""What any tuner needs of peft, done right: merging, and which parameters are free."""
+"""Base classes of this project's peft tuners: trainable parameters, merging, and layers that are never called."""
 
 import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from torch import Tensor
+from torch import Tensor, nn
+
+# Fields of a configuration that are a list of names or indexes.
+LISTS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+# Parents that read the weight of a child instead of calling it, and the children: an adapter there would have no effect.
+READS_WEIGHT = {
+    "MultiheadAttention": ("out_proj",),
+    "TransformerEncoderLayer": ("linear1", "linear2"),  # the fast path of evaluation
+    "MambaMixer": ("dt_proj",),
+    "FalconMambaMixer": ("dt_proj",),
+    "JambaMambaMixer": ("dt_proj",),
+    "ZambaMambaMixer": ("dt_proj",),
+}
+
+
+def normalize_lists(config: Any) -> None:
+    """Turn every sequence among the list-like fields of a configuration (a tuple, OmegaConf's list) into a plain list, or a set of targets."""
+    for name in LISTS:
+        value = getattr(config, name)
+        if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+            continue
+        setattr(config, name, set(value) if name in ("target_modules", "exclude_modules") else list(value))
+
+
+def sort_sets(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration as it is saved: sets as sorted lists, so that the file does not vary between processes."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in data.items()}
+
+
+class _CalledCheck:
+    """A forward hook that warns after the first training pass about adapted layers that were not called, and removes itself."""
+
+    handle: Any = None
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not model.training or torch.compiler.is_compiling():
+            return
+        self.handle.remove()
+        unused = [
+            name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer) and not getattr(module, "was_called", True)
+        ]
+        if unused:
+            warnings.warn(
+                f"{len(unused)} adapted layers were not called in the first forward pass, such as {unused[0]}: if the model reads their weight "
+                "instead, their adapters have no effect and merging changes the output; leave them out of target_modules",
+                stacklevel=2,
+            )
 
 
 class Widening(BaseTuner):
     """A tuner whose 16-bit parameters become float32 and nothing else."""
+
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to the layers of a model, and look once whether the model calls them."""
+        super().inject_adapter(model, *args, **kwargs)
+        if not any(isinstance(hook, _CalledCheck) for hook in model._forward_hooks.values()):
+            check = _CalledCheck()
+            check.handle = model.register_forward_hook(check)
+
+    def _check_parent(self, parent: nn.Module, name: str) -> None:
+        """Refuse a layer whose parent reads its weight.
+
+        Raises:
+            ValueError: naming the layer and its parent.
+        """
+        for kind in type(parent).__mro__:
+            if name in READS_WEIGHT.get(kind.__name__, ()):
+                raise ValueError(
+                    f"{kind.__name__} reads the weight of {name} instead of calling it, so an adapter would have no effect; "
+                    f"leave it out with exclude_modules=['{name}'] or name other target_modules"
+                )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """peft puts new parameters in their place, which are free even where the adapter is frozen or not active."""
@@ -18,8 +87,31 @@ class Widening(BaseTuner):
             parameter.requires_grad_(before[name])
 
 
+def check_onloaded(base: nn.Module) -> None:
+    """Refuse a layer whose weight accelerate has moved away until it is called.
+
+    Raises:
+        ValueError: the weight is offloaded to the CPU or to a disk.
+    """
+    hook = getattr(base, "_hf_hook", None)
+    if any(getattr(part, "offload", False) for part in (hook, *getattr(hook, "hooks", ()))):
+        raise ValueError(
+            "its weight is offloaded (device_map with cpu or disk), so an adapter cannot be made for it; load the model without offloading, "
+            "or leave this layer out of target_modules"
+        )
+
+
 class Merging(BaseTunerLayer):
-    """A layer whose adapters amount to another weight; `_merge_into_weight` and `has_adapter` are the layer's own."""
+    """A layer whose adapters amount to another weight; `_merge_into_weight` and `has_adapter` are the layer's own.
+
+    Merging puts a new Parameter in the place of the weight, since the old one may be shared: a tied `lm_head`, or two layers with one weight.
+    """
+
+    was_called = False
+    _unmerged: weakref.ref[nn.Parameter] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_unmerged": None}
 
     def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
         """The weight as the base layer stores it, with one adapter put in, or taken out."""
@@ -30,27 +122,45 @@ class Merging(BaseTunerLayer):
         """Put the active adapters into the weight, in order: W becomes W R1 R2.
 
         Raises:
-            ValueError: with `safe_merge`, when the merged weight would not be finite; the weight is then left as it was.
+            ValueError: some of several active adapters are named, so that the others would be dropped; or with `safe_merge`, the merged
+                weight would not be finite. The weight is then left as it was.
         """
-        base, before, count = self.get_base_layer(), self.get_base_layer().weight.data, len(self.merged_adapters)
-        for name in check_adapters_to_merge(self, adapter_names):
+        base, count = self.get_base_layer(), len(self.merged_adapters)
+        before = base.weight
+        names = check_adapters_to_merge(self, adapter_names)
+        merged = {*self.merged_adapters, *names}
+        dropped = [name for name in self.active_adapters if name not in merged and self.has_adapter(name)]
+        if dropped and len(self.active_adapters) > 1:
+            raise ValueError(
+                f"merging {', '.join(names)} would drop the active adapter {dropped[0]!r}; merge all active adapters, or set_adapter(...) to those "
+                "to merge"
+            )
+        for name in names:
             if not self.has_adapter(name):
                 continue
             weight = self._merge_into_weight(name, undo=False)
             if safe_merge and not torch.isfinite(weight).all():
-                base.weight.data = before
+                base.weight = before
                 del self.merged_adapters[count:]
                 raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
-            base.weight.data = weight
+            base.weight = nn.Parameter(weight, requires_grad=before.requires_grad)
             self.merged_adapters.append(name)
+        if not count and self.merged_adapters:
+            self._unmerged = weakref.ref(before)
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight."""
+        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight; exact for a shared weight,
+        which is put back itself."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        base, shared = self.get_base_layer(), self._unmerged and self._unmerged()
         while self.merged_adapters:
             name = self.merged_adapters[-1]
-            self.get_base_layer().weight.data = self._merge_into_weight(name, undo=True)
+            if shared is None:
+                base.weight = nn.Parameter(self._merge_into_weight(name, undo=True), requires_grad=base.weight.requires_grad)
             self.merged_adapters.pop()
+        if shared is not None:
+            base.weight = shared
+        self._unmerged = None

@@ -38,6 +38,7 @@ class GoftModel(Widening):
         if isinstance(target, BaseTunerLayer):
             raise TypeError(f"{current_key} already carries a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
         try:
+            self._check_parent(parent, target_name)
             new_module = GoftLinear(target, adapter_name, goft_config, self._shared_factors())
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
@@ -98,6 +99,8 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     Rotations have orthogonal columns by construction, so layers of goft and goft_star add nothing; with no free block at all the
     result is a zero without a gradient.
     """
+    for layer, _ in _active(model):
+        layer.shared.has_penalty = True
     free = [layer.goft_blocks[name] for layer, name in _active(model) if name in layer.goft_blocks]
     if not free:
         device = next((p.device for p in model.parameters()), None)

@@ -8,16 +8,16 @@ reentrant checkpointing, each run adds what has arrived.
 """
 
 import math
+import warnings
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qgoft.ops.givens import Factors, rotation_blocks
-from qgoft.ops.givens.factors import Tape, grow, pull_back
+from qgoft.ops.givens.factors import Tape, grow, pull_back, pull_back_in_graph
 
 if TYPE_CHECKING:
     from qgoft.tuners.goft.layer import GoftLayer
@@ -61,14 +61,36 @@ class SharedFactors:
     def __init__(self) -> None:
         self._layers: list[weakref.ref[GoftLayer]] = []  # a copy of one layer is not one of all
         self._current: dict[Kind, _Current] = {}
+        self.has_penalty = False  # the penalty was computed for these layers
+        self._watched: tuple[weakref.ref[Tensor], int] | None = None  # a free block and its version at the first training pass
         self._is_divided = False  # FSDP2: a parameter is whole only while its own block is at work
 
     def __getstate__(self) -> dict[str, Any]:
         # What was built belongs to the graph of the original; copied and unpickled layers enter themselves again.
-        return {"_layers": [], "_current": {}, "_is_divided": self._is_divided}
+        return {"_layers": [], "_current": {}, "_is_divided": self._is_divided, "has_penalty": self.has_penalty, "_watched": None}
 
     def add(self, layer: "GoftLayer") -> None:
         self._layers.append(weakref.ref(layer))
+
+    def watch(self, layer: "GoftLayer") -> None:
+        """Warn once if free blocks are trained, and no penalty was computed before their optimizer's first step."""
+        if self.has_penalty:
+            return
+        if self._watched is None:
+            blocks = [layer.goft_blocks[name] for name in layer.active_adapters if name in layer.goft_blocks]
+            blocks = [block for block in blocks if block.requires_grad]
+            if blocks and layer.goft_config[layer.active_adapters[0]].variant == "qgoft":
+                self._watched = weakref.ref(blocks[0]), blocks[0]._version
+            return
+        block, version = self._watched[0](), self._watched[1]
+        if block is not None and block._version != version:
+            self.has_penalty = True
+            warnings.warn(
+                "a qgoft adapter was trained by a step without the orthogonality penalty, so its blocks drift from rotations; add "
+                "weight * qgoft.orthogonality_penalty(model) to the loss, or give a transformers.Trainer "
+                "callbacks=[qgoft.OrthogonalityPenaltyCallback(weight)] (0 to train without)",
+                stacklevel=4,
+            )
 
     @property
     def layers(self) -> list["GoftLayer"]:
@@ -150,23 +172,26 @@ class _Node(torch.autograd.Function):
         return tuple(matrices[place] for matrices in map(Tensor.unbind, build.factors.stages) for place in places)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         build: _Build = ctx.build
         count = len(ctx.places)
         reached = [index for index in range(count) if grads[index] is not None]
         if not reached:
             return None, None, *[None] * count
+        arrived = [torch.stack([grads[first + index] for index in reached]) for first in range(0, len(grads), count)]
+        result: list[Tensor | None] = [None] * count
+        if torch.is_grad_enabled():  # create_graph=True
+            own = [build.parameters[ctx.places[index]] for index in reached]
+            blocks = torch.stack(own) if build.kind.is_free else rotation_blocks(_angle(torch.stack(own), build.kind))
+            for index, part in zip(reached, pull_back_in_graph(own, blocks, build.kind.width, arrived), strict=True):
+                result[index] = part
+            return None, None, *result
         is_whole = len(reached) == len(build.parameters)
         rows = slice(None) if is_whole else torch.tensor([ctx.places[index] for index in reached], device=build.values.device)
         tape = build.tape if is_whole else build.tape.select(rows)
-        arrived = Factors(
-            tuple(torch.stack([grads[first + index] for index in reached]) for first in range(0, len(grads), count)),
-        )
-        grad = pull_back(tape, arrived)
+        grad = pull_back(tape, Factors(tuple(arrived)))
         if not build.kind.is_free:
             grad = _grad_of_angle(grad, build.blocks[rows], build.values[rows], build.kind)
-        result: list[Tensor | None] = [None] * count
         for index, part in zip(reached, grad.unbind(), strict=True):
             result[index] = part
         return None, None, *result

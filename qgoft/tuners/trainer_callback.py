@@ -1,0 +1,98 @@
+"""The orthogonality penalty in a `transformers.Trainer`."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qgoft.tuners.goft import orthogonality_penalty
+
+
+class OrthogonalityPenaltyCallback(TrainerCallback):
+    """Add lambda times the gradient of the orthogonality penalty once per optimizer step (GOFT, section 4.3).
+
+    The result is that of a loop which adds `weight * orthogonality_penalty(model)` to the mean loss of a step: under gradient accumulation
+    (overriding `compute_loss` would count the penalty once per micro-batch), under fp16 loss scaling, and under DDP and FSDP2, where the
+    penalty is the same on every rank. The Trainer clips gradients before its callbacks are called, so this one clips the sum instead:
+    `args.max_grad_norm` is read at the start, set to 0 while training, and restored at the end.
+
+        trainer = Trainer(model, args, callbacks=[OrthogonalityPenaltyCallback(0.01)], ...)
+
+    Args:
+        weight: lambda; 0.001 to 0.05 in table 5 of the paper. With 0 nothing is added, and the warning about a missing penalty is silenced.
+
+    Raises:
+        ValueError: the weight is negative or not finite.
+    """
+
+    def __init__(self, weight: float) -> None:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"OrthogonalityPenaltyCallback({weight!r}): expected a finite number of at least 0")
+        self.weight = weight
+        self._max_grad_norm: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **kwargs: Any
+    ) -> None:
+        """Take over the clipping of gradients.
+
+        Raises:
+            ValueError: the Trainer uses DeepSpeed, which holds the gradients back from callbacks.
+        """
+        assert model is not None
+        if args.deepspeed:
+            raise ValueError(
+                "OrthogonalityPenaltyCallback needs the gradients, which DeepSpeed does not give to callbacks; use DDP or FSDP2"
+            )
+        orthogonality_penalty(model)  # marks the adapters as trained with a penalty
+        if self.weight and self._max_grad_norm is None:
+            self._max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the gradient, then clip."""
+        assert model is not None
+        if not self.weight:
+            return
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None:
+            # The gradients carry the loss scale until the step; the optimizer does not unscale a second time.
+            scaler.unscale_(optimizer.optimizer)
+        add_penalty_gradient(model, self.weight)
+        if self._max_grad_norm:
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], self._max_grad_norm)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the clipping back."""
+        if self._max_grad_norm is not None:
+            args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, None
+
+
+def add_penalty_gradient(model: nn.Module, weight: float) -> Tensor:
+    """Add the gradient of `weight * orthogonality_penalty(model)` to the gradients of its free blocks.
+
+    Returns:
+        The penalty, a scalar without a graph.
+    """
+    penalty = orthogonality_penalty(model)
+    if not penalty.requires_grad:
+        return penalty
+    parameters = [p for name, p in model.named_parameters() if ".goft_blocks." in f".{name}" and p.requires_grad]
+    grads = torch.autograd.grad(weight * penalty, parameters, allow_unused=True)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if grad is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = grad.to(parameter.dtype)
+        else:
+            parameter.grad.add_(grad)
+    return penalty.detach()
