@@ -150,8 +150,9 @@ def test_merging_a_tied_head_leaves_the_embeddings_alone(tmp_path):
     model.unmerge_adapter()
     assert model.base_model.model.lm_head.base_layer.weight is embedding, "a shared weight is shared again"
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
-    with pytest.warns(UserWarning, match="no longer tied"):
+    with pytest.warns(UserWarning) as caught:
         plain = model.merge_and_unload()
+    assert any("no longer tied" in str(one.message) for one in caught)
     torch.testing.assert_close(embedding, kept, rtol=0, atol=0)
     plain.save_pretrained(tmp_path)
     again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
