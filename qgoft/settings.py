@@ -126,6 +126,10 @@ class JudgeSettings:
     url: str = "https://api.openai.com/v1"
     timeout: float = 120.0
     retries: int = 5
+    temperature: float | None = 0.0  # null: not sent
+    max_tokens: int = 2048  # of a judgment
+    token_field: str = "auto"  # name of that limit: max_tokens, max_completion_tokens, or auto: by the model's name
+    system_role: bool = True  # false: the system prompt is sent in front of the user's
     price_input: float | None = None
     price_output: float | None = None
 
@@ -177,6 +181,7 @@ class RunSettings:
             ("model.init", self.model.init, ("pretrained", "random")),
             ("model.dtype", self.model.dtype, ("float32", "bfloat16", "float16")),
             ("judge.kind", self.judge.kind, ("rule", "openai")),
+            ("judge.token_field", self.judge.token_field, ("auto", "max_tokens", "max_completion_tokens")),
             ("wandb.mode", self.wandb.mode, ("disabled", "offline", "online")),
         ):
             if value not in allowed:
@@ -266,9 +271,14 @@ NOT_IN_KEY = (
     "judge.url",
     "judge.timeout",
     "judge.retries",
+    "judge.token_field",
     "judge.price_input",
     "judge.price_output",
 )
+
+
+# Settings that came later, with the value that stands for what was done before: left out of the key where they have it.
+DEFAULTS_NOT_IN_KEY: dict[str, Any] = {"judge.temperature": 0.0, "judge.max_tokens": 2048, "judge.system_role": True}
 
 
 def moves_a_number(name: str) -> bool:
@@ -282,6 +292,10 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
     for name in NOT_IN_KEY:
         node, last = _parent(data, name)
         del node[last]
+    for name, default in DEFAULTS_NOT_IN_KEY.items():
+        node, last = _parent(data, name)
+        if node[last] == default:
+            del node[last]
     for group in ("method", "task"):  # null is the default of an option
         data[group]["options"] = {name: value for name, value in data[group]["options"].items() if value is not None}
     # The other target sets of a model decide nothing.

@@ -1,26 +1,38 @@
 """A judge behind an endpoint that speaks OpenAI's chat protocol: a hosted model, or any local server.
 
-The key is read from OPENAI_API_KEY when it is needed, and stands in no file, log or message.
+The key is read from OPENAI_API_KEY when it is needed. It is sent to the host of `judge.url` only, never to one that this host redirects to,
+and is replaced in everything that is kept or printed of an answer.
 """
 
+import functools
 import http.client
 import json
 import os
+import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from qgoft.errors import QgoftError
 from qgoft.settings import JudgeSettings
 
 KEY, HOSTED = "OPENAI_API_KEY", "api.openai.com"
-MAX_TOKENS = 2048
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-# Rough, for the estimate alone: English text has about four characters a token, and a judgment is a paragraph.
+# Bytes of an answer: a judgment has a few thousand.
+MOST_BYTES = 2**20
+# Characters of a server's message that an error quotes.
+QUOTED = 200
+# Rough, for the estimate only: English text has about four characters a token, and a judgment is a paragraph.
 CHARACTERS_PER_TOKEN, TOKENS_OF_JUDGMENT = 4, 300
+# Models that reason first: they take another name for the limit of tokens, and no temperature.
+REASONING = re.compile(r"(gpt-5|o\d)(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,19 @@ class Messages:
 
 
 class NoAnswer(RuntimeError):
-    """The endpoint gave none; the message says why, without the key."""
+    """The endpoint gave no answer; the message says why, without the key."""
+
+
+class Refused(NoAnswer):
+    """The endpoint refuses the request as it is (status 400, 413, 422 ...): repeating it would not help."""
 
 
 class NoEndpoint(NoAnswer):
-    """It gave none however often it was asked, for reasons that have nothing to do with the question."""
+    """The endpoint gave no answer in all attempts, for reasons that have nothing to do with the question."""
 
 
 def estimate(asked: list[Messages], settings: JudgeSettings) -> str:
-    """What asking will take, before anything is sent."""
+    """Return what asking will take, before anything is sent."""
     count = len(asked)
     sent = sum(len(one.system) + len(one.user) for one in asked) // CHARACTERS_PER_TOKEN
     back = count * TOKENS_OF_JUDGMENT
@@ -51,10 +67,10 @@ def estimate(asked: list[Messages], settings: JudgeSettings) -> str:
 
 
 def read_key(settings: JudgeSettings) -> str | None:
-    """The key, where there is one: a server of one's own may need none.
+    """Return the key, or None: a local server may need none.
 
     Raises:
-        QgoftError: OpenAI's own endpoint is asked without a key, or what the variable holds is none.
+        QgoftError: OpenAI's own endpoint is asked without a key, or the variable holds something else than a key.
     """
     key = os.environ.get(KEY, "").strip()
     if not key and urllib.parse.urlsplit(settings.url).hostname == HOSTED:
@@ -64,58 +80,203 @@ def read_key(settings: JudgeSettings) -> str | None:
     return key or None
 
 
+def request_body(messages: Messages, settings: JudgeSettings) -> dict[str, Any]:
+    """Return the request: what reasoning models refuse is left out unless the settings ask for it."""
+    is_reasoning = REASONING.match(settings.model.rpartition("/")[2]) is not None
+    field = settings.token_field if settings.token_field != "auto" else "max_completion_tokens" if is_reasoning else "max_tokens"
+    chat = [{"role": "system", "content": messages.system}, {"role": "user", "content": messages.user}]
+    if not settings.system_role:
+        chat = [{"role": "user", "content": f"{messages.system}\n\n{messages.user}"}]
+    sampling = {} if settings.temperature is None or is_reasoning else {"temperature": settings.temperature}
+    return {"model": settings.model, "messages": chat, **sampling, field: settings.max_tokens}
+
+
 def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], None] = time.sleep) -> str:
-    """The judge's text. A busy or failing endpoint is asked again, up to `retries` times, after longer and longer pauses.
+    """Return the judge's text. A busy or failing endpoint is asked again, up to `retries` times, after longer and longer pauses.
 
     Raises:
-        NoAnswer: what it answered is not the protocol, or it will not answer this question.
+        Refused: the endpoint refuses the request, with the reason it gives.
+        NoAnswer: what it answered is not the protocol, or holds no text.
         NoEndpoint: it cannot be reached or is busy, every time.
-        QgoftError: it refuses the key or the model: asking for another question would not help.
+        QgoftError: it refuses the key or the model, or redirects: asking another question would not help.
     """
-    body = {
-        "model": settings.model,
-        "messages": [{"role": "system", "content": messages.system}, {"role": "user", "content": messages.user}],
-        "temperature": 0,
-        "max_tokens": MAX_TOKENS,
-    }
     headers = {"Content-Type": "application/json"}
-    if key := read_key(settings):
+    key = read_key(settings)
+    if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(f"{settings.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+    url = f"{settings.url.rstrip('/')}/chat/completions"
+    try:
+        request = urllib.request.Request(url, json.dumps(request_body(messages, settings)).encode(), headers)
+    except ValueError as error:
+        raise QgoftError(f"judge.url={settings.url} is not an address ({error}); give one such as http://localhost:8000/v1") from None
     failure, pause = NoAnswer(""), FIRST_PAUSE
     for attempt in range(settings.retries + 1):
         if attempt:
             sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         try:
-            with urllib.request.urlopen(request, timeout=settings.timeout) as response:
-                content = json.loads(response.read())["choices"][0]["message"]["content"]
-            if not isinstance(content, str):
-                raise NoAnswer("the answer holds no text")
-            return content
+            return _without_key(_text_of(_send(request, settings.timeout)), key)
         except urllib.error.HTTPError as error:
-            reason, asked = f"status {error.code}", _asked_pause(error)
-            failure = NoEndpoint(reason)
+            reason, asked = f"status {error.code}{_message_of(error, key)}", _asked_pause(error)
             error.close()
+            if 300 <= error.code < 400:
+                raise QgoftError(f"the judge at {settings.url} redirects ({reason}); set judge.url to the address that answers") from None
             if error.code in (401, 403, 404):
                 raise QgoftError(
                     f"the judge at {settings.url} refuses ({reason}); check {KEY}, judge.model={settings.model} and judge.url"
                 ) from None
             if error.code < 500 and error.code not in (408, 409, 429):
-                raise NoAnswer(reason) from None
-            pause = max(pause, asked)
+                raise Refused(reason) from None
+            failure, pause = NoEndpoint(reason), max(pause, asked)
         except http.client.HTTPException:
             failure = NoAnswer("the answer came short")
         except OSError as error:
             is_late = isinstance(getattr(error, "reason", error), TimeoutError)
-            failure = NoEndpoint("timed out" if is_late else "cannot be reached")
-        except (ValueError, KeyError, IndexError, TypeError):
-            failure = NoAnswer("the answer is not that of a chat endpoint")
+            failure = NoEndpoint(f"{'timed out' if is_late else 'cannot be reached'}{_proxy_of(url)}")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            failure = error if isinstance(error, NoAnswer) else NoAnswer("the answer is not that of a chat endpoint")
+        except NoAnswer as error:
+            failure = error
     raise failure
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: the key must not go where it leads."""
+
+    def redirect_request(self, *arguments: Any, **keywords: Any) -> None:
+        return None
+
+
+def _send(request: urllib.request.Request, timeout: float) -> bytes:
+    """Return the body of the answer: at most MOST_BYTES, within `timeout` seconds in all.
+
+    Raises:
+        OSError, HTTPException: it did not come.
+        NoAnswer: it is too long.
+    """
+    with _deadline(timeout) as (sockets, is_over):
+        opener = urllib.request.build_opener(_NoRedirect, *(handler(sockets) for handler in (_Http, _Https)))
+        try:
+            with opener.open(request, timeout=timeout) as response:
+                body: bytes = response.read(MOST_BYTES + 1)
+                if response.length and len(body) <= MOST_BYTES:
+                    raise http.client.IncompleteRead(body)
+        except urllib.error.HTTPError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError):
+            if is_over():
+                raise TimeoutError from None
+            raise
+        if is_over():
+            raise TimeoutError
+    if len(body) > MOST_BYTES:
+        raise NoAnswer(f"the answer has more than {MOST_BYTES:,} bytes")
+    return body
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[tuple[list[socket.socket], Callable[[], bool]]]:
+    """Shut the sockets of the block down after some seconds: a timeout of a socket starts again with every byte."""
+    sockets: list[socket.socket] = []
+    over = threading.Event()
+
+    def shut() -> None:
+        over.set()
+        for one in sockets:
+            try:
+                one.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed already
+
+    timer = threading.Timer(seconds, shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield sockets, over.is_set
+    finally:
+        timer.cancel()
+
+
+class _Http(urllib.request.HTTPHandler):
+    """Opens connections whose sockets are in the list."""
+
+    connection: type[http.client.HTTPConnection] = http.client.HTTPConnection
+
+    def __init__(self, sockets: list[socket.socket]):
+        super().__init__()
+        self.sockets = sockets
+
+    def _connect(self, host: str, **keywords: Any) -> http.client.HTTPConnection:
+        made, connect = self.connection(host, **keywords), self.connection.connect
+
+        def listed() -> None:
+            connect(made)
+            self.sockets.append(made.sock)
+
+        made.connect = listed  # type: ignore[method-assign]
+        return made
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connect, request)  # type: ignore[arg-type]
+
+
+class _Https(_Http, urllib.request.HTTPSHandler):
+    connection = http.client.HTTPSConnection
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(self._connect), request)  # type: ignore[arg-type]
+
+
+def _text_of(body: bytes) -> str:
+    """Return the text of an answer, whose content is a text or a list of parts.
+
+    Raises:
+        NoAnswer: it holds no text, with the reason that it finished.
+    """
+    choice = json.loads(body)["choices"][0]
+    content = choice["message"].get("content")
+    if isinstance(content, list):
+        parts = [part if isinstance(part, str) else part.get("text") for part in content]
+        content = "".join(part for part in parts if isinstance(part, str))
+    if not isinstance(content, str) or not content.strip():
+        raise NoAnswer(f"the answer holds no text (finish_reason {str(choice.get('finish_reason'))[:40]})")
+    return content
+
+
+def _message_of(error: urllib.error.HTTPError, key: str | None) -> str:
+    """Return the server's message of an error, in one line without control characters."""
+    try:
+        body = error.read(MOST_BYTES)
+    except (OSError, http.client.HTTPException):
+        return ""
+    try:
+        told = json.loads(body)
+        told = told.get("error", told)
+        text = told if isinstance(told, str) else str(told.get("message") or told.get("detail") or "")
+    except (ValueError, AttributeError, RecursionError):
+        text = body.decode("utf-8", "replace")
+    text = "".join(letter if letter.isprintable() else " " for letter in _without_key(text, key))
+    text = " ".join(text.split())[:QUOTED]
+    return f": {text}" if text else ""
+
+
+def _without_key(text: str, key: str | None) -> str:
+    """Replace the key: a server may echo the request."""
+    return text if key is None else text.replace(key, f"[{KEY}]")
+
+
+def _proxy_of(url: str) -> str:
+    """Return ` through the proxy HOST`, if the environment names one for this address."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    host = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    return f" through the proxy {host.hostname}{f':{host.port}' if host.port else ''} of the environment ({parts.scheme}_proxy)"
+
+
 def _asked_pause(error: urllib.error.HTTPError) -> float:
-    """Seconds that a busy endpoint asks to wait, within reason."""
+    """Return the seconds that a busy endpoint asks to wait, within reason."""
     try:
         return min(float(error.headers.get("Retry-After", 0)), LONGEST_PAUSE)
     except ValueError:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 LOWEST, HIGHEST = 1.0, 10.0
-# The judge is asked to write its rating in double brackets; single ones are taken where there are no double ones (FastChat, llm_judge).
-_DOUBLE, _SINGLE = re.compile(r"\[\[(-?\d+(?:\.\d+)?)\]\]"), re.compile(r"\[(-?\d+(?:\.\d+)?)\]")
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?"
+# The judge is asked to write its rating in double brackets. Single ones count behind "Rating:" only: [1] may be a source.
+_DOUBLE = re.compile(rf"\[\[{_NUMBER}\]\]")
+_NAMED = re.compile(rf"\brating\W{{0,4}}:\W{{0,4}}?(?:\[{_NUMBER}\]|(-?\d+(?:\.\d+)?)\s*/\s*10\b)", re.IGNORECASE)
 
 
 class NoRating(ValueError):
@@ -19,12 +21,16 @@ class NoRating(ValueError):
 
 
 def read_rating(text: str) -> float:
-    """The rating in a judgment. The same rating twice is one.
+    """Return the rating in a judgment, read after the thoughts of a model that writes them down. The same rating twice is one.
 
     Raises:
-        NoRating: there is none, there are different ones, or it lies outside 1 to 10.
+        NoRating: there is none, there are different ones, or it is outside 1 to 10.
     """
-    found = {float(number) for number in _DOUBLE.findall(text) or _SINGLE.findall(text)}
+    _, mark, answer = text.rpartition("</think>")
+    if not mark and "<think>" in text:
+        raise NoRating("thoughts without an end")
+    numbers = _DOUBLE.findall(answer) or [one or other for one, other in _NAMED.findall(answer)]
+    found = {float(number) for number in numbers}
     if not found:
         raise NoRating("no rating")
     if len(found) > 1:

@@ -107,7 +107,7 @@ def judge_answers(
     """Ask for every rating that is missing, and return all judgments. What fails is kept with its reason, and counted.
 
     Raises:
-        QgoftError: the endpoint is gone: `PATIENCE` questions in a row have met with no answer, each asked again and again.
+        QgoftError: `PATIENCE` questions in a row got no answer, each asked again and again, or were refused for the same reason.
     """
     known = {(judgment["question_id"], judgment["repeat"]) for judgment in file.read() if judgment["rating"] is not None}
     wanted = [
@@ -120,6 +120,7 @@ def judge_answers(
         assert prompts is not None
         say(openai.estimate([messages_for(question, answer, prompts) for question, answer, _ in wanted], settings))
     silent = 0
+    refusals: list[str] = []
     for question, answer, repeat in wanted:
         judgment: Judgment = {"question_id": question.number, "repeat": repeat, "judge": settings.model}
         if settings.kind == "rule":
@@ -132,9 +133,16 @@ def judge_answers(
             text = openai.ask(messages_for(question, answer, prompts), settings)
             file.append({**judgment, "rating": read_rating(text), "error": None, "text": text})
             silent = 0
+            refusals.clear()
         except (NoRating, openai.NoAnswer) as error:
             file.append({**judgment, "rating": None, "error": str(error), "text": text})
             silent = silent + 1 if isinstance(error, openai.NoEndpoint) else 0
+            refusals = [*refusals, str(error)] if isinstance(error, openai.Refused) else []
+            if len(refusals) >= PATIENCE and len(set(refusals[-PATIENCE:])) == 1:
+                raise QgoftError(
+                    f"the judge at {settings.url} refused {PATIENCE} questions in a row ({error}); settings for what servers differ in are "
+                    "judge.token_field, judge.max_tokens, judge.temperature (null: not sent) and judge.system_role"
+                ) from None
             if silent == PATIENCE:
                 raise QgoftError(
                     f"the judge at {settings.url} gave no answer to {PATIENCE} questions in a row ({error}); what it has rated is kept, "
@@ -148,6 +156,13 @@ def judge_answers(
 
 
 def unrated(questions: list[Question], judgments: list[Judgment]) -> list[int]:
-    """Numbers of the questions that have no rating at all."""
+    """Return the numbers of the questions that have no rating."""
     rated = median_ratings(judgments)
     return [question.number for question in questions if question.number not in rated]
+
+
+def unanswered(questions: list[Question], judgments: list[Judgment]) -> list[int]:
+    """Return the numbers of the questions without a rating that the judge has not answered: to be asked again. An answer that holds no
+    rating is one: at temperature 0 it would be the same again."""
+    answered = {judgment["question_id"] for judgment in judgments if judgment["text"] is not None}
+    return [number for number in unrated(questions, judgments) if number not in answered]

@@ -1,14 +1,16 @@
 """The judge behind an endpoint: a real server on the loopback interface that is slow, busy or talks nonsense."""
 
+import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from qgoft.errors import QgoftError
 from qgoft.judge import openai
-from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, messages_for, read_prompts, unrated
+from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, messages_for, read_prompts, unanswered, unrated
 from qgoft.settings import JudgeSettings
 
 PROMPTS = {
@@ -29,6 +31,9 @@ class Endpoint:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.seen.append((self.path, dict(self.headers), body))
                 step = outer.script.pop(0) if outer.script else "Rating: [[5]]"
+                if callable(step):
+                    step(self)
+                    return
                 if step == "hang":
                     outer.released.wait(5)
                     return
@@ -110,6 +115,152 @@ def test_a_refused_key_ends_the_run_and_is_not_printed(endpoint, monkeypatch):
     with pytest.raises(QgoftError, match="refuses") as caught:
         ask(endpoint)
     assert "secret-key" not in str(caught.value)
+
+
+def status(code, body=b"", **headers):
+    def send(handler):
+        handler.send_response(code)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return send
+
+
+def drip(handler):
+    """A byte before every timeout of the socket, without end."""
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+
+def stream(handler):
+    """More than any memory holds."""
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b" " * 2**16)
+
+
+def test_the_key_does_not_follow_a_redirect(endpoint, monkeypatch):
+    monkeypatch.setenv(openai.KEY, "secret-key")
+    other = Endpoint()
+    try:
+        for code in (301, 302, 303, 307, 308):
+            endpoint.script = [status(code, Location=f"http://127.0.0.1:{other.server.server_port}/v1/chat/completions")]
+            with pytest.raises(QgoftError, match=rf"redirects \(status {code}\); set judge\.url to the address that answers"):
+                ask(endpoint)
+        assert not other.seen
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+
+
+@pytest.mark.parametrize(("step", "reason"), [(drip, "timed out"), (stream, "the answer has more than 1,048,576 bytes")])
+def test_an_endpoint_without_end_is_bounded(endpoint, step, reason):
+    endpoint.script, began = [step] * 2, time.monotonic()
+    with pytest.raises(openai.NoAnswer, match=reason):
+        ask(endpoint, retries=1)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"error": {"message": "Unsupported parameter: max_tokens"}}', "status 400: Unsupported parameter: max_tokens"),
+        (b'{"error": "context length is 4096"}', "status 400: context length is 4096"),
+        (b'{"detail": "no system role"}', "status 400: no system role"),
+        (b"<h1>Bad\x1b[31m</h1>", r"status 400: <h1>Bad \[31m</h1>"),
+        (b"[" * 100_000, "status 400: "),
+        (b"your key secret-key is old", r"status 400: your key \[OPENAI_API_KEY\] is old"),
+    ],
+)
+def test_the_reason_of_a_refusal_is_kept(endpoint, monkeypatch, body, reason):
+    monkeypatch.setenv(openai.KEY, "secret-key")
+    endpoint.script = [status(400, body)]
+    with pytest.raises(openai.Refused, match=reason) as caught:
+        ask(endpoint)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": [{"type": "text", "text": "Rating: "}, {"type": "text", "text": "[[8]]"}]}, "Rating: [[8]]"),
+        ({"content": "the key was secret-key, [[3]]"}, "the key was [OPENAI_API_KEY], [[3]]"),
+    ],
+)
+def test_what_is_read_of_an_answer(endpoint, monkeypatch, message, text):
+    monkeypatch.setenv(openai.KEY, "secret-key")
+    endpoint.script = [{"choices": [{"message": message}]}]
+    assert ask(endpoint) == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}, r"no text \(finish_reason length\)"),
+        ({"choices": [{"message": {"content": []}}]}, "no text"),
+        ({"choices": [{"message": 3}]}, "not that of a chat endpoint"),
+        (status(200, b"[" * 100_000), "not that of a chat endpoint"),
+    ],
+)
+def test_an_odd_answer_is_no_answer(endpoint, answer, reason):
+    endpoint.script = [answer] * 3
+    with pytest.raises(openai.NoAnswer, match=reason):
+        ask(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "temperature", "roles"),
+    [
+        ({}, "max_tokens", 0.0, ["system", "user"]),
+        ({"model": "gpt-5-mini"}, "max_completion_tokens", None, ["system", "user"]),
+        ({"model": "openai/o3"}, "max_completion_tokens", None, ["system", "user"]),
+        ({"model": "gpt-50"}, "max_tokens", 0.0, ["system", "user"]),
+        ({"token_field": "max_completion_tokens", "temperature": None}, "max_completion_tokens", None, ["system", "user"]),
+        ({"system_role": False, "max_tokens": 9}, "max_tokens", 0.0, ["user"]),
+    ],
+)
+def test_what_servers_differ_in(endpoint, changes, field, temperature, roles):
+    ask(endpoint, **changes)
+    body = endpoint.seen[0][2]
+    assert body[field] == changes.get("max_tokens", 2048)
+    assert len([name for name in body if "tokens" in name]) == 1
+    assert body.get("temperature") == temperature
+    assert [message["role"] for message in body["messages"]] == roles
+    assert "s" in body["messages"][0]["content"]
+
+
+def test_a_proxy_is_named(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://user:word@127.0.0.1:9")
+    settings = JudgeSettings(kind="openai", model="m", url="http://judge.invalid/v1", retries=0)
+    with pytest.raises(openai.NoEndpoint, match=r"cannot be reached through the proxy 127\.0\.0\.1:9 of the environment \(http_proxy\)"):
+        openai.ask(openai.Messages("s", "u"), settings)
+
+
+def test_three_equal_refusals_end_it(endpoint, tmp_path):
+    """Before eighty questions are paid for."""
+    asked, file = questions(8), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
+    endpoint.script = [status(400, b'{"error": "no system role"}')] * 8
+    with pytest.raises(QgoftError, match=r"refused 3 questions in a row \(status 400: no system role\); .* judge\.system_role"):
+        judge_answers(asked, ["a"] * 8, endpoint.settings(), file, PROMPTS, print)
+    assert len(endpoint.seen) == 3
+
+
+def test_an_answer_without_a_rating_is_not_asked_for_again(endpoint, tmp_path):
+    asked, file = questions(3), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
+    endpoint.script = ["[[7]]", "I would not say", 400]
+    judgments = judge_answers(asked, ["a"] * 3, endpoint.settings(), file, PROMPTS, print)
+    assert unrated(asked, judgments) == [2, 3]
+    assert unanswered(asked, judgments) == [3]
 
 
 @pytest.mark.parametrize(("value", "sent"), [("secret-key\r\n", "Bearer secret-key"), ("", None)])

@@ -12,6 +12,11 @@ def test_ratings_in_double_or_single_brackets():
     assert read_rating("Rating: [6]") == 6
     assert read_rating("[[5]] and again [[5]]") == 5
     assert read_rating("a list [1, 2], Rating: [[9]]") == 9
+    assert read_rating("Rating: [[8/10]]") == 8
+    assert read_rating("[[ 8 ]]") == 8
+    assert read_rating("As in source [1], fine. Rating: 9/10") == 9
+    assert read_rating("See [2]. **Rating**: [7]") == 7
+    assert read_rating("<think> a draft, [[5]] </think> [[8]]") == 8
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,9 @@ def test_ratings_in_double_or_single_brackets():
     [
         ("I cannot rate", "no rating"),
         ("", "no rating"),
+        ("As in source [1], fine.", "no rating"),
+        ("<think> [[5]] and so on", "thoughts without an end"),
+        ("Rating: [[8/5]]", "no rating"),
         ("[[3]] or [[4]]", "several"),
         ("[[11]]", "outside"),
         ("[[0]]", "outside"),

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from qgoft.errors import QgoftError
 from qgoft.judge import openai
 from qgoft.judge.ratings import median_ratings
-from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, read_prompts, unrated
+from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, read_prompts, unanswered
 from qgoft.train.evaluate import Measured, Outcome
 from qgoft.train.suites.decoder import Decoder
 
@@ -63,18 +63,19 @@ class Vicuna(Decoder):
             box[1] = file.count()
         if accelerator.num_processes > 1:
             broadcast_object_list(box)
-        missing = unrated(self.questions, box[0])
+        missing = unanswered(self.questions, box[0])
         if missing:
             raise QgoftError(
                 f"{len(missing)} of {len(self.questions)} answers have no rating (questions {', '.join(map(str, missing[:5]))}"
                 f"{' ...' if len(missing) > 5 else ''}); judgments.jsonl says why; the same command asks for these alone"
             )
         ratings = median_ratings(box[0])
-        numbers = [question.number for question in self.questions]
+        rated = [question for question in self.questions if question.number in ratings]
+        if not rated:
+            raise QgoftError("the judge has rated no answer; judgments.jsonl holds what it wrote instead")
+        numbers = [question.number for question in rated]
         self.asked, self.failed = box[1]
-        return Outcome(
-            numbers, [ratings[number] for number in numbers], [question.category for question in self.questions], {"score": None}
-        )
+        return Outcome(numbers, [ratings[number] for number in numbers], [question.category for question in rated], {"score": None})
 
     def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
         """The mean rating, that of each category, and the share of judgments that gave no rating, of all that were asked for."""
