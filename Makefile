@@ -23,6 +23,16 @@ FAILFAST ?=
 DETACH ?=
 BENCH ?= cpu
 ARGS ?=
+WHAT_IS_GIVEN = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+KNOWN := PYTHON SUITE ITEM METHOD TASKS SEEDS PROTOCOL MODEL DATA JOBS LAUNCHER NPROC ACCELERATE RECORDS TORCH_INDEX LOCKED FAILFAST DETACH \
+	BENCH ARGS PEFT_GIVENS PEFT_GIVENS_V2 PETL_VIT ADALORA LORA_XS SVFT PSOFT METAMATH HENDRYCKS_MATH LLM_ADAPTERS VENV
+# A misspelled variable would run something else. The program prints what is meant.
+UNKNOWN := $(filter-out $(KNOWN) MAKE% .%,$(WHAT_IS_GIVEN))
+ifneq ($(UNKNOWN),)
+$(info $(shell $(PYTHON) -c 'import difflib, sys; name, *known = sys.argv[1:]; near = difflib.get_close_matches(name, known, 1, 0.5); \
+	print(f"qgoft: unknown variable {name}; known are {chr(32).join(known)}" + (f"; did you mean {near[0]}?" if near else ""))' $(firstword $(UNKNOWN)) $(KNOWN)))
+$(error unknown variable $(firstword $(UNKNOWN)))
+endif
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,7 +40,7 @@ READY := $(VENV)/.ready
 # glibc returns freed memory to the system and has every page faulted in again: small models on a CPU train a tenth faster where it does not.
 KEEP = $(if $(filter pocket,$(PROTOCOL)),MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=67108864)
 RUN_SUITE = $(KEEP) $(PY) scripts/suite.py $(1) --method '$(METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
-	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' $(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
+	--data '$(DATA)' --jobs '$(JOBS)' --launcher '$(LAUNCHER)' --nproc '$(NPROC)' --accelerate '$(ACCELERATE)' --records '$(RECORDS)' $(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
 COMMA := ,
 # The libraries must not look for a GPU's tokenizer threads or a hub that the embedded protocol does not need.
 export TOKENIZERS_PARALLELISM := false
@@ -96,7 +106,7 @@ ITEMS := table1 table2 table3 table4 table10 figure3 psoft-table2 psoft-table3 p
 	psoft-figure3 psoft-figure4 pairing exactness pictures real-glue lambda flexibility
 GIVEN = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 RUN_ITEM = $(KEEP) $(PY) scripts/paper.py $(1) --method '$(call GIVEN,METHOD)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' \
-	--data '$(DATA)' --jobs $(JOBS) --launcher '$(LAUNCHER)' --nproc $(NPROC) --accelerate '$(ACCELERATE)' --records '$(RECORDS)' \
+	--data '$(DATA)' --jobs '$(JOBS)' --launcher '$(LAUNCHER)' --nproc '$(NPROC)' --accelerate '$(ACCELERATE)' --records '$(RECORDS)' \
 	$(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
 
 # MMLU of real decoders is scored by lm-eval.
@@ -113,7 +123,7 @@ paper: $(READY) ## every table and figure of both papers that PROTOCOL has (ITEM
 	@$(call RUN_ITEM,all) $(ARGS)
 
 report: $(READY) ## results/report.html and all tables and figures from the records that are there (RECORDS=measured: the committed ones)
-	@$(PY) scripts/report.py --records '$(RECORDS)' --jobs $(JOBS) $(ARGS)
+	@$(PY) scripts/report.py --records '$(RECORDS)' --jobs '$(JOBS)' $(ARGS)
 
 # A directory each: checkouts of the authors' code, at the commits of docs/fidelity.md.
 CHECKOUTS := PEFT_GIVENS PEFT_GIVENS_V2 PETL_VIT ADALORA LORA_XS SVFT PSOFT METAMATH HENDRYCKS_MATH LLM_ADAPTERS
@@ -140,10 +150,10 @@ smoke: $(READY) ## a tiny run through to a table cell, in a minute
 	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.evaluations=1 results.root=results/smoke
 
 bench: $(READY) ## time and memory against LoRA, every rival in one run, half an hour (BENCH=paper: the papers' shapes, on a GPU)
-	@$(PY) scripts/bench.py --set $(BENCH) $(ARGS)
+	@$(PY) scripts/bench.py --set '$(BENCH)' $(ARGS)
 
 counts: $(READY) ## trainable parameters of every method on the papers' shapes, beside the published counts
-	@$(PY) scripts/counts.py
+	@$(PY) scripts/counts.py --method '$(call GIVEN,METHOD)' $(ARGS)
 
 status: $(READY) ## the ledger: what is done, runs, failed or is planned of SUITE with METHOD, or of ITEM (a table, or all)
 	@$(if $(ITEM),$(call RUN_ITEM,$(ITEM)),$(call RUN_SUITE,$(SUITE))) --action status $(ARGS)
@@ -161,8 +171,14 @@ help: ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 18
 	@echo
-	@echo "items of the papers:"; echo "  $(ITEMS)" | fold -s -w 110 | sed 's/^ */  /'
+	@echo "items of the papers:"; echo "  $(ITEMS)" | fold -s -w 76 | sed 's/^ */  /'
 	@echo
-	@echo "names and defaults: SUITE=glue (of status and fetch)  METHOD=qgoft (list; lora@r2 for a variant)  TASKS= (list, all)  SEEDS= (list, 0)  PROTOCOL=pocket"
-	@echo "  MODEL= DATA= (directory instead of the hub)  JOBS=cores  LAUNCHER=basic|joblib|submitit_local|submitit_slurm  NPROC=1 (torchrun)  ACCELERATE=fsdp2|deepspeed_zero2"
-	@echo "  RECORDS=runs|measured (what tables read)  TORCH_INDEX= (wheel index for a CPU-only torch)  LOCKED= (packages by their ranges)  FAILFAST=1  ARGS= (Hydra overrides)"
+	@echo "names and defaults:"
+	@echo "  SUITE=glue (of status and fetch)       METHOD=qgoft (a list; lora@r2 for a variant)"
+	@echo "  TASKS= (a list; all)                   SEEDS= (a list or a range, 0-4; 0)"
+	@echo "  PROTOCOL=pocket                        MODEL=  DATA= (a directory, not the hub)"
+	@echo "  JOBS=cores                             NPROC=1 (processes of a run, torchrun)"
+	@echo "  LAUNCHER=basic|joblib|submitit_local|submitit_slurm"
+	@echo "  ACCELERATE=fsdp2|deepspeed_zero2       RECORDS=runs|measured (what tables read)"
+	@echo "  TORCH_INDEX= (wheels of torch)         LOCKED=1 (empty: newest packages)"
+	@echo "  FAILFAST=1  DETACH=1                   ARGS= (Hydra overrides, options of a script)"

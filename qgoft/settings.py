@@ -4,6 +4,7 @@ A field that moves a number takes part in the key of the record; those listed in
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -186,18 +187,17 @@ class RunSettings:
         ):
             if value not in allowed:
                 raise QgoftError(f"{name} is {value!r}; allowed are {', '.join(allowed)}; change {name}")
-        if self.seed < 0:
-            raise QgoftError(f"seed is {self.seed}; allowed are 0 and above; change seed")
         if self.train.epochs is None and self.train.max_steps is None:
             raise QgoftError("neither train.epochs nor train.max_steps is set; set one of them")
-        for name, number in (
-            ("train.epochs", self.train.epochs),
-            ("train.max_steps", self.train.max_steps),
-            ("train.batch_size", self.train.batch_size),
-            ("train.accumulation", self.train.accumulation),
-            ("train.eval_steps", self.train.eval_steps),
-            ("judge.repeats", self.judge.repeats),
-        ):
+        for name, (low, high) in RANGES.items():
+            node: Any = self
+            for part in name.split("."):
+                node = getattr(node, part)
+            if node is not None and not low <= node <= high:
+                raise QgoftError(f"{name} is {node}; allowed are {low:,} to {high:,}; change {name}")
+        if self.train.max_length < SHORTEST and self.task.suite != "vtab":  # whose images have no length
+            raise QgoftError(f"train.max_length is {self.train.max_length}; allowed are {SHORTEST} and more; change train.max_length")
+        for name, number in (("train.epochs", self.train.epochs), ("optim.clip", self.optim.clip), ("judge.timeout", self.judge.timeout)):
             if number is not None and number <= 0:
                 raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
         for name, rate in (
@@ -216,11 +216,6 @@ class RunSettings:
             raise QgoftError(
                 f"model.dtype={self.model.dtype}: its head is trained in float32, and without autocast the two do not meet; set train.precision=bf16, or "
                 "model.dtype=float32"
-            )
-        if self.results.checkpoint_seconds is not None and self.results.checkpoint_seconds < 0:
-            raise QgoftError(
-                f"results.checkpoint_seconds is {self.results.checkpoint_seconds}; allowed are 0 (after every step), more, or null for none; "
-                "change results.checkpoint_seconds"
             )
         if self.selection == "best_validation" and self.splits in ("validation", "whole", "train800"):
             raise QgoftError(
@@ -247,6 +242,33 @@ class RunSettings:
             raise QgoftError(f"selection=best_reported does not exist for suite {self.task.suite}; use last or best_validation")
 
 
+SHORTEST = 4  # tokens of a row: three special ones and a word
+# Lowest and highest value of a number, where null does not stand for another one. Beyond, a value is a slip: it would be trained with.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # as numpy's
+    "train.epochs": (0, 10_000),
+    "train.max_steps": (1, 10**9),
+    "train.batch_size": (1, 10**6),
+    "train.accumulation": (1, 10**6),
+    "train.eval_batch_size": (1, 10**6),
+    "train.evaluations": (1, 500),
+    "train.eval_steps": (1, 10**9),
+    "train.max_length": (0, 10**6),
+    "train.held_out": (0, 10**9),
+    "optim.lr": (0, 1e30),
+    "optim.head_lr": (0, 1e30),
+    "optim.weight_decay": (0, 1_000),
+    "optim.warmup": (0, 10**9),
+    "optim.floor": (0, 1_000),
+    "method.penalty": (0, 10**6),
+    "judge.repeats": (1, 100),
+    "judge.retries": (0, 100),
+    "judge.temperature": (0, 2),
+    "judge.max_tokens": (1, 10**6),
+    "judge.price_input": (0, 10**6),
+    "judge.price_output": (0, 10**6),
+    "results.checkpoint_seconds": (0, 10**6),
+}
 SELECTIONS = ("last", "best_validation", "best_reported")
 SPLITS = ("test", "halves", "seeded_halves", "validation", "whole", "train800")
 DECODER_SUITES = ("instruct", "math", "commonsense")
@@ -367,6 +389,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         return [_convert(inner[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(inner[1], item, f"{name}.{k}") for k, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise QgoftError(f"{name} is {value}; a finite number is needed; change {name}")
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from _plan import Cell, announce, generate, identify_all, name_origins
-from _settings import choices, name_of
-from _sweep import Means, sweep
+from _plan import Cell, announce, generate, identify_all, name_origins, spell_runs
+from _settings import check_choice, choices, name_of
+from _sweep import LAUNCHERS, Means, sweep
 from _tables import MEASURED, Library
 
 from qgoft.errors import QgoftError, choose
@@ -45,6 +45,11 @@ def check_means(arguments: argparse.Namespace) -> None:
     Raises:
         QgoftError: naming what came and what is allowed.
     """
+    check_choice("protocol", arguments.protocol)
+    if arguments.model:
+        check_choice("model", arguments.model)
+    if arguments.launcher:
+        choose("launcher", arguments.launcher, list(LAUNCHERS), "change LAUNCHER")
     for name in ("jobs", "nproc"):
         if getattr(arguments, name) < 1:
             raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: at least 1 process is needed")
@@ -126,7 +131,7 @@ def show_status(cells: list[Cell], identities: list[Identity]) -> None:
         state, reason = identity.state()
         count[state] = count.get(state, 0) + 1
         print(f"{cell.where:<44} {identity.key[:12]}  {state}{f': {reason}' if reason else ''}")
-    print(f"{len(cells)} runs: " + ", ".join(f"{number} {state}" for state, number in count.items()))
+    print(f"{spell_runs(len(cells))}: " + ", ".join(f"{number} {state}" for state, number in count.items()))
 
 
 def announce_downloads(cells: list[Cell]) -> None:

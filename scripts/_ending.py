@@ -1,11 +1,22 @@
 """How a command ends: what is wrong with the input comes out as one line, and the exit code says so."""
 
+import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from qgoft.errors import DISK_ERRORS, QgoftError
 from qgoft.records import RecordError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all mistakes are."""
+
+    def error(self, message: str) -> NoReturn:
+        # make sets most options: the message names its variable.
+        message = re.sub(r"argument --([a-z]+)", lambda found: f"argument --{found[1]} ({found[1].upper()} of make)", message)
+        raise QgoftError(f"{message}; `python {self.prog} --help` lists what there is")
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:

@@ -25,7 +25,7 @@ from qgoft.ledger import Identity, identify, key_from_record, rekey
 from qgoft.pocket.data import cache_folder, is_generated, pocket_files
 from qgoft.records import base_model, write_atomically
 from qgoft.report.items import Record
-from qgoft.settings import DECODER_SUITES, RunSettings, settings_from_dict, settings_from_record, settings_in_key
+from qgoft.settings import DECODER_SUITES, RANGES, RunSettings, settings_from_dict, settings_from_record, settings_in_key
 from qgoft.tasks.sources import find_data, find_model, split_names
 
 # Settings to compose, from which several processes are worth starting.
@@ -33,6 +33,8 @@ MANY = 12
 # Composed settings that are kept on disk; beyond, the file begins anew.
 KEPT = 20_000
 ROOT = "results.root="
+# Seeds of a range.
+MOST_SEEDS = 1000
 # Seconds of one run where no record tells: only the embedded protocol has a known size. A decoder's training is shared by its tasks.
 TYPICAL_SECONDS = {"pocket": {"glue": 11, "squad": 23, "vtab": 4, "instruct": 9, "math": 11, "commonsense": 5}}
 RANDOM_MODELS = {
@@ -87,6 +89,45 @@ class PlannedItem:
 def split_list(text: str) -> list[str]:
     """The names of a comma list, each once."""
     return list(dict.fromkeys(item for item in text.split(",") if item))
+
+
+def split_seeds(text: str) -> list[str]:
+    """Return the seeds of a comma list of numbers and ranges, each once: 0,2-4 -> 0, 2, 3, 4."""
+    seeds: list[str] = []
+    for item in split_list(text):
+        first, dash, last = item.partition("-")
+        if dash and first.isdigit() and last.isdigit() and 0 <= int(last) - int(first) < MOST_SEEDS:
+            seeds += [str(seed) for seed in range(int(first), int(last) + 1)]
+        else:
+            check_seed(item)
+            seeds.append(str(int(item)))
+    return list(dict.fromkeys(seeds))
+
+
+def check_seed(seed: str) -> None:
+    """Refuse what no random generator takes as a seed.
+
+    Raises:
+        QgoftError: naming what came.
+    """
+    low, high = RANGES["seed"]
+    if not (seed.isascii() and seed.isdigit()) or not low <= int(seed) <= high:
+        raise QgoftError(f"seed {seed!r}: allowed are whole numbers from {low} to {high}; SEEDS is a list or a range such as 0,1,2 or 0-2")
+
+
+def check_variants(variants: set[tuple[str, str]]) -> None:
+    """Refuse a variant that its method does not have, before anything is planned with it.
+
+    Raises:
+        QgoftError: naming the form that is needed.
+    """
+    if not variants:
+        return
+    from qgoft.methods.base import REGISTRY, parse_variant  # imports torch, which a plan without variants does not need
+
+    for method, variant in sorted(variants):
+        if method in REGISTRY:
+            parse_variant(REGISTRY[method], variant)
 
 
 def method_words(name: str) -> list[str]:
@@ -194,8 +235,8 @@ def compose_cells(asked: Sequence[tuple[str, ...]], seeds: Sequence[str], jobs: 
 def compose_seeded(asked: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], jobs: int) -> list[Cell]:
     """One cell per words and each of their seeds."""
     for seed in dict.fromkeys(seed for _, seeds in asked for seed in seeds):
-        if not seed.isdigit():
-            raise QgoftError(f"seed {seed!r} is no number; SEEDS is a list such as 0,1,2")
+        check_seed(seed)
+    check_variants({(named(words)["method"], named(words)["method.variant"]) for words, _ in asked if "method.variant" in named(words)})
     every = zip(asked, compose_all([words for words, _ in asked], jobs), strict=True)
     return [
         Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed)))
@@ -419,7 +460,11 @@ def announce(title: str, cells: Sequence[Cell], left: Sequence[Cell], records: S
         forecast = f"{on}; how long is not known yet"
     else:
         forecast = f"about {spell_time(seconds / jobs)} {on}"
-    print(f"{title}, protocol {protocol}: {len(cells)} runs planned, {len(cells) - len(left)} done, {forecast}", flush=True)
+    print(f"{title}, protocol {protocol}: {spell_runs(len(cells))} planned, {len(cells) - len(left)} done, {forecast}", flush=True)
+
+
+def spell_runs(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'}"
 
 
 def spell_time(seconds: float) -> str:

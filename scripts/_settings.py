@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, choose, hint
 from qgoft.settings import RunSettings, moves_a_number, settings_from_dict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -158,7 +158,30 @@ def settings_of(config: DictConfig) -> RunSettings:
     if f"{here}_classes" in task:
         task["options"] = {**task.get("options", {}), "classes": task.pop(f"{here}_classes")}
     data["task"] = {name: value for name, value in task.items() if not name.startswith(f"{other}_")}
+    check_options(data["method"])
     return settings_from_dict(data)
+
+
+def check_options(method: dict[str, Any]) -> None:
+    """Refuse options that the method does not have: they would be ignored.
+
+    Raises:
+        QgoftError: naming the option and those that the method has.
+    """
+    own = list(method_config(method["name"]).get("options", {}))
+    for name in method.get("options", {}):
+        if name not in own:
+            known = f"it has {', '.join(own)}" if own else "it has none"
+            raise QgoftError(
+                f"method.options.{name}: method {method['name']} has no such option; {known}; remove or rename it{hint(name, own)}"
+            )
+
+
+@functools.cache
+def method_config(name: str) -> dict[str, Any]:
+    """Return the file of a method, unresolved."""
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
+    return config
 
 
 def line_of(table: DictConfig, name: str) -> Any:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from _ending import leave
+from _ending import Parser, leave
 from _settings import CONFIGS, REPOSITORY
 
 from qgoft import audit
@@ -117,7 +117,7 @@ def print_findings(findings: list[Finding], checked: dict[str, int]) -> None:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=", ".join(CHECKS))
     parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root")
     parser.add_argument("--write", type=Path, help="results/published/audit.json, after a change of the transcribed figures or of a check")

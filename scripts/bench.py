@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _ending import leave
+from _ending import Parser, leave
 
 from qgoft import records
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
@@ -37,6 +37,7 @@ from qgoft.errors import choose, one_line
 from qgoft.ops.givens.paths import triton_works
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.report.cost import KEPT, SYSTEM
+from qgoft.report.layout import terminal_width
 from qgoft.train.quiet import quiet_libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def rivals_for(shape: Shape, wanted: list[str] | None) -> list[Rival]:
 
 def show(record: dict, folder: Path) -> None:
     for table in all_tables(record):
-        print(table.terminal())
+        print(table.terminal(terminal_width()))
         table.write(folder)
     hardware = record["hardware"]
     print(f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads; allocator: {record['allocator']}")
@@ -226,7 +227,7 @@ def write(record: dict, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="cpu", help="cpu, or the papers' shapes: paper")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--only", help="part of the name of a shape")

@@ -7,7 +7,6 @@ python scripts/build_pocket.py vision --write            replaces the shipped we
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _ending import Parser, leave
 
 from qgoft.pocket import pretrain, pretrain_decoder, pretrain_vision
 from qgoft.pocket.weights import FOLDER
@@ -83,7 +83,7 @@ def save(backbone: Backbone, made: Any, folder: Path, scores: dict[str, float]) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", choices=list(BACKBONES))
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true")
@@ -110,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from _ending import leave
+from _ending import Parser, leave
 from _plan import is_current
 
 from qgoft.errors import QgoftError
@@ -20,7 +20,7 @@ from qgoft.records import file_checksums, find_records
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--protocol", default="pocket")

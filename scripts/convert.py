@@ -9,13 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from _ending import leave
+from _ending import Parser, leave
 
 from qgoft.errors import QgoftError
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["release", "export"])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)

@@ -4,18 +4,23 @@
 Shapes alone are built; no weights are needed. Every real build checks the same formulas (qgoft/methods/base.py).
 """
 
+import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import yaml
+from _ending import Parser, leave
+from _plan import split_list
 from _settings import CONFIGS, REPOSITORY
 from torch import nn
 
+from qgoft.errors import QgoftError, choose
 from qgoft.methods.base import REGISTRY, Method, find_targets, parse_variant
 from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
-from qgoft.report.layout import Table
+from qgoft.report.layout import Table, terminal_width
 from qgoft.report.published import load_figures
 from qgoft.settings import method_label
 
@@ -99,8 +104,8 @@ def verdict(number: int, printed: Printed, total: int, notes: list[str]) -> str:
     return f"({notes.index(reason) + 1})"
 
 
-def build_table() -> Table:
-    """All methods on all models and target sets of the papers."""
+def build_table(methods: Sequence[str]) -> Table:
+    """Return the counts of some methods on all models and target sets of the papers."""
     table = Table("counts", "trainable parameters, head excluded", ["model", "layers", "method", "count", "published", "where", ""])
     models: dict[str, nn.Module] = {}
     reasons: list[str] = []
@@ -109,7 +114,9 @@ def build_table() -> Table:
         spec = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
         total = sum(p.numel() for p in model.parameters())
         table.rules.append(len(table.rows))
-        asked = {**printed, **{(m, USUAL.get(m, m)): [] for m in REGISTRY if m not in {known for known, _ in printed}}}
+        others = {m: usual_variant(m) for m in REGISTRY if m not in {known for known, _ in printed}}
+        asked = {**printed, **{(m, variant): [] for m, variant in others.items() if variant is not None}}
+        asked = {(m, variant): places for (m, variant), places in asked.items() if m in methods}
         order = [m for m in METHODS if m in REGISTRY] + sorted(set(REGISTRY) - set(METHODS))
         for method, variant in sorted(asked, key=lambda row: (order.index(row[0]), int("0" + re.sub(r"\D", "", row[1])))):
             layers = own_targets(method, targets) if REGISTRY[method].count else "-"
@@ -128,12 +135,30 @@ def build_table() -> Table:
     return table
 
 
-def main() -> int:
-    table = build_table()
-    print(table.terminal())
+def usual_variant(method: str) -> str | None:
+    """Return the variant that stands for a method of which no table names one: that of its recipes, or its own name."""
+    if method in USUAL:
+        return USUAL[method]
+    recipes = (yaml.safe_load(path.read_text("utf-8")) for path in sorted((CONFIGS / "recipe").glob(f"*/{method}.yaml")))
+    named = next((str(recipe["variant"]) for recipe in recipes if recipe and "variant" in recipe), method)
+    try:
+        parse_variant(REGISTRY[method], named)
+    except QgoftError:
+        return None
+    return named
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="", help="comma list; default all")
+    methods = split_list(parser.parse_args(words).method)
+    for method in methods:
+        choose("method", method, list(REGISTRY), "change METHOD")
+    table = build_table(methods or list(REGISTRY))
+    print(table.terminal(terminal_width()))
     table.write(REPOSITORY / "results" / "tables")
     return 1 if any(row[-1] == "DIFFERS" for row in table.rows) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(lambda: main(sys.argv[1:]))

@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import peft
 import torch
-from _ending import leave
+from _ending import Parser, leave
 from datasets import Dataset
 from torch import Tensor, nn
 
 import qgoft  # noqa: F401  (registers the tuners)
 from qgoft.errors import QgoftError
 from qgoft.methods.base import REGISTRY, Context, parse_variant
-from qgoft.report.layout import Table
+from qgoft.report.layout import Table, terminal_width
 from qgoft.tasks import answers, published_rules
 from qgoft.tuners import GoftConfig
 
@@ -408,7 +408,7 @@ def commit_of(folder: Path) -> str:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, (repository, _) in CHECKS.items():
         parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"checkout of {repository}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="benchmark data (docs/data.md): more pairs of results for MATH's rules")
@@ -427,7 +427,9 @@ def main(words: list[str]) -> int:
             rows.append([CHECKS[option][0].partition("/")[2], commit_of(folder), *finding[:2], "yes" if finding.is_same else "NO"])
             is_same &= finding.is_same
     print(
-        Table("fidelity", "Agreement with the authors' code", ["repository", "commit", "compared", "difference", "agrees"], rows).terminal()
+        Table("fidelity", "Agreement with the authors' code", ["repository", "commit", "compared", "difference", "agrees"], rows).terminal(
+            terminal_width()
+        )
     )
     return 0 if is_same else 1
 

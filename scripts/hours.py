@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from _ending import leave
+from _ending import Parser, leave
 from _plan import Narrowing
 from _settings import REPOSITORY, model_files
 from paper import compose_parts, own_items, plan_items
 from torch import nn
 
 from qgoft.models.architectures import build_shapes
-from qgoft.report.layout import Table
+from qgoft.report.layout import Table, terminal_width
 from qgoft.settings import DECODER_SUITES, RunSettings
 from qgoft.train.optim import count_steps, evaluation_steps
 from qgoft.train.run import MODE_OF_SCORES
@@ -173,14 +173,14 @@ def build_table(found: Estimate, speed: tuple[float, float]) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", type=float, nargs=2, default=SPEED, metavar=("FLOAT32", "BFLOAT16"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="keep the estimate")
     arguments = parser.parse_args()
     speed = (arguments.speed[0], arguments.speed[1])
     found = estimate(speed, arguments.jobs)
-    print(build_table(found, speed).terminal())
+    print(build_table(found, speed).terminal(terminal_width()))
     if arguments.write:
         kept = {protocol: {name: asdict(total(tasks)) for name, tasks in items.items()} for protocol, items in found.items()}
         a_run = {

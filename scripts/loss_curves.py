@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from _ending import leave
+from _ending import Parser, leave
 from _settings import choices, compose_settings
 
 FILE = Path(__file__).resolve().parents[1] / "tests" / "train" / "loss_curves.json"
@@ -53,7 +53,7 @@ def checksum() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     from qgoft.train.quiet import quiet_libraries

@@ -9,16 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from _ending import leave
+from _ending import Parser, leave
 from _settings import REPOSITORY
 
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
+from qgoft.report.layout import terminal_width
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", default="runs", choices=["runs", "measured"])
     parser.add_argument("--suite", default="glue")
     parser.add_argument("--protocol", default="pocket")
@@ -31,7 +32,7 @@ def main(words: list[str]) -> int:
             "methods that turn their input first, such as make glue METHOD=qgoft,oft"
         )
     table = build_trace_table(traces, arguments.protocol, arguments.suite)
-    print(table.terminal())
+    print(table.terminal(terminal_width()))
     table.write(arguments.root / "tables")
     print("   ".join(str(path) for path in draw_traces(traces, arguments.root / "figures")))
     return 0

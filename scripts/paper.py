@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _command import INTERRUPTED, act, add_means, check_means, run_words
-from _ending import leave
-from _plan import ROOT, Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, named, read_items, split_list
+from _ending import Parser, leave
+from _plan import ROOT, Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, named, read_items, split_list, split_seeds
 from _settings import check_choice
 from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
 from qgoft.errors import QgoftError, choose
 from qgoft.report.cost import cost_tables, read_bench
 from qgoft.report.items import ITEMS, Item
-from qgoft.report.layout import Table
+from qgoft.report.layout import Table, terminal_width
 from qgoft.report.scores import Row
 from qgoft.report.win_rates import build_categories, build_win_rates
 from qgoft.settings import method_label
@@ -153,7 +153,7 @@ def _shorten(reasons: Sequence[str]) -> list[str]:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("items", help="comma list of items, or all")
     parser.add_argument("--method", default="", help="comma list, to narrow or to add rows; default the item's")
     parser.add_argument("--tasks", default="", help="comma list, to narrow")
@@ -168,7 +168,7 @@ def narrowing(arguments: argparse.Namespace) -> Narrowing:
     """What the command line asks of every item."""
     if arguments.model:
         check_choice("model", arguments.model)
-    lists = (tuple(split_list(text)) for text in (arguments.method, arguments.tasks, arguments.seeds))
+    lists = (tuple(split_list(arguments.method)), tuple(split_list(arguments.tasks)), tuple(split_seeds(arguments.seeds)))
     return Narrowing(arguments.protocol, *lists, arguments.model, arguments.data, tuple(run_words(arguments.overrides)))
 
 
@@ -200,7 +200,7 @@ def main(words: list[str]) -> int:
             for table in tables:
                 written = write_tables([table], root)
                 if not table.name.endswith("-paired"):
-                    print(f"\n{table.terminal()}\n{written}")
+                    print(f"\n{table.terminal(terminal_width())}\n{written}")
 
     if not cells:
         show([])

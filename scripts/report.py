@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _ending import leave
+from _ending import Parser, leave
 from _plan import KnownSeconds, Narrowing, known_seconds, named, sum_seconds
 from _settings import REPOSITORY, choices, model_files
 from _tables import Library, read_library
@@ -227,7 +227,7 @@ def left_section(left: Sequence[Left], benches: Sequence[str]) -> Section | None
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", default="runs", choices=["runs", "measured"])
     parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root of the records")
     parser.add_argument("--out", type=Path, help="where tables, figures and the page go; default: --root")

@@ -7,14 +7,14 @@ python scripts/rescore.py results/runs/<key> --merge
 import argparse
 from pathlib import Path
 
-from _ending import leave
+from _ending import Parser, leave
 
 # Points of a percentage: rounding may turn single items whose logits are equal to seven digits. Nats a token; and points of 1 to 10.
 TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
     parser.add_argument("--model-path", help="directory of the base model, where it did not come from the hub")

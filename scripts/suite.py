@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 from _command import INTERRUPTED, act, add_means, check_means, run_words
-from _ending import leave
-from _plan import Cell, common_words, compose_cells, method_words, protocol_seeds, split_list
+from _ending import Parser, leave
+from _plan import Cell, common_words, compose_cells, method_words, protocol_seeds, split_list, split_seeds
 from _settings import check_choice, choices, gap
 from _tables import MEASURED, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
 from qgoft.errors import QgoftError
-from qgoft.report.items import BESIDE, SUITES
+from qgoft.report.items import SUITES, item_of
+from qgoft.report.layout import terminal_width
 from qgoft.report.win_rates import build_categories, build_win_rates
 
 
@@ -47,7 +48,7 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
             if task not in known:
                 raise QgoftError(f"unknown task {task!r} of suite {suite}; allowed are {', '.join(known)}; change TASKS")
             asked.append((*common, f"task={suite}/{task}", *method_words(method)))
-    return compose_cells(asked, split_list(arguments.seeds), arguments.jobs)
+    return compose_cells(asked, split_seeds(arguments.seeds), arguments.jobs)
 
 
 def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) -> None:
@@ -55,19 +56,22 @@ def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) ->
     rows = collect_rows(cells, library.shelf)
     shown = {row.label for row in rows}
     rows += control_rows(arguments.protocol, arguments.suite, arguments.model, shown, split_list(arguments.method), arguments.jobs)
-    tables = score_tables(arguments.suite, arguments.protocol, rows, library, BESIDE[arguments.suite, arguments.protocol])
+    item = item_of(arguments.suite, arguments.protocol).only(
+        [task.removeprefix(f"{arguments.suite}/") for task in split_list(arguments.tasks)]
+    )
+    tables = score_tables(arguments.suite, arguments.protocol, rows, library, item)
     written = write_tables(tables, root)
     print()
-    print(tables[0].terminal())
+    print(tables[0].terminal(terminal_width()))
     for table in rating_tables(arguments.protocol, rows, library, [build_categories, build_win_rates]):
         write_tables([table], root)
-        print(table.terminal())
+        print(table.terminal(terminal_width()))
     runs = os.path.relpath(MEASURED / "*") if library.is_committed else f"{root}/{arguments.records}"
     print(f"{written}   {runs}/*/record.json   (make report for the page)")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=sorted({name.partition("/")[0] for name in choices("task")}))
     parser.add_argument("--method", default="qgoft", help="comma list; name or name@variant")
     parser.add_argument("--tasks", default="", help="comma list, without the suite; default all")
@@ -78,7 +82,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_means(arguments)
     if not split_list(arguments.seeds):
         check_choice("protocol", arguments.protocol)
-        arguments.seeds = ",".join(protocol_seeds(arguments.protocol)) if arguments.all_seeds else "0"
+        # Committed records are of all seeds of their protocol.
+        every = arguments.all_seeds or arguments.records == "measured"
+        arguments.seeds = ",".join(protocol_seeds(arguments.protocol)) if every else "0"
     return arguments
 
 

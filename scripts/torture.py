@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from _ending import exit_code, leave
+from _ending import Parser, exit_code, leave
 from _settings import REPOSITORY, compose_settings
 
 from qgoft.errors import QgoftError
@@ -373,7 +373,7 @@ class Torment:
     def __init__(self, folder: Path, seed: int):
         self.rng = random.Random(seed)
         self.folder, self.data = folder, folder / "data"
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
         folder.mkdir(parents=True)
         self.log = folder / "log.txt"
         self.runs = short_runs(folder / "results", self.data)
@@ -532,7 +532,7 @@ def torment(arguments: argparse.Namespace) -> int:
 def kill_sweeps(arguments: argparse.Namespace) -> int:
     """A sweep that is killed at random moments, and one that is not."""
     rng = random.Random(arguments.seed)
-    shutil.rmtree(arguments.folder, ignore_errors=True)
+    clear(arguments.folder)
     arguments.folder.mkdir(parents=True)
     # A run of its own would be over before a checkpoint is due.
     words = ["glue", "--method", arguments.method, "--jobs", "2", "results.checkpoint_seconds=1", *arguments.overrides]
@@ -577,7 +577,7 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         finally:
             spent.append(time.monotonic() - began)
 
-    shutil.rmtree(arguments.folder, ignore_errors=True)
+    clear(arguments.folder)
     words = [f"method={arguments.method}", "task=glue/rte", "results.checkpoint_seconds=1", *arguments.overrides]
     with mock.patch.object(Checkpoints, "save", timed):
         for number in range(arguments.number):
@@ -608,6 +608,20 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return 0
+
+
+def clear(folder: Path) -> None:
+    """Make a directory of this script empty.
+
+    Raises:
+        QgoftError: it holds files and was not made by this script.
+    """
+    mark = folder / ".torture"
+    if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise QgoftError(f"--folder={folder} was not made by this script and is not empty; name a new or an empty directory")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
 
 
 def single_run(words: list[str]) -> "subprocess.Popen[bytes]":
@@ -664,7 +678,7 @@ def check_same(one: Path, two: Path) -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["faults", "kills", "cost"])
     parser.add_argument("overrides", nargs="*", help="of the sweep or the run, such as train.max_steps=60")
     parser.add_argument("--number", type=int, required=True, help="of faults or kills, or of runs to be timed")

@@ -19,7 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import yaml
-from _ending import leave
+from _ending import Parser, leave
 from _plan import Cell, compose_all, identify_all
 from _settings import CONFIGS
 
@@ -126,7 +126,7 @@ def write_recipe(path: Path, suites: list[str], rate: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--methods", type=lambda text: text.split(","))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())

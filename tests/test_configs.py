@@ -130,7 +130,7 @@ def test_experiments_compose_or_say_why_not(experiment):
         (["selection=best"], r"selection is 'best'; allowed are last"),
         (["train.max_stepss=3"], r"do not compose.*max_stepss"),
         (["train.max_steps=many"], r"train.max_steps is 'many' of type str; a int is needed"),
-        (["train.max_steps=0"], r"positive"),
+        (["train.max_steps=0"], r"allowed are 1 to"),
         (["train.max_steps=null"], r"neither train.epochs nor train.max_steps"),
         (["protocol=goft_icml24", "selection=best_validation"], r"no rows left to choose on"),
     ],

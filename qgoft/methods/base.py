@@ -114,6 +114,8 @@ class Adapted:
 
 
 REGISTRY: dict[str, Method] = {}
+# Of a number in a variant: no layer is wider.
+LARGEST = 65_536
 
 
 def register(method: Method) -> Method:
@@ -154,8 +156,10 @@ def parse_variant(method: Method, variant: str) -> Values:
                 f"variant {variant!r} of method {method.name}: {word!r} cannot follow {wanted}; allowed are {allowed}, each once"
             )
         values[name] = int(match[2] or 1)
-    if values and min(values.values()) < 1:
-        raise QgoftError(f"variant {variant!r} of method {method.name}: the numbers must be at least 1")
+    if values and not 1 <= min(values.values()) <= max(values.values()) <= LARGEST:
+        raise QgoftError(
+            f"variant {variant!r} of method {method.name}: allowed are numbers from 1 to {LARGEST:,}; change METHOD or method.variant"
+        )
     return values
 
 

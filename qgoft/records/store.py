@@ -39,7 +39,7 @@ def write_atomically(path: Path, text: str) -> Path:
         OSError: it cannot be written; nothing half is left.
     """
     with replaced(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -70,7 +70,7 @@ def read_record(path: Path) -> dict[str, Any]:
         RecordError: it is not JSON, not whole or not as it was written; the message names the file.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         # Those of the first versions have none.
         stated = content.pop("checksum", None) if isinstance(content, dict) else None
         record: dict[str, Any] = validate(content)

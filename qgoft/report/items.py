@@ -4,8 +4,8 @@ A measured cell is found in records by task and metric, or in what a run cost. I
 """
 
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 Record = dict[str, Any]
@@ -84,6 +84,11 @@ class Item:
     @property
     def name(self) -> str:
         return self.own_name or (self.table if self.paper.startswith("goft") else f"psoft-{self.table}")
+
+    def only(self, tasks: Sequence[str]) -> "Item":
+        """Return the item with the columns of some tasks and no average; all of it if none are named, or none is left."""
+        columns = tuple(column for column in self.columns if column.task in tasks)
+        return replace(self, columns=columns, groups=(), has_average=False) if columns and len(columns) < len(self.columns) else self
 
     def is_comparable(self, protocol: str) -> bool:
         return protocol in self.protocols
@@ -278,6 +283,13 @@ BESIDE = {
     ("commonsense", "pocket"): PSOFT_TABLE5,
     ("commonsense", "psoft_iclr26"): PSOFT_TABLE5,
 }
+
+
+def item_of(suite: str, protocol: str) -> Item:
+    """Return the table of a suite under a protocol; a protocol of one's own has that of the embedded one, without comparisons."""
+    return BESIDE.get((suite, protocol), BESIDE[suite, "pocket"])
+
+
 SUITES = {
     "glue": "GLUE",
     "squad": "SQuAD v1.1",

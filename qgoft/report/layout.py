@@ -2,9 +2,15 @@
 
 import csv
 import io
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from qgoft.records import write_atomically
 
 LATEX = str.maketrans(
     {c: "\\" + c for c in "&%$#_{}"}
@@ -12,7 +18,7 @@ LATEX = str.maketrans(
     | {"<": "$<$", ">": "$>$", "†": "$\\dagger$", "\n": " "}
 )
 # What a judge or a data set wrote may stand in a reason: it must not become markup.
-MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`"})
+MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`", "[": "\\[", "]": "\\]"})
 
 
 def _latex(text: str) -> str:
@@ -24,8 +30,26 @@ def _markdown(text: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """No line ends, of which a judge's text may hold any kind."""
-    return " ".join(text.splitlines())
+    """Return a text without line ends and control characters, of which a record or a judge's text may hold any kind."""
+    return "".join(letter for letter in " ".join(text.splitlines()) if letter.isprintable())
+
+
+def _csv(text: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula; numbers keep their sign."""
+    text = _flat(text)
+    return f"'{text}" if text[:1] in ("=", "@", "+", "-") and not re.match(r"[-+]?(\d|\.\d|$)", text) else text
+
+
+def _fold(widths: Sequence[int], width: int | None) -> list[list[int]]:
+    """Return the columns of each part of a table, the first column in all of them."""
+    parts, used = [[0]], widths[0]
+    for column in range(1, len(widths)):
+        if width is not None and used + 2 + widths[column] > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = widths[0]
+        parts[-1].append(column)
+        used += 2 + widths[column]
+    return parts
 
 
 def _one_line(text: str) -> str:
@@ -58,17 +82,25 @@ class Table:
             for i, row in enumerate(self.rows)
         ]
 
-    def terminal(self) -> str:
-        lines = [self.columns, *self.rows]
+    def terminal(self, width: int | None = None) -> str:
+        """Return the table as aligned text.
+
+        Args:
+            width: columns of the terminal; a wider table is folded: its columns go on below, behind the first one again. None: no limit.
+        """
+        lines = [[_flat(cell) for cell in line] for line in (self.columns, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        out = [self.title]
-        for number, line in enumerate(lines):
-            if number - 1 in self.rules or number == 1:
-                out.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-            out.append(
-                "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-            )
-        return "\n".join([*out, *self.notes]) + "\n"
+        out = [_flat(self.title)]
+        for part in _fold(widths, width):
+            out += [""] if len(out) > 1 else []
+            for number, line in enumerate(lines):
+                if number - 1 in self.rules or number == 1:
+                    out.append("-" * (sum(widths[i] for i in part) + 2 * (len(part) - 1)))
+                out.append("  ".join(line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in part).rstrip())
+        notes = [_flat(note) for note in self.notes]
+        if width is not None:
+            notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
+        return "\n".join([*out, *notes]) + "\n"
 
     def markdown(self) -> str:
         def row(cells: list[str]) -> str:
@@ -97,7 +129,7 @@ class Table:
 
     def csv(self) -> str:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.columns, *[[_flat(cell) for cell in row] for row in self.rows]])
+        csv.writer(out, lineterminator="\n").writerows([[_csv(cell) for cell in row] for row in (self.columns, *self.rows)])
         return out.getvalue()
 
     def write(self, folder: Path) -> list[Path]:
@@ -105,10 +137,13 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for suffix, text in (("md", self.markdown()), ("tex", self.latex()), ("csv", self.csv())):
-            path = folder / f"{self.name}.{suffix}"
-            path.write_text(text)
-            paths.append(path)
+            paths.append(write_atomically(folder / f"{self.name}.{suffix}", text))
         return paths
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal, or None if the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def document(tables: Sequence[Table]) -> str:

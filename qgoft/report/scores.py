@@ -16,7 +16,7 @@ from typing import Any
 
 from qgoft.records import code_checksum
 from qgoft.report.counts import REASONS
-from qgoft.report.items import BESIDE, PAPER_MODELS, SETUP, SUITES, Column, Item, Record, by_training
+from qgoft.report.items import PAPER_MODELS, SETUP, SUITES, Column, Item, Record, by_training, item_of
 from qgoft.report.layout import Table
 from qgoft.report.paired import Difference, Redrawn, sign_test
 from qgoft.report.published import PublishedRow, load_rows
@@ -115,7 +115,7 @@ def build_table(
         redrawn: where the answers of the runs are; without it no row is marked as the best.
         extra: further notes.
     """
-    item = BESIDE[suite, protocol] if item is None else item
+    item = item_of(suite, protocol) if item is None else item
     is_comparable = item.is_comparable(protocol)
     table = Table(
         item.name if protocol == "pocket" else f"{item.name}-{protocol}",

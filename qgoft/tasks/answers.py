@@ -1,11 +1,13 @@
 """Reading an answer out of what a model wrote. Every rule is stated here and tested on awkward strings; what holds no answer is counted.
 
 Numbers (GSM8K): after the last "the answer is", with or without a colon, the first number; without these words, none. The reference is what
-follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 and \\frac{1}{2} are 1/2, $3.00 is 3, 50% is 50, and U+2212 is a minus.
+follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 and \\frac{1}{2} are 1/2, $3.00 is 3, 50% is 50, and U+2212 is a minus. A number that is part of something longer (10^3, 1e3, 12:30, 2 1/2, 1,2,3,
+2 + 2) is none.
 
 Formulas (MATH): the last \\boxed{...}, else what follows the last "the answer is" up to the end of the sentence or line; the reference is
 the last \\boxed{...} of the solution. Compared as text after removing what does not change the value: spaces, $, \\left and \\right, units in \\text
-at the end, degree and percent signs, thousands separators of a number; \\dfrac and \\tfrac are \\frac, a/b is \\frac{a}{b}, .5 is 0.5; equal numbers are equal.
+at the end, degree and percent signs, thousands separators of a number; \\dfrac and \\tfrac are \\frac, a/b is \\frac{a}{b}, .5 is 0.5; equal numbers are equal,
+also mixed ones: 2 1/2 and 2\\frac{1}{2} are 5/2.
 
 Choices (commonsense): the label that is named first, in any case, as a word of its own: answer1 is not found in answer10.
 """
@@ -17,8 +19,14 @@ MARKER = re.compile(r"the answer is\s*:?", re.IGNORECASE)
 MINUS = str.maketrans("\N{MINUS SIGN}", "-")
 # What is no fraction of two whole numbers, and a mixed number, 1\frac{1}{2}, is not read: a part of it would be another number.
 TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-UNREAD, MIXED = re.compile(r"\\[dt]?frac"), re.compile(r"\s*\\[dt]?frac|\s\d+\s*/\s*\d")
-NUMBER = re.compile(r"-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d[\d,]*)?")
+UNREAD = re.compile(r"\\[dt]?frac")
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+NUMBER = re.compile(rf"(?<![\w.])-?\s?\$?\s?(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:\s*/\s*{_WHOLE})?")
+# What makes the number before it a part of another one: a mixed number, a power, 1e3, 2\u00bd, 12:30, 1,2,3, a product or a sum.
+GOES_ON = re.compile(
+    r"\s*\\[dt]?frac|\s\d+\s*/\s*\d|\d|[.,:/]\d|[eE][-+]?\d|\s*\^|\s*[\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9]"
+    r"|\s*(?:[-+*\u00d7\u00f7=]|x(?=\s*\d)|\\times|\\cdot|\\div|\\pm)\s*[-\d\\(]"
+)
 
 
 def read_number(text: str) -> Fraction | None:
@@ -26,9 +34,9 @@ def read_number(text: str) -> Fraction | None:
     parts = MARKER.split(text)
     if len(parts) < 2:
         return None
-    text = TEX_FRACTION.sub(r"\1/\2", parts[-1].translate(MINUS).replace("\\$", "$"))
+    text = TEX_FRACTION.sub(r"\1/\2", parts[-1].translate(MINUS).replace("\\$", "$").replace("{,}", ","))
     found = NUMBER.search(text)
-    if found is None or UNREAD.search(text[: found.start()]) or MIXED.match(text[found.end() :]):
+    if found is None or UNREAD.search(text[: found.start()]) or GOES_ON.match(text[found.end() :]):
         return None
     return to_fraction(found.group())
 
@@ -92,6 +100,7 @@ def same_formula(one: str, other: str) -> bool:
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
 # Behind a value, with a power of their own: 10\text{ cm}^2. The imaginary unit is none.
 _UNITS = re.compile(r"(?<=[^\s{(,=])\s*(?:\\(?:text|mbox|mathrm|textbf)\{(?!i\})[^{}]*\}(?:\^(?:\d|\{\d+\}))?\s*)+$")
+_GAP = "\1"  # a blank between two digits, as of a mixed number
 _ROW = "\0"  # the end of a matrix's row, two backslashes, of which the second with a blank is a blank
 _DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
 
@@ -109,14 +118,27 @@ def normalise_formula(text: str) -> str:
     for piece in _DROPPED:
         text = text.replace(piece, "")
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\ldots", "...")
+    text = re.sub(r"(?<=\d)\s+(?=\d)", _GAP, text)
     text = re.sub(r"\s+", "", text)
+    text = text.replace(_GAP, "") if re.fullmatch(rf"-?\d{{1,3}}({_GAP}\d{{3}})+(\.\d+)?", text) else text
     # Between the two of (3,100) it is no separator of thousands.
     text = text.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text) else text
     text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac(\d)\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
     text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
-    return re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
+    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
+    return _MIXED.sub(_improper, text)
+
+
+# 2 1/2, or 2\frac{1}{2}: a whole number and a fraction.
+_MIXED = re.compile(rf"^(-?)(\d+)(?:{_GAP}(\d+)/(\d+)|\\frac\{{(\d+)\}}\{{(\d+)\}})$")
+
+
+def _improper(found: re.Match[str]) -> str:
+    sign, whole, *parts = found.groups()
+    above, below = (int(part) for part in parts if part is not None)
+    return rf"{sign}\frac{{{int(whole) * below + above}}}{{{below}}}"
 
 
 def _value(text: str) -> Fraction | None:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
+from qgoft.errors import QgoftError
 from qgoft.methods import Adapted
 from qgoft.settings import OptimSettings, TrainSettings
 
@@ -22,6 +23,20 @@ def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]
     if train.max_steps is not None:
         limits.append(train.max_steps)
     return min(limits), per_epoch
+
+
+def check_schedule(train: TrainSettings, optim: OptimSettings, total: int, per_epoch: int) -> None:
+    """Refuse a length of training that rounds to nothing, and a warmup that does not end.
+
+    Raises:
+        QgoftError: naming the setting.
+    """
+    if train.max_steps is None and train.epochs is not None and train.epochs * per_epoch < 1:
+        raise QgoftError(f"train.epochs={train.epochs:g} is less than one of the {per_epoch} steps of an epoch; raise train.epochs")
+    if optim.warmup >= 1 and optim.warmup > total:
+        raise QgoftError(
+            f"optim.warmup={optim.warmup:g} steps do not end within the {total} steps of training; lower it, or give a fraction"
+        )
 
 
 def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[int]:

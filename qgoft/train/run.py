@@ -38,7 +38,7 @@ from qgoft.train.environment import check_accelerator, check_environment
 from qgoft.train.evaluate import LOWER_IS_BETTER, Measured, Outcome
 from qgoft.train.fit import fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
-from qgoft.train.optim import count_steps
+from qgoft.train.optim import check_schedule, count_steps
 from qgoft.train.progress import Progress, Tracker
 from qgoft.train.room import check_room
 from qgoft.train.sharding import check_sharding, gather_state, place, whole
@@ -156,7 +156,8 @@ def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = Non
             f"{settings.task.full_name} has {len(suite.train)} rows to train on and train.batch_size is {settings.train.batch_size}: with "
             "train.drop_last=true no batch is left; lower train.batch_size, or set train.drop_last=false"
         )
-    total, _ = count_steps(settings.train, batches)
+    total, per_epoch = count_steps(settings.train, batches)
+    check_schedule(settings.train, settings.optim, total, per_epoch)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=total)
     check_room(adapted, settings, accelerator)
     return Prepared(settings, identity, suite, adapted, accelerator, lease)

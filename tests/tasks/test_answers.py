@@ -36,6 +36,23 @@ from qgoft.tasks.parts import read_rows
         (r"The answer is: 3, which is less than $\frac{7}{2}$", 3),
         (r"The answer is: $-\$5$", -5),
         ("The answer is: 1/0", None),
+        ("The answer is: $1{,}234$", 1234),
+        ("The answer is: 1,234,567.5", Fraction("1234567.5")),
+        ("The answer is: 10^3", None),
+        ("The answer is: 1e3", None),
+        ("The answer is: 2\u00bd", None),
+        ("The answer is: 12:30", None),
+        ("The answer is: 1,2,3", None),
+        ("The answer is: 12,34", None),
+        ("The answer is: 5 x 10^3", None),
+        (r"The answer is: $5 \times 10^3$", None),
+        ("The answer is: 2 + 2", None),
+        ("The answer is: 3.1.4", None),
+        ("The answer is: 1/2/3", None),
+        ("The answer is: 5, 6 and 7", 5),
+        ("The answer is: 5 - that is all", 5),
+        ("The answer is: x2 = 7 cm", 7),
+        ("The answer is: 5km.", 5),
         ("The answer is unclear", None),
         ("there are 12 apples", None),
         ("", None),
@@ -164,3 +181,20 @@ def test_choices():
     assert read_choice("True, it is", ["true", "false"]) == "true"
     assert read_choice("untrue", ["true", "false"]) is None
     assert read_choice("", answers) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2 2/3", "22/3", False),
+        ("2 2/3", r"\frac{8}{3}", True),
+        ("11 5/6", "71/6", True),
+        (r"2\frac{1}{2}", "5/2", True),
+        (r"-1\frac12", r"-\frac{3}{2}", True),
+        ("2 3", "23", False),
+        ("1 000", "1000", True),
+    ],
+)
+def test_mixed_numbers(one, other, same):
+    assert same_formula(one, other) is same
+    assert same_formula(other, one) is same
