@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from qgoft.console import guard_output
 from qgoft.errors import DISK_ERRORS, QgoftError
 from qgoft.records import RecordError
 
@@ -30,6 +31,7 @@ def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoRe
     Args:
         interrupted: what to say after Ctrl-C or another signal (exit code 128 and its number, 130), where there is something to say.
     """
+    guard_output()
     try:
         sys.exit(command())
     except (QgoftError, RecordError) as error:

@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from _plan import Cell, spell_time
+from _display import Display
+from _plan import Cell
 from _settings import CONFIGS, compose_launcher, name_of
 
 from qgoft.errors import QgoftError, one_line
@@ -72,7 +73,7 @@ def run_cell(number: int, cell: Cell) -> Outcome:
     from train import train  # imports torch late, once a process
 
     try:
-        record = train(cell.settings, position=_line_of_this_process())
+        record = train(cell.settings)
     except KeyboardInterrupt as stop:
         if current_process().name == "MainProcess":
             raise
@@ -91,12 +92,6 @@ def _unless(over: Path, run: Callable[[int, Cell], Outcome], number: int, cell: 
     return Outcome(number, "planned", FAILFAST) if over.exists() else run(number, cell)
 
 
-def _line_of_this_process() -> int:
-    """Every worker has a line of its own for its progress bar."""
-    numbers = re.findall(r"\d+", current_process().name)
-    return (int(numbers[-1]) - 1) if numbers else 0
-
-
 def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -> list[Outcome]:
     """Run every cell; those that another sweep holds are waited for. Returns what is not done, with the reason.
 
@@ -105,13 +100,20 @@ def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -
     """
     if means.launcher.startswith("submitit"):
         return _submit(cells, identities, means)
+    at_once = 1 if means.launcher == "basic" or means.nproc > 1 else min(means.jobs, len(cells))
+    with Display(at_once) as display:
+        return _sweep_here(cells, identities, means, display)
+
+
+def _sweep_here(cells: Sequence[Cell], identities: Sequence[Identity], means: Means, display: Display) -> list[Outcome]:
+    """The processes of this machine do the runs."""
     pending = dict(enumerate(cells))
     bad: dict[int, Outcome] = {}
     attempts: dict[int, int] = {}
-    began, total, done = time.monotonic(), len(pending), 0
+    total, done = len(pending), 0
     while pending:
         held = []
-        for outcome in _run_all(pending, identities, means, attempts):
+        for outcome in _run_all(pending, identities, means, attempts, display):
             if outcome.status == "held":
                 held.append(outcome.number)
                 attempts.pop(outcome.number, None)  # somebody else's now; the others need not wait for it
@@ -122,7 +124,7 @@ def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -
             done += 1
             if outcome.status != "done":
                 bad[outcome.number] = outcome
-            _tell(done, total, len(bad), began, cells[outcome.number], outcome)
+            _tell(done, total, len(bad), display, cells[outcome.number], outcome)
         if bad and means.failfast:
             return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in pending)]
         for number in [n for n in held if identities[n].is_done]:
@@ -133,19 +135,18 @@ def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -
     return [bad[number] for number in sorted(bad)]
 
 
-def _tell(done: int, total: int, failed: int, began: float, cell: Cell, outcome: Outcome) -> None:
+def _tell(done: int, total: int, failed: int, display: Display, cell: Cell, outcome: Outcome) -> None:
     if outcome.status == "interrupted":
         return  # the run itself has said so
     if outcome.status != "done":
-        print(f"qgoft: {cell.where}: {outcome.status}: {outcome.reason}", file=sys.stderr, flush=True)
+        display.say(f"qgoft: {cell.where}: {outcome.status}: {outcome.reason}")
     if total > 1:
-        left = (time.monotonic() - began) / done * (total - done)
-        print(
-            f"{done} of {total} runs done{f', {failed} not' if failed else ''}, about {spell_time(left)} left", file=sys.stderr, flush=True
-        )
+        display.ended(done, total, failed)
 
 
-def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int]) -> Iterator[Outcome]:
+def _run_all(
+    pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int], display: Display
+) -> Iterator[Outcome]:
     """One pass over what is pending, as the outcomes come in. With `failfast` it ends after the first that is bad; what runs beside it saves
     itself. Runs whose process was killed before go alone, so that the one that did it is known.
 
@@ -220,7 +221,7 @@ def _run_all(pending: dict[int, Cell], identities: Sequence[Identity], means: Me
                     )
                     yield Outcome(number, "failed", reason)
                 else:
-                    print(f"qgoft: the process of {cell.where} was killed; it is begun once more", file=sys.stderr, flush=True)
+                    display.say(f"qgoft: the process of {cell.where} was killed; it is begun once more")
 
 
 @contextmanager
@@ -389,7 +390,7 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
     turns = [waves] if is_slurm else [[wave] for wave in waves]
     queued: list[Any] = []
     bad: dict[int, Outcome] = {}
-    began, finished = time.monotonic(), set()
+    display, finished = Display(means.jobs), set()
     try:
         for turn in turns:
             numbers = {}
@@ -410,7 +411,7 @@ def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means)
                 finished.add(number)
                 if outcome.status != "done":
                     bad[number] = outcome
-                _tell(len(finished), len(cells), len(bad), began, cells[number], outcome)
+                _tell(len(finished), len(cells), len(bad), display, cells[number], outcome)
                 if bad and means.failfast:
                     _cancel(queued)
                     return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in order if n not in finished)]

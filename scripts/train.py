@@ -7,11 +7,10 @@ from typing import Any
 import hydra
 from _ending import exit_code
 from _settings import check_overrides, compose_settings, settings_of
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from qgoft.console import guard_output
 from qgoft.errors import QgoftError
 from qgoft.ledger import EXPIRY, HEARTBEAT, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
@@ -21,14 +20,14 @@ from qgoft.settings import RunSettings
 WRONG = (QgoftError, RecordError, LeaseHeld, LeaseLost)
 
 
-def train(settings: RunSettings, position: int = 0, patience: float = 0.0) -> dict[str, Any]:
+def train(settings: RunSettings, patience: float = 0.0) -> dict[str, Any]:
     """Run it; torch is imported here, so that mistakes in the settings are told at once."""
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import run
 
+    guard_output()
     quiet_libraries()
-
-    return run(settings, position=position, patience=patience)
+    return run(settings, patience=patience)
 
 
 class JobFailed(HydraException):
@@ -37,11 +36,8 @@ class JobFailed(HydraException):
 
 @hydra.main(version_base=None, config_path="../configs", config_name="train")
 def sweep_job(config: DictConfig) -> str:
-    hydra_config = HydraConfig.get()
-    jobs = OmegaConf.select(hydra_config, "launcher.n_jobs") or 1
-    number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else 0
     try:
-        record = train(settings_of(config), position=number % max(1, jobs))
+        record = train(settings_of(config))
     except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         raise JobFailed(str(error)) from None

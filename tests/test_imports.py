@@ -20,10 +20,11 @@ ALLOWED = {
     "audit": {"ops", "report"},
     "bench": {"ops", "tuners", "methods", "models", "records"},
     "errors": set(),
+    "console": set(),
     "settings": set(),
     "_after_import": set(),
 }
-EVERYBODY = {"errors", "settings"}
+EVERYBODY = {"console", "errors", "settings"}
 # Rules of scoring that are text and nothing else: a report scores answers again by the very functions that scored them first.
 TEXT_ALONE = {"qgoft.tasks.answers", "qgoft.tasks.published_rules", "qgoft.tasks.spans"}
 # Third-party packages that a part must not see. `ops` needs torch alone (triton where there is a GPU); `records` the standard library alone.

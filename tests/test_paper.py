@@ -350,7 +350,7 @@ def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, cap
     monkeypatch.setitem(sys.modules, "train", SimpleNamespace(train=train))
     (bad,) = _sweep.sweep(cells, identities, Means(1))
     assert (bad.number, bad.status, bad.reason) == (0, "failed", "RuntimeError: SVD did not converge")
-    assert "2 of 2 runs done, 1 not" in capsys.readouterr().err
+    assert "2 of 2 runs ended, 1 of them not done" in capsys.readouterr().err
 
 
 def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch, tmp_path):
@@ -600,7 +600,7 @@ def test_jobs_of_submitit(repository, tmp_path):
     code, out, err = command(repository, tmp_path, *words, "hydra.launcher.timeout_min=5", *SHORT)
     assert code == 0, err
     assert "2 jobs, the first is " in out
-    assert "2 of 2 runs done" in err
+    assert "2 of 2 runs ended" in err
     assert {record["seed"] for record in records.read_records(tmp_path / "runs")} == {0, 1}
     assert len(list((tmp_path / "jobs").glob("*/*_log.out"))) == 2
 

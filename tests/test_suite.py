@@ -62,7 +62,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
         (["--method", "qgooft"], "unknown method 'qgooft'; allowed are"),
         (["--tasks", "wnli"], "unknown task 'wnli' of suite glue; allowed are cola"),
         (["--protocol", "paper"], "unknown protocol 'paper'"),
-        (["--seeds", "one"], "seed 'one' is no number"),
+        (["--seeds", "one"], "seed 'one': allowed are whole numbers"),
         (["--model", "bert"], "unknown model 'bert'"),
         (["--protocol", "psoft_iclr26", "--tasks", "mnli"], "did not run it"),
         (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere has no glue/rte folder"),

@@ -1,19 +1,27 @@
 """What a run tells while it runs: a bar or a line for people, JSON lines always, wandb and TensorBoard where asked."""
 
+import dataclasses
 import json
+import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate import Accelerator
-from tqdm import tqdm
+from rich.console import Console
+from rich.live import Live
 
+from qgoft.console import CHANNEL, RunState, say
+from qgoft.records import write_atomically
 from qgoft.settings import DECODER_SUITES, RunSettings, method_label
 from qgoft.train.boards import open_boards
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
+# Seconds between two updates of what a terminal shows.
+REDRAWN = 0.3
 
 
 def run_name(settings: RunSettings) -> str:
@@ -27,52 +35,71 @@ def _shown(settings: RunSettings, score: float) -> str:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere one line per evaluation and at the end."""
+    """The progress of one run: a line that is redrawn on a terminal, otherwise one line per evaluation and at the end.
 
-    def __init__(self, settings: RunSettings, position: int):
-        self.settings, self.position = settings, position
-        self.is_terminal = sys.stderr.isatty()
-        self.bar: tqdm | None = None
+    In a worker of a sweep on a terminal (`CHANNEL` in the environment), nothing is printed: the state goes to a file, and lines to another,
+    which the parent shows (scripts/_display.py).
+    """
+
+    def __init__(self, settings: RunSettings):
+        self.settings = settings
+        self.channel = Path(os.environ[CHANNEL]) if os.environ.get(CHANNEL) else None
+        self.live: Live | None = None
         self.score: float | None = None
         self.first, self.started = 0, time.perf_counter()
+        self._told = 0.0
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.channel is None and sys.stderr.isatty()
 
     def goes_on(self, step: int) -> None:
         """What was done before this step took no time of this process."""
         self.first, self.started = step, time.perf_counter()
 
     def step(self, step: int, total: int, loss: float) -> None:
-        if not self.is_terminal:
+        is_due = time.perf_counter() - self._told >= REDRAWN or step == total
+        if not is_due or not (self.channel or self.is_terminal):
             return
-        if self.bar is None:
-            form = "{desc}  {bar:24}  step {n_fmt}/{total_fmt}{postfix}  {remaining} left"
-            self.bar = tqdm(
-                total=total,
-                initial=self.first,
-                desc=run_name(self.settings),
-                position=self.position,
-                leave=False,
-                bar_format=form,
-                ascii=" -#",
-                mininterval=0.5,
-            )
-        score = "" if self.score is None else f"  {_shown(self.settings, self.score)}"
-        self.bar.set_postfix_str(f"loss {loss:.3f}{score}", refresh=False)
-        self.bar.update(step - self.bar.n)
+        self._told = time.perf_counter()
+        shown = "" if self.score is None else _shown(self.settings, self.score)
+        state = RunState(run_name(self.settings), self.settings.seed, step, total, loss, shown, self._left(step, total))
+        if self.channel is not None:
+            with suppress(OSError):
+                write_atomically(self.channel / f"{os.getpid()}.json", json.dumps(dataclasses.asdict(state)))
+            return
+        if self.live is None:
+            self.live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+            self.live.start()
+        self.live.update(state.line())
+
+    def _left(self, step: int, total: int) -> float | None:
+        passed = time.perf_counter() - self.started
+        return passed / (step - self.first) * (total - step) if step > self.first else None
 
     def evaluated(self, step: int, total: int, score: float | None) -> None:
         self.score = score
-        if not self.is_terminal:
+        if self.channel is None and not self.is_terminal:
             shown = f"{self.settings.task.primary} undefined" if score is None else _shown(self.settings, score)
-            passed = time.perf_counter() - self.started
-            left = f"  {passed / (step - self.first) * (total - step):.0f} s left" if step > self.first else ""
-            self.say(f"{run_name(self.settings)}  step {step}/{total}  {shown}{left}")
+            left = self._left(step, total)
+            self.say(f"{run_name(self.settings)}  step {step}/{total}  {shown}{'' if left is None else f'  {left:.0f} s left'}")
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if self.channel is not None:
+            with suppress(OSError), open(self.channel / f"{os.getpid()}.log", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        elif self.live is not None:
+            self.live.console.print(text, markup=False, highlight=False)
+        else:
+            say(text)
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+        if self.channel is not None:
+            with suppress(OSError):
+                (self.channel / f"{os.getpid()}.json").unlink(missing_ok=True)
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:

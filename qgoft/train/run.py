@@ -76,11 +76,10 @@ class Prepared:
             self.lease.check()
 
 
-def run(settings: RunSettings, *, position: int = 0, patience: float = 0.0) -> dict[str, Any]:
+def run(settings: RunSettings, *, patience: float = 0.0) -> dict[str, Any]:
     """Do one run, or return its record where it is done already. One that was broken off goes on from its last checkpoint.
 
     Args:
-        position: line of the progress bar, where several runs share a terminal.
         patience: seconds to look whether another machine's process that holds this run shows life.
 
     Raises:
@@ -104,7 +103,7 @@ def run(settings: RunSettings, *, position: int = 0, patience: float = 0.0) -> d
                 identity = dataclasses.replace(identity, folder=lease.workspace)
             began = time.perf_counter()
             prepared = prepare(settings, identity, lease)
-            record, tracker = _run_prepared(prepared, position, time.perf_counter() - began, stops)
+            record, tracker = _run_prepared(prepared, time.perf_counter() - began, stops)
             if lease is not None:
                 lease.check()
                 records.write_record(lease.workspace, record)
@@ -279,12 +278,12 @@ def trained_folder(settings: RunSettings, key: str) -> Path:
     return Path(settings.results.root) / "trained" / key
 
 
-def _run_prepared(prepared: Prepared, position: int, setup: float, stops: Stops) -> tuple[dict[str, Any], Tracker]:
+def _run_prepared(prepared: Prepared, setup: float, stops: Stops) -> tuple[dict[str, Any], Tracker]:
     settings, folder = prepared.settings, prepared.identity.folder
     started = _now()
     fitted, outcomes, status, reason, training, is_loaded = None, {}, "done", None, None, False
     boards = None if prepared.lease is None else prepared.lease.folder
-    tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings, position), boards)
+    tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings), boards)
     reset_peak_memory()
     try:
         fitted, training, is_loaded = _train(prepared, tracker, stops)

@@ -9,8 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from tqdm import tqdm
 
+from qgoft.console import say
 from qgoft.errors import QgoftError
 from qgoft.judge import openai
 from qgoft.judge.ratings import median_ratings
@@ -59,7 +59,7 @@ class Vicuna(Decoder):
             judge = {"kind": settings.judge.kind, "model": settings.judge.model, "repeats": settings.judge.repeats}
             tag = {"answers": hashlib.sha256(json.dumps(texts).encode()).hexdigest(), "judge": judge}
             file = JudgmentFile(folder / "judgments.jsonl", tag)
-            box[0] = judge_answers(self.questions, texts, settings.judge, file, self.judge_prompts, tqdm.write)
+            box[0] = judge_answers(self.questions, texts, settings.judge, file, self.judge_prompts, say)
             box[1] = file.count()
         if accelerator.num_processes > 1:
             broadcast_object_list(box)
