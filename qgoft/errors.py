@@ -5,7 +5,18 @@ import errno
 from collections.abc import Iterable
 
 # What a full disk, a quota, or a folder that may not be written to answers.
-DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG)
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EEXIST,
+)
 
 
 class QgoftError(Exception):

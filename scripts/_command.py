@@ -27,7 +27,7 @@ def add_means(parser: argparse.ArgumentParser) -> None:
     """What every command that runs cells takes."""
     parser.add_argument("--protocol", default="pocket")
     parser.add_argument("--model", default="")
-    parser.add_argument("--data", default="", help="directory instead of the hub")
+    parser.add_argument("--data", default="", type=os.path.expanduser, help="directory instead of the hub")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--launcher", default="")
     parser.add_argument("--nproc", type=int, default=1)
@@ -185,6 +185,8 @@ def tell_problems(problems: dict[str, QgoftError]) -> int:
 
 def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path, show: Callable[[list[Cell]], None]) -> int:
     """Do what --action says with some cells, of which several may be the same run; `show` prints their tables. Returns the exit code."""
+    if root.exists() and not root.is_dir():
+        raise QgoftError(f"results.root={root} is not a directory; name a directory, which is made if it is missing")
     if arguments.action == "table" or (arguments.records == "measured" and arguments.action == "run"):
         show(name_origins(cells))
         return 0

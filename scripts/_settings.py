@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -67,7 +70,7 @@ def check_overrides(overrides: list[str]) -> None:
     for override in overrides:
         name, _, value = override.partition("=")
         if name in GROUPS and value not in ("null", ""):
-            chosen[name] = value.split(",")
+            chosen[name] = swept_values(override, name)
             for item in chosen[name]:
                 check_choice(name, item)
     for name in chosen.get("experiment", []):
@@ -78,6 +81,26 @@ def check_overrides(overrides: list[str]) -> None:
         reason = gap(protocol, task, method)
         if reason:
             raise QgoftError(f"protocol {protocol} has no recipe for method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
+
+
+def swept_values(override: str, group: str) -> list[str]:
+    """Return the names that an override of a group chooses: one, a list, choice(...) or glob(...) of Hydra's grammar.
+
+    Raises:
+        QgoftError: it cannot be read, or it is no choice of names.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        value = parsed.value()
+        if isinstance(value, Glob):
+            found = value.filter(choices(group))
+        else:
+            found = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [str(value)]
+    except (HydraException, ValueError) as error:
+        raise QgoftError(f"{override}: {' '.join(str(error).split())}; a name, a list a,b or glob(q*) is needed") from error
+    if not found:
+        raise QgoftError(f"{override} chooses nothing; there are {', '.join(choices(group))}")
+    return [name.strip() for name in found]
 
 
 def name_of(word: str) -> str:
@@ -101,17 +124,21 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGS), version_base=None):
-            return settings_of(compose("train", [_quoted(word) for word in overrides]))
+            return settings_of(compose("train", [quoted(word) for word in overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise QgoftError(f"the settings do not compose: {error}; see configs/train.yaml for the names") from error
 
 
-def _quoted(word: str) -> str:
-    """A path in quotes, where it has characters that mean something to Hydra, or that it does not know."""
+def quoted(word: str) -> str:
+    """Return a word of the command line with its path in quotes, if it has characters that mean something to Hydra; `~` is expanded."""
     name, _, value = word.partition("=")
-    if name.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"" or re.fullmatch(r"[A-Za-z0-9_./:@+-]*", value):
+    if name.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"":
         return word
-    text = value.replace("'", "\\'")
+    value = os.path.expanduser(value)
+    if re.fullmatch(r"[A-Za-z0-9_./:@+-]*", value):
+        return f"{name}={value}"
+    # In Hydra's quotes a backslash is one, but for those before a quote or at the end.
+    text = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'").replace("${", "\\${")
     return f"{name}='{text}'"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import hydra
 from _ending import exit_code
-from _settings import check_overrides, compose_settings, settings_of
+from _settings import check_overrides, compose_settings, quoted, settings_of
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
     try:
         check_overrides(arguments)
         if any(argument.startswith("-") for argument in arguments):
+            sys.argv[1:] = [quoted(argument) for argument in arguments]
             sweep_job()
             return 0
         # A new process sees a lease for the first time, and cannot tell from one look whether its holder on another machine is alive.

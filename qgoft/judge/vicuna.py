@@ -43,8 +43,8 @@ def read_prompts(path: Path) -> dict[str, dict[str, str]]:
     """
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
-        prompts = {line["name"]: {"system": line["system_prompt"], "user": line["prompt_template"]} for line in lines}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        prompts = {line["name"]: {"system": str(line["system_prompt"]), "user": str(line["prompt_template"])} for line in lines}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise QgoftError(f"{path} holds no judge prompts ({type(error).__name__}: {error}); fetch it again") from error
     missing = {"single-v1", "single-math-v1"} - set(prompts)
     if missing:

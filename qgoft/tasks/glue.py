@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
-from pyarrow import ArrowException
 from transformers import PreTrainedTokenizerBase
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.halves import halve
-from qgoft.tasks.parts import read_parquet
+from qgoft.tasks.parts import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
 
 # Raised by any change of what is read, checked or tokenised here, so that no cached rows of before are used.
@@ -38,6 +38,7 @@ class Parts:
     report: dict[str, Dataset]
     rows: dict[str, int]
     is_subset: bool
+    repairs: dict[str, int]
 
 
 def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Parts:
@@ -59,18 +60,19 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
         return cached_rows(depends_on, lambda path: tokenize(task, _read(task, split, files.files[split]), tokenizer, length, path))
 
     data = {split: tokens(split) for split in files.files}
+    repairs = count_repairs(task, data)
     rows = {split: len(part) for split, part in data.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
     train = data["train"]
     if settings.splits == "test":
         choose = concatenate_datasets([part for split, part in data.items() if split.startswith("validation")])
-        return Parts(train, choose, _named(data, "test"), rows, is_subset)
+        return Parts(train, choose, _named(data, "test"), rows, is_subset, repairs)
     report = _named(data, "validation")
     if settings.splits == "validation":
-        return Parts(train, None, report, rows, is_subset)
+        return Parts(train, None, report, rows, is_subset, repairs)
     name = "mismatched" if task.name == "mnli" else ""
     first, second = halve(report[name], settings.seed if settings.splits == "seeded_halves" else None)
-    return Parts(train, first, {name: second}, rows, is_subset)
+    return Parts(train, first, {name: second}, rows, is_subset, repairs)
 
 
 def _named(data: dict[str, Dataset], split: str) -> dict[str, Dataset]:
@@ -78,43 +80,76 @@ def _named(data: dict[str, Dataset], split: str) -> dict[str, Dataset]:
 
 
 def _read(task: TaskSettings, split: str, paths: Sequence[Path]) -> Dataset:
-    try:
-        rows = read_parquet(paths)
-    except (ArrowException, OSError, ValueError, RuntimeError) as error:
-        reason = str(error.__cause__ or error)
-        raise QgoftError(
-            f"{task.full_name}, split {split}: the parquet file cannot be read ({reason}); it is damaged or only partly downloaded: fetch it again"
-        ) from error
+    where = f"{task.full_name}, split {split}"
+    rows = read_parquet(paths, where)
     wanted = [*task.columns, "label"]
-    missing = [name for name in wanted if name not in rows.column_names]
-    if missing:
-        raise QgoftError(
-            f"{task.full_name}, split {split}: no column {missing[0]}; present are {', '.join(rows.column_names)}, needed {', '.join(wanted)}"
-        )
-    _check_labels(task, split, rows)
-    for column in task.columns:
-        # An empty string is a text (QQP has some); a missing one is damage.
-        if rows.features[column].dtype not in ("string", "large_string") or rows.data.column(column).null_count:
-            raise QgoftError(f"{task.full_name}, split {split}: column {column} has rows that are not text; correct the data")
+    # An empty string is a text (QQP has some); a missing one is damage.
+    check_columns(rows, where, paths[0].name, wanted, text=task.columns)
+    rows = _with_labels(task, where, rows)
     return rows.select_columns([*wanted, "idx"] if "idx" in rows.column_names else wanted)
 
 
-def _check_labels(task: TaskSettings, split: str, rows: Dataset) -> None:
-    labels = rows["label"]
+def _with_labels(task: TaskSettings, where: str, rows: Dataset) -> Dataset:
+    """Return rows whose labels are numbers. Names of classes, numbers as text, decimals, and true and false have one meaning and are read.
+
+    Raises:
+        QgoftError: a label has none, or is out of range.
+    """
     feature = rows.features["label"]
     if isinstance(feature, ClassLabel) and task.labels and feature.names != task.labels:
-        raise QgoftError(f"{task.full_name}, split {split}: labels are named {feature.names}; needed is {task.labels}, in this order")
+        raise QgoftError(f"{where}: labels are named {feature.names}; needed is {task.labels}, in this order")
     if task.is_regression:
         low, high = task.label_range
-        bad = [i for i, v in enumerate(labels) if v is None or not math.isfinite(v) or not low <= v <= high]
         allowed = f"numbers from {low:g} to {high:g}"
     else:
-        bad = [i for i, v in enumerate(labels) if not isinstance(v, int) or not 0 <= v < len(task.labels)]
-        allowed = f"0 to {len(task.labels) - 1}"
+        low, high = 0, len(task.labels) - 1
+        allowed = f"0 to {high}, or {', '.join(task.labels)}"
+    given = rows["label"][:]
+    labels = [_read_label(task, value) for value in given]
+    bad = [i for i, value in enumerate(labels) if value is None or not low <= value <= high]
     if bad:
         raise QgoftError(
-            f"{task.full_name}, split {split}: label {labels[bad[0]]} in row {bad[0]} ({len(bad)} such rows); allowed are {allowed}; correct the data"
+            f"{where}: label {given[bad[0]]!r} in row {bad[0]} ({len(bad)} such rows); allowed are {allowed}; correct the data"
         )
+    if all(type(value) is type(read) for value, read in zip(given, labels, strict=True)):
+        return rows
+    kind = Value("float32") if task.is_regression else Value("int64")
+    return rows.remove_columns("label").add_column("label", labels, feature=kind)
+
+
+def _read_label(task: TaskSettings, value: Any) -> float | None:
+    """Return a label as a number, an integer for a class; None if it is none."""
+    if isinstance(value, str) and value in task.labels:
+        return task.labels.index(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if not math.isfinite(number):
+        return None
+    if task.is_regression:
+        return number
+    return int(number) if number == int(number) else None
+
+
+def count_repairs(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, int]:
+    """Return what is odd about the rows and is shown under a table: rows of an evaluation split that training has, ids that come twice, and
+    evaluation splits of one class."""
+
+    def contents(split: str) -> list[tuple[Any, ...]]:
+        return [tuple(ids) for ids in data[split]["input_ids"]]
+
+    found: dict[str, int] = {}
+    trained = set(contents("train"))
+    for split, rows in data.items():
+        if split == "train":
+            continue
+        found[f"rows of {split} that are in train"] = sum(content in trained for content in contents(split))
+        if "idx" in rows.column_names:
+            found[f"rows of {split} with an idx that comes twice"] = len(rows) - len(set(rows["idx"]))
+        if not task.is_regression:
+            found[f"classes that {split} does not have"] = len(task.labels) - len(set(rows["labels"]))
+    return {what: count for what, count in found.items() if count}
 
 
 def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:

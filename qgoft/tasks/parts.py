@@ -1,63 +1,164 @@
-"""Rows of a part: a parquet file, or JSON in one of its shapes."""
+"""Rows of a part: parquet files, or JSON in one of its shapes. Paths are opened as they are written, never as patterns."""
 
+import codecs
 import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 from datasets import Dataset
-from pyarrow import ArrowException
+from pyarrow import types as kinds
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder
 from qgoft.tasks.sources import file_sha256
 
+# Of a compressed file once it is unpacked: MetaMathQA has 0.4 GB.
+MOST_BYTES = 2 * 10**9
+# Columns that hold something else than text.
+NOT_TEXT = ("question_id", "turns", "answers", "choices", "answer")
+DAMAGED = "it is damaged or only partly downloaded: fetch it again"
 
-def read_rows(path: Path, where: str, columns: list[str]) -> Dataset:
-    """Rows of a parquet or JSON file, with at least these columns, which hold no null.
+
+def read_rows(path: Path, where: str, columns: Sequence[str]) -> Dataset:
+    """Return the rows of a parquet or JSON file, with at least these columns, which hold no null and, but for NOT_TEXT, text.
 
     Raises:
-        QgoftError: the file cannot be read, or a column is missing or has holes.
+        QgoftError: the file cannot be read, or a column is missing, has holes or holds something else.
     """
-    try:
-        rows = read_parquet([path]) if path.suffix == ".parquet" else Dataset.from_list(_read_json(path))
-    except (ArrowException, OSError, EOFError, zlib.error, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise QgoftError(
-            f"{where}: {path.name} cannot be read ({error.__cause__ or error}); it is damaged or only partly downloaded: fetch it again"
-        ) from error
-    missing = [name for name in columns if name not in rows.column_names]
-    if missing:
-        raise QgoftError(f"{where}: {path.name} has no column {missing[0]}; present are {', '.join(rows.column_names) or 'none'}")
-    for name in columns:
-        if rows.data.column(name).null_count:
-            raise QgoftError(
-                f"{where}: column {name} of {path.name} has {rows.data.column(name).null_count} rows without a value; correct the data"
-            )
-    if len(rows) == 0:
-        raise QgoftError(f"{where}: {path.name} has no rows; it is damaged: fetch it again")
+    rows = read_parquet([path], where) if path.suffix == ".parquet" else _from_json(path, where)
+    check_columns(rows, where, path.name, columns, text=[name for name in columns if name not in NOT_TEXT])
     return rows
 
 
-def read_parquet(paths: Sequence[Path]) -> Dataset:
-    """Rows of parquet files as they are now. The library keeps a copy by path and time of change, and would give it for a file that was replaced
-    with its time kept; here its copies lie by content."""
-    from datasets.exceptions import DatasetGenerationError
+def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], *, text: Sequence[str]) -> None:
+    """Assert that columns are there, without nulls, and that some hold text.
 
+    Raises:
+        QgoftError: naming the column, what it holds and what is needed.
+    """
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        present = ", ".join(rows.column_names) or "none"
+        raise QgoftError(f"{where}: {name} has no column {missing[0]}; present are {present}; needed are {', '.join(columns)}")
+    if len(rows) == 0:
+        raise QgoftError(f"{where}: {name} has no rows; complete the data")
+    for column in columns:
+        held = rows.data.column(column)
+        if held.null_count:
+            raise QgoftError(f"{where}: column {column} of {name} has {held.null_count} rows without a value; correct the data")
+        if column in text and not (kinds.is_string(held.type) or kinds.is_large_string(held.type)):
+            raise QgoftError(f"{where}: column {column} of {name} holds {held.type}, rows that are not text; correct the data")
+
+
+def read_parquet(paths: Sequence[Path], where: str) -> Dataset:
+    """Return the rows of the parts of a split.
+
+    Raises:
+        QgoftError: a file is not parquet, is damaged, holds a column twice or text that is not UTF-8, or the parts have other columns.
+    """
+    tables = []
+    for path in paths:
+        if path.is_dir():
+            raise QgoftError(f"{where}: {path.name} is a directory; a parquet file is needed")
+        try:
+            with open(path, "rb") as file:
+                table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True).read()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise QgoftError(f"{where}: {path.name} cannot be read ({error}); {DAMAGED}") from error
+        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+        if twice:
+            raise QgoftError(f"{where}: {path.name} has the column {twice[0]} twice; correct the data")
+        try:
+            table.validate(full=True)
+        except pa.ArrowException as error:
+            raise QgoftError(
+                f"{where}: {path.name} holds values that are not what their type says ({error}), such as text that is not UTF-8"
+            ) from error
+        tables.append(_plain(table))
+    if any(table.column_names != tables[0].column_names for table in tables):
+        raise QgoftError(f"{where}: {paths[0].name} and the other parts have different columns; two data sets are mixed")
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise QgoftError(f"{where}: the parts have columns of different types ({error}); two data sets are mixed") from error
     content = hashlib.sha256(" ".join(file_sha256(path) for path in paths).encode()).hexdigest()[:32]
     try:
-        return Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache_folder() / "parquet" / content))
-    except DatasetGenerationError as error:
-        raise ValueError(str(error.__cause__ or error)) from error
+        return Dataset(table, fingerprint=content)
+    except (ValueError, TypeError, KeyError) as error:  # of a type that the library does not have
+        raise QgoftError(f"{where}: {paths[0].name} cannot be read ({error}); save it with the datasets library") from error
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    """A list of objects, or one object a line."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = content.decode("utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in content.splitlines() if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("not every row is an object")
-    return rows
+def _plain(table: pa.Table) -> pa.Table:
+    """Return a table without views and dictionaries of text, which are only other ways to store it."""
+    fields = []
+    for field in table.schema:
+        kind = field.type
+        if kinds.is_dictionary(kind):
+            kind = kind.value_type
+        kind = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
+        fields.append(field.with_type(kind))
+    schema = pa.schema(fields, table.schema.metadata)
+    return table if schema == table.schema else table.cast(schema)
+
+
+def _from_json(path: Path, where: str) -> Dataset:
+    rows = [row for _, row in read_json(path, where)]
+    try:
+        return Dataset.from_list(rows)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise QgoftError(
+            f"{where}: the rows of {path.name} do not fit together ({error}); a column holds values of one kind; correct the data"
+        ) from error
+
+
+def read_json(path: Path, where: str) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects of a JSON file, a list or one a line, each with the number of its line (or its place in the list, from 1).
+
+    Raises:
+        QgoftError: naming the file and the line.
+    """
+    try:
+        content = _unpacked(path).removeprefix(codecs.BOM_UTF8)
+        text = content.decode("utf-8")
+    except (OSError, EOFError, zlib.error) as error:
+        raise QgoftError(f"{where}: {path.name} cannot be read ({error}); {DAMAGED}") from error
+    except UnicodeDecodeError as error:
+        raise QgoftError(f"{where}: {path.name} is not text in UTF-8 ({error}); save it in UTF-8") from error
+    is_list = text.lstrip().startswith("[")
+    parts: Iterable[tuple[int, bytes | str]] = [(1, text)] if is_list else enumerate(content.splitlines(), 1)
+    found = []
+    for number, line in parts:
+        if not line.strip():
+            continue
+        try:
+            read = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise QgoftError(
+                f"{where}: {path.name}, line {getattr(error, 'lineno', number) if is_list else number}: {reason}; {DAMAGED}"
+            ) from error
+        for place, row in enumerate(read, 1) if is_list else [(number, read)]:
+            if not isinstance(row, dict):
+                raise QgoftError(f"{where}: {path.name}, line {place}: a {type(row).__name__} came, an object is needed; correct the data")
+            found.append((place, row))
+    return found
+
+
+def _unpacked(path: Path) -> bytes:
+    """Return the bytes of a file, unpacked where it is compressed.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any data set here.
+    """
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115 - closed below
+    with opened as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(f"it unpacks to more than {MOST_BYTES / 1e9:.0f} GB")
+    return content

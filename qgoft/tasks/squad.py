@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
-from pyarrow import ArrowException
 from transformers import PreTrainedTokenizerBase
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.halves import halve
-from qgoft.tasks.parts import read_parquet
+from qgoft.tasks.parts import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.spans import question_scores
 
@@ -82,32 +81,38 @@ def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
     Raises:
         QgoftError: they cannot be read, or an evaluation question has no answer to compare with.
     """
-    try:
-        rows = read_parquet(files.files[split])
-    except (ArrowException, OSError, ValueError, RuntimeError) as error:
-        reason = str(error.__cause__ or error)
-        raise QgoftError(
-            f"{task.full_name}, split {split}: the parquet file cannot be read ({reason}); it is damaged or only partly downloaded: fetch it again"
-        ) from error
+    where = f"{task.full_name}, split {split}"
+    rows = read_parquet(files.files[split], where)
     wanted = ["id", "context", "question", "answers"]
-    missing = [name for name in wanted if name not in rows.column_names]
-    if missing:
-        raise QgoftError(
-            f"{task.full_name}, split {split}: no column {missing[0]}; present are {', '.join(rows.column_names)}, needed {', '.join(wanted)}"
-        )
-    for column in ("id", "context", "question"):
-        if rows.features[column].dtype not in ("string", "large_string") or rows.data.column(column).null_count:
-            raise QgoftError(f"{task.full_name}, split {split}: column {column} has rows that are not text; correct the data")
-    answers = rows["answers"][:]
-    bad = [i for i, answer in enumerate(answers) if not answer["text"] or len(answer["text"]) != len(answer["answer_start"])]
+    check_columns(rows, where, files.files[split][0].name, wanted, text=["id", "context", "question"])
+    given = rows["answers"][:]
+    answers = [_read_answers(answer) for answer in given]
+    bad = [i for i, answer in enumerate(answers) if answer is None]
     if bad:
         raise QgoftError(
-            f"{task.full_name}, split {split}: question {rows[bad[0]]['id']} in row {bad[0]} has no answer, or not one start for each "
-            f"({len(bad)} such rows); version 1.1 has one to six; correct the data"
+            f"{where}: question {rows[bad[0]]['id']} in row {bad[0]} has no answer, or not one start for each ({len(bad)} such rows): needed are "
+            f"a list text and a list answer_start of whole numbers; version 1.1 has one to six; correct the data"
         )
+    if answers != given:
+        kind = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+        rows = rows.remove_columns("answers").add_column("answers", answers, feature=Features(answers=kind)["answers"])
     if len(set(rows["id"])) != len(rows):
         raise QgoftError(f"{task.full_name}, split {split}: an id occurs twice; predictions are told apart by id; correct the data")
     return rows.select_columns(wanted)
+
+
+def _read_answers(answer: Any) -> dict[str, list[Any]] | None:
+    """Return the answers of a question as two lists, which may be given as a list of objects, with starts as decimals; None if they are none."""
+    if isinstance(answer, list) and all(isinstance(one, dict) for one in answer):
+        answer = {name: [one.get(name) for one in answer] for name in ("text", "answer_start")}
+    if not isinstance(answer, dict):
+        return None
+    texts, starts = answer.get("text"), answer.get("answer_start")
+    if not texts or not isinstance(starts, list) or len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
+        return None
+    if not all(isinstance(start, int | float) and start == start // 1 for start in starts):
+        return None
+    return {"text": texts, "answer_start": [int(start) for start in starts]}
 
 
 def place_answer(context: str, text: str, start: int) -> tuple[int, int]:

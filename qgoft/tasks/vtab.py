@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Image
-from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
 from qgoft.tasks.cache import cached_rows
-from qgoft.tasks.parts import read_parquet
+from qgoft.tasks.parts import check_columns, read_parquet
 from qgoft.tasks.picture_files import read_list
 from qgoft.tasks.pictures import DEFAULT_PRESET, Encoded, PictureRows, count_modes, write_examined
 from qgoft.tasks.sources import DataFiles
@@ -94,17 +94,12 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
     if path.suffix == ".txt":
         listed = read_list(path)
         return len(listed), lambda i: (f"{task.full_name}: {listed[i][0].name}", *listed[i])
-    try:
-        rows = read_parquet([path])
-    except (ArrowException, OSError, ValueError, RuntimeError) as error:
+    rows = read_parquet([path], task.full_name)
+    check_columns(rows, task.full_name, path.name, ["image", "label"], text=[])
+    if not pa.types.is_integer(rows.data.column("label").type):
         raise QgoftError(
-            f"{task.full_name}: {path.name} cannot be read ({error.__cause__ or error}); it is damaged: fetch it again"
-        ) from error
-    for column in ("image", "label"):
-        if column not in rows.column_names:
-            raise QgoftError(
-                f"{task.full_name}: {path.name} has no column {column}; present are {', '.join(rows.column_names)}; needed image, label"
-            )
+            f"{task.full_name}: column label of {path.name} holds {rows.data.column('label').type}; the number of a class is needed; correct the data"
+        )
     rows = rows.cast_column("image", Image(decode=False))
     if pc.struct_field(rows.data.column("image"), "bytes").null_count:
         raise QgoftError(

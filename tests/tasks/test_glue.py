@@ -80,8 +80,8 @@ def test_validation_reports_all_and_chooses_nothing(tmp_path):
     [
         ({"labels": (0, 1, -1, 1)}, r"label -1 in row 2 \(1 such rows\); allowed are 0 to 1"),
         ({"names": ("yes", "no")}, r"labels are named \['yes', 'no'\]; needed is \['entailment'"),
-        ({"texts": ["a", None, "b", "c"]}, "rows that are not text"),
-        ({"texts": [], "labels": []}, "cannot be read .*no data"),
+        ({"texts": ["a", None, "b", "c"]}, "column sentence1 of train.parquet has 1 rows without a value"),
+        ({"texts": [], "labels": []}, "has no rows; complete the data"),
         ({"splits": ("train",)}, "needs split validation, but rte holds train.parquet"),
     ],
 )

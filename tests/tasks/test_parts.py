@@ -35,14 +35,14 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.jsonl", LINES.encode()[:-20], "cannot be read"),
+        ("t.jsonl", LINES.encode()[:-20], "line 2: Expecting property name"),
         ("t.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "cannot be read"),  # a time in it would be in the name of the test
         ("t.parquet", b"PAR1 and no more", "cannot be read"),
-        ("t.json", b"[1, 2]", "not every row is an object"),
+        ("t.json", b"[1, 2]", "line 1: a int came, an object is needed"),
         ("t.json", b"[]", "has no"),
         ("t.jsonl", b'{"question": "q"}\n', "no column answer"),
         ("t.jsonl", b'{"question": "q", "answer": null}\n{"question": "q", "answer": "a"}\n', "1 rows without a value"),
-        ("t.jsonl", b"\xff\xfe\x00", "cannot be read"),
+        ("t.jsonl", b"\xff\xfe\x00", "is not text in UTF-8"),
     ],
 )
 def test_damage_is_one_line(tmp_path, name, content, message):

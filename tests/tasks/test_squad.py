@@ -133,7 +133,7 @@ def test_damaged_rows_are_counted_and_none_is_dropped(tmp_path, tokenizer):
     [
         ({"answers": {"text": [], "answer_start": []}}, "no answer"),
         ({"answers": {"text": ["x"], "answer_start": []}}, "not one start for each"),
-        ({"question": None}, "not text"),
+        ({"question": None}, "without a value"),
         ({"id": "q0"}, "occurs twice"),
     ],
 )

@@ -24,7 +24,7 @@ class Glue(TextSuite):
         self.train, self.parts = _model_input(parts.train), list(self.scored)
         self.train_lengths = token_lengths(parts.train)
         self.train_labels = list(parts.train["labels"])
-        self.rows, self.is_subset = parts.rows, parts.is_subset
+        self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
 
     @classmethod
     def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:

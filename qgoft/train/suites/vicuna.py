@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import statistics
+from collections import Counter
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from qgoft.errors import QgoftError
 from qgoft.judge import openai
 from qgoft.judge.ratings import median_ratings
 from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, read_prompts, unanswered
+from qgoft.tasks.parts import read_json
 from qgoft.train.evaluate import Measured, Outcome
 from qgoft.train.suites.decoder import Decoder
 
@@ -36,20 +38,45 @@ class Vicuna(Decoder):
             self.questions = [Question(r["question_id"], r["category"], r["instruction"], r["input"], tuple(r["answers"])) for r in rows]
             if judge.kind == "openai":
                 raise QgoftError("the embedded questions have no judge prompt; use judge.kind=rule, or another PROTOCOL or DATA")
+        self._check_numbers()
         self.rows["question"] = len(self.questions)
         self.prompts = [self.template.prompt(question.instruction, question.text) for question in self.questions]
 
     def _fastchat_questions(self) -> list[Question]:
-        rows = self.read_part("question", ["question_id", "category", "turns"])
+        where, files = self.settings.task.full_name, self.identity.data.files
         references = {}
-        for line in self.identity.data.files["references"][0].read_bytes().splitlines():
-            if line.strip():
-                reference = json.loads(line)
-                references[reference["question_id"]] = reference["choices"][0]["turns"][0]
-        return [
-            Question(row["question_id"], row["category"], row["turns"][0], "", tuple(filter(None, [references.get(row["question_id"])])))
-            for row in rows
-        ]
+        for line, row in read_json(files["references"][0], f"{where}, references part"):
+            try:
+                references[row["question_id"]] = str(row["choices"][0]["turns"][0])
+            except (KeyError, IndexError, TypeError) as error:
+                raise QgoftError(
+                    f"{where}: {files['references'][0].name}, line {line}: needed are question_id and choices[0].turns[0] ({type(error).__name__}: "
+                    f"{error}); correct the data"
+                ) from error
+        questions = []
+        for line, row in read_json(files["question"][0], f"{where}, question part"):
+            turns = row.get("turns")
+            is_whole = isinstance(row.get("question_id"), int) and isinstance(row.get("category"), str)
+            if not is_whole or not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0].strip():
+                raise QgoftError(
+                    f"{where}: {files['question'][0].name}, line {line}: needed are question_id (a number), category (a text) and turns (a list "
+                    "of texts, the first of which is asked); correct the data"
+                )
+            right = tuple(filter(None, [references.get(row["question_id"])]))
+            questions.append(Question(row["question_id"], row["category"], turns[0], "", right))
+        return questions
+
+    def _check_numbers(self) -> None:
+        """Assert that questions are told apart by their number.
+
+        Raises:
+            QgoftError: a number comes twice: both would get the rating of the last.
+        """
+        twice = [number for number, count in Counter(question.number for question in self.questions).items() if count > 1]
+        if twice:
+            raise QgoftError(
+                f"{self.settings.task.full_name}: question_id {twice[0]} comes twice ({len(twice)} such); ratings are kept by it; correct the data"
+            )
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
         texts = self.write(self.prompts, model, accelerator)

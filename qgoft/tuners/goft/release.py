@@ -68,6 +68,8 @@ def _check_shapes(layer: str, parts: dict[str, Tensor]) -> None:
     d = len(first) + 1
     wanted = {"hard": (d - 1,), "soft": (d - 1, 2, 2), "scaler": (d,)}
     for part, tensor in parts.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise QgoftError(f"{layer}.givens_{part} is {tensor.dtype} or not finite; a parameter is a finite floating-point tensor")
         if tuple(tensor.shape) != wanted[part]:
             raise QgoftError(f"{layer}.givens_{part} has shape {list(tensor.shape)}; a layer of width {d} has {list(wanted[part])}")
 

@@ -1,0 +1,206 @@
+"""Input files of every shape: what has one meaning is read, everything else is one line with what came and what is needed."""
+
+import decimal
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from _settings import compose_settings
+from datasets import Dataset
+
+from qgoft.errors import QgoftError
+from qgoft.tasks import parts
+from qgoft.tasks.glue import _read, count_repairs
+from qgoft.tasks.parts import read_json, read_parquet, read_rows
+from qgoft.tasks.sources import DataFiles
+from qgoft.tasks.squad import read_rows as read_questions
+
+RTE, STSB = (compose_settings([f"task=glue/{name}"]).task for name in ("rte", "stsb"))
+SQUAD = compose_settings(["task=squad/v1"]).task
+
+
+def glue_file(folder, labels, task=RTE, **columns):
+    rows = {name: ["a text"] * len(labels) for name in task.columns} | {"label": labels} | columns
+    pa.parquet.write_table(pa.table(rows), folder / "train.parquet")
+    return _read(task, "train", [folder / "train.parquet"])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 1], [0.0, 1.0], [False, True], ["0", "1"], ["entailment", "not_entailment"], [decimal.Decimal(0), decimal.Decimal(1)]],
+)
+def test_labels_with_one_meaning(tmp_path, labels):
+    assert glue_file(tmp_path, labels)["label"][:] == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [[1.5, 5.0], ["1.5", "5"], [decimal.Decimal("1.5"), decimal.Decimal(5)]])
+def test_scores_with_one_meaning(tmp_path, labels):
+    assert glue_file(tmp_path, labels, STSB)["label"][:] == [1.5, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        (RTE, [0, 2], r"label 2 in row 1 \(1 such rows\); allowed are 0 to 1, or entailment, not_entailment"),
+        (RTE, ["yes", "no"], r"label 'yes' in row 0 \(2 such rows\)"),
+        (RTE, [0.5, 1.0], r"label 0\.5 in row 0"),
+        (RTE, [0, None], "column label of train.parquet has 1 rows without a value"),
+        (STSB, ["much", "1"], r"label 'much' in row 0 .*numbers from 0 to 5"),
+        (STSB, [float("nan"), 1.0], "label nan in row 0"),
+    ],
+)
+def test_labels_without_one(tmp_path, task, labels, message):
+    with pytest.raises(QgoftError, match=message):
+        glue_file(tmp_path, labels, task)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([1, 2]), "column sentence1 of train.parquet holds int64, rows that are not text"),
+        (pa.array([["a"], ["b"]]), "holds list<"),
+        (pa.array(["a", None]), "1 rows without a value"),
+    ],
+)
+def test_columns_that_are_no_text(tmp_path, column, message):
+    with pytest.raises(QgoftError, match=message):
+        glue_file(tmp_path, [0, 1], sentence1=column)
+
+
+def test_other_ways_to_store_text(tmp_path):
+    views = glue_file(
+        tmp_path, [0, 1], sentence1=pa.array(["a", "b"], pa.string_view()), sentence2=pa.array(["c", "d"]).dictionary_encode()
+    )
+    assert (views["sentence1"][:], views["sentence2"][:]) == (["a", "b"], ["c", "d"])
+
+
+def test_files_that_are_no_split(tmp_path):
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(QgoftError, match=r"folder\.parquet is a directory; a parquet file is needed"):
+        read_parquet([tmp_path / "folder.parquet"], "here")
+    for name, columns in (("one", {"a": [1]}), ("two", {"b": [1]}), ("three", {"a": ["x"]})):
+        pa.parquet.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    with pytest.raises(QgoftError, match=r"one\.parquet and the other parts have different columns"):
+        read_parquet([tmp_path / "one.parquet", tmp_path / "two.parquet"], "here")
+    with pytest.raises(QgoftError, match="the parts have columns of different types"):
+        read_parquet([tmp_path / "one.parquet", tmp_path / "three.parquet"], "here")
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    pa.parquet.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(QgoftError, match="has the column a twice"):
+        read_parquet([tmp_path / "twice.parquet"], "here")
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    pa.parquet.write_table(pa.table({"a": text}), tmp_path / "text.parquet")
+    with pytest.raises(QgoftError, match="such as text that is not UTF-8"):
+        read_parquet([tmp_path / "text.parquet"], "here")
+
+
+def test_a_flipped_page_is_damage(tmp_path):
+    path = tmp_path / "t.parquet"
+    pa.parquet.write_table(pa.table({"a": list(range(1000))}), path, compression="NONE", write_page_checksum=True, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(QgoftError, match=r"cannot be read .*it is damaged"):
+        read_parquet([path], "here")
+
+
+@pytest.mark.parametrize("name", ["br[1]", "a::b", "dollar$HOME", "run?", "with space", "star*", "~", "a=b", "{x}"])
+def test_paths_are_read_literally(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (tmp_path / "runA").mkdir(exist_ok=True)
+    for place, text in ((folder, "here"), (tmp_path / "runA", "elsewhere")):
+        pa.parquet.write_table(pa.table({"question": [text]}), place / "t.parquet")
+    assert read_rows(folder / "t.parquet", "here", ["question"])["question"][:] == ["here"]
+
+
+@pytest.mark.parametrize("content", [b'[{"question": "q"}]', b'{"question": "q"}\n'])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_byte_order_mark_is_no_text(tmp_path, content, packed):
+    path = tmp_path / ("t.json.gz" if packed else "t.json")
+    content = b"\xef\xbb\xbf" + content
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert read_rows(path, "here", ["question"])["question"][:] == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": 3}', "holds int64, rows that are not text"),
+        ('{"question": ["a"]}', "holds list"),
+        ('{"question": NaN}', "holds double|not text"),
+        ('{"question": "a"}\n{"question": 3}', "do not fit together"),
+        ("[" * 100_000, "line 1: RecursionError"),
+        ('{"question": "a"}\n3', "line 2: a int came, an object is needed"),
+    ],
+)
+def test_odd_lines(tmp_path, line, message):
+    (tmp_path / "t.jsonl").write_text(line + "\n")
+    with pytest.raises(QgoftError, match=message):
+        read_rows(tmp_path / "t.jsonl", "here", ["question"])
+
+
+def test_a_gzip_bomb_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MOST_BYTES", 10_000)
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b" " * 10_001))
+    with pytest.raises(QgoftError, match="unpacks to more than"):
+        read_json(tmp_path / "t.jsonl.gz", "here")
+
+
+def squad_file(folder, answers):
+    rows = {name: ["a text"] * len(answers) for name in ("context", "question")} | {"id": [str(i) for i in range(len(answers))]}
+    pa.parquet.write_table(pa.table({**rows, "answers": answers}), folder / "train.parquet")
+    files = DataFiles("directory", None, "f", {"train": (folder / "train.parquet",)})
+    return read_questions(SQUAD, "train", files)["answers"][:]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"text": ["text"], "answer_start": [2]},
+        {"text": ["text"], "answer_start": [2.0]},
+        [{"text": "text", "answer_start": 2}],
+    ],
+)
+def test_answers_with_one_meaning(tmp_path, answer):
+    assert squad_file(tmp_path, [answer]) == [{"text": ["text"], "answer_start": [2]}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"text": ["text"], "answer_start": [None]}, "not one start for each"),
+        ({"text": [None], "answer_start": [2]}, "has no answer"),
+        ({"text": ["text"], "answer_start": [2.5]}, "whole numbers"),
+        ({"text": [], "answer_start": []}, "has no answer"),
+        (None, "1 rows without a value"),
+        (3, "needed are a list text"),
+    ],
+)
+def test_answers_without_one(tmp_path, answer, message):
+    whole = {"text": ["text"], "answer_start": [2]}
+    answers = [answer] if answer == 3 else [whole, answer]
+    with pytest.raises(QgoftError, match=message):
+        squad_file(tmp_path, answers)
+
+
+def test_what_is_odd_about_rows_is_counted():
+    data = {
+        "train": Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [0, 1]}),
+        "test": Dataset.from_dict({"input_ids": [[3], [4], [3]], "labels": [1, 1, 1], "idx": [0, 1, 1]}),
+        "validation": Dataset.from_dict({"input_ids": [[5], [6]], "labels": [0, 1], "idx": [0, 1]}),
+    }
+    assert count_repairs(RTE, data) == {
+        "rows of test that are in train": 2,
+        "rows of test with an idx that comes twice": 1,
+        "classes that test does not have": 1,
+    }
+
+
+def test_files_with_one_name_in_json_and_parquet_are_the_same(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps([{"question": "q"}]))
+    Dataset.from_list([{"question": "q"}]).to_parquet(tmp_path / "t.parquet")
+    one, two = (read_rows(tmp_path / f"t.{ending}", "here", ["question"]).to_list() for ending in ("json", "parquet"))
+    assert one == two
