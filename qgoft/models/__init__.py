@@ -1,5 +1,5 @@
 """Backbones and heads."""
 
-from qgoft.models.load import load_backbone, load_classifier, load_decoder, load_tokenizer
+from qgoft.models.load import check_fit, load_backbone, load_classifier, load_decoder, load_tokenizer
 
-__all__ = ["load_backbone", "load_classifier", "load_decoder", "load_tokenizer"]
+__all__ = ["check_fit", "load_backbone", "load_classifier", "load_decoder", "load_tokenizer"]

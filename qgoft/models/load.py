@@ -1,5 +1,6 @@
 """Loading a backbone, with a head where the task needs one, by transformers' own classes."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,10 +28,46 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         QgoftError: there is none that can be read.
     """
+    _check_special_tokens(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions for damaged files
         raise QgoftError(f"{folder} holds no tokenizer that can be read ({error}); complete the model folder") from error
+
+
+def _check_special_tokens(folder: Path) -> None:
+    """Refuse special tokens that are empty, with which a tokenizer does not end.
+
+    Raises:
+        QgoftError: naming the token.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            content = json.loads((folder / name).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # what the tokenizer needs, it misses itself
+        for token, value in content.items() if isinstance(content, dict) else ():
+            text = value.get("content") if isinstance(value, dict) else value
+            if token.endswith("_token") and text == "":
+                raise QgoftError(f"{folder / name}: {token} is empty; set it to a token of the vocabulary, or leave it out")
+
+
+def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int, name: str) -> None:
+    """Assert that a model takes what a tokenizer gives.
+
+    Raises:
+        QgoftError: the vocabulary is larger than the embedding, or rows may be longer than the table of positions.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise QgoftError(
+            f"the tokenizer of model={name} has {len(tokenizer):,} tokens and its embedding {rows:,} rows; they belong to different models"
+        )
+    for part, module in model.named_modules():
+        if part.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            places = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            if max_length > places:
+                raise QgoftError(f"train.max_length={max_length}: model={name} has {places} positions; lower train.max_length")
 
 
 def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
@@ -50,7 +88,11 @@ def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
     Raises:
         QgoftError: the weights cannot be read, or do not fill the model.
     """
-    return load_backbone(settings, folder, AutoModelForCausalLM, [])
+    model = load_backbone(settings, folder, AutoModelForCausalLM, [])
+    # What the file says of decoding (a repetition penalty, beams, tokens to suppress) would be taken over where answers are written.
+    special = {name: getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**special)
+    return model
 
 
 # Of BERT's kind: pretraining may have taught it, and it holds nothing of a task's classes.
@@ -86,6 +128,15 @@ def load_backbone(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
     except Exception as error:
         raise QgoftError(f"config.json in {folder} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
+    if type(config) not in auto_class._model_mapping.keys():  # noqa: SIM118 - not a dict
+        raise QgoftError(
+            f"model={model.name} is a {config.model_type}, which has no {auto_class.__name__.removeprefix('AutoModelFor')} model, as suite "
+            f"{settings.task.suite} needs; change MODEL"
+        )
+    if auto_class is not AutoModelForCausalLM and not model.head:
+        raise QgoftError(
+            f"model={model.name} has no head for suite {settings.task.suite}: its file in configs/model names none; change MODEL"
+        )
     for name, value in (changes or {}).items():
         setattr(config, name, value)
     _set_dropout(config, settings.train)

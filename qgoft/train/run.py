@@ -32,6 +32,7 @@ from qgoft.errors import DISK_ERRORS, Diverged, QgoftError, one_line
 from qgoft.ledger import CHECKPOINT, Identity, Lease, LeaseLost, identify, world_size
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
+from qgoft.models import check_fit
 from qgoft.settings import RunSettings
 from qgoft.train.checkpoint import Checkpoints, Resumed
 from qgoft.train.environment import check_accelerator, check_environment
@@ -46,6 +47,7 @@ from qgoft.train.shared import fit_or_load, from_main, note_signs, trained_check
 from qgoft.train.state import Fitted
 from qgoft.train.stops import Stops
 from qgoft.train.suites import Suite, build_suite
+from qgoft.train.suites.base import TextSuite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAIT = timedelta(days=2)  # of the processes of a run for each other; torchrun ends them all where one fails
@@ -145,6 +147,8 @@ def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = Non
     if settings.train.group_by_length and suite.train_lengths is None:
         raise QgoftError(f"train.group_by_length=true: the rows of suite {settings.task.suite} have no lengths here; leave it out")
     model = suite.build_model(settings, identity.model.folder)
+    if isinstance(suite, TextSuite):
+        check_fit(suite.tokenizer, model, settings.train.max_length, settings.model.name)
     if settings.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     per_process = _batch_per_process(settings, accelerator)

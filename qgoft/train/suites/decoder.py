@@ -31,6 +31,10 @@ class Decoder(TextSuite):
     head: ClassVar[list[str]] = []
 
     def load(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise QgoftError(
+                f"the tokenizer of model={self.settings.model.name} has no eos_token, which ends an answer; set it in tokenizer_config.json"
+            )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         settings, files = self.settings, self.identity.data
