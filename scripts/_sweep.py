@@ -1,5 +1,7 @@
 """Running what a plan has left: processes of this machine (joblib), or jobs of a cluster (submitit). Two sweeps on one folder share the work."""
 
+import ctypes
+import functools
 import os
 import re
 import shutil
@@ -72,6 +74,10 @@ def run_cell(number: int, cell: Cell) -> Outcome:
     """One run in this process. Never raises but where the whole sweep is this process and was stopped: what goes wrong is said in the outcome."""
     from train import train  # imports torch late, once a process
 
+    if current_process().name != "MainProcess":
+        end_with_parent()
+        _at_work.set()
+
     try:
         record = train(cell.settings)
     except KeyboardInterrupt as stop:
@@ -85,7 +91,31 @@ def run_cell(number: int, cell: Cell) -> Outcome:
     except Exception as error:  # before a run has a record: the others go on
         traceback.print_exc()
         return Outcome(number, "failed", one_line(error))
+    finally:
+        _at_work.clear()
     return Outcome(number, record["status"], record["reason"] or "")
+
+
+# Set while this worker is at a run.
+_at_work = threading.Event()
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """End this worker once its parent is gone: nobody would collect a result, or stop it. A run is saved first, as after a signal."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        if _at_work.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+        ends_by = time.monotonic() + GRACE
+        while _at_work.is_set() and time.monotonic() < ends_by:
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _unless(over: Path, run: Callable[[int, Cell], Outcome], number: int, cell: Cell) -> Outcome:
@@ -286,7 +316,7 @@ def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means)
     before = _read(identity)
     running: list[int] = []
     with _passing_on(lambda: running):
-        process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words])
+        process = subprocess.Popen([*processes(means), str(SCRIPTS / "train.py"), *cell.words], preexec_fn=_signal_with_parent)
         running.append(process.pid)
         code = process.wait()
         running.clear()
@@ -297,6 +327,13 @@ def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means)
         failure = identity.take_failure()  # of a process, while the one that writes the record was killed
         return Outcome(number, *(failure or ("refused", f"it ended with exit code {code} and left no record; see above")))
     return Outcome(number, status, reason)
+
+
+def _signal_with_parent() -> None:
+    """In a new process: get SIGTERM when this one ends, which torchrun passes on. Linux only; elsewhere a killed sweep leaves its run."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _read(identity: Identity) -> dict[str, Any] | None:

@@ -1,10 +1,12 @@
 """What `make glue` calls: planning, running what is left, the table, and mistakes in one line."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import _plan
 import _tables
@@ -15,6 +17,7 @@ from datasets import Dataset
 
 from qgoft import records
 from qgoft.errors import QgoftError
+from qgoft.ledger import _is_zombie
 from qgoft.pocket.data import pocket_files
 from qgoft.train.run import run
 
@@ -185,6 +188,27 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1
     assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
+
+
+def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
+    """SIGKILL to the parent: its workers notice, save their runs and end, before a run of thousands of steps has."""
+    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=100000", "train.evaluations=1", "results.checkpoint_seconds=1"]
+    sweep = subprocess.Popen([*words, *settings], stderr=subprocess.DEVNULL, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    began = time.monotonic()
+    while len(list(tmp_path.glob("runs/*/attempt-*/checkpoint/step-*.safetensors"))) < 2:
+        assert sweep.poll() is None
+        assert time.monotonic() - began < 120
+        time.sleep(0.05)
+    workers = [int(json.loads(path.read_text())["pid"]) for path in tmp_path.glob("runs/*/lease.*.json")]
+    assert len(workers) == 2
+    sweep.kill()
+    sweep.wait()
+    began = time.monotonic()
+    while any(Path(f"/proc/{pid}/stat").is_file() and not _is_zombie(pid) for pid in workers):
+        assert time.monotonic() - began < 40
+        time.sleep(0.1)
+    assert {record["status"] for record in records.read_records(tmp_path / "runs")} == {"interrupted"}
 
 
 def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):

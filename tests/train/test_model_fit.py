@@ -28,7 +28,14 @@ def change(path, **values):
 
 def settings(model, tmp_path, *words):
     return compose_settings(
-        ["task=math/gsm8k", f"model.path={model}", f"results.root={tmp_path / 'results'}", "train.max_steps=2", "train.evaluations=1", *words]
+        [
+            "task=math/gsm8k",
+            f"model.path={model}",
+            f"results.root={tmp_path / 'results'}",
+            "train.max_steps=2",
+            "train.evaluations=1",
+            *words,
+        ]
     )
 
 
@@ -57,11 +64,16 @@ def test_a_vocabulary_past_the_embedding(llama, tmp_path):
 def test_rows_past_the_positions():
     tokenizer = AutoTokenizer.from_pretrained(weights_folder("pocket-deberta"))
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=32
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=32,
     )
     model = BertForSequenceClassification(config)
     check_fit(tokenizer, model, 32, "bert")
-    with pytest.raises(QgoftError, match="train.max_length=33: model=bert has 32 positions"):
+    with pytest.raises(QgoftError, match=r"train\.max_length=33: model=bert has 32 positions"):
         check_fit(tokenizer, model, 33, "bert")
 
 
@@ -69,7 +81,10 @@ def test_rows_past_the_positions():
     ("words", "message"),
     [
         (["task=glue/rte", "model=pocket_llama"], "model=pocket-llama has no head for suite glue"),
-        (["task=math/gsm8k", "model=pocket_deberta"], "model=pocket-deberta is a deberta-v2, which has no CausalLM model, as suite math needs"),
+        (
+            ["task=math/gsm8k", "model=pocket_deberta"],
+            "model=pocket-deberta is a deberta-v2, which has no CausalLM model, as suite math needs",
+        ),
     ],
 )
 def test_a_model_of_another_kind(tmp_path, words, message):
@@ -82,7 +97,12 @@ def test_answers_do_not_depend_on_the_decoding_of_the_model(llama, tmp_path):
     """generation_config.json of a published model may ask for beams or penalties."""
     plain = run(settings(llama, tmp_path))
     change(
-        llama / "generation_config.json", repetition_penalty=3.0, num_beams=3, no_repeat_ngram_size=2, min_new_tokens=5, suppress_tokens=[5, 6]
+        llama / "generation_config.json",
+        repetition_penalty=3.0,
+        num_beams=3,
+        no_repeat_ngram_size=2,
+        min_new_tokens=5,
+        suppress_tokens=[5, 6],
     )
     s = settings(llama, tmp_path)
     steered = run(s)
