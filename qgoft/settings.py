@@ -4,6 +4,7 @@ A field that moves a number takes part in the key of the record; those listed in
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -363,7 +364,7 @@ def settings_from_record(record: dict[str, Any]) -> RunSettings:
 def _build(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise QgoftError(f"{where or 'settings'} is {data!r}; a group of settings is needed")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
@@ -375,6 +376,11 @@ def _build(cls: type, data: Any, where: str) -> Any:
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise QgoftError(f"setting {where}{name} is missing; set {where}{name}=...")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -115,12 +115,13 @@ def check_seed(seed: str) -> None:
         raise QgoftError(f"seed {seed!r}: allowed are whole numbers from {low} to {high}; SEEDS is a list or a range such as 0,1,2 or 0-2")
 
 
-def check_variants(variants: set[tuple[str, str]]) -> None:
-    """Refuse a variant that its method does not have, before anything is planned with it.
+def check_variants(methods: Iterable[str]) -> None:
+    """Refuse `method@variant` whose method has no such variant, before anything is planned with it.
 
     Raises:
         QgoftError: naming the form that is needed.
     """
+    variants = {(method, variant) for method, at, variant in (name.partition("@") for name in methods) if at}
     if not variants:
         return
     from qgoft.methods.base import REGISTRY, parse_variant  # imports torch, which a plan without variants does not need
@@ -236,7 +237,6 @@ def compose_seeded(asked: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], job
     """One cell per words and each of their seeds."""
     for seed in dict.fromkeys(seed for _, seeds in asked for seed in seeds):
         check_seed(seed)
-    check_variants({(named(words)["method"], named(words)["method.variant"]) for words, _ in asked if "method.variant" in named(words)})
     every = zip(asked, compose_all([words for words, _ in asked], jobs), strict=True)
     return [
         Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed)))

@@ -104,7 +104,7 @@ def verdict(number: int, printed: Printed, total: int, notes: list[str]) -> str:
     return f"({notes.index(reason) + 1})"
 
 
-def build_table(methods: Sequence[str]) -> Table:
+def build_table(methods: Sequence[str] = ()) -> Table:
     """Return the counts of some methods on all models and target sets of the papers."""
     table = Table("counts", "trainable parameters, head excluded", ["model", "layers", "method", "count", "published", "where", ""])
     models: dict[str, nn.Module] = {}
@@ -116,7 +116,7 @@ def build_table(methods: Sequence[str]) -> Table:
         table.rules.append(len(table.rows))
         others = {m: usual_variant(m) for m in REGISTRY if m not in {known for known, _ in printed}}
         asked = {**printed, **{(m, variant): [] for m, variant in others.items() if variant is not None}}
-        asked = {(m, variant): places for (m, variant), places in asked.items() if m in methods}
+        asked = {(m, variant): places for (m, variant), places in asked.items() if not methods or m in methods}
         order = [m for m in METHODS if m in REGISTRY] + sorted(set(REGISTRY) - set(METHODS))
         for method, variant in sorted(asked, key=lambda row: (order.index(row[0]), int("0" + re.sub(r"\D", "", row[1])))):
             layers = own_targets(method, targets) if REGISTRY[method].count else "-"
@@ -154,7 +154,7 @@ def main(words: list[str]) -> int:
     methods = split_list(parser.parse_args(words).method)
     for method in methods:
         choose("method", method, list(REGISTRY), "change METHOD")
-    table = build_table(methods or list(REGISTRY))
+    table = build_table(methods)
     print(table.terminal(terminal_width()))
     table.write(REPOSITORY / "results" / "tables")
     return 1 if any(row[-1] == "DIFFERS" for row in table.rows) else 0

@@ -14,7 +14,21 @@ from pathlib import Path
 
 from _command import INTERRUPTED, act, add_means, check_means, run_words
 from _ending import Parser, leave
-from _plan import ROOT, Cell, Narrowing, PlannedItem, Shelf, compose_seeded, item_words, named, read_items, split_list, split_seeds
+from _plan import (
+    ROOT,
+    Cell,
+    Narrowing,
+    PlannedItem,
+    Shelf,
+    check_variants,
+    compose_seeded,
+    item_words,
+    method_words,
+    named,
+    read_items,
+    split_list,
+    split_seeds,
+)
 from _settings import check_choice
 from _tables import MEASURED, Library, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
@@ -168,6 +182,9 @@ def narrowing(arguments: argparse.Namespace) -> Narrowing:
     """What the command line asks of every item."""
     if arguments.model:
         check_choice("model", arguments.model)
+    for method in split_list(arguments.method):
+        method_words(method)  # refuses an unknown one
+    check_variants(split_list(arguments.method))
     lists = (tuple(split_list(arguments.method)), tuple(split_list(arguments.tasks)), tuple(split_seeds(arguments.seeds)))
     return Narrowing(arguments.protocol, *lists, arguments.model, arguments.data, tuple(run_words(arguments.overrides)))
 

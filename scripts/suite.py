@@ -11,7 +11,7 @@ from pathlib import Path
 
 from _command import INTERRUPTED, act, add_means, check_means, run_words
 from _ending import Parser, leave
-from _plan import Cell, common_words, compose_cells, method_words, protocol_seeds, split_list, split_seeds
+from _plan import Cell, check_variants, common_words, compose_cells, method_words, protocol_seeds, split_list, split_seeds
 from _settings import check_choice, choices, gap
 from _tables import MEASURED, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
@@ -41,6 +41,9 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     methods = split_list(arguments.method)
     if not methods:
         raise QgoftError("no method is named; METHOD is a list such as qgoft,lora@r2")
+    for method in methods:
+        method_words(method)  # refuses an unknown one
+    check_variants(methods)
     asked = []
     for method in methods:
         for task in tasks:

@@ -374,7 +374,6 @@ class Torment:
         self.rng = random.Random(seed)
         self.folder, self.data = folder, folder / "data"
         clear(folder)
-        folder.mkdir(parents=True)
         self.log = folder / "log.txt"
         self.runs = short_runs(folder / "results", self.data)
         self.expected: dict[str, Any] = {}

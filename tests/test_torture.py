@@ -7,6 +7,7 @@ import pytest
 import torture
 from _settings import compose_settings
 
+from qgoft.errors import QgoftError
 from qgoft.ledger import identify
 
 
@@ -48,7 +49,17 @@ def test_status_says_from_where_a_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["faults"], ["blows", "--number", "1"]])
-def test_mistakes_are_told(words, capsys):
-    with pytest.raises(SystemExit):
+def test_mistakes_are_told(words):
+    with pytest.raises(QgoftError, match=r"invalid choice: 'blows'|arguments are required: --number"):
         torture.main(words)
-    assert "usage:" in capsys.readouterr().err
+
+
+def test_only_a_directory_of_its_own_is_emptied(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(QgoftError, match="was not made by this script and is not empty"):
+        torture.main(["faults", "--number", "1", "--folder", str(tmp_path)])
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+    torture.clear(tmp_path / "new")
+    (tmp_path / "new" / "old").touch()
+    torture.clear(tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".torture"]

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgoft.errors import QgoftError
 from qgoft.records.keys import canonical_json
 from qgoft.records.schema import RecordError, validate
+from qgoft.settings import settings_from_record
 
 NAME = "record.json"
 # Of a run's other files, those that tables and figures read; the record states their checksums.
@@ -140,6 +142,11 @@ def find_records(root: Path) -> Found:
             record = read_record(path)
         except (RecordError, OSError) as error:
             problems.append(str(error))
+            continue
+        try:
+            settings_from_record(record)
+        except QgoftError as error:
+            problems.append(f"{path}: left out, its settings are none of this version: {error}")
             continue
         name = path.parent.name
         if re.fullmatch("[0-9a-f]{64}", name) and name != record["key"]:

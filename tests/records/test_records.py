@@ -1,28 +1,28 @@
 """The record: validated, written last and whole, found again by its key."""
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from _settings import compose_settings
 
 from qgoft import records
 from qgoft.ledger import key_from_record
 from qgoft.records import RecordError
 
+SETTINGS = dataclasses.asdict(compose_settings(["task=glue/cola", "method=qgoft"]))
 RECORD = {
-    "schema": 1, "key": "a" * 64, "protocol": "pocket", "suite": "glue", "task": "cola", "task_version": 1, "method": "qgoft", "variant": "qgoft",
-    "model": "pocket-deberta", "seed": 0, "status": "done", "reason": None, "primary": "matthews",
+    "schema": 1, "key": "a" * 64, "protocol": "pocket", "suite": "glue", "task": "cola", "task_version": SETTINGS["task"]["version"],
+    "method": "qgoft", "variant": "qgoft", "model": "pocket-deberta", "seed": 0, "status": "done", "reason": None, "primary": "matthews",
     "metrics": {"matthews": {"value": 66.3, "higher_is_better": True, "n": 2000, "standard_error": 1.5, "majority": 0.0}},
     "selection": "best_validation", "params": {"trainable": 10296, "head": 9506, "total": 415612},
     "cost": {"seconds": 11.9, "steps": 300, "seconds_per_step": 0.034, "examples_per_second": 941, "peak_memory_bytes": None},
     "orthogonality": {"max_error": 0.03, "penalty": 0.0004}, "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:12+00:00",
-    "settings": {
-        "protocol": "pocket", "task": {"suite": "glue", "name": "cola", "version": 1, "primary": "matthews"},
-        "method": {"name": "qgoft", "variant": "qgoft"}, "model": {"name": "pocket-deberta"}, "selection": "best_validation", "seed": 0},
-    "provenance": {
+    "settings": SETTINGS, "provenance": {
         "commit": None, "dirty": None, "packages": {"torch": "2.13.0"},
         "hardware": {
             "device": "cpu", "processor": None, "cores": 2, "memory_bytes": 8, "system": "Linux x86_64", "threads": 1, "processes": 1},
