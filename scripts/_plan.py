@@ -424,7 +424,7 @@ def known_seconds(records: Sequence[Record], protocol: str) -> KnownSeconds:
             begun, ended = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
             seconds = (ended - begun).total_seconds()
             if "resumed" in record["provenance"]:  # what begun says is of its last part
-                seconds = max(seconds, record["cost"]["setup_seconds"] + (record["cost"]["seconds"] or 0.0))
+                seconds = max(seconds, (record["cost"].get("setup_seconds") or 0.0) + (record["cost"]["seconds"] or 0.0))
             if seconds >= 0:  # a clock that was set back in the middle says nothing
                 known[record["suite"], record["method"]].append(seconds)
                 known[(record["suite"],)].append(seconds)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def counts(word: str) -> bool:
     """Whether a word of the command line, other than the seed, sets what moves a number."""
     name = name_of(word)
     return name != "seed" and moves_a_number(name)
+
+
+# What distinguishes the protocol's own runs.
+OWN = ("protocol", "task", "method", "method.variant", "model", "seed")
+
+
+def own_overrides(words: Iterable[str]) -> list[str]:
+    """Return the words of a command line that change a number and are not a choice of the protocol's own runs."""
+    return [word.lstrip("+") for word in words if "=" in word and name_of(word) not in OWN and counts(word)]
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:

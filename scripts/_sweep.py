@@ -79,7 +79,7 @@ def run_cell(number: int, cell: Cell) -> Outcome:
         _at_work.set()
 
     try:
-        record = train(cell.settings)
+        record = train(cell.settings, cell.words)
     except KeyboardInterrupt as stop:
         if current_process().name == "MainProcess":
             raise

@@ -2,11 +2,13 @@
 """One run, or with -m a sweep: python scripts/train.py task=glue/mrpc method=qgoft protocol=goft_icml24 seed=1"""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
 from _ending import exit_code
-from _settings import check_overrides, compose_settings, quoted, settings_of
+from _settings import check_overrides, compose_settings, own_overrides, quoted, settings_of
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -20,14 +22,14 @@ from qgoft.settings import RunSettings
 WRONG = (QgoftError, RecordError, LeaseHeld, LeaseLost)
 
 
-def train(settings: RunSettings, patience: float = 0.0) -> dict[str, Any]:
+def train(settings: RunSettings, words: Sequence[str] = (), patience: float = 0.0) -> dict[str, Any]:
     """Run it; torch is imported here, so that mistakes in the settings are told at once."""
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import run
 
     guard_output()
     quiet_libraries()
-    return run(settings, patience=patience)
+    return run(settings, patience=patience, overrides=own_overrides(words))
 
 
 class JobFailed(HydraException):
@@ -37,7 +39,7 @@ class JobFailed(HydraException):
 @hydra.main(version_base=None, config_path="../configs", config_name="train")
 def sweep_job(config: DictConfig) -> str:
     try:
-        record = train(settings_of(config))
+        record = train(settings_of(config), list(HydraConfig.get().overrides.task))
     except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         raise JobFailed(str(error)) from None
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
             sweep_job()
             return 0
         # A new process sees a lease for the first time, and cannot tell from one look whether its holder on another machine is alive.
-        record = train(compose_settings(arguments), patience=EXPIRY + HEARTBEAT)
+        record = train(compose_settings(arguments), arguments, patience=EXPIRY + HEARTBEAT)
     except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2

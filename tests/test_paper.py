@@ -342,7 +342,7 @@ def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, cap
     cells = _plan.compose_cells([("task=glue/rte", "method=qgoft"), ("task=glue/cola", "method=qgoft")], ["0"], 1)
     identities = [SimpleNamespace(is_done=False, folder=Path("nowhere"), key=str(n)) for n in range(2)]
 
-    def train(settings):
+    def train(settings, words):
         if settings.task.name == "rte":
             raise RuntimeError("SVD did not converge")
         return {"status": "done", "reason": None}

@@ -44,7 +44,7 @@ def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
     for suffix in ("md", "tex", "csv"):
         assert (tmp_path / "tables" / f"table1.{suffix}").read_text()
     again = command(repository, tmp_path, "glue", "--tasks", "rte", *SHORT)
-    assert "1 runs planned, 1 done, nothing left to do" in again.stdout
+    assert "1 run planned, 1 done, nothing left to do" in again.stdout
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
     assert done.returncode == 0, done.stderr
     (record,) = records.read_records(tmp_path / "runs")
     assert record["provenance"]["hardware"]["processes"] == 2
-    assert "1 runs planned, 1 done, nothing left to do" in command(repository, tmp_path, *words).stdout
+    assert "1 run planned, 1 done, nothing left to do" in command(repository, tmp_path, *words).stdout
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_suite_that_the_protocol_lacks_is_told(repository, tmp_path):
 def test_squad_runs_and_prints_its_table(repository, tmp_path):
     done = command(repository, tmp_path, "squad", *SHORT)
     assert done.returncode == 0, done.stderr
-    assert "SQuAD v1.1, protocol pocket: 1 runs planned, 0 done" in done.stdout
+    assert "SQuAD v1.1, protocol pocket: 1 run planned, 0 done" in done.stdout
     header = next(line for line in done.stdout.splitlines() if "#Param" in line)
     assert header.split()[-2:] == ["EM", "F1"]
     assert "published qgoft (DeBERTaV3-base, other data; context only): 87.10  93.20" in done.stdout

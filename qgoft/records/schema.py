@@ -42,6 +42,7 @@ _FIELDS: dict[str, tuple[Kind, bool]] = {
     "started": (str, False),
     "finished": (str, False),
     "settings": (dict, False),
+    "overrides": (list, False),  # settings of the command line that are not those of the protocol, such as a sweep's: name=value
     "provenance": (dict, False),
     "files": (dict, False),  # name of a file beside the record -> its SHA-256
 }
@@ -92,6 +93,10 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
     "rekeyed": {"results_version": (int, False), "key": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
+# With what another run did a shared training; empty where that does not say.
+_BY: dict[str, tuple[Kind, bool]] = {
+    name: _NESTED["provenance"][name] for name in ("commit", "dirty", "code", "packages", "hardware", "resumed")
+}
 # Left out where there is nothing to say.
 _MAY_BE_ABSENT = {
     "provenance.data.repairs",
@@ -104,6 +109,7 @@ _MAY_BE_ABSENT = {
     "cost.setup_seconds",
     "selected",
     "files",
+    "overrides",  # of records before November 2026
 }
 
 
@@ -149,10 +155,13 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
         _check(record["provenance"][name], fields, f"provenance.{name}.")
     for name, metric in record["metrics"].items():
         _check(metric, _METRIC, f"metrics.{name}.")
-    _check_maps(record["provenance"])
-    for part in record["provenance"].get("resumed", []):
-        _check(part, {"step": (int, False), "hardware": (dict, False)}, "provenance.resumed.")
-        _check(part["hardware"], _DEEPER["hardware"], "provenance.resumed.hardware.")
+    if not all(isinstance(word, str) for word in record.get("overrides", [])):
+        raise RecordError(f"overrides is {record['overrides']!r}; texts name=value are needed")
+    _check_origin(record["provenance"], "provenance.")
+    by = record["provenance"].get("training", {}).get("by", {})
+    if by:
+        _check(by, {name: kind for name, kind in _BY.items() if name in by}, "provenance.training.by.")
+        _check_origin(by, "provenance.training.by.")
     if record["selection"] not in _SELECTIONS:
         raise RecordError(f"selection is {record['selection']!r}; allowed are {', '.join(_SELECTIONS)}")
     _check_names(record)
@@ -171,6 +180,8 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
         if not has_zone:
             raise RecordError(f"{name} is {record[name]!r}; an ISO 8601 time with its zone is needed")
     if record["status"] == "done":
+        if record["params"]["trainable"] is None:
+            raise RecordError("status is done, but params.trainable is unknown")
         primary = record["metrics"].get(record["primary"], {}).get("value")
         if primary is None:
             raise RecordError(f"status is done, but the primary metric {record['primary']!r} has no value")
@@ -179,14 +190,20 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _check_maps(provenance: dict[str, Any]) -> None:
+def _check_origin(made: dict[str, Any], prefix: str) -> None:
+    """Check what says with what a run was made: objects with free names, and the parts of a run that was resumed."""
     for where, kind in _MAPS.items():
-        node: Any = provenance
+        node: Any = made
         for name in where.split("."):
             node = node.get(name, {})
         for name, value in node.items():
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise RecordError(f"provenance.{where}.{name} is {value!r} of type {type(value).__name__}")
+                raise RecordError(f"{prefix}{where}.{name} is {value!r} of type {type(value).__name__}")
+    if "hardware" in made:
+        _check(made["hardware"], _DEEPER["hardware"], f"{prefix}hardware.")
+    for part in made.get("resumed", []):
+        _check(part, {"step": (int, False), "hardware": (dict, False)}, f"{prefix}resumed.")
+        _check(part["hardware"], _DEEPER["hardware"], f"{prefix}resumed.hardware.")
 
 
 def _check_names(record: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def _fold(widths: Sequence[int], width: int | None) -> list[list[int]]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(_flat(text).split())
 
 
 @dataclass

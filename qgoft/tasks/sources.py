@@ -246,7 +246,7 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             except (OSError, errors.HfHubHTTPError) as error:
                 if wait is None or not _may_pass(error):
                     raise
-                print(f"qgoft: {where}: {one_line(error)}; once more in {wait} s", file=sys.stderr, flush=True)
+                print(f"qgoft: {where}: {_told(error)}; once more in {wait} s", file=sys.stderr, flush=True)
                 time.sleep(wait)
     except errors.GatedRepoError as error:
         raise QgoftError(f"{where} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN") from error
@@ -260,8 +260,16 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             "or set data.root / model.path to a local directory"
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose family changes between its versions
-        raise QgoftError(f"downloading {where} failed ({one_line(error)}); run the same command again to resume") from error
+        raise QgoftError(f"downloading {where} failed ({_told(error)}); run the same command again to resume") from error
     return Path(folder)
+
+
+def _told(error: Exception) -> str:
+    """Return the kind and text of a hub's error, without the token, which a server may echo."""
+    from huggingface_hub import get_token
+
+    token, text = get_token(), one_line(error)
+    return text.replace(token, "[HF_TOKEN]") if token else text
 
 
 def _is_silent(repository: str, kind: str, revision: str) -> bool:

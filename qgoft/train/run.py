@@ -10,7 +10,7 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,10 +78,12 @@ class Prepared:
             self.lease.check()
 
 
-def run(settings: RunSettings, *, patience: float = 0.0) -> dict[str, Any]:
+def run(settings: RunSettings, *, patience: float = 0.0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Do one run, or return its record where it is done already. One that was broken off goes on from its last checkpoint.
 
     Args:
+        overrides: settings of the command line that are not those of the protocol, as `name=value`; the record lists them, so that readers
+            can tell the runs of a sweep from the protocol's own.
         patience: seconds to look whether another machine's process that holds this run shows life.
 
     Raises:
@@ -108,6 +110,7 @@ def run(settings: RunSettings, *, patience: float = 0.0) -> dict[str, Any]:
             record, tracker = _run_prepared(prepared, time.perf_counter() - began, stops)
             if lease is not None:
                 lease.check()
+                record["overrides"] = sorted(overrides)
                 records.write_record(lease.workspace, record)
                 lease.publish(leave=(CHECKPOINT,) if record["status"] in FINAL else ())
             tracker.finish(record)

@@ -1,0 +1,104 @@
+"""Records that were changed by hand or by a program: what validates does not break a table or the page, and what it says is only text."""
+
+import copy
+import csv
+import io
+import json
+import shlex
+
+import _plan
+import pytest
+import report
+from _tables import Library, collect_rows, score_tables
+
+from qgoft.records import RecordError, find_records, validate, write_record
+from qgoft.report.items import item_of
+from qgoft.report.layout import Table
+from qgoft.report.page import Section, build_page, rerun_words
+from tests.records.test_records import RECORD
+
+VALUES = (None, "x", -1, 1e308, [], {}, True, "\x1b[31m", [1], {"a": 1}, "2026-13-01", KeyError)
+
+
+def leaves(node, path=()):
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield (*path, name)
+            yield from leaves(value, (*path, name))
+
+
+def changed(record, path, value):
+    record = copy.deepcopy(record)
+    node = record
+    for name in path[:-1]:
+        node = node[name]
+    if value is KeyError:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return record
+
+
+def show(root):
+    """Everything that is made of records."""
+    (cell,) = _plan.compose_cells([("protocol=pocket", "task=glue/cola", "method=qgoft")], ["0"], 1)
+    library = Library.read(root)
+    tables = score_tables("glue", "pocket", collect_rows([cell], library.shelf), library, item_of("glue", "pocket"))
+    for table in tables:
+        table.terminal(80), table.markdown(), table.latex(), table.csv()
+    _plan.known_seconds(library.shelf.records, "pocket")
+    sections = [Section("a", "b", tables), report.machine_section(library.shelf.records, library.problems)]
+    other = report.unopened(library.shelf.records, sections)
+    return build_page("t", "l", [*sections, *([other] if other else [])], library.shelf.records, library.folders, {})
+
+
+@pytest.mark.parametrize("status", ["done", "oom"])
+def test_whatever_validates_can_be_shown(tmp_path, status):
+    record = {**RECORD, "status": status, "reason": None if status == "done" else "too large"}
+    record["provenance"] = {
+        **RECORD["provenance"],
+        "training": {
+            "key": "k",
+            "shared": True,
+            "by": {name: RECORD["provenance"][name] for name in ("commit", "dirty", "packages", "hardware")},
+        },
+        "resumed": [{"step": 3, "hardware": RECORD["provenance"]["hardware"]}],
+    }
+    shown = refused = 0
+    for path in [path for path in leaves(record) if path[0] != "settings" or len(path) < 3]:
+        for value in VALUES:
+            try:
+                odd = validate(changed(record, path, value))
+            except RecordError:
+                refused += 1
+                continue
+            write_record(tmp_path / "run", odd)
+            if find_records(tmp_path).records:
+                show(tmp_path)
+                shown += 1
+    assert shown > 50
+    assert refused > 500
+
+
+EVIL = "=cmd|' /C calc'!A0 ![x](http://evil) \x1b]0;title\x07 <script>"
+
+
+def test_text_of_records_is_only_text(tmp_path):
+    table = Table("t", EVIL, ["method", "-1.5", "=2"], [[EVIL, "+3.0", "-"], ["@x", "-4", "±1"]], [EVIL])
+    for text in (table.terminal(), table.markdown(), table.csv(), table.latex()):
+        assert "\x1b" not in text
+        assert "\x07" not in text
+    assert "![x]" not in table.markdown()
+    cells = [cell for row in csv.reader(io.StringIO(table.csv())) for cell in row]
+    assert [cell for cell in cells if cell[:1] in "=@" and cell] == []
+    assert {"+3.0", "-4", "-1.5", "-"} <= set(cells), "numbers keep their sign"
+    write_record(tmp_path / "run", {**RECORD, "status": "failed", "reason": EVIL})
+    assert "<script>" not in show(tmp_path).split("</script>")[-1]
+
+
+def test_the_command_of_a_record_is_quoted_for_a_shell():
+    record = copy.deepcopy(RECORD)
+    record["provenance"]["data"]["revision"] = "main; rm -rf ~"
+    words = rerun_words(record, {})
+    assert "rm" not in shlex.split(" ".join(words))
+    assert json.dumps("data.revision=main; rm -rf ~").strip('"') in shlex.split(" ".join(words))
