@@ -15,7 +15,7 @@ from _plan import Cell, check_variants, common_words, compose_cells, method_word
 from _settings import check_choice, choices, gap
 from _tables import MEASURED, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, hint
 from qgoft.report.items import SUITES, item_of
 from qgoft.report.layout import terminal_width
 from qgoft.report.win_rates import build_categories, build_win_rates
@@ -49,7 +49,7 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
         for task in tasks:
             task = task.removeprefix(f"{suite}/")
             if task not in known:
-                raise QgoftError(f"unknown task {task!r} of suite {suite}; allowed are {', '.join(known)}; change TASKS")
+                raise QgoftError(f"unknown task {task!r} of suite {suite}; allowed are {', '.join(known)}; change TASKS{hint(task, known)}")
             asked.append((*common, f"task={suite}/{task}", *method_words(method)))
     return compose_cells(asked, split_seeds(arguments.seeds), arguments.jobs)
 

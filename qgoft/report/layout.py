@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qgoft.records import write_atomically
 
+CONTEXT = "published "
 LATEX = str.maketrans(
     {c: "\\" + c for c in "&%$#_{}"}
     | {"±": "$\\pm$", "|": "$|$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}", "λ": "$\\lambda$"}
@@ -64,6 +65,8 @@ class Table:
         rules: numbers of the rows that a line goes before.
         marks: (row, column) -> best (bold) or second (underlined).
         runs: (row, column) -> keys of the records behind a cell.
+        context: printed figures that may not be compared, one row each: below the others in a terminal, where the notes that begin with
+            CONTEXT and say the same are left out.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Table:
     rules: list[int] = field(default_factory=list)
     marks: dict[tuple[int, int], str] = field(default_factory=dict)
     runs: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    context: list[list[str]] = field(default_factory=list)
 
     def _marked(self, spelling: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
         """The rows with their marks in some spelling."""
@@ -88,16 +92,17 @@ class Table:
         Args:
             width: columns of the terminal; a wider table is folded: its columns go on below, behind the first one again. None: no limit.
         """
-        lines = [[_flat(cell) for cell in line] for line in (self.columns, *self.rows)]
+        lines = [[_flat(cell) for cell in line] for line in (self.columns, *self.rows, *self.context)]
+        rules = {*self.rules, *([len(self.rows)] if self.context else [])}
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         out = [_flat(self.title)]
         for part in _fold(widths, width):
             out += [""] if len(out) > 1 else []
             for number, line in enumerate(lines):
-                if number - 1 in self.rules or number == 1:
+                if number - 1 in rules or number == 1:
                     out.append("-" * (sum(widths[i] for i in part) + 2 * (len(part) - 1)))
                 out.append("  ".join(line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in part).rstrip())
-        notes = [_flat(note) for note in self.notes]
+        notes = [_flat(note) for note in self.notes if not (self.context and note.startswith(CONTEXT))]
         if width is not None:
             notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
         return "\n".join([*out, *notes]) + "\n"

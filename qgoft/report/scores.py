@@ -142,6 +142,9 @@ def build_table(
     if majority:
         table.rows.append(majority)
     table.notes = _notes(rows, [] if item.unprinted else load_rows(item.paper, item.table), item, is_comparable)
+    if not is_comparable and not item.unprinted:
+        table.context = _context(rows, load_rows(item.paper, item.table), item)
+        table.notes += [f"published: {item.printed_model} on other data, for context only"] if table.context else []
     table.notes += reasons
     if item.unprinted:
         table.notes.append(f"published: {item.unprinted}")
@@ -476,6 +479,15 @@ def _origin_notes(records: list[Record]) -> list[str]:
         if len(found) > 1:
             notes.append(f"warning: these numbers come from different {text}: {', '.join(found)}")
     return notes
+
+
+def _context(rows: list[Row], published: list[PublishedRow], item: Item) -> list[list[str]]:
+    """Return the printed figures of the methods of the rows, as rows of the table."""
+    found = []
+    for method in dict.fromkeys(record["method"] for row in rows if not row.is_context for record in row.all()):
+        printed = [row for row in published if row.method == method]
+        found += [[f"published {_published_name(row, len(printed))}", row.params or "-", *_printed(row, item)] for row in printed]
+    return found
 
 
 def _published_name(row: PublishedRow, alike: int) -> str:

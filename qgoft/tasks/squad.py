@@ -70,9 +70,10 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
         halves = halve(held["validation"], settings.seed if settings.splits == "seeded_halves" else None)
         questions = dict(zip(("choose", "report:"), halves, strict=True))
     cut = {name: windows(name, lambda part=part: part) for name, part in questions.items()}
+    shared = count_shared(read_rows(task, "train", files), held)
     rows = {"train": len(set(train["row"])), **{split: len(part) for split, part in held.items()}}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
-    return Parts(train, questions, cut, rows, is_subset, count_repairs(train, held))
+    return Parts(train, questions, cut, rows, is_subset, {**count_repairs(train, held), **shared})
 
 
 def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
@@ -235,6 +236,13 @@ def count_repairs(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]:
         ),
     }
     return {what: count for what, count in found.items() if count}
+
+
+def count_shared(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]:
+    """Return how many questions of each evaluation split training has too, on the same passage."""
+    trained = set(zip(train["context"], train["question"], strict=True))
+    counts = {split: sum(pair in trained for pair in zip(rows["context"], rows["question"], strict=True)) for split, rows in held.items()}
+    return {f"questions of {split} that are in train": count for split, count in counts.items() if count}
 
 
 def best_span(start: np.ndarray, end: np.ndarray, *, n_best: int, max_tokens: int) -> tuple[float, int, int] | None:

@@ -69,7 +69,7 @@ def load_parts(settings: RunSettings, files: DataFiles, size: int) -> Parts:
     parts = {split: examined(split, with_pixels=split != "test") for split in files.files}
     rows = {split: len(part) for split, part in parts.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
-    repairs = count_modes(*parts.values())
+    repairs = {**count_modes(*parts.values()), **count_listed_twice(files)}
     names = ["pixels", "labels"]
     train, choose = parts["train800val200" if settings.splits == "whole" else "train800"], parts.get("val200")
     count, picture = open_split(task, "test", files)
@@ -82,6 +82,15 @@ def load_parts(settings: RunSettings, files: DataFiles, size: int) -> Parts:
         is_subset,
         repairs,
     )
+
+
+def count_listed_twice(files: DataFiles) -> dict[str, int]:
+    """Return how many images a list names twice, and how many of the test list training has too."""
+    listed = {split: [path for path, _ in read_list(paths[0])] for split, paths in files.files.items() if paths[0].suffix == ".txt"}
+    found = {f"images that the list {split} names twice": len(paths) - len(set(paths)) for split, paths in listed.items()}
+    trained = {path for split, paths in listed.items() if split != "test" for path in paths}
+    found["images of test that are in train"] = sum(path in trained for path in listed.get("test", []))
+    return {what: count for what, count in found.items() if count}
 
 
 def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, Callable[[int], Encoded]]:

@@ -2,15 +2,20 @@
 
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from qgoft.console import say
 from qgoft.errors import QgoftError, one_line
 from qgoft.records import canonical_json
 from qgoft.settings import RunSettings, method_label
 
 # Name of the sweep that a run belongs to, in the environment of its process.
 SWEEP = "QGOFT_SWEEP"
+# Seconds.
+WRITTEN_WITHIN = 20.0
 
 
 class Board(Protocol):
@@ -63,12 +68,27 @@ class Wandb:
                 f"wandb.mode={settings.wandb.mode}: {one_line(error)}; log in, or set wandb.mode=offline or disabled"
             ) from error
 
+        self.log_file = Path(self.run.settings.sync_file) if settings.wandb.mode == "offline" else None
+
     def log(self, scalars: dict[str, float], step: int) -> None:
         self.run.log(scalars, step=step)
 
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
         self.run.summary.update({"status": record["status"], **scalars, "record": record})
         self.run.finish(exit_code=0 if record["status"] == "done" else 1)
+        if self.log_file is not None:
+            _await_text(self.log_file, record["key"])
+
+
+def _await_text(path: Path, text: str) -> None:
+    """Wait until wandb's own process has written a text: `finish` returns before it has closed the file, and a kill would lose it."""
+    began = time.monotonic()
+    while time.monotonic() - began < WRITTEN_WITHIN:
+        with suppress(OSError):
+            if text.encode() in path.read_bytes():
+                return
+        time.sleep(0.02)
+    say(f"qgoft: wandb has not written the end of the run to {path} within {WRITTEN_WITHIN:.0f} s; its offline log may be incomplete")
 
 
 class TensorBoard:
