@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Names, in the environment of a sweep's workers, the directory where they leave what the parent shows.
+# Environment variable of a sweep's workers: the directory of the files that the parent displays.
 CHANNEL = "QGOFT_DISPLAY"
 
 
@@ -66,7 +66,7 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class RunState:
-    """What is shown of a run while it trains."""
+    """State of a training run, as shown on a terminal."""
 
     name: str
     seed: int
@@ -77,7 +77,7 @@ class RunState:
     left: float | None  # seconds
 
     def line(self) -> "Table":
-        """Return the run as one line of at most 80 columns; what does not fit is cut at the right of a cell."""
+        """Return the run as one line of at most 80 columns; longer texts are cut at the right of their cell."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 

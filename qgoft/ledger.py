@@ -337,10 +337,10 @@ class Lease:
             self._rename(path, target)
 
     def publish(self, *, leave: tuple[str, ...] = (), last: str = "record.json") -> None:
-        """Move the files of the workspace into the run's directory, the one named `last` at the end. Names in `leave` are deleted instead.
+        """Move the files of the workspace into the run's directory, `last` at the end. Files named in `leave` are deleted instead.
 
         Raises:
-            LeaseLost: another process holds the run now; what it publishes is not touched.
+            LeaseLost: another process holds the run now; its files are not touched.
         """
         self.check()
         try:

@@ -300,7 +300,7 @@ NOT_IN_KEY = (
 )
 
 
-# Settings that came later, with the value that stands for what was done before: left out of the key where they have it.
+# Settings added after records existed, with their earlier fixed value: at that value they are left out of the key.
 DEFAULTS_NOT_IN_KEY: dict[str, Any] = {"judge.temperature": 0.0, "judge.max_tokens": 2048, "judge.system_role": True}
 
 

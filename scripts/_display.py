@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs. The parent owns the terminal: its workers leave their state in files, and it draws all of them."""
+"""Progress of a sweep. The parent owns the terminal: workers write their state to files, and the parent draws all of them."""
 
 import json
 import os

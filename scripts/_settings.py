@@ -88,7 +88,7 @@ def swept_values(override: str, group: str) -> list[str]:
     """Return the names that an override of a group chooses: one, a list, choice(...) or glob(...) of Hydra's grammar.
 
     Raises:
-        QgoftError: it cannot be read, or it is no choice of names.
+        QgoftError: it cannot be read, or it does not choose names.
     """
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -115,7 +115,7 @@ def counts(word: str) -> bool:
     return name != "seed" and moves_a_number(name)
 
 
-# What distinguishes the protocol's own runs.
+# Settings that vary between the runs of a protocol.
 OWN = ("protocol", "task", "method", "method.variant", "model", "seed")
 
 

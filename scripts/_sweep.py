@@ -102,7 +102,7 @@ _at_work = threading.Event()
 
 @functools.cache
 def end_with_parent() -> None:
-    """End this worker once its parent is gone: nobody would collect a result, or stop it. A run is saved first, as after a signal."""
+    """End this worker when its parent process is gone. Its run is saved first, as after a signal."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -177,8 +177,8 @@ def _tell(done: int, total: int, failed: int, display: Display, cell: Cell, outc
 def _run_all(
     pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int], display: Display
 ) -> Iterator[Outcome]:
-    """One pass over what is pending, as the outcomes come in. With `failfast` it ends after the first that is bad; what runs beside it saves
-    itself. Runs whose process was killed before go alone, so that the one that did it is known.
+    """Yield the outcomes of one pass over the pending runs. With `failfast` the pass ends after the first failure, and the other workers save
+    their runs. Runs whose process was killed in an earlier pass are done one at a time, so that the run that causes it is known.
 
     Raises:
         QgoftError: processes are killed before they have begun a run.

@@ -598,7 +598,7 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         last = checkpoint_step(identity.checkpoints()[-1])
         began = time.monotonic()
         process = single_run([*words, f"results.root={root}"])
-        # The new attempt starts the curve again from what the checkpoint saved, and goes on.
+        # The new attempt rewrites the curve from its checkpoint, and then resumes.
         while max((step for place in identity.folder.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
             if process.poll() is not None:
                 raise QgoftError("a run that was to go on has ended")

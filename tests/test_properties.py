@@ -10,6 +10,7 @@ import json
 import math
 import os
 import statistics
+import unicodedata
 from fractions import Fraction
 from types import SimpleNamespace
 from unittest import mock
@@ -27,6 +28,7 @@ from qgoft.ledger import Lease, LeaseHeld, LeaseLost
 from qgoft.ops.givens.blocks import rotation_blocks
 from qgoft.ops.givens.reference import reference_matrix
 from qgoft.records import RecordError
+from qgoft.report import layout
 from qgoft.report.layout import Table
 from qgoft.report.scores import Row, build_table
 from qgoft.tasks import answers
@@ -221,7 +223,8 @@ def test_a_cell_stays_in_its_cell(cells, note):
     (row,) = [line for line in tex if line.endswith("\\\\") and "a & b & c" not in line]
     assert row.replace("\\&", "").count("&") == 2
     _, *read = csv.reader(io.StringIO(table.csv(), newline=""))
-    assert read == [[" ".join(cell.splitlines()) for cell in cells]]
+    assert read == [[layout._csv(cell) for cell in cells]]
+    assert all(unicodedata.category(letter) != "Cc" for cell in read[0] for letter in cell)
 
 
 SCORES = st.floats(min_value=-100, max_value=100)

@@ -48,7 +48,7 @@ class NoAnswer(RuntimeError):
 
 
 class Refused(NoAnswer):
-    """The endpoint refuses the request as it is (status 400, 413, 422 ...): repeating it would not help."""
+    """The endpoint refuses the request (status 400, 413, 422 ...); repeating it would not help."""
 
 
 class NoEndpoint(NoAnswer):
@@ -81,7 +81,7 @@ def read_key(settings: JudgeSettings) -> str | None:
 
 
 def request_body(messages: Messages, settings: JudgeSettings) -> dict[str, Any]:
-    """Return the request: what reasoning models refuse is left out unless the settings ask for it."""
+    """Return the body of a request, without fields that reasoning models refuse unless the settings name them."""
     is_reasoning = REASONING.match(settings.model.rpartition("/")[2]) is not None
     field = settings.token_field if settings.token_field != "auto" else "max_completion_tokens" if is_reasoning else "max_tokens"
     chat = [{"role": "system", "content": messages.system}, {"role": "user", "content": messages.user}]
@@ -141,7 +141,7 @@ def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], No
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: the key must not go where it leads."""
+    """Treat a redirect as an error: the key must not be sent to another host."""
 
     def redirect_request(self, *arguments: Any, **keywords: Any) -> None:
         return None

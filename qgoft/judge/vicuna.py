@@ -140,8 +140,8 @@ def judge_answers(
             refusals = [*refusals, str(error)] if isinstance(error, openai.Refused) else []
             if len(refusals) >= PATIENCE and len(set(refusals[-PATIENCE:])) == 1:
                 raise QgoftError(
-                    f"the judge at {settings.url} refused {PATIENCE} questions in a row ({error}); settings for what servers differ in are "
-                    "judge.token_field, judge.max_tokens, judge.temperature (null: not sent) and judge.system_role"
+                    f"the judge at {settings.url} refused {PATIENCE} questions in a row ({error}); servers differ; set "
+                    "judge.token_field, judge.max_tokens, judge.temperature (null: not sent) or judge.system_role"
                 ) from None
             if silent == PATIENCE:
                 raise QgoftError(

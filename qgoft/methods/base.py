@@ -114,7 +114,7 @@ class Adapted:
 
 
 REGISTRY: dict[str, Method] = {}
-# Of a number in a variant: no layer is wider.
+# Largest number in a variant: no layer is wider.
 LARGEST = 65_536
 
 
@@ -250,7 +250,7 @@ def _wrap(
         wrapped = peft.get_peft_model(model, config)
         if method.mend:
             method.mend(wrapped)
-        orthogonality_penalty(wrapped)  # the settings say what weighs it: without one, nobody forgot it
+        orthogonality_penalty(wrapped)  # marks the adapters: method.penalty decides, and 0 is deliberate
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error
     free = {name: parameter.numel() for name, parameter in wrapped.named_parameters() if parameter.requires_grad}

@@ -45,7 +45,7 @@ def _check_special_tokens(folder: Path) -> None:
         try:
             content = json.loads((folder / name).read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
-            continue  # what the tokenizer needs, it misses itself
+            continue  # the tokenizer reports a missing file itself
         for token, value in content.items() if isinstance(content, dict) else ():
             text = value.get("content") if isinstance(value, dict) else value
             if token.endswith("_token") and text == "":
@@ -89,7 +89,7 @@ def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
         QgoftError: the weights cannot be read, or do not fill the model.
     """
     model = load_backbone(settings, folder, AutoModelForCausalLM, [])
-    # What the file says of decoding (a repetition penalty, beams, tokens to suppress) would be taken over where answers are written.
+    # transformers would apply the decoding settings of generation_config.json (a repetition penalty, beams, suppressed tokens) to answers.
     special = {name: getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**special)
     return model

@@ -93,7 +93,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
     "rekeyed": {"results_version": (int, False), "key": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
-# With what another run did a shared training; empty where that does not say.
+# Origin of a shared training that another run did; empty if its state does not list it.
 _BY: dict[str, tuple[Kind, bool]] = {
     name: _NESTED["provenance"][name] for name in ("commit", "dirty", "code", "packages", "hardware", "resumed")
 }
@@ -116,7 +116,7 @@ _MAY_BE_ABSENT = {
 # Objects whose names are free: kind of their values.
 _MAPS: dict[str, Kind] = {"packages": str, "data.rows": int, "data.repairs": int}
 _SELECTIONS = ("last", "best_validation", "best_reported")
-# What a record says twice: name -> where it is in the settings.
+# Fields that repeat a setting: name -> path in the settings.
 _IN_SETTINGS = {
     "protocol": ("protocol",),
     "suite": ("task", "suite"),
@@ -191,7 +191,7 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_origin(made: dict[str, Any], prefix: str) -> None:
-    """Check what says with what a run was made: objects with free names, and the parts of a run that was resumed."""
+    """Check the origin of a run: objects with free names, the hardware, and the parts of a resumed run."""
     for where, kind in _MAPS.items():
         node: Any = made
         for name in where.split("."):

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ def _markdown(text: str) -> str:
 
 def _flat(text: str) -> str:
     """Return a text without line ends and control characters, of which a record or a judge's text may hold any kind."""
-    return "".join(letter for letter in " ".join(text.splitlines()) if letter.isprintable())
+    return "".join(letter for letter in " ".join(text.splitlines()) if unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
 
 
 def _csv(text: str) -> str:
@@ -90,7 +91,7 @@ class Table:
         """Return the table as aligned text.
 
         Args:
-            width: columns of the terminal; a wider table is folded: its columns go on below, behind the first one again. None: no limit.
+            width: columns of the terminal. A wider table is folded: further columns follow below, after the first column again. None: no limit.
         """
         lines = [[_flat(cell) for cell in line] for line in (self.columns, *self.rows, *self.context)]
         rules = {*self.rules, *([len(self.rows)] if self.context else [])}

@@ -22,7 +22,7 @@ TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\
 UNREAD = re.compile(r"\\[dt]?frac")
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 NUMBER = re.compile(rf"(?<![\w.])-?\s?\$?\s?(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:\s*/\s*{_WHOLE})?")
-# What makes the number before it a part of another one: a mixed number, a power, 1e3, 2\u00bd, 12:30, 1,2,3, a product or a sum.
+# Continuations that make a number part of another one: a mixed number, a power, 1e3, 2\u00bd, 12:30, 1,2,3, a product or a sum.
 GOES_ON = re.compile(
     r"\s*\\[dt]?frac|\s\d+\s*/\s*\d|\d|[.,:/]\d|[eE][-+]?\d|\s*\^|\s*[\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9]"
     r"|\s*(?:[-+*\u00d7\u00f7=]|x(?=\s*\d)|\\times|\\cdot|\\div|\\pm)\s*[-\d\\(]"

@@ -118,7 +118,7 @@ def _with_labels(task: TaskSettings, where: str, rows: Dataset) -> Dataset:
 
 
 def _read_label(task: TaskSettings, value: Any) -> float | None:
-    """Return a label as a number, an integer for a class; None if it is none."""
+    """Return a label as a number, an integer for a class; None if it cannot be read."""
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
     try:

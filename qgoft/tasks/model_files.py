@@ -1,4 +1,4 @@
-"""Files of a model directory: which ones hold the weights, and checksums of what transformers reads. No torch."""
+"""Files of a model directory: the weights, and checksums of all files that transformers reads. No torch."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from qgoft.errors import QgoftError
 from qgoft.records import file_sha256
 
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
-# What transformers reads of a directory besides the weights.
+# Files that transformers reads besides the weights.
 READ_BESIDE = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
@@ -30,7 +30,7 @@ def weight_files(directory: Path) -> list[Path]:
     """Return the files that transformers loads the weights from: one file, or an index and its shards.
 
     Raises:
-        QgoftError: there are no weights, or the index names a shard that is missing or outside the directory.
+        QgoftError: the directory has no weights, or the index names a shard that is missing or outside the directory.
     """
     first = next((path for name in WEIGHTS if (path := directory / name).is_file()), None)
     if first is None:
@@ -76,7 +76,7 @@ def weights_sha256(directory: Path) -> str:
     """Return the SHA-256 of the weights: of the one file, or of the list of the checksums of the index and its shards.
 
     Raises:
-        QgoftError: there are no weights.
+        QgoftError: the directory has no weights.
     """
     sums = [file_sha256(path) for path in weight_files(directory)]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Rows of a part: parquet files, or JSON in one of its shapes. Paths are opened as they are written, never as patterns."""
+"""Rows of a part: parquet files, or JSON in one of its shapes. Paths are opened literally, never as patterns."""
 
 import codecs
 import gzip
@@ -18,7 +18,7 @@ from pyarrow import types as kinds
 from qgoft.errors import QgoftError
 from qgoft.tasks.sources import file_sha256
 
-# Of a compressed file once it is unpacked: MetaMathQA has 0.4 GB.
+# Largest unpacked file: MetaMathQA has 0.4 GB.
 MOST_BYTES = 2 * 10**9
 # Columns that hold something else than text.
 NOT_TEXT = ("question_id", "turns", "answers", "choices", "answer")
@@ -37,10 +37,10 @@ def read_rows(path: Path, where: str, columns: Sequence[str]) -> Dataset:
 
 
 def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], *, text: Sequence[str]) -> None:
-    """Assert that columns are there, without nulls, and that some hold text.
+    """Assert that columns exist without nulls, and that some of them hold text.
 
     Raises:
-        QgoftError: naming the column, what it holds and what is needed.
+        QgoftError: naming the column, its type and the type that is needed.
     """
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
@@ -151,7 +151,7 @@ def read_json(path: Path, where: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _unpacked(path: Path) -> bytes:
-    """Return the bytes of a file, unpacked where it is compressed.
+    """Return the bytes of a file, unpacked if it is compressed.
 
     Raises:
         OSError: it cannot be read, or is larger than any data set here.

@@ -300,7 +300,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[str], first_of: Sequence[Sequence[str]] = ()) -> int | None:
-    """Bytes that a download would take at most, or None where the hub does not tell or cannot be reached.
+    """Return the largest number of bytes of a download, or None if the hub does not state it or cannot be reached.
 
     Args:
         patterns: of the files that are downloaded.

@@ -103,7 +103,7 @@ def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
 
 
 def _read_answers(answer: Any) -> dict[str, list[Any]] | None:
-    """Return the answers of a question as two lists, which may be given as a list of objects, with starts as decimals; None if they are none."""
+    """Return the answers of a question as two lists, which may be given as a list of objects, with starts as decimals; None if they cannot be read."""
     if isinstance(answer, list) and all(isinstance(one, dict) for one in answer):
         answer = {name: [one.get(name) for one in answer] for name in ("text", "answer_start")}
     if not isinstance(answer, dict):

@@ -19,7 +19,7 @@ OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_environment() -> None:
-    """Refuse variables that change numbers, and what another launcher left of a distributed run.
+    """Refuse variables that change numbers, and leftovers of another launcher's distributed run.
 
     Raises:
         QgoftError: naming the variable.

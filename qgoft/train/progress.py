@@ -20,7 +20,7 @@ from qgoft.train.boards import open_boards
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
-# Seconds between two updates of what a terminal shows.
+# Seconds between two updates of the terminal.
 REDRAWN = 0.3
 
 

@@ -79,7 +79,7 @@ class Prepared:
 
 
 def run(settings: RunSettings, *, patience: float = 0.0, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Do one run, or return its record where it is done already. One that was broken off goes on from its last checkpoint.
+    """Do one run, or return the record of a finished one. Resumes from the last checkpoint if the run was interrupted.
 
     Args:
         overrides: settings of the command line that are not those of the protocol, as `name=value`; the record lists them, so that readers

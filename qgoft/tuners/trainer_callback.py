@@ -14,7 +14,7 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
     """Add lambda times the gradient of the orthogonality penalty once per optimizer step (GOFT, section 4.3).
 
     The result is that of a loop which adds `weight * orthogonality_penalty(model)` to the mean loss of a step: under gradient accumulation
-    (overriding `compute_loss` would count the penalty once per micro-batch), under fp16 loss scaling, and under DDP and FSDP2, where the
+    (overriding `compute_loss` would count the penalty once per micro-batch), under fp16 loss scaling, and under DDP and FSDP2, since the
     penalty is the same on every rank. The Trainer clips gradients before its callbacks are called, so this one clips the sum instead:
     `args.max_grad_norm` is read at the start, set to 0 while training, and restored at the end.
 

@@ -158,7 +158,7 @@ def test_a_broken_promise_is_an_error(monkeypatch):
     ("method", "words", "message"),
     [
         ("lora", ["method.variant=b8"], r"needed is the form r<rank>"),
-        ("lora", ["method.variant=r0"], "at least 1"),
+        ("lora", ["method.variant=r0"], "allowed are numbers from 1"),
         ("boft", ["method.variant=b8"], "b<block size>m<butterfly factors>"),
         ("qgoft", ["method.variant=fast"], "needed is the form qgoft"),
         ("oft", ["method.variant=b7"], "block size 7 does not divide"),

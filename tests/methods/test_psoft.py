@@ -137,7 +137,7 @@ def test_ranks_of_tables_17_and_18():
         ("psoft", "r8-strict-strict", "each once"),
         ("psoft", "r8-t", "'t' cannot follow"),
         ("psoft", "r8-strict3", "'strict3' cannot follow"),
-        ("psoft", "r8-t0", "at least 1"),
+        ("psoft", "r8-t0", "allowed are numbers from 1"),
         ("psoft", "r8-t1", "t=1: peft has no series below 3 terms"),
         ("psoft", "r8-t2", "t=2: peft has no series below 3 terms, and 4 is the series of 3; allowed are 3, 5 and more"),
         ("psoft", "r8-t4", "t=4: peft has no series below 3 terms"),

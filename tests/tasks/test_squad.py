@@ -120,7 +120,7 @@ def test_damaged_rows_are_counted_and_none_is_dropped(tmp_path, tokenizer):
     parts = load(settings(tmp_path), tokenizer)
     assert parts.rows == {"train": 4, "validation": 2}
     assert set(parts.train["row"]) == {0, 1, 2, 3}
-    assert sorted(parts.repairs.values()) == [1, 1, 2]
+    assert sorted(parts.repairs.values()) == [1, 1, 1, 2]
     assert parts.is_subset
     logits = [(np.ones(len(ids)), np.ones(len(ids))) for ids in parts.windows["report:"]["input_ids"]]
     texts = answers_of(parts.questions["report:"], parts.windows["report:"], logits, n_best=20, max_tokens=30)

@@ -112,7 +112,7 @@ def pull_back(tape: Tape, grad: Factors) -> Tensor:
 
 
 def pull_back_in_graph(source: Tensor | list[Tensor], blocks: Tensor, d: int, grads: list[Tensor]) -> tuple[Tensor, ...]:
-    """Return the gradients of what some blocks [L, d-1, 2, 2] were made from, as differentiable functions."""
+    """Return the gradients of the sources of blocks [L, d-1, 2, 2], as differentiable functions."""
     return torch.autograd.grad(grow(blocks, d)[0].stages, source, grads, create_graph=True)
 
 

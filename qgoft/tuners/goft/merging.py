@@ -32,7 +32,7 @@ def normalize_lists(config: Any) -> None:
 
 
 def sort_sets(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration as it is saved: sets as sorted lists, so that the file does not vary between processes."""
+    """Return a configuration with sets as sorted lists, so that the saved file does not vary between processes."""
     return {name: sorted(value) if isinstance(value, set) else value for name, value in data.items()}
 
 
