@@ -62,7 +62,7 @@ def item_section(part: Part, rows: Sequence[Row], ask: Narrowing, library: Libra
         figures += draw_curves(rows, task, f"{item.suite}/{task}", library.folders, stem.with_name(f"{stem.name}-curves"))
     if not item.unprinted and name != "figure3" and protocol in ("pocket", "small"):
         # On the page the printed figures are a table; in the terminal they are notes.
-        tables[0].notes = [note for note in tables[0].notes if not note.startswith("published ")]
+        tables[0].notes = [note for note in tables[0].notes if not note.startswith(("published ", "published: "))]
         tables.append(published_table(name, protocol))
     return Section(f"{name}-{protocol}", title, tables, [path for path in figures if path.suffix == ".svg"])
 
