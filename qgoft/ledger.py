@@ -350,9 +350,8 @@ class Lease:
         for path in paths:
             if path.name not in (OWNER, *leave):
                 self._rename(path, self.folder / path.name)
-        for path in self.folder.glob(ATTEMPTS):
-            shutil.rmtree(path, ignore_errors=True)
-        self._fence()
+        for name in leave:  # only now: a kill before leaves them to resume from
+            shutil.rmtree(self.workspace / name, ignore_errors=True)
 
     def _rename(self, source: Path, target: Path) -> None:
         try:

@@ -133,6 +133,32 @@ def test_both_alive_do_not_remove_each_others_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
 
 
+def test_a_holder_that_is_suspended_after_publishing_leaves_the_next_attempt_alone(tmp_path, monkeypatch):
+    """The run was interrupted, so the next holder has moved the published files into its own workspace, and works there."""
+    with Lease(tmp_path, heartbeat=3600) as old:
+        (old.workspace / "history.jsonl").write_text("one")
+        (old.workspace / "checkpoint").mkdir()
+        new = Lease(tmp_path, expiry=0.05)
+        with pytest.raises(LeaseHeld):
+            new.__enter__()
+        rename = Lease._rename
+
+        def rename_and_sleep(self, source, target):
+            rename(self, source, target)
+            if self is old and target.name == "history.jsonl":  # the last of its files
+                time.sleep(0.1)
+                new.__enter__()
+                new.adopt()
+
+        monkeypatch.setattr(Lease, "_rename", rename_and_sleep)
+        old.publish(leave=("checkpoint",))
+        with pytest.raises(LeaseLost):
+            old.check()
+        assert (new.workspace / "history.jsonl").read_text() == "one"
+        new.check()
+        new.__exit__(None, None, None)
+
+
 def test_a_lease_on_a_full_disk_leaves_no_empty_file(tmp_path, monkeypatch):
     """An empty one would look like that of a process elsewhere, for two minutes."""
     monkeypatch.setattr(Lease, "_content", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -40,10 +40,12 @@ class _CalledCheck:
     """A forward hook that warns after the first training pass about adapted layers that were not called, and removes itself."""
 
     handle: Any = None
+    is_done = False
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not model.training or torch.compiler.is_compiling():
+        if self.is_done or not model.training or torch.compiler.is_compiling():
             return
+        self.is_done = True  # the handle of a copied model is that of the original
         self.handle.remove()
         unused = [
             name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer) and not getattr(module, "was_called", True)
