@@ -217,7 +217,7 @@ class LayerwiseModel(Widening):
                 return
             if isinstance(target, BaseTunerLayer):
                 raise TypeError(f"it already carries a {type(target).__name__}; {config.kind} adapters cannot be stacked on another method")
-            self._check_parent(parent, target_name)
+            self._check_parent(parent, target_name, current_key)
             new_module = self._new_layer(target, adapter_name, config)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error

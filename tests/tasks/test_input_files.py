@@ -3,6 +3,7 @@
 import decimal
 import gzip
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -11,11 +12,13 @@ from _settings import compose_settings
 from datasets import Dataset
 
 from qgoft.errors import QgoftError
-from qgoft.tasks import parts
+from qgoft.tasks import parts, sources
 from qgoft.tasks.glue import _read, count_repairs
 from qgoft.tasks.parts import read_json, read_parquet, read_rows
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.squad import read_rows as read_questions
+from qgoft.tasks.vtab import count_listed_twice
+from qgoft.train.suites.vicuna import Vicuna
 
 RTE, STSB = (compose_settings([f"task=glue/{name}"]).task for name in ("rte", "stsb"))
 SQUAD = compose_settings(["task=squad/v1"]).task
@@ -204,3 +207,57 @@ def test_files_with_one_name_in_json_and_parquet_are_the_same(tmp_path):
     Dataset.from_list([{"question": "q"}]).to_parquet(tmp_path / "t.parquet")
     one, two = (read_rows(tmp_path / f"t.{ending}", "here", ["question"]).to_list() for ending in ("json", "parquet"))
     assert one == two
+
+
+def test_images_that_are_listed_twice(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "train800.txt").write_text("a.jpg 0\nb.jpg 1\na.jpg 0\n")
+    (tmp_path / "test.txt").write_text("b.jpg 1\nc.jpg 0\n")
+    files = DataFiles("directory", None, "f", {split: (tmp_path / f"{split}.txt",) for split in ("train800", "test")})
+    assert count_listed_twice(files) == {"images that the list train800 names twice": 1, "images of test that are in train": 1}
+
+
+QUESTION = {"question_id": 1, "category": "math", "turns": ["How much?", "And then?"]}
+
+
+def vicuna(folder, questions, references=()):
+    (folder / "question.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in questions))
+    (folder / "references.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in references))
+    files = {name: (folder / f"{name}.jsonl",) for name in ("question", "references")}
+    task = compose_settings(["task=instruct/vicuna"]).task
+    suite = SimpleNamespace(settings=SimpleNamespace(task=task), identity=SimpleNamespace(data=SimpleNamespace(files=files)))
+    suite.questions = Vicuna._fastchat_questions(suite)
+    Vicuna._check_numbers(suite)
+    return suite.questions
+
+
+def test_questions_with_their_references(tmp_path):
+    (question,) = vicuna(tmp_path, [QUESTION], [{"question_id": 1, "choices": [{"turns": ["Seven."]}]}])
+    assert (question.number, question.instruction, question.right) == (1, "How much?", ("Seven.",))
+
+
+@pytest.mark.parametrize(
+    ("questions", "references", "message"),
+    [
+        ([QUESTION, {**QUESTION, "turns": None}], [], r"question\.jsonl, line 2: needed are question_id"),
+        ([{**QUESTION, "turns": []}], [], "line 1: needed are question_id"),
+        ([{**QUESTION, "turns": [3]}], [], "line 1: needed are question_id"),
+        ([{**QUESTION, "question_id": "1"}], [], "line 1: needed are question_id"),
+        ([{"question_id": 1}], [], "line 1: needed are question_id"),
+        ([QUESTION, QUESTION], [], "question_id 1 comes twice"),
+        (["[1]"], [], "line 1: a int came, an object is needed"),
+        ([QUESTION], ['{"question_id": 1, "cho'], r"references\.jsonl, line 1: "),
+        ([QUESTION], [{"question_id": 1}], r"references\.jsonl, line 1: needed are question_id and choices"),
+        ([QUESTION], [{"question_id": 1, "choices": []}], "needed are question_id and choices"),
+        ([QUESTION], ["3"], "line 1: a int came"),
+    ],
+)
+def test_questions_that_cannot_be_asked(tmp_path, questions, references, message):
+    with pytest.raises(QgoftError, match=message):
+        vicuna(tmp_path, questions, references)
+
+
+def test_a_hub_that_echoes_the_token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert sources._told(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"

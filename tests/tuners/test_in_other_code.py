@@ -20,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     Trainer,
     TrainingArguments,
 )
@@ -27,6 +29,7 @@ from transformers import (
 import qgoft
 from qgoft import GoftConfig, OrthogonalityPenaltyCallback, orthogonality_penalty
 from qgoft.ops.givens import identity_blocks, mix_pairs
+from qgoft.tuners import GoftLayer
 from qgoft.tuners.trainer_callback import add_penalty_gradient
 
 IN_PLACE = {
@@ -120,6 +123,20 @@ class Reads(nn.Module):
 def test_weights_that_are_known_to_be_read_are_refused(model, targets, message):
     with pytest.raises(ValueError, match=message):
         adapted(model(), targets)
+
+
+def test_the_head_of_siglip():
+    """With all-linear: the message names the one layer to leave out, and with it the rest is adapted."""
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    with pytest.raises(ValueError, match=r"exclude_modules=\['(\w+\.)*head\.attention\.out_proj'\]") as caught:
+        adapted(SiglipVisionModel(config), "all-linear")
+    name = str(caught.value).split("exclude_modules=['")[1].split("'")[0]
+    model = adapted(SiglipVisionModel(config), "all-linear", exclude_modules=[name])
+    layers = [name for name, module in model.named_modules() if isinstance(module, GoftLayer)]
+    assert any(name.endswith("self_attn.out_proj") for name in layers)
+    assert not any("head.attention" in name for name in layers)
 
 
 def test_weights_that_are_read_are_seen():

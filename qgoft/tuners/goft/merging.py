@@ -68,7 +68,7 @@ class Widening(BaseTuner):
             check = _CalledCheck()
             check.handle = model.register_forward_hook(check)
 
-    def _check_parent(self, parent: nn.Module, name: str) -> None:
+    def _check_parent(self, parent: nn.Module, name: str, key: str) -> None:
         """Refuse a layer whose parent reads its weight.
 
         Raises:
@@ -78,7 +78,7 @@ class Widening(BaseTuner):
             if name in READS_WEIGHT.get(kind.__name__, ()):
                 raise ValueError(
                     f"{kind.__name__} reads the weight of {name} instead of calling it, so an adapter would have no effect; "
-                    f"leave it out with exclude_modules=['{name}'] or name other target_modules"
+                    f"leave it out with exclude_modules=['{key}'] or name other target_modules"
                 )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -38,7 +38,7 @@ class GoftModel(Widening):
         if isinstance(target, BaseTunerLayer):
             raise TypeError(f"{current_key} already carries a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
         try:
-            self._check_parent(parent, target_name)
+            self._check_parent(parent, target_name, current_key)
             new_module = GoftLinear(target, adapter_name, goft_config, self._shared_factors())
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
