@@ -169,16 +169,17 @@ clean: ## remove .venv, caches and generated tables; keeps results/runs
 
 help: ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1 /' | awk '{ line = sprintf("  %-13s", $$1); \
+	  for (i = 2; i <= NF; i++) { if (length(line) + length($$i) > 77) { print line; line = sprintf("%15s", "") } line = line " " $$i } print line }'
 	@echo
 	@echo "items of the papers:"; echo "  $(ITEMS)" | fold -s -w 76 | sed 's/^ */  /'
 	@echo
 	@echo "names and defaults:"
-	@echo "  SUITE=glue (of status and fetch)       METHOD=qgoft (a list; lora@r2 for a variant)"
-	@echo "  TASKS= (a list; all)                   SEEDS= (a list or a range, 0-4; 0)"
-	@echo "  PROTOCOL=pocket                        MODEL=  DATA= (a directory, not the hub)"
-	@echo "  JOBS=cores                             NPROC=1 (processes of a run, torchrun)"
+	@echo "  SUITE=glue (of status and fetch)    METHOD=qgoft (a list; lora@r2: a variant)"
+	@echo "  TASKS= (a list; all)                SEEDS= (a list or a range, 0-4; 0)"
+	@echo "  PROTOCOL=pocket                     MODEL=  DATA= (a directory, not the hub)"
+	@echo "  JOBS=cores                          NPROC=1 (processes of a run, torchrun)"
 	@echo "  LAUNCHER=basic|joblib|submitit_local|submitit_slurm"
-	@echo "  ACCELERATE=fsdp2|deepspeed_zero2       RECORDS=runs|measured (what tables read)"
-	@echo "  TORCH_INDEX= (wheels of torch)         LOCKED=1 (empty: newest packages)"
-	@echo "  FAILFAST=1  DETACH=1                   ARGS= (Hydra overrides, options of a script)"
+	@echo "  ACCELERATE=fsdp2|deepspeed_zero2    RECORDS=runs|measured (read by tables)"
+	@echo "  TORCH_INDEX= (wheels of torch)      LOCKED=1 (empty: newest packages)"
+	@echo "  FAILFAST=1  DETACH=1                ARGS= (Hydra overrides, script options)"
