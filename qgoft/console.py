@@ -19,6 +19,7 @@ class _Guarded:
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self._is_over = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -44,6 +45,9 @@ class _Guarded:
             self._give_up()
 
     def _give_up(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

@@ -285,7 +285,6 @@ class Lease:
         if earlier:
             os.rename(max(earlier, key=lambda path: (path / OWNER).stat().st_mtime_ns), workspace)
         workspace.mkdir(exist_ok=True)
-        (workspace / OWNER).unlink(missing_ok=True)
         (workspace / OWNER).touch()
         return workspace
 
@@ -293,10 +292,10 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self.path is not None and not self.is_lost and not self._is_fenced:
-            with suppress(OSError):  # a directory with files is kept: the next attempt resumes from it
-                if [path.name for path in self.workspace.iterdir()] == [OWNER]:
-                    shutil.rmtree(self.workspace)
+        with suppress(OSError):  # a directory with files is kept: the next attempt resumes from it
+            if self.path is not None and [path.name for path in self.workspace.iterdir()] == [OWNER]:
+                shutil.rmtree(self.workspace)
+        if self.path is not None and not self.is_lost and _parse(_read(self.path) or "").get("token") == self.token:
             self.path.unlink(missing_ok=True)
         self.path = None
 

@@ -6,6 +6,7 @@ A field that moves a number takes part in the key of the record; those listed in
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -188,6 +189,16 @@ class RunSettings:
         ):
             if value not in allowed:
                 raise QgoftError(f"{name} is {value!r}; allowed are {', '.join(allowed)}; change {name}")
+        for name, text in (
+            ("protocol", self.protocol),
+            ("task.suite", self.task.suite),
+            ("task.name", self.task.name),
+            ("method.name", self.method.name),
+            ("method.variant", self.method.variant),
+            ("model.name", self.model.name),
+        ):
+            if not NAME.fullmatch(text):
+                raise QgoftError(f"{name} is {text!r}; letters, digits and _ . , @ + = - are allowed, 100 at most; change {name}")
         if self.train.epochs is None and self.train.max_steps is None:
             raise QgoftError("neither train.epochs nor train.max_steps is set; set one of them")
         for name, (low, high) in RANGES.items():
@@ -243,6 +254,8 @@ class RunSettings:
             raise QgoftError(f"selection=best_reported does not exist for suite {self.task.suite}; use last or best_validation")
 
 
+# Names become file names, labels and words of commands.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+=-]{0,99}")
 SHORTEST = 4  # tokens of a row: three special ones and a word
 # Lowest and highest value of a number, where null does not stand for another one. Beyond, a value is a slip: it would be trained with.
 RANGES: dict[str, tuple[float, float]] = {
@@ -259,7 +272,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optim.lr": (0, 1e30),
     "optim.head_lr": (0, 1e30),
     "optim.weight_decay": (0, 1_000),
-    "optim.warmup": (0, 10**9),
+    "optim.warmup": (0, 10**7),
     "optim.floor": (0, 1_000),
     "method.penalty": (0, 10**6),
     "judge.repeats": (1, 100),

@@ -85,7 +85,7 @@ class Display:
         lines = []
         for path in sorted(Path(self._folder.name).iterdir()):
             if path.suffix == ".log":
-                with suppress(OSError), open(path, encoding="utf-8") as file:
+                with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
                     file.seek(self._read.get(path, 0))
                     for line in file.read().splitlines():
                         self.say(line)

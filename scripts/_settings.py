@@ -145,8 +145,6 @@ def quoted(word: str) -> str:
     if name.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"":
         return word
     value = os.path.expanduser(value)
-    if re.fullmatch(r"[A-Za-z0-9_./:@+-]*", value):
-        return f"{name}={value}"
     # In Hydra's quotes a backslash is one, but for those before a quote or at the end.
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'").replace("${", "\\${")
     return f"{name}='{text}'"

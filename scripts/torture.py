@@ -532,7 +532,6 @@ def kill_sweeps(arguments: argparse.Namespace) -> int:
     """A sweep that is killed at random moments, and one that is not."""
     rng = random.Random(arguments.seed)
     clear(arguments.folder)
-    arguments.folder.mkdir(parents=True)
     # A run of its own would be over before a checkpoint is due.
     words = ["glue", "--method", arguments.method, "--jobs", "2", "results.checkpoint_seconds=1", *arguments.overrides]
     if sweep(words, arguments.folder / "whole").wait():

@@ -119,14 +119,33 @@ def test_sweeps_that_choose_nothing(word):
 
 
 @pytest.mark.parametrize(
-    "path", ["br[1]", "a::b", "dollar$HOME", "run?", "x=y", "a'b", "q${x}", "back\\slash", "a\\'b", "end\\", "{x}", "a,b", " b "]
+    "path",
+    [
+        "br[1]",
+        "a::b",
+        "dollar$HOME",
+        "run?",
+        "x=y",
+        "2026",
+        "1e3",
+        "true",
+        "a'b",
+        "q${x}",
+        "back\\slash",
+        "a\\'b",
+        "end\\",
+        "{x}",
+        "a,b",
+        " b ",
+    ],
 )
 def test_a_path_is_what_was_written(path):
     assert compose_settings([f"results.root={path}"]).results.root == path
 
 
 def test_the_home_directory():
-    assert quoted("results.root=~/runs") == f"results.root={os.path.expanduser('~')}/runs"
+    assert compose_settings(["results.root=~/runs"]).results.root == f"{os.path.expanduser('~')}/runs"
+    assert quoted("data.root=null") == "data.root=null"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +153,8 @@ def test_the_home_directory():
     [
         ("optim.clip=-1", "optim.clip is -1.0; allowed are positive"),
         ("optim.clip=0", "optim.clip is 0.0"),
+        ("++model.name=meta-llama/Llama", "model.name is 'meta-llama/Llama'; letters, digits"),
+        ("optim.warmup=1e9", "optim.warmup is 1000000000.0; allowed are 0 to 10,000,000"),
         ("optim.warmup=-1", "optim.warmup is -1.0; allowed are 0 to"),
         ("optim.weight_decay=-1", "optim.weight_decay is -1.0"),
         ("optim.lr=nan", "optim.lr is nan; a finite number is needed"),
@@ -167,13 +188,13 @@ def test_options_of_a_method():
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("train.epochs=1e-9", "less than one of the"), ("optim.warmup=1e9", r"optim\.warmup=1e\+09 steps do not end within the 2 steps")],
+    [("train.epochs=1e-9", "less than one of the"), ("optim.warmup=1e6", r"optim\.warmup=1e\+06 steps do not end within the \d+ steps")],
 )
 def test_a_length_of_training_that_cannot_be_meant(tmp_path, word, message):
     from qgoft.ledger import identify
     from qgoft.train.run import prepare
 
-    words = [word, "train.max_steps=null"] if "epochs" in word else [word, "train.max_steps=2"]
+    words = [word, "train.max_steps=null", *([] if "epochs" in word else ["train.epochs=1"])]
     s = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *words])
     with pytest.raises(QgoftError, match=message):
         prepare(s, identify(s))

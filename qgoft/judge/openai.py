@@ -16,7 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ KEY, HOSTED = "OPENAI_API_KEY", "api.openai.com"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 # Bytes of an answer: a judgment has a few thousand.
 MOST_BYTES = 2**20
+# Local servers take any key: one of a few letters is no secret, and occurs in every text.
+SHORTEST_KEY = 8
 # Characters of a server's message that an error quotes.
 QUOTED = 200
 # Rough, for the estimate only: English text has about four characters a token, and a judgment is a paragraph.
@@ -116,9 +118,8 @@ def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], No
             pause = min(2 * pause, LONGEST_PAUSE)
         try:
             return _without_key(_text_of(_send(request, settings.timeout)), key)
-        except urllib.error.HTTPError as error:
-            reason, asked = f"status {error.code}{_message_of(error, key)}", _asked_pause(error)
-            error.close()
+        except _Status as error:
+            reason, asked = f"status {error.code}{_message_of(error.body, key)}", error.pause
             if 300 <= error.code < 400:
                 raise QgoftError(f"the judge at {settings.url} redirects ({reason}); set judge.url to the address that answers") from None
             if error.code in (401, 403, 404):
@@ -147,22 +148,33 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Status(Exception):
+    """An answer with another status than success: its code, its body, and the seconds that a busy endpoint asks to wait."""
+
+    def __init__(self, code: int, body: bytes, pause: float):
+        super().__init__(f"status {code}")
+        self.code, self.body, self.pause = code, body, pause
+
+
 def _send(request: urllib.request.Request, timeout: float) -> bytes:
     """Return the body of the answer: at most MOST_BYTES, within `timeout` seconds in all.
 
     Raises:
         OSError, HTTPException: it did not come.
+        _Status: its status is not that of success.
         NoAnswer: it is too long.
     """
     with _deadline(timeout) as (sockets, is_over):
-        opener = urllib.request.build_opener(_NoRedirect, *(handler(sockets) for handler in (_Http, _Https)))
+        opener = urllib.request.build_opener(_NoRedirect, *(handler(sockets, is_over) for handler in (_Http, _Https)))
         try:
             with opener.open(request, timeout=timeout) as response:
                 body: bytes = response.read(MOST_BYTES + 1)
                 if response.length and len(body) <= MOST_BYTES:
                     raise http.client.IncompleteRead(body)
-        except urllib.error.HTTPError:
-            raise
+        except urllib.error.HTTPError as error:
+            with error, suppress(OSError, http.client.HTTPException):
+                raise _Status(error.code, error.read(MOST_BYTES), _asked_pause(error)) from None
+            raise _Status(error.code, b"", _asked_pause(error)) from None
         except (OSError, http.client.HTTPException, ValueError):
             if is_over():
                 raise TimeoutError from None
@@ -202,9 +214,9 @@ class _Http(urllib.request.HTTPHandler):
 
     connection: type[http.client.HTTPConnection] = http.client.HTTPConnection
 
-    def __init__(self, sockets: list[socket.socket]):
+    def __init__(self, sockets: list[socket.socket], is_over: Callable[[], bool]):
         super().__init__()
-        self.sockets = sockets
+        self.sockets, self.is_over = sockets, is_over
 
     def _connect(self, host: str, **keywords: Any) -> http.client.HTTPConnection:
         made, connect = self.connection(host, **keywords), self.connection.connect
@@ -212,6 +224,9 @@ class _Http(urllib.request.HTTPHandler):
         def listed() -> None:
             connect(made)
             self.sockets.append(made.sock)
+            if self.is_over():  # the deadline passed while it connected
+                made.close()
+                raise TimeoutError
 
         made.connect = listed  # type: ignore[method-assign]
         return made
@@ -243,12 +258,8 @@ def _text_of(body: bytes) -> str:
     return content
 
 
-def _message_of(error: urllib.error.HTTPError, key: str | None) -> str:
+def _message_of(body: bytes, key: str | None) -> str:
     """Return the server's message of an error, in one line without control characters."""
-    try:
-        body = error.read(MOST_BYTES)
-    except (OSError, http.client.HTTPException):
-        return ""
     try:
         told = json.loads(body)
         told = told.get("error", told)
@@ -262,7 +273,7 @@ def _message_of(error: urllib.error.HTTPError, key: str | None) -> str:
 
 def _without_key(text: str, key: str | None) -> str:
     """Replace the key: a server may echo the request."""
-    return text if key is None else text.replace(key, f"[{KEY}]")
+    return text if key is None or len(key) < SHORTEST_KEY else text.replace(key, f"[{KEY}]")
 
 
 def _proxy_of(url: str) -> str:

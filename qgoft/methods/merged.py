@@ -10,14 +10,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from qgoft.errors import QgoftError
 from qgoft.methods.base import Adapted
+from qgoft.tuners.goft.merging import Merging
 
 
 @contextmanager
 def merged(adapted: Adapted) -> Iterator[None]:
     """Merge the adapters for the time of the block, then put the very same weights back.
 
-    Unmerging by arithmetic would leave rounding errors in frozen weights, once per evaluation: a copy of the adapted layers' weights is
-    kept instead, a quarter of what a training step needs for its activations on the models of the papers. Does nothing where merging would
+    Unmerging by arithmetic would leave rounding errors in frozen weights, once per evaluation: the weights of the adapted layers are kept
+    instead, a quarter of what a training step needs for its activations on the models of the papers. Does nothing where merging would
     round (weights of less than 32 bits) or cannot be done (quantised or sharded weights, adapters that are not linear, methods that only free parameters).
     """
     layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
@@ -27,13 +28,18 @@ def merged(adapted: Adapted) -> Iterator[None]:
     if not layers or not is_mergeable or is_divided or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
         yield
         return
-    kept = [base.weight.data.clone() for base in bases]
+    # peft's own layers write into the weight; those of this project put another parameter in its place.
+    kept = [
+        (base.weight, None if isinstance(layer, Merging) else base.weight.data.clone()) for layer, base in zip(layers, bases, strict=True)
+    ]
     try:
         adapted.model.merge_adapter()
         yield
     finally:
-        for layer, base, weight in zip(layers, bases, kept, strict=True):
-            base.weight.data = weight
+        for layer, base, (weight, values) in zip(layers, bases, kept, strict=True):
+            base.weight = weight
+            if values is not None:
+                weight.data = values
             layer.merged_adapters.clear()
 
 

@@ -59,7 +59,9 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_le
         QgoftError: the vocabulary is larger than the embedding, or rows may be longer than the table of positions.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    # A special token past the end that no row uses, such as that of an image, is common.
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - set(tokenizer.all_special_ids)
+    if any(number >= rows and number not in special for number in tokenizer.get_vocab().values()):
         raise QgoftError(
             f"the tokenizer of model={name} has {len(tokenizer):,} tokens and its embedding {rows:,} rows; they belong to different models"
         )

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def pocket_files(suite: str, task: str) -> Path:
             if (folder / CHECKSUMS).is_file():  # written by this version
                 print(f"qgoft: {folder} does not hold the rows that were generated; they are generated again", file=sys.stderr, flush=True)
             aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
-            folder.rename(aside / folder.name)
+            with suppress(FileNotFoundError):  # another process was first
+                folder.rename(aside / folder.name)
             shutil.rmtree(aside, ignore_errors=True)
         with made_whole(folder) as part:
             WRITERS[suite](task, part)

@@ -1,9 +1,10 @@
 """What a record holds. Unknown is null, never a made-up number."""
 
 import math
-import re
 from datetime import datetime
 from typing import Any
+
+from qgoft.settings import NAME
 
 SCHEMA = 1
 PRIMARY_STATUSES = ("done", "oom", "diverged", "interrupted", "failed")
@@ -129,8 +130,6 @@ _IN_SETTINGS = {
     "selection": ("selection",),
     "seed": ("seed",),
 }
-# Names become file names, labels and words of commands.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+=-]{0,99}")
 
 
 class RecordError(ValueError):
@@ -209,7 +208,7 @@ def _check_origin(made: dict[str, Any], prefix: str) -> None:
 def _check_names(record: dict[str, Any]) -> None:
     """Assert that names are names, and that a record and its settings agree on them."""
     for name in ("protocol", "suite", "task", "method", "variant", "model"):
-        if not _NAME.fullmatch(record[name]):
+        if not NAME.fullmatch(record[name]):
             raise RecordError(f"{name} is {record[name]!r}; letters, digits and _ . , @ + = - are allowed")
     for name, path in _IN_SETTINGS.items():
         node: Any = record["settings"]

@@ -21,12 +21,14 @@ MINUS = str.maketrans("\N{MINUS SIGN}", "-")
 TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 UNREAD = re.compile(r"\\[dt]?frac")
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-NUMBER = re.compile(rf"(?<![\w.])-?\s?\$?\s?(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:\s*/\s*{_WHOLE})?")
+# After a letter that stands alone, such as x2, a digit is part of a name.
+NUMBER = re.compile(rf"(?<![\d.])(?<!\b[A-Za-z])-?\s?\$?\s?(?:{_WHOLE}(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?:\s*/\s*{_WHOLE})?")
 # Continuations that make a number part of another one: a mixed number, a power, 1e3, 2\u00bd, 12:30, 1,2,3, a product or a sum.
 GOES_ON = re.compile(
-    r"\s*\\[dt]?frac|\s\d+\s*/\s*\d|\d|[.,:/]\d|[eE][-+]?\d|\s*\^|\s*[\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9]"
-    r"|\s*(?:[-+*\u00d7\u00f7=]|x(?=\s*\d)|\\times|\\cdot|\\div|\\pm)\s*[-\d\\(]"
+    r"\s*\\[dt]?frac|\s\d+\s*/\s*\d|\d|[.,:/]\d|[eE][-+]?\d|[ \t]*\^|[ \t]*[\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9]"
+    r"|[ \t]*(?:[-+*\u00d7\u00f7]|x(?=[ \t]*\d)|\\times|\\cdot|\\div|\\pm)[ \t]*[\d\\]"
 )
+EQUALS = re.compile(r"[ \t]*=[ \t]*")
 
 
 def read_number(text: str) -> Fraction | None:
@@ -36,9 +38,14 @@ def read_number(text: str) -> Fraction | None:
         return None
     text = TEX_FRACTION.sub(r"\1/\2", parts[-1].translate(MINUS).replace("\\$", "$").replace("{,}", ","))
     found = NUMBER.search(text)
-    if found is None or UNREAD.search(text[: found.start()]) or GOES_ON.match(text[found.end() :]):
+    if found is None or UNREAD.search(text[: found.start()]):
         return None
-    return to_fraction(found.group())
+    value, rest = to_fraction(found.group()), text[found.end() :]
+    equals = EQUALS.match(rest)
+    again = NUMBER.match(rest, equals.end()) if equals else None
+    if again is not None:  # 15/3 = 5
+        value, rest = (value if to_fraction(again.group()) == value else None), rest[again.end() :]
+    return None if GOES_ON.match(rest) else value
 
 
 def reference_number(answer: str) -> Fraction | None:
@@ -118,12 +125,12 @@ def normalise_formula(text: str) -> str:
     for piece in _DROPPED:
         text = text.replace(piece, "")
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\ldots", "...")
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(?<![\d.,])\d{1,3}(?:\s\d{3})+(?![\d/])", lambda found: re.sub(r"\s", "", found.group()), text)
     text = re.sub(r"(?<=\d)\s+(?=\d)", _GAP, text)
     text = re.sub(r"\s+", "", text)
-    text = text.replace(_GAP, "") if re.fullmatch(rf"-?\d{{1,3}}({_GAP}\d{{3}})+(\.\d+)?", text) else text
     # Between the two of (3,100) it is no separator of thousands.
     text = text.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text) else text
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac(\d)\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
     text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
@@ -132,7 +139,7 @@ def normalise_formula(text: str) -> str:
 
 
 # 2 1/2, or 2\frac{1}{2}: a whole number and a fraction.
-_MIXED = re.compile(rf"^(-?)(\d+)(?:{_GAP}(\d+)/(\d+)|\\frac\{{(\d+)\}}\{{(\d+)\}})$")
+_MIXED = re.compile(rf"^(-?)(\d{{1,50}})(?:{_GAP}(\d{{1,50}})/(\d{{1,50}})|\\frac\{{(\d{{1,50}})\}}\{{(\d{{1,50}})\}})$")
 
 
 def _improper(found: re.Match[str]) -> str:

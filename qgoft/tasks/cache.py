@@ -4,8 +4,10 @@ It lies in the user's cache (QGOFT_CACHE) and may be deleted at any time. A copy
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
 from qgoft.pocket.data import cache_folder, made_whole
-from qgoft.records import canonical_json
+from qgoft.records import canonical_json, write_atomically
 from qgoft.tasks.sources import file_sha256
 
 ROWS, CHECKSUM = "rows.arrow", "checksum.txt"
@@ -48,6 +50,26 @@ def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Da
     raise QgoftError(
         f"the prepared rows in {folder} cannot be read as they were written; set QGOFT_CACHE to a folder of a sound file system"
     )
+
+
+def cached_counts(depends_on: dict[str, Any], count: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """Return counts that are kept on disk, computed first if they are missing. A cache that cannot be written costs time only.
+
+    Args:
+        depends_on: everything that decides the counts, as plain data.
+    """
+    path = cache_folder() / "counts" / f"{hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]}.json"
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        if isinstance(kept, dict) and all(isinstance(value, int) for value in kept.values()):
+            return kept
+    except (OSError, ValueError, RecursionError):
+        pass
+    counts = count()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(counts))
+    return counts
 
 
 def _read(folder: Path) -> Dataset | None:

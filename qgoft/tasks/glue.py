@@ -9,7 +9,7 @@ MNLI has two validation sets. Both are reported; the choosing part is both (test
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
-from qgoft.tasks.cache import cached_rows
+from qgoft.tasks.cache import cached_counts, cached_rows
 from qgoft.tasks.halves import halve
 from qgoft.tasks.parts import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
@@ -60,7 +60,8 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
         return cached_rows(depends_on, lambda path: tokenize(task, _read(task, split, files.files[split]), tokenizer, length, path))
 
     data = {split: tokens(split) for split in files.files}
-    repairs = count_repairs(task, data)
+    counted = {"rows": files.fingerprint, "task": task.full_name, "length": length, "tokens": tokenizer_sha256, "splits": list(data)}
+    repairs = cached_counts({**counted, "version": ROWS_VERSION}, lambda: count_repairs(task, data))
     rows = {split: len(part) for split, part in data.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
     train = data["train"]
@@ -136,8 +137,10 @@ def count_repairs(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, int
     """Return what is odd about the rows and is shown under a table: rows of an evaluation split that training has, ids that come twice, and
     evaluation splits of one class."""
 
-    def contents(split: str) -> list[tuple[Any, ...]]:
-        return [tuple(ids) for ids in data[split]["input_ids"]]
+    def contents(split: str) -> Iterator[int]:
+        """Hashes: the rows themselves would take a gigabyte."""
+        for batch in data[split].select_columns("input_ids").iter(1000):
+            yield from (hash(tuple(ids)) for ids in batch["input_ids"])
 
     found: dict[str, int] = {}
     trained = set(contents("train"))

@@ -2,7 +2,6 @@
 
 import codecs
 import gzip
-import hashlib
 import json
 import zlib
 from collections import Counter
@@ -15,13 +14,18 @@ import pyarrow.parquet
 from datasets import Dataset
 from pyarrow import types as kinds
 
-from qgoft.errors import QgoftError
+from qgoft.errors import DISK_ERRORS, QgoftError
+from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.sources import file_sha256
 
 # Largest unpacked file: MetaMathQA has 0.4 GB.
 MOST_BYTES = 2 * 10**9
 # Columns that hold something else than text.
 NOT_TEXT = ("question_id", "turns", "answers", "choices", "answer")
+# Raised by any change of how a copy is made.
+PARQUET_VERSION = 1
+# Rows of a batch: images of VTAB have up to a few hundred kilobytes.
+BATCH = 1000
 DAMAGED = "it is damaged or only partly downloaded: fetch it again"
 
 
@@ -57,54 +61,64 @@ def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], 
 
 
 def read_parquet(paths: Sequence[Path], where: str) -> Dataset:
-    """Return the rows of the parts of a split.
+    """Return the rows of the parts of a split, in memory-mapped form from a copy in the cache (`cache.cached_rows`).
 
     Raises:
         QgoftError: a file is not parquet, is damaged, holds a column twice or text that is not UTF-8, or the parts have other columns.
     """
-    tables = []
     for path in paths:
         if path.is_dir():
             raise QgoftError(f"{where}: {path.name} is a directory; a parquet file is needed")
-        try:
-            with open(path, "rb") as file:
-                table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True).read()
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise QgoftError(f"{where}: {path.name} cannot be read ({error}); {DAMAGED}") from error
-        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-        if twice:
-            raise QgoftError(f"{where}: {path.name} has the column {twice[0]} twice; correct the data")
-        try:
-            table.validate(full=True)
-        except pa.ArrowException as error:
-            raise QgoftError(
-                f"{where}: {path.name} holds values that are not what their type says ({error}), such as text that is not UTF-8"
-            ) from error
-        tables.append(_plain(table))
-    if any(table.column_names != tables[0].column_names for table in tables):
-        raise QgoftError(f"{where}: {paths[0].name} and the other parts have different columns; two data sets are mixed")
+    depends_on = {"parquet": [file_sha256(path) for path in paths], "version": PARQUET_VERSION}
+    return cached_rows(depends_on, lambda copy: _copy_parquet(paths, where, copy))
+
+
+def _copy_parquet(paths: Sequence[Path], where: str, copy: Path) -> None:
+    """Write the rows of parquet files to an Arrow stream, a batch at a time."""
+    writer, schema = None, None
+    with open(copy, "wb") as target:
+        for path in paths:
+            try:
+                with open(path, "rb") as file:
+                    opened = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+                    own = _plain(opened.schema_arrow)
+                    twice = [name for name, count in Counter(own.names).items() if count > 1]
+                    if twice:
+                        raise QgoftError(f"{where}: {path.name} has the column {twice[0]} twice; correct the data")
+                    if schema is None:
+                        schema = own
+                        writer = pa.ipc.new_stream(target, schema)
+                    elif own.names != schema.names:
+                        raise QgoftError(f"{where}: {path.name} and the other parts have different columns; two data sets are mixed")
+                    elif own.types != schema.types:
+                        raise QgoftError(
+                            f"{where}: {path.name} and the other parts have columns of different types; two data sets are mixed"
+                        )
+                    for batch in opened.iter_batches(BATCH):
+                        _write_batch(batch, schema, writer, f"{where}: {path.name}")
+            except (pa.ArrowException, OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                    raise
+                raise QgoftError(f"{where}: {path.name} cannot be read ({error}); {DAMAGED}") from error
+        if writer is not None:
+            writer.close()
+
+
+def _write_batch(batch: pa.RecordBatch, schema: pa.Schema, writer: Any, where: str) -> None:
     try:
-        table = pa.concat_tables(tables)
+        batch.validate(full=True)
     except pa.ArrowException as error:
-        raise QgoftError(f"{where}: the parts have columns of different types ({error}); two data sets are mixed") from error
-    content = hashlib.sha256(" ".join(file_sha256(path) for path in paths).encode()).hexdigest()[:32]
-    try:
-        return Dataset(table, fingerprint=content)
-    except (ValueError, TypeError, KeyError) as error:  # of a type that the library does not have
-        raise QgoftError(f"{where}: {paths[0].name} cannot be read ({error}); save it with the datasets library") from error
+        raise QgoftError(f"{where} holds values that are not what their type says ({error}), such as text that is not UTF-8") from error
+    writer.write_table(pa.Table.from_batches([batch]).cast(schema))
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Return a table without views and dictionaries of text, which are only other ways to store it."""
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Return a schema without views and dictionaries of text, which are only other ways to store it."""
     fields = []
-    for field in table.schema:
-        kind = field.type
-        if kinds.is_dictionary(kind):
-            kind = kind.value_type
-        kind = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
-        fields.append(field.with_type(kind))
-    schema = pa.schema(fields, table.schema.metadata)
-    return table if schema == table.schema else table.cast(schema)
+    for field in schema:
+        kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
+        fields.append(field.with_type({pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)))
+    return pa.schema(fields, schema.metadata)
 
 
 def _from_json(path: Path, where: str) -> Dataset:

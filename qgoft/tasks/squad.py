@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qgoft.errors import QgoftError
 from qgoft.settings import RunSettings, TaskSettings
-from qgoft.tasks.cache import cached_rows
+from qgoft.tasks.cache import cached_counts, cached_rows
 from qgoft.tasks.halves import halve
 from qgoft.tasks.parts import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
@@ -70,7 +70,8 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
         halves = halve(held["validation"], settings.seed if settings.splits == "seeded_halves" else None)
         questions = dict(zip(("choose", "report:"), halves, strict=True))
     cut = {name: windows(name, lambda part=part: part) for name, part in questions.items()}
-    shared = count_shared(read_rows(task, "train", files), held)
+    counted = {"rows": files.fingerprint, "task": task.full_name, "splits": list(held), "version": ROWS_VERSION}
+    shared = cached_counts(counted, lambda: count_shared(read_rows(task, "train", files), held))
     rows = {"train": len(set(train["row"])), **{split: len(part) for split, part in held.items()}}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
     return Parts(train, questions, cut, rows, is_subset, {**count_repairs(train, held), **shared})

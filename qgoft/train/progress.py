@@ -86,7 +86,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self.channel is not None:
-            with suppress(OSError), open(self.channel / f"{os.getpid()}.log", "a", encoding="utf-8") as file:
+            with suppress(OSError), open(self.channel / f"{os.getpid()}.log", "a", encoding="utf-8", errors="replace") as file:
                 file.write(text + "\n")
         elif self.live is not None:
             self.live.console.print(text, markup=False, highlight=False)

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,7 +18,7 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
     The result is that of a loop which adds `weight * orthogonality_penalty(model)` to the mean loss of a step: under gradient accumulation
     (overriding `compute_loss` would count the penalty once per micro-batch), under fp16 loss scaling, and under DDP and FSDP2, since the
     penalty is the same on every rank. The Trainer clips gradients before its callbacks are called, so this one clips the sum instead:
-    `args.max_grad_norm` is read at the start, set to 0 while training, and restored at the end.
+    `args.max_grad_norm` is read at the start, set to 0 while training, and restored at the end (not after an exception).
 
         trainer = Trainer(model, args, callbacks=[OrthogonalityPenaltyCallback(0.01)], ...)
 
@@ -31,6 +33,7 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"OrthogonalityPenaltyCallback({weight!r}): expected a finite number of at least 0")
         self.weight = weight
+        self._args: TrainingArguments | None = None
         self._max_grad_norm: float | None = None
 
     def on_train_begin(
@@ -42,13 +45,14 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
             ValueError: the Trainer uses DeepSpeed, which holds the gradients back from callbacks.
         """
         assert model is not None
-        if args.deepspeed:
+        if args.deepspeed or _uses_deepspeed():
             raise ValueError(
                 "OrthogonalityPenaltyCallback needs the gradients, which DeepSpeed does not give to callbacks; use DDP or FSDP2"
             )
         orthogonality_penalty(model)  # marks the adapters as trained with a penalty
-        if self.weight and self._max_grad_norm is None:
-            self._max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        # After an exception `on_train_end` was not called: the same arguments still have the 0 that was set here.
+        if self.weight and (self._args is not args or args.max_grad_norm):
+            self._args, self._max_grad_norm, args.max_grad_norm = args, args.max_grad_norm, 0.0
 
     def on_pre_optimizer_step(
         self,
@@ -65,16 +69,25 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
             return
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
-            # The gradients carry the loss scale until the step; the optimizer does not unscale a second time.
-            scaler.unscale_(optimizer.optimizer)
+            # The gradients carry the loss scale until the step. The Trainer may have unscaled them to log their norm.
+            try:
+                scaler.unscale_(optimizer.optimizer)
+            except RuntimeError as error:
+                if "already been called" not in str(error):
+                    raise
         add_penalty_gradient(model, self.weight)
         if self._max_grad_norm:
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], self._max_grad_norm)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give the clipping back."""
-        if self._max_grad_norm is not None:
-            args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, None
+        if self._args is args and self._max_grad_norm is not None:
+            args.max_grad_norm, self._max_grad_norm, self._args = self._max_grad_norm, None, None
+
+
+def _uses_deepspeed() -> bool:
+    """Return True under `accelerate launch --use_deepspeed`, which the arguments of a Trainer do not show."""
+    return bool(AcceleratorState._shared_state) and AcceleratorState().distributed_type == DistributedType.DEEPSPEED
 
 
 def add_penalty_gradient(model: nn.Module, weight: float) -> Tensor:

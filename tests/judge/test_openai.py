@@ -138,6 +138,17 @@ def drip(handler):
             time.sleep(0.05)
 
 
+def failing_drip(handler):
+    """A status of failure, and its reason a byte at a time."""
+    handler.send_response(400)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+
 def stream(handler):
     """More than any memory holds."""
     handler.send_response(200)
@@ -161,7 +172,9 @@ def test_the_key_does_not_follow_a_redirect(endpoint, monkeypatch):
         other.server.server_close()
 
 
-@pytest.mark.parametrize(("step", "reason"), [(drip, "timed out"), (stream, "the answer has more than 1,048,576 bytes")])
+@pytest.mark.parametrize(
+    ("step", "reason"), [(drip, "timed out"), (failing_drip, "status 400"), (stream, "the answer has more than 1,048,576 bytes")]
+)
 def test_an_endpoint_without_end_is_bounded(endpoint, step, reason):
     endpoint.script, began = [step] * 2, time.monotonic()
     with pytest.raises(openai.NoAnswer, match=reason):

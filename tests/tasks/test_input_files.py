@@ -85,7 +85,7 @@ def test_files_that_are_no_split(tmp_path):
         read_parquet([tmp_path / "folder.parquet"], "here")
     for name, columns in (("one", {"a": [1]}), ("two", {"b": [1]}), ("three", {"a": ["x"]})):
         pa.parquet.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-    with pytest.raises(QgoftError, match=r"one\.parquet and the other parts have different columns"):
+    with pytest.raises(QgoftError, match=r"two\.parquet and the other parts have different columns"):
         read_parquet([tmp_path / "one.parquet", tmp_path / "two.parquet"], "here")
     with pytest.raises(QgoftError, match="the parts have columns of different types"):
         read_parquet([tmp_path / "one.parquet", tmp_path / "three.parquet"], "here")

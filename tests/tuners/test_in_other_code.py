@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -28,6 +29,7 @@ from transformers import (
 
 import qgoft
 from qgoft import GoftConfig, OrthogonalityPenaltyCallback, orthogonality_penalty
+from qgoft.methods import merged
 from qgoft.ops.givens import identity_blocks, mix_pairs
 from qgoft.tuners import GoftLayer
 from qgoft.tuners.trainer_callback import add_penalty_gradient
@@ -329,11 +331,41 @@ def test_a_scaled_loss_is_unscaled_first():
         arguments = TrainingArguments("unused", max_grad_norm=0.2, use_cpu=True, report_to=[])
         callback = OrthogonalityPenaltyCallback(2.0)
         callback.on_train_begin(arguments, None, None, model=model)
+        if scale > 1:
+            optimizer.scaler.unscale_(optimizer)  # as the Trainer does to log the norm, although it does not clip
         callback.on_pre_optimizer_step(arguments, None, None, model=model, optimizer=optimizer)
         optimizer.scaler.step(optimizer)
         found.append([p.detach() for p in model.parameters() if p.requires_grad])
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_is_taken_over_once_and_given_back():
+    model, callback = adapted(Regression(), ["first"]), OrthogonalityPenaltyCallback(1.0)
+    one, two = (TrainingArguments("unused", max_grad_norm=norm, use_cpu=True, report_to=[]) for norm in (0.5, 0.7))
+    callback.on_train_begin(one, None, None, model=model)
+    callback.on_train_begin(one, None, None, model=model)  # after an exception
+    assert (one.max_grad_norm, callback._max_grad_norm) == (0.0, 0.5)
+    callback.on_train_begin(two, None, None, model=model)
+    callback.on_train_end(two, None, None)
+    assert two.max_grad_norm == 0.7
+
+
+def test_two_active_adapters_on_different_layers():
+    model = adapted(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), ["0"], "goft")
+    model.add_adapter("more", GoftConfig(target_modules=["1"], init_weights=False))
+    model.base_model.set_adapter(["default", "more"])
+    model.train()(torch.randn(2, 8)).sum().backward()
+
+
+def test_an_evaluation_leaves_a_shared_weight_shared():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    wrapped = adapted(model, ["0"])
+    weight = wrapped.base_model.model[1].weight
+    with merged(SimpleNamespace(model=wrapped)):
+        assert wrapped.base_model.model[0].get_base_layer().weight is not weight
+    assert wrapped.base_model.model[0].get_base_layer().weight is weight
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])

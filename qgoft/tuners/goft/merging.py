@@ -158,6 +158,8 @@ class Merging(BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         base, shared = self.get_base_layer(), self._unmerged and self._unmerged()
+        if shared is not None and (shared.device, shared.dtype) != (base.weight.device, base.weight.dtype):
+            shared = None  # the model was moved since
         while self.merged_adapters:
             name = self.merged_adapters[-1]
             if shared is None:

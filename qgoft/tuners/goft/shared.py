@@ -77,9 +77,9 @@ class SharedFactors:
         if self.has_penalty:
             return
         if self._watched is None:
-            blocks = [layer.goft_blocks[name] for name in layer.active_adapters if name in layer.goft_blocks]
-            blocks = [block for block in blocks if block.requires_grad]
-            if blocks and layer.goft_config[layer.active_adapters[0]].variant == "qgoft":
+            names = [name for name in layer.active_adapters if name in layer.goft_blocks and layer.goft_config[name].variant == "qgoft"]
+            blocks = [layer.goft_blocks[name] for name in names if layer.goft_blocks[name].requires_grad]
+            if blocks:
                 self._watched = weakref.ref(blocks[0]), blocks[0]._version
             return
         block, version = self._watched[0](), self._watched[1]
