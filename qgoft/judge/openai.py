@@ -27,7 +27,7 @@ KEY, HOSTED = "OPENAI_API_KEY", "api.openai.com"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 # Bytes of an answer: a judgment has a few thousand.
 MOST_BYTES = 2**20
-# Local servers take any key: one of a few letters is no secret, and occurs in every text.
+# Local servers take any key; one of a few letters is not a secret, and occurs in every text.
 SHORTEST_KEY = 8
 # Characters of a server's message that an error quotes.
 QUOTED = 200

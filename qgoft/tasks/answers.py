@@ -21,7 +21,7 @@ MINUS = str.maketrans("\N{MINUS SIGN}", "-")
 TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 UNREAD = re.compile(r"\\[dt]?frac")
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-# After a letter that stands alone, such as x2, a digit is part of a name.
+# After a single letter, as in x2, a digit is part of a name.
 NUMBER = re.compile(rf"(?<![\d.])(?<!\b[A-Za-z])-?\s?\$?\s?(?:{_WHOLE}(?:\.\d+)?|(?<![A-Za-z])\.\d+)(?:\s*/\s*{_WHOLE})?")
 # Continuations that make a number part of another one: a mixed number, a power, 1e3, 2\u00bd, 12:30, 1,2,3, a product or a sum.
 GOES_ON = re.compile(

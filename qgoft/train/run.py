@@ -87,9 +87,9 @@ def run(settings: RunSettings, *, patience: float = 0.0, overrides: Sequence[str
         patience: seconds to look whether another machine's process that holds this run shows life.
 
     Raises:
-        QgoftError: the input is wrong; nothing was recorded. Anything that goes wrong later is in the record's status and reason.
+        QgoftError: the input is wrong; nothing was recorded. Later failures are in the record's status and reason.
         LeaseHeld: another process is at work on this run.
-        LeaseLost: this process was taken for dead, and another one has begun the run anew.
+        LeaseLost: the lease of this process expired, and another process has taken the run over.
         KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended it; what was done is saved.
     """
     _made_with()  # before anything takes long: the repository may change while this process runs the code that it has loaded

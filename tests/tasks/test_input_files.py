@@ -87,7 +87,7 @@ def test_files_that_are_no_split(tmp_path):
         pa.parquet.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
     with pytest.raises(QgoftError, match=r"two\.parquet and the other parts have different columns"):
         read_parquet([tmp_path / "one.parquet", tmp_path / "two.parquet"], "here")
-    with pytest.raises(QgoftError, match="the parts have columns of different types"):
+    with pytest.raises(QgoftError, match="the other parts have columns of different types"):
         read_parquet([tmp_path / "one.parquet", tmp_path / "three.parquet"], "here")
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
     pa.parquet.write_table(table, tmp_path / "twice.parquet")
