@@ -3,6 +3,7 @@
 import decimal
 import gzip
 import json
+import os
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from qgoft.errors import QgoftError
 from qgoft.tasks import parts, sources
 from qgoft.tasks.glue import _read, count_repairs
 from qgoft.tasks.parts import read_json, read_parquet, read_rows
+from qgoft.tasks.picture_files import list_checksum
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.squad import read_rows as read_questions
 from qgoft.tasks.vtab import count_listed_twice
@@ -261,3 +263,16 @@ def test_questions_that_cannot_be_asked(tmp_path, questions, references, message
 def test_a_hub_that_echoes_the_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert sources._told(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"
+
+
+def test_an_image_that_was_replaced_with_its_size_and_time_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
+    image, listed = tmp_path / "a.jpg", tmp_path / "train800.txt"
+    image.write_bytes(b"one")
+    os.utime(image, (1_000_000_000, 1_000_000_000))
+    listed.write_text("a.jpg 0\n")
+    before = list_checksum(listed)
+    assert list_checksum(listed) == before
+    image.write_bytes(b"two")
+    os.utime(image, (1_000_000_000, 1_000_000_000))
+    assert list_checksum(listed) != before

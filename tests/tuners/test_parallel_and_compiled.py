@@ -12,6 +12,7 @@ from tuners.test_shared_factors import Stack, rows
 
 import qgoft  # noqa: F401  (registers the tuner)
 from qgoft.tuners import GoftConfig
+from qgoft.tuners.trainer_callback import add_penalty_gradient
 
 STEPS = 3
 
@@ -21,13 +22,16 @@ def make(variant="qgoft"):
     return peft.get_peft_model(Stack(), GoftConfig(variant=variant, target_modules=["up", "down"], init_weights=False))
 
 
-def train(model, batches):
-    """Losses of a few AdamW steps; each batch [n, 12]."""
+def train(model, batches, weight=0.0):
+    """Losses of a few AdamW steps; each batch [n, 12]. With a weight, the callback's penalty and clipping."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     losses = []
     for batch in batches:
         loss = model(batch).square().mean()
         loss.backward()
+        if weight:
+            add_penalty_gradient(model, weight)
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 0.5)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -48,7 +52,7 @@ def test_compiles_as_one_graph(variant):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def worker(rank, port, kind, result):
+def worker(rank, port, kind, weight, result):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -60,7 +64,7 @@ def worker(rank, port, kind, result):
         for block in model.base_model.model.layers:
             fully_shard(block, mesh=mesh, reshard_after_forward=kind == "fsdp2")
         fully_shard(model, mesh=mesh)
-    losses = torch.tensor(train(model, batches(2)[rank]))
+    losses = torch.tensor(train(model, batches(2)[rank], weight))
     torch.distributed.all_reduce(losses)
     parameters = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters() if p.requires_grad]
     if rank == 0:
@@ -71,12 +75,12 @@ def worker(rank, port, kind, result):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2 kept whole"])
-def test_two_processes_equal_one(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "weight"), [("ddp", 0.0), ("ddp", 2.0), ("fsdp2", 0.0), ("fsdp2", 2.0), ("fsdp2 kept whole", 0.0)])
+def test_two_processes_equal_one(kind, weight, tmp_path):
     plain = make()
-    expected = train(plain, batches()[0])
+    expected = train(plain, batches()[0], weight)
     result = tmp_path / "result.pt"
-    run_in_two(worker, kind, result)
+    run_in_two(worker, kind, weight, result)
     found = torch.load(result, weights_only=True)
     assert found["losses"].tolist() == pytest.approx(expected, rel=1e-4)
     trained = [p for p in plain.parameters() if p.requires_grad]
