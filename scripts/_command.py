@@ -187,6 +187,11 @@ def act(title: str, cells: list[Cell], arguments: argparse.Namespace, root: Path
     """Do what --action says with some cells, of which several may be the same run; `show` prints their tables. Returns the exit code."""
     if root.exists() and not root.is_dir():
         raise QgoftError(f"results.root={root} is not a directory; name a directory, which is made if it is missing")
+    if arguments.action == "run" and arguments.records != "measured":
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QgoftError(f"results.root={root} cannot be made: {error.strerror}; name another directory") from error
     if arguments.action == "table" or (arguments.records == "measured" and arguments.action == "run"):
         show(name_origins(cells))
         return 0

@@ -141,6 +141,7 @@ def _sweep_here(cells: Sequence[Cell], identities: Sequence[Identity], means: Me
     bad: dict[int, Outcome] = {}
     attempts: dict[int, int] = {}
     total, done = len(pending), 0
+    waiting: set[int] = set()  # runs whose holder was named
     while pending:
         held = []
         for outcome in _run_all(pending, identities, means, attempts, display):
@@ -161,6 +162,11 @@ def _sweep_here(cells: Sequence[Cell], identities: Sequence[Identity], means: Me
             pending.pop(number)
             done += 1
         if held and len(pending) == len(held):
+            for number in sorted(set(held) - waiting):
+                display.say(
+                    f"qgoft: waiting for {cells[number].where}: {Lease(identities[number].folder).holder() or 'another process'} has it"
+                )
+            waiting |= set(held)
             time.sleep(PATIENCE)
     return [bad[number] for number in sorted(bad)]
 

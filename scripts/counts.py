@@ -151,7 +151,7 @@ def usual_variant(method: str) -> str | None:
 def main(words: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="", help="comma list; default all")
-    methods = split_list(parser.parse_args(words).method)
+    methods = [name.partition("@")[0] for name in split_list(parser.parse_args(words).method)]
     for method in methods:
         choose("method", method, list(REGISTRY), "change METHOD")
     table = build_table(methods)

@@ -245,6 +245,12 @@ def test_a_root_that_is_a_file(repository, tmp_path):
     assert "is not a directory; name a directory" in done.stderr
 
 
+def test_a_root_that_cannot_be_made(repository):
+    done = run_suite(repository, "/proc/none/results", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qgoft: results.root=/proc/none/results cannot be made")
+
+
 def test_a_run_folder_that_was_copied_over_another(repository, tmp_path):
     """Its record is of another key: the run is not done, and is made."""
     words = [f"results.root={tmp_path}", "task=glue/rte", *SHORT]

@@ -68,7 +68,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
         (["--seeds", "one"], "seed 'one': allowed are whole numbers"),
         (["--model", "bert"], "unknown model 'bert'"),
         (["--protocol", "psoft_iclr26", "--tasks", "mnli"], "did not run it"),
-        (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere has no glue/rte folder"),
+        (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere does not exist; change DATA"),
         (["train.batch_sise=3"], "do not compose"),
         (["--nproc", "2", "--accelerate", "fsdp"], "unknown accelerate 'fsdp'; allowed are deepspeed_zero2, fsdp2; change ACCELERATE"),
         (["--accelerate", "fsdp2"], "set NPROC to the number of GPUs"),

@@ -78,6 +78,10 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     Raises:
         QgoftError: they cannot be had; the message says what is missing and what to do.
     """
+    if data.root is not None and not Path(data.root).is_dir():
+        raise QgoftError(
+            f"data.root={data.root} {'is not a directory' if Path(data.root).exists() else 'does not exist'}; change DATA or data.root"
+        )
     if task.sources:
         return find_parts(task, data)
     is_pocket = data.source == "pocket" and data.root is None and task.path is None
@@ -208,7 +212,7 @@ def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ..
     found = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-[0-9]*-of-*.parquet")])
     if not found:
         present = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
-        raise QgoftError(f"{task.full_name} needs split {split}, but {folder.name} holds {present}; complete the data or set data.root")
+        raise QgoftError(f"{task.full_name} needs split {split}, but {folder} holds {present}; complete the data or set data.root")
     parts = [re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name) for path in found]
     if len(found) == 1 and parts[0] is None:
         return tuple(found)

@@ -125,6 +125,10 @@ def _lease(identity: Identity, patience: float) -> Iterator[Lease | None]:
     if int(os.environ.get("RANK", "0")):
         yield None
         return
+    try:
+        identity.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QgoftError(f"cannot make {identity.folder.parent}: {error.strerror}; set results.root to another directory") from error
     with Lease(identity.folder, patience=patience) as lease:
         try:
             yield lease

@@ -1,6 +1,7 @@
 """The orthogonality penalty in a `transformers.Trainer`."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -49,7 +50,11 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
             raise ValueError(
                 "OrthogonalityPenaltyCallback needs the gradients, which DeepSpeed does not give to callbacks; use DDP or FSDP2"
             )
-        orthogonality_penalty(model)  # marks the adapters as trained with a penalty
+        penalty = orthogonality_penalty(model)  # also marks the adapters as trained with one
+        if self.weight and not penalty.requires_grad:
+            warnings.warn(
+                "OrthogonalityPenaltyCallback: the model has no trainable qgoft blocks, so there is no penalty to add", stacklevel=2
+            )
         # After an exception `on_train_end` was not called: the same arguments still have the 0 that was set here.
         if self.weight and (self._args is not args or args.max_grad_norm):
             self._args, self._max_grad_norm, args.max_grad_norm = args, args.max_grad_norm, 0.0

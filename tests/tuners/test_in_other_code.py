@@ -340,6 +340,17 @@ def test_a_scaled_loss_is_unscaled_first():
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_without_blocks_is_said():
+    arguments = TrainingArguments("unused", use_cpu=True, report_to=[])
+    with pytest.warns(UserWarning, match="no trainable qgoft blocks"):
+        OrthogonalityPenaltyCallback(0.1).on_train_begin(arguments, None, None, model=Regression())
+
+
+def test_a_layer_of_one_input_is_refused():
+    with pytest.raises(ValueError, match=r"0: width d is 1; rotations need 2 inputs"):
+        adapted(nn.Sequential(nn.Linear(1, 4)), ["0"])
+
+
 def test_the_norm_is_taken_over_once_and_given_back():
     model, callback = adapted(Regression(), ["first"]), OrthogonalityPenaltyCallback(1.0)
     one, two = (TrainingArguments("unused", max_grad_norm=norm, use_cpu=True, report_to=[]) for norm in (0.5, 0.7))

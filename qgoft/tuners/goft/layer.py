@@ -75,6 +75,8 @@ class GoftLayer(Merging):
     def update_layer(self, adapter_name: str, config: GoftConfig) -> None:
         """Add one adapter, at the identity unless `config.init_weights` is False."""
         d = self.in_features
+        if d < 2:
+            raise ValueError(f"width d is {d}; rotations need 2 inputs at least. Leave the layer out of target_modules")
         if config.is_released_version:
             check_even(d)
         self.goft_config[adapter_name] = config
