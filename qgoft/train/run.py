@@ -90,7 +90,7 @@ def run(settings: RunSettings, *, patience: float = 0.0, overrides: Sequence[str
         QgoftError: the input is wrong; nothing was recorded. Later failures are in the record's status and reason.
         LeaseHeld: another process is at work on this run.
         LeaseLost: the lease of this process expired, and another process has taken the run over.
-        KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended it; what was done is saved.
+        KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended the run, after its state was saved.
     """
     _made_with()  # before anything takes long: the repository may change while this process runs the code that it has loaded
     with _disk_errors(settings), Stops() as stops:
