@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qgoft.errors import QgoftError
 from qgoft.records import RecordError, compute_key, read_record, write_atomically
 from qgoft.settings import RunSettings, results_folder, settings_from_record, settings_in_key
 from qgoft.tasks.sources import DataFiles, ModelFiles, find_data, find_model, split_names
@@ -165,8 +166,15 @@ def checkpoint_step(path: Path) -> int:
 
 
 def world_size() -> int:
-    """Number of processes of one run, as torchrun tells it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return the number of processes of one run, from torchrun's environment.
+
+    Raises:
+        QgoftError: the variable is not such a number.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit() or int(size) < 1:
+        raise QgoftError(f"WORLD_SIZE={size} in the environment is not a number of processes; unset WORLD_SIZE")
+    return int(size)
 
 
 class LeaseHeld(Exception):

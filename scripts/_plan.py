@@ -115,12 +115,15 @@ def check_seed(seed: str) -> None:
         raise QgoftError(f"seed {seed!r}: allowed are whole numbers from {low} to {high}; SEEDS is a list or a range such as 0,1,2 or 0-2")
 
 
-def check_variants(methods: Iterable[str]) -> None:
-    """Refuse `method@variant` whose method has no such variant, before anything is planned with it.
+def check_methods(methods: Iterable[str]) -> None:
+    """Refuse an unknown method, and `method@variant` whose method has no such variant, before anything is planned with it.
 
     Raises:
-        QgoftError: naming the form that is needed.
+        QgoftError: naming the methods, or the form that is needed.
     """
+    methods = list(methods)
+    for name in methods:
+        check_choice("method", name.partition("@")[0])
     variants = {(method, variant) for method, at, variant in (name.partition("@") for name in methods) if at}
     if not variants:
         return

@@ -140,7 +140,7 @@ def compose_settings(overrides: list[str]) -> RunSettings:
 
 
 def quoted(word: str) -> str:
-    """Return a word of the command line with its path in quotes, if it has characters that mean something to Hydra; `~` is expanded."""
+    """Return a word of the command line with its path, if it sets one, in Hydra's quotes; `~` is expanded."""
     name, _, value = word.partition("=")
     if name.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"":
         return word

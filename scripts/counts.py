@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import yaml
 from _ending import Parser, leave
 from _plan import split_list
-from _settings import CONFIGS, REPOSITORY
+from _settings import CONFIGS, REPOSITORY, method_config
 from torch import nn
 
 from qgoft.errors import QgoftError, choose
@@ -72,7 +72,7 @@ def count(model: nn.Module, spec: dict, method: Method, variant: str, targets: s
 
 def own_targets(method: str, targets: str) -> str:
     """The target set of a method that has one of its own, else the given one."""
-    chosen: str = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text()).get("targets", targets)
+    chosen: str = method_config(method).get("targets", targets)
     return chosen
 
 

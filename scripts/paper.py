@@ -20,10 +20,9 @@ from _plan import (
     Narrowing,
     PlannedItem,
     Shelf,
-    check_variants,
+    check_methods,
     compose_seeded,
     item_words,
-    method_words,
     named,
     read_items,
     split_list,
@@ -180,12 +179,9 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def narrowing(arguments: argparse.Namespace) -> Narrowing:
     """What the command line asks of every item."""
-    if arguments.model:
-        check_choice("model", arguments.model)
-    for method in split_list(arguments.method):
-        method_words(method)  # refuses an unknown one
-    check_variants(split_list(arguments.method))
-    lists = (tuple(split_list(arguments.method)), tuple(split_list(arguments.tasks)), tuple(split_seeds(arguments.seeds)))
+    methods = tuple(split_list(arguments.method))
+    check_methods(methods)
+    lists = (methods, tuple(split_list(arguments.tasks)), tuple(split_seeds(arguments.seeds)))
     return Narrowing(arguments.protocol, *lists, arguments.model, arguments.data, tuple(run_words(arguments.overrides)))
 
 

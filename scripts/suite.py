@@ -11,8 +11,8 @@ from pathlib import Path
 
 from _command import INTERRUPTED, act, add_means, check_means, run_words
 from _ending import Parser, leave
-from _plan import Cell, check_variants, common_words, compose_cells, method_words, protocol_seeds, split_list, split_seeds
-from _settings import check_choice, choices, gap
+from _plan import Cell, check_methods, common_words, compose_cells, method_words, protocol_seeds, split_list, split_seeds
+from _settings import choices, gap
 from _tables import MEASURED, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 
 from qgoft.errors import QgoftError, hint
@@ -27,7 +27,6 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     Raises:
         QgoftError: a name is unknown, or a cell does not exist.
     """
-    check_choice("protocol", arguments.protocol)
     suite = arguments.suite
     known = [name.removeprefix(f"{suite}/") for name in choices("task") if name.startswith(f"{suite}/")]
     tasks = split_list(arguments.tasks) or [task for task in known if not gap(arguments.protocol, f"{suite}/{task}", "")]
@@ -35,15 +34,11 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
         raise QgoftError(
             f"protocol {arguments.protocol} has no task of suite {suite}: {gap(arguments.protocol, f'{suite}/{known[0]}', '')}; change PROTOCOL"
         )
-    if arguments.model:
-        check_choice("model", arguments.model)
     common = [*common_words(arguments.protocol, arguments.model, arguments.data), *run_words(arguments.overrides)]
     methods = split_list(arguments.method)
     if not methods:
         raise QgoftError("no method is named; METHOD is a list such as qgoft,lora@r2")
-    for method in methods:
-        method_words(method)  # refuses an unknown one
-    check_variants(methods)
+    check_methods(methods)
     asked = []
     for method in methods:
         for task in tasks:
@@ -84,7 +79,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(words)
     check_means(arguments)
     if not split_list(arguments.seeds):
-        check_choice("protocol", arguments.protocol)
         # Committed records are of all seeds of their protocol.
         every = arguments.all_seeds or arguments.records == "measured"
         arguments.seeds = ",".join(protocol_seeds(arguments.protocol)) if every else "0"

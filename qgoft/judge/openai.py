@@ -4,7 +4,6 @@ The key is read from OPENAI_API_KEY when it is needed. It is sent to the host of
 and is replaced in everything that is kept or printed of an answer.
 """
 
-import functools
 import http.client
 import json
 import os
@@ -134,8 +133,8 @@ def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], No
         except OSError as error:
             is_late = isinstance(getattr(error, "reason", error), TimeoutError)
             failure = NoEndpoint(f"{'timed out' if is_late else 'cannot be reached'}{_proxy_of(url)}")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-            failure = error if isinstance(error, NoAnswer) else NoAnswer("the answer is not that of a chat endpoint")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            failure = NoAnswer("the answer is not that of a chat endpoint")
         except NoAnswer as error:
             failure = error
     raise failure
@@ -172,9 +171,10 @@ def _send(request: urllib.request.Request, timeout: float) -> bytes:
                 if response.length and len(body) <= MOST_BYTES:
                     raise http.client.IncompleteRead(body)
         except urllib.error.HTTPError as error:
+            body = b""
             with error, suppress(OSError, http.client.HTTPException):
-                raise _Status(error.code, error.read(MOST_BYTES), _asked_pause(error)) from None
-            raise _Status(error.code, b"", _asked_pause(error)) from None
+                body = error.read(MOST_BYTES)
+            raise _Status(error.code, body, _asked_pause(error)) from None
         except (OSError, http.client.HTTPException, ValueError):
             if is_over():
                 raise TimeoutError from None
@@ -239,7 +239,7 @@ class _Https(_Http, urllib.request.HTTPSHandler):
     connection = http.client.HTTPSConnection
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(functools.partial(self._connect), request)  # type: ignore[arg-type]
+        return self.do_open(self._connect, request)  # type: ignore[arg-type]
 
 
 def _text_of(body: bytes) -> str:

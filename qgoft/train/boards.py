@@ -81,7 +81,7 @@ class Wandb:
 
 
 def _await_text(path: Path, text: str) -> None:
-    """Wait until wandb's own process has written a text: `finish` returns before it has closed the file, and a kill would lose it."""
+    """Wait until wandb's own process, which `finish` may not wait for, has written a text; a kill before would lose it."""
     began = time.monotonic()
     while time.monotonic() - began < WRITTEN_WITHIN:
         with suppress(OSError):

@@ -5,6 +5,7 @@ import os
 from accelerate import Accelerator
 
 from qgoft.errors import QgoftError
+from qgoft.ledger import world_size
 from qgoft.settings import RunSettings
 
 # Each makes accelerate, torch or transformers compute something else, and neither the key nor the record would say so.
@@ -28,17 +29,15 @@ def check_environment() -> None:
         value = os.environ.get(name, "")
         if value.lower() not in OFF:
             raise QgoftError(f"{name}={value} in the environment changes results, and no record would say so; unset {name}")
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdigit() or int(size) < 1:
-        raise QgoftError(f"WORLD_SIZE={size} in the environment is not a number of processes; unset WORLD_SIZE")
+    size = world_size()
     missing = [name for name in OF_TORCHRUN if name not in os.environ]
-    if int(size) > 1 and missing:
+    if size > 1 and missing:
         raise QgoftError(
             f"WORLD_SIZE={size} is in the environment, but not {missing[0]}: it is left from another launcher; unset WORLD_SIZE, or start {size} "
             f"processes with NPROC={size}"
         )
     for name in WORLD_SIZES:
-        if os.environ.get(name, "1") not in ("1", size):
+        if os.environ.get(name, "1") not in ("1", str(size)):
             raise QgoftError(
                 f"{name}={os.environ[name]} is in the environment and WORLD_SIZE is {size}: runs in several processes are started by torchrun; unset "
                 f"{name}, or set NPROC"

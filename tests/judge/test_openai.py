@@ -128,34 +128,32 @@ def status(code, body=b"", **headers):
     return send
 
 
+def send_forever(handler, piece, pause=0.0):
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(piece)
+            handler.wfile.flush()
+            time.sleep(pause)
+
+
 def drip(handler):
     """A byte before every timeout of the socket, without end."""
-    with contextlib.suppress(OSError):
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        while True:
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-            time.sleep(0.05)
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    send_forever(handler, b"x", 0.05)
 
 
 def failing_drip(handler):
     """A status of failure, and its reason a byte at a time."""
     handler.send_response(400)
     handler.end_headers()
-    with contextlib.suppress(OSError):
-        while True:
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-            time.sleep(0.05)
+    send_forever(handler, b"x", 0.05)
 
 
 def stream(handler):
     """More than any memory holds."""
     handler.send_response(200)
     handler.end_headers()
-    with contextlib.suppress(OSError):
-        while True:
-            handler.wfile.write(b" " * 2**16)
+    send_forever(handler, b" " * 2**16)
 
 
 def test_the_key_does_not_follow_a_redirect(endpoint, monkeypatch):
