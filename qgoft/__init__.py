@@ -7,7 +7,7 @@ Nothing heavy is imported here, so that tables can be rebuilt on a machine witho
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qgoft._after_import import call_after_import
+from qgoft._import_hook import call_after_import
 
 if TYPE_CHECKING:
     from qgoft.tuners import GoftConfig, GoftModel, orthogonality_penalty

@@ -1,46 +1,7 @@
 #!/usr/bin/env python3
-"""Convert released adapters to this package, and runs of this package to plain checkpoints.
+"""Convert adapters (qgoft/commands/convert.py)."""
 
-python scripts/convert.py release ADAPTER TARGET --release first|second   convert an adapter of the authors' code for peft.PeftModel.from_pretrained
-python scripts/convert.py export RUN TARGET                               merge results/runs/<key> into a plain transformers checkpoint
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-from _ending import Parser, leave
-
-from qgoft.errors import QgoftError
-
-
-def main(words: list[str]) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["release", "export"])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--model", help="folder of the base model, where the run had its weights from a directory (export)")
-    parser.add_argument("--release", help="release of the authors' code that trained the adapter: first or second (release)")
-    arguments = parser.parse_args(words)
-    if not arguments.source.is_dir():
-        raise QgoftError(f"there is no folder {arguments.source}; name that of an adapter (release) or of a finished run (export)")
-    if arguments.target.exists() and not arguments.target.is_dir():
-        raise QgoftError(f"{arguments.target} is a file; name a folder")
-    if arguments.target.exists() and any(arguments.target.iterdir()):
-        raise QgoftError(f"{arguments.target} is not empty; name a folder that is, or that is not there yet")
-    if arguments.what == "release":
-        from qgoft.tuners.goft.release import convert_folder
-
-        print(f"{convert_folder(arguments.source, arguments.target, arguments.release)} in {arguments.target}")
-    else:
-        from qgoft.train.export import export_run
-        from qgoft.train.quiet import quiet_libraries
-
-        quiet_libraries()
-        export_run(arguments.source, arguments.target, arguments.model)
-        print(f"written to {arguments.target}")
-    return 0
-
+from qgoft.cli import run_command
 
 if __name__ == "__main__":
-    leave(lambda: main(sys.argv[1:]))
+    run_command("convert")

@@ -1,48 +1,7 @@
 #!/usr/bin/env python3
-"""Score a finished run again from its saved adapter, and compare with its record.
+"""Evaluate a finished run again (qgoft/commands/rescore.py)."""
 
-python scripts/rescore.py results/runs/<key> --merge
-"""
-
-import argparse
-from pathlib import Path
-
-from _ending import Parser, leave
-
-# Points of a percentage: rounding may turn single items whose logits are equal to seven digits. Nats a token; and points of 1 to 10.
-TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
-
-
-def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
-    parser.add_argument("--model-path", help="directory of the base model, where it did not come from the hub")
-    parser.add_argument("--data-root", help="directory of the rows, where they did not come from the hub")
-    parser.add_argument("--ask-judge", action="store_true", help="ask a judge behind an endpoint for all ratings anew")
-    parser.add_argument("--task-path", help="directory of the pictures of one task, where the run had it in task.path")
-    arguments = parser.parse_args()
-    from qgoft.train.quiet import quiet_libraries
-    from qgoft.train.rescore import rescore
-
-    quiet_libraries()
-    record, metrics = rescore(
-        arguments.run,
-        merge=arguments.merge,
-        model_path=arguments.model_path,
-        data_root=arguments.data_root,
-        task_path=arguments.task_path,
-        ask_judge=arguments.ask_judge,
-    )
-    is_same = True
-    for name, measured in metrics.items():
-        then, allowed = record["metrics"][name]["value"], OTHERS.get(name, TOLERANCE)
-        apart = abs(then - measured.value)
-        is_same &= apart <= allowed
-        print(f"{name:<20} record {then:8.3f}   now {measured.value:8.3f}   apart {apart:.4f}, allowed {allowed:g}")
-    print(f"{'merged' if arguments.merge else 'unmerged'}: {'the same' if is_same else 'NOT the same'}")
-    return 0 if is_same else 1
-
+from qgoft.cli import run_command
 
 if __name__ == "__main__":
-    leave(main)
+    run_command("rescore")

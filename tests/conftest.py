@@ -1,7 +1,6 @@
 """Shared fixtures. No test reaches a network beyond the loopback interface."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 
 @pytest.fixture(autouse=True, scope="session")

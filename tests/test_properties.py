@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 
 from qgoft import records
 from qgoft.errors import QgoftError
+from qgoft.judge.f1_judge import rate
 from qgoft.judge.ratings import HIGHEST, LOWEST, NoRating, read_rating
-from qgoft.judge.rule import rate
-from qgoft.ledger import Lease, LeaseHeld, LeaseLost
+from qgoft.lease import Lease, LeaseHeld, LeaseLost
 from qgoft.ops.givens.blocks import rotation_blocks
 from qgoft.ops.givens.reference import reference_matrix
 from qgoft.records import RecordError
-from qgoft.report import layout
-from qgoft.report.layout import Table
-from qgoft.report.scores import Row, build_table
-from qgoft.tasks import answers
-from qgoft.tasks.picture_files import read_list
+from qgoft.report import table as layout
+from qgoft.report.score_table import Row, build_table
+from qgoft.report.table import Table
+from qgoft.tasks.decoder import answer_parsing as answers
+from qgoft.tasks.vtab.files import read_list
 from tests.records.test_records import RECORD
 from tests.report.test_score_tables import GOFT_TASKS, rows_of
 from tests.report.test_score_tables import record as score_record
@@ -267,7 +267,7 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
     views = [type("View", (Lease,), {"_seen": {}}) for _ in range(3)]
     held, last_life = {}, {}
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    with mock.patch("qgoft.ledger.time", clock), mock.patch("qgoft.ledger._is_alive", return_value=True):
+    with mock.patch("qgoft.lease.time", clock), mock.patch("qgoft.lease._is_alive", return_value=True):
         for move, number, seconds in moves:
             if move == "wait":
                 now[0] += seconds

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qgoft.report.layout import Table
+from qgoft.report.table import Table
 
 
 @dataclass(frozen=True)

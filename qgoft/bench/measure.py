@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qgoft.bench.contenders import PRODUCTS, REFERENCE, RIVALS, Rival, pass_gradients_below, product_inputs, put_on
 from qgoft.bench.memory import peak_bytes, saved_bytes
-from qgoft.bench.rivals import PRODUCTS, REFERENCE, RIVALS, Rival, pass_gradients_below, product_inputs, put_on
 from qgoft.bench.shapes import Shape
-from qgoft.methods.base import REGISTRY, Penalty, parse_variant
-from qgoft.settings import MethodSettings
+from qgoft.config.settings import MethodSettings
+from qgoft.methods.registry import REGISTRY, Penalty, parse_variant
 
 PENALTY = 0.01
 # The gradient of a sparse matrix is computed densely, in d x d: beyond this width it takes seconds.

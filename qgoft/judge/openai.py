@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from qgoft.config.settings import JudgeSettings
 from qgoft.errors import QgoftError
-from qgoft.settings import JudgeSettings
 
 KEY, HOSTED = "OPENAI_API_KEY", "api.openai.com"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0

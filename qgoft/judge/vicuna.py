@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.settings import JudgeSettings
 from qgoft.errors import QgoftError
-from qgoft.judge import openai, rule
+from qgoft.judge import f1_judge as rule
+from qgoft.judge import openai
 from qgoft.judge.ratings import NoRating, median_ratings, read_rating
 from qgoft.records import TaggedLines, read_tagged
-from qgoft.settings import JudgeSettings
 
 # Categories whose answers are judged beside a reference answer (FastChat, llm_judge).
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")

@@ -1,7 +1,10 @@
 """Method name -> adapted model, with the number of parameters it promises. A method is one entry here and one config file."""
 
-from qgoft.methods import added, givens, library, whole
-from qgoft.methods.base import Adapted, Method, apply_method, method_names, parse_variant
-from qgoft.methods.merged import merged, unload
+from qgoft.methods import baselines as whole
+from qgoft.methods import extra_methods as added
+from qgoft.methods import goft_methods as givens
+from qgoft.methods import peft_methods as library
+from qgoft.methods.merging import merged, unload
+from qgoft.methods.registry import Adapted, Method, apply_method, method_names, parse_variant
 
 __all__ = ["Adapted", "Method", "added", "apply_method", "givens", "library", "merged", "method_names", "parse_variant", "unload", "whole"]

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from qgoft.config.settings import RunSettings, TrainSettings
 from qgoft.errors import QgoftError
 from qgoft.models.drop_path import set_drop_path
-from qgoft.settings import RunSettings, TrainSettings
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

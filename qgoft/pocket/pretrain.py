@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedTokenizerFast
 
-from qgoft.pocket.descent import Descent, word_tokenizer
 from qgoft.pocket.language import lexicon as lex
 from qgoft.pocket.language.corpus import SPECIAL, document, sentences, vocabulary
 from qgoft.pocket.language.tasks import evaluation_sentences
 from qgoft.pocket.language.world import World
+from qgoft.pocket.pretrain_common import Descent, word_tokenizer
 
 PAD, CLS, SEP, UNK, MASK = range(5)
 FIRST_WORD = len(SPECIAL)

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qgoft.pocket.descent import Descent, word_tokenizer
 from qgoft.pocket.language.choices import LETTERS, SUBJECTS
 from qgoft.pocket.language.knowledge import decoder_document, decoder_vocabulary, held_out_questions, question_words
 from qgoft.pocket.language.tasks import evaluation_sentences
 from qgoft.pocket.language.world import World
+from qgoft.pocket.pretrain_common import Descent, word_tokenizer
 
 PAD, BOS, EOS = 0, 5, 6
 UNK = 3

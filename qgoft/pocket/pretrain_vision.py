@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
-from qgoft.pocket.descent import Descent
+from qgoft.pocket.pretrain_common import Descent
 from qgoft.pocket.vision.draw import SIZE
 from qgoft.pocket.vision.scenes import ATTRIBUTES, scene
 

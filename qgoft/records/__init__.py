@@ -1,9 +1,9 @@
 """The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
 
-from qgoft.records.keys import RESULTS_VERSION, base_model, canonical_json, compute_key, hub_commit
-from qgoft.records.lines import TaggedLines, read_curve, read_tagged
+from qgoft.records.jsonl import TaggedLines, read_curve, read_tagged
+from qgoft.records.key import RESULTS_VERSION, base_model, canonical_json, compute_key, hub_commit
 from qgoft.records.provenance import code_checksum, code_origin, code_provenance, hardware, package_versions
-from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, RecordError, validate
+from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, Record, RecordError, validate
 from qgoft.records.store import (
     Found,
     adapter_checksums,
@@ -22,6 +22,7 @@ __all__ = [
     "RESULTS_VERSION",
     "SCHEMA",
     "Found",
+    "Record",
     "RecordError",
     "TaggedLines",
     "adapter_checksums",

@@ -11,6 +11,8 @@ from typing import Any
 
 PACKAGES = ("qgoft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "numpy", "scipy", "scikit-learn")
 CODE = ("qgoft", "configs", "scripts")
+# Modules that cannot change the result of a run.
+NO_NUMBERS = ("audit", "bench", "cli.py", "commands", "report", "sweep")
 
 
 @functools.cache
@@ -31,7 +33,7 @@ def code_checksum() -> str:
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.relative_to(package).parts[0] in ("report", "bench"):
+        if path.relative_to(package).parts[0] in NO_NUMBERS:
             continue
         digest.update(f"{path.relative_to(package).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -4,9 +4,10 @@ import math
 from datetime import datetime
 from typing import Any
 
-from qgoft.settings import NAME
+from qgoft.config.settings import NAME
 
 SCHEMA = 1
+Record = dict[str, Any]
 PRIMARY_STATUSES = ("done", "oom", "diverged", "interrupted", "failed")
 
 Number = (int, float)

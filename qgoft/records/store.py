@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.settings import settings_from_record
 from qgoft.errors import QgoftError
-from qgoft.records.keys import canonical_json
+from qgoft.records.key import canonical_json
 from qgoft.records.schema import RecordError, validate
-from qgoft.settings import settings_from_record
 
 NAME = "record.json"
 # Of a run's other files, those that tables and figures read; the record states their checksums.

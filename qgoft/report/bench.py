@@ -9,8 +9,8 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from qgoft.report.figures import save_figure
-from qgoft.report.layout import Table
 from qgoft.report.published import load_figures
+from qgoft.report.table import Table
 
 Record = dict[str, Any]
 Timing = dict[str, Any]

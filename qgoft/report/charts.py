@@ -12,8 +12,8 @@ from matplotlib.ticker import NullFormatter
 from qgoft.records import read_curve
 from qgoft.report.figures import COLOURS, COLUMN, paper_style, save_figure, style_of
 from qgoft.report.items import Item
-from qgoft.report.layout import Table
-from qgoft.report.scores import Row, averages_of, scores_of
+from qgoft.report.score_table import Row, averages_of, scores_of
+from qgoft.report.table import Table
 
 
 def draw_flexibility(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:

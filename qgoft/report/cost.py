@@ -10,7 +10,7 @@ from typing import Any
 
 from qgoft.errors import one_line
 from qgoft.report.bench import published_table, shape_table
-from qgoft.report.layout import Table
+from qgoft.report.table import Table
 
 # Item -> where its printed figures are, and what of the benchmark stands beside them.
 PRINTED = {

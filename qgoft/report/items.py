@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-Record = dict[str, Any]
+from qgoft.records import Record
 
 
 def by_training(records: Iterable[Record]) -> list[tuple[str, Record]]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from qgoft.config.settings import method_label
 from qgoft.records import Found, read_curve
 from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.items import Record, by_training
-from qgoft.report.layout import Table
-from qgoft.settings import method_label
+from qgoft.report.table import Table
 
 
 @dataclass(frozen=True)

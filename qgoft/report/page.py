@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qgoft.records import hub_commit, read_curve
-from qgoft.report.items import Record
-from qgoft.report.layout import Table
-from qgoft.settings import method_label, moves_a_number
+from qgoft.config.settings import method_label, moves_a_number
+from qgoft.records import Record, hub_commit, read_curve
+from qgoft.report.table import Table
 
 HERE = Path(__file__).parent
 # Points of a curve that the page keeps.

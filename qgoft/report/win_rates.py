@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
-from qgoft.report.items import Record
-from qgoft.report.layout import Table
-from qgoft.report.paired import read_lines
+from qgoft.records import Record
 from qgoft.report.published import load_figures
-from qgoft.report.scores import row_label
+from qgoft.report.score_table import row_label
+from qgoft.report.significance import read_lines
+from qgoft.report.table import Table
 
 Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
 Rated = dict[str, tuple[Ratings, dict[Any, str]]]  # label of a row -> its ratings, and the category of each question

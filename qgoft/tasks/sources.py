@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.settings import DataSettings, ModelSettings, TaskSettings
 from qgoft.errors import QgoftError, one_line
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
 from qgoft.records import file_sha256
-from qgoft.settings import DataSettings, ModelSettings, TaskSettings
 from qgoft.tasks.model_files import READ_BESIDE, TOKENIZER_FILES, WEIGHT_PATTERNS, check_directory, list_sha256, weights_sha256
 from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
-from qgoft.tasks.picture_files import find_folder, list_checksum, split_files, unpack
-from qgoft.tasks.pinned import pinned_file
+from qgoft.tasks.pinned_files import pinned_file
+from qgoft.tasks.vtab.files import find_folder, list_checksum, split_files, unpack
 
 # Seconds before a download that failed is tried once more, while that may help.
 WAITS = (1, 2, 4, 8)

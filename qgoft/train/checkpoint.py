@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qgoft.errors import one_line
-from qgoft.ledger import checkpoint_files
 from qgoft.records import canonical_json, replaced
-from qgoft.train.sharding import is_divided
-from qgoft.train.state import Plain, Tensors, Training
+from qgoft.run_id import checkpoint_files
+from qgoft.train.distributed import is_divided
+from qgoft.train.training_state import Plain, Tensors, Training
 
 FORMAT = "1"
 # A torn or damaged file leaves the one before it.

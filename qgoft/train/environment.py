@@ -4,9 +4,9 @@ import os
 
 from accelerate import Accelerator
 
+from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
-from qgoft.ledger import world_size
-from qgoft.settings import RunSettings
+from qgoft.run_id import world_size
 
 # Each makes accelerate, torch or transformers compute something else, and neither the key nor the record would say so.
 REFUSED = (

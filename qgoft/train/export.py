@@ -4,12 +4,12 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from qgoft.config.settings import settings_from_record
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method, unload
-from qgoft.settings import settings_from_record
+from qgoft.tasks.registry import suite_class
 from qgoft.tasks.sources import find_model
-from qgoft.train.shared import as_recorded, check_adapter, check_base, load_trained, read_run
-from qgoft.train.suites import suite_class
+from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
 
 # Files of a model folder that turn text or pictures into inputs, or steer generation.
 KEPT = ("token", "vocab", "merges", "spm", "special_tokens", "preprocessor", "processor", "generation_config", "chat_template")

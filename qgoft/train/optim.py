@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
+from qgoft.config.settings import OptimSettings, TrainSettings
 from qgoft.errors import QgoftError
 from qgoft.methods import Adapted
-from qgoft.settings import OptimSettings, TrainSettings
 
 
 def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]:

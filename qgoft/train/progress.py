@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.live import Live
 
+from qgoft.config.settings import DECODER_SUITES, RunSettings, method_label
 from qgoft.console import CHANNEL, RunState, say
 from qgoft.records import write_atomically
-from qgoft.settings import DECODER_SUITES, RunSettings, method_label
-from qgoft.train.boards import open_boards
+from qgoft.train.loggers import open_boards
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100

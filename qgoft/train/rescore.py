@@ -5,14 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.settings import settings_from_record
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
 from qgoft.methods import unload
-from qgoft.settings import settings_from_record
-from qgoft.train.evaluate import Measured
+from qgoft.run_id import identify
+from qgoft.tasks.evaluate import Measured
+from qgoft.train.distributed import place
 from qgoft.train.run import prepare, report_parts
-from qgoft.train.sharding import place
-from qgoft.train.shared import as_recorded, check_adapter, check_base, load_trained, read_run
+from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
 
 
 def rescore(

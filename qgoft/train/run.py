@@ -28,26 +28,27 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
+from qgoft.config.settings import RunSettings
 from qgoft.errors import DISK_ERRORS, Diverged, QgoftError, one_line
-from qgoft.ledger import CHECKPOINT, Identity, Lease, LeaseLost, identify, world_size
+from qgoft.lease import Lease, LeaseLost
 from qgoft.methods import Adapted, apply_method, merged
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.models import check_fit
-from qgoft.settings import RunSettings
+from qgoft.run_id import CHECKPOINT, Identity, identify, world_size
+from qgoft.tasks.base import TextSuite
+from qgoft.tasks.evaluate import LOWER_IS_BETTER, Measured, Outcome
+from qgoft.tasks.registry import Suite, build_suite
 from qgoft.train.checkpoint import Checkpoints, Resumed
+from qgoft.train.distributed import check_sharding, gather_state, place, whole
 from qgoft.train.environment import check_accelerator, check_environment
-from qgoft.train.evaluate import LOWER_IS_BETTER, Measured, Outcome
-from qgoft.train.fit import fit
+from qgoft.train.interrupts import Stops
+from qgoft.train.loop import fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import check_schedule, count_steps
 from qgoft.train.progress import Progress, Tracker
-from qgoft.train.room import check_room
-from qgoft.train.sharding import check_sharding, gather_state, place, whole
-from qgoft.train.shared import fit_or_load, from_main, note_signs, trained_checksum, training_key
-from qgoft.train.state import Fitted
-from qgoft.train.stops import Stops
-from qgoft.train.suites import Suite, build_suite
-from qgoft.train.suites.base import TextSuite
+from qgoft.train.resources import check_room
+from qgoft.train.shared_training import fit_or_load, from_main, note_signs, trained_checksum, training_key
+from qgoft.train.training_state import Fitted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAIT = timedelta(days=2)  # of the processes of a run for each other; torchrun ends them all where one fails

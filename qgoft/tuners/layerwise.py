@@ -20,7 +20,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners.goft.merging import Merging, Widening, check_onloaded, normalize_lists, sort_sets
+from qgoft.tuners._base import Merging, Widening, check_onloaded, normalize_lists, sort_sets
 
 
 @dataclass

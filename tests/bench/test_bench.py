@@ -2,30 +2,31 @@
 
 import argparse
 import gc
-import importlib.util
+import importlib
 import json
 import multiprocessing
 import re
-import sys
 import threading
 import weakref
 from pathlib import Path
 
-import _ending
 import pytest
 import torch
-from ops.test_givens import random_blocks, random_rows
 from torch import nn
 
-from qgoft.bench import measure, rivals, shapes
+from qgoft import cli as _ending
+from qgoft.bench import contenders as rivals
+from qgoft.bench import measure, shapes
+from qgoft.bench.baseline_products import mix_neighbours_by_level, mix_sparse
 from qgoft.bench.memory import LiveBytes, peak_bytes, saved_bytes
-from qgoft.bench.sparse import mix_neighbours_by_level, mix_sparse
-from qgoft.methods.base import find_targets
+from qgoft.commands import bench as command
+from qgoft.methods.registry import find_targets
 from qgoft.ops import givens
 from qgoft.ops.givens import factors
 from qgoft.report import bench as report
 from qgoft.report import cost
 from qgoft.report.published import load_figures
+from tests.ops.test_givens import random_blocks, random_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDS = REPOSITORY / "results" / "measured" / "bench"
@@ -34,10 +35,7 @@ SMALL = [shapes.layer(64, 96, 2, 4, of="test"), shapes.block(64, 4, 4, 6)]
 
 @pytest.fixture
 def script(repository):
-    spec = importlib.util.spec_from_file_location("bench_script", repository / "scripts" / "bench.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.reload(command)
 
 
 def test_live_bytes_follow_what_is_made_and_dropped():
@@ -319,10 +317,9 @@ def test_readme_quotes_the_committed_records():
     ("words", "message"),
     [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")],
 )
-def test_unknown_words_are_refused_in_one_line(script, words, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+def test_unknown_words_are_refused_in_one_line(script, words, message, capsys):
     with pytest.raises(SystemExit) as end:
-        _ending.leave(script.main)
+        _ending.leave(lambda: script.main(words))
     said = capsys.readouterr().err
     assert end.value.code == 2
     assert said.count("\n") == 1

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 import qgoft  # noqa: F401  (registers the tuners)
-from qgoft.methods.base import REGISTRY, Context, parse_variant
+from qgoft.methods.registry import REGISTRY, Context, parse_variant
 
 pytestmark = pytest.mark.fidelity
 

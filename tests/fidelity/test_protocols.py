@@ -9,15 +9,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from _settings import compose_settings
 from datasets import Dataset
 from PIL import Image
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.tasks.halves import halve, hold_out
-from qgoft.tasks.pictures import PixelBatch, decode
-from qgoft.tasks.prompts import Template, prompt_rules
-from qgoft.train.generate import cut_at
+from qgoft.tasks.decoder.generate import cut_at
+from qgoft.tasks.decoder.prompts import Template, prompt_rules
+from qgoft.tasks.splits import halve, hold_out
+from qgoft.tasks.vtab.images import PixelBatch, decode
 from qgoft.train.optim import build_schedule, evaluation_steps
 
 pytestmark = pytest.mark.fidelity

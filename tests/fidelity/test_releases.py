@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qgoft.ops import givens
-from qgoft.tuners.goft.release import convert_folder
+from qgoft.tuners.goft.convert import convert_folder
 
 pytestmark = pytest.mark.fidelity
 WIDTHS = [7, 8, 12, 13, 16, 96, 100, 768]

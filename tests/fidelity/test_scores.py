@@ -6,10 +6,11 @@ The verdicts are recorded here; `make fidelity` asks the code itself.
 import numpy as np
 import pytest
 
-from qgoft.tasks import answers, published_rules
+from qgoft.tasks.decoder import answer_parsing as answers
+from qgoft.tasks.decoder import published_rules
+from qgoft.tasks.decoder.solvers import RULES
 from qgoft.tasks.metrics import compute_score
-from qgoft.tasks.squad import exact_match_and_f1
-from qgoft.train.suites.solving import RULES
+from qgoft.tasks.squad.scoring import exact_match_and_f1
 
 pytestmark = pytest.mark.fidelity
 

@@ -1,8 +1,8 @@
 """scripts/fidelity.py on a checkout made here: it names what differs and what is missing."""
 
-import fidelity
 import pytest
 
+from qgoft.commands import fidelity
 from qgoft.errors import QgoftError
 
 pytestmark = pytest.mark.fidelity

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from qgoft.config.settings import JudgeSettings
 from qgoft.errors import QgoftError
 from qgoft.judge import openai
 from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, messages_for, read_prompts, unanswered, unrated
-from qgoft.settings import JudgeSettings
 
 PROMPTS = {
     "single-v1": {"system": "Judge.", "user": "Q: {question} A: {answer}"},

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qgoft.judge.f1_judge import rate
 from qgoft.judge.ratings import NoRating, bootstrap_interval, median_ratings, paired_interval, read_rating, win_tie_loss
-from qgoft.judge.rule import rate
 
 
 def test_ratings_in_double_or_single_brackets():

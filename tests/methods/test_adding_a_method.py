@@ -3,13 +3,13 @@
 import re
 import shutil
 
-import _plan
-import _settings
-import _tables
 import pytest
 
+from qgoft.config import compose as _settings
 from qgoft.errors import QgoftError
-from qgoft.methods.base import REGISTRY
+from qgoft.methods.registry import REGISTRY
+from qgoft.report import rows as _tables
+from qgoft.sweep import plan as _plan
 from qgoft.train.run import run
 
 METHOD, SHAPES = "vera", 12 * [(96, 96)] + 3 * [(384, 96), (96, 384)]

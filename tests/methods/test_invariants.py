@@ -3,12 +3,12 @@
 import peft
 import pytest
 import torch
-from _settings import compose_settings
 
+from qgoft.config.compose import compose_settings
 from qgoft.models import load_classifier
 from qgoft.pocket.weights import weights_folder
-from qgoft.train.shared import load_trained
-from tests.methods.test_merged import move
+from qgoft.train.shared_training import load_trained
+from tests.methods.test_merging import move
 from tests.methods.test_methods import METHODS, build, ids
 
 VARIANTS = ["psoft@r8-borth", "psoft@r8-strict-exact", "lora_xs@r8-pissa", "qgoft@qgoft-sequential", "goft@goft-butterfly"]

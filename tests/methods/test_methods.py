@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from _settings import choices, compose_settings
 from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertSelfOutput
 
+from qgoft.config.compose import choices, compose_settings
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method
-from qgoft.methods.base import REGISTRY, Context, Method, find_targets, parse_variant, register
+from qgoft.methods.registry import REGISTRY, Context, Method, find_targets, parse_variant, register
 from qgoft.models import load_classifier
 from qgoft.models.architectures import build_shapes
 from qgoft.pocket.weights import weights_folder

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from _settings import compose_settings
 from torch import nn
 
-from qgoft.methods.base import REGISTRY
+from qgoft.config.compose import compose_settings
 from qgoft.methods.orthogonality import orthogonality_error, transformations
+from qgoft.methods.registry import REGISTRY
 from qgoft.train.run import run
 from tests.methods.test_methods import build
 

@@ -5,12 +5,12 @@ import dataclasses
 import peft
 import pytest
 import torch
-from _settings import compose_settings
 from peft.tuners.psoft.layer import PsoftLayer
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.methods.base import REGISTRY, parse_variant
 from qgoft.methods.orthogonality import orthogonality_error
+from qgoft.methods.registry import REGISTRY, parse_variant
 from qgoft.train.run import run
 from qgoft.tuners import PsoftOutputConfig
 from qgoft.tuners.psoft import read_signs, take_signs

@@ -6,9 +6,9 @@ import textwrap
 
 import pytest
 import torch
-from ops.test_givens import random_blocks, random_rows
 
 from qgoft.ops import givens
+from tests.ops.test_givens import random_blocks, random_rows
 
 triton = pytest.importorskip("triton", reason="needs triton, which `make test` adds on Linux; the other paths are tested above")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +70,7 @@ def test_layer_behind(rows, outputs):
 @pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
 def test_tuner_with_the_kernels(variant):
     """GOFT* stays on matrix products, since the kernels take blocks and no scales; the result is the same for all."""
-    from tuners.test_shared_factors import grads_of, make, rows
+    from tests.tuners.test_factor_cache import grads_of, make, rows
 
     results = []
     for path in ("trees", "triton"):

@@ -7,7 +7,7 @@ from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.vision.draw import OUTLINES, SIZE, TEXTURES, outline, texture
 from qgoft.pocket.vision.scenes import ATTRIBUTES, scene
 from qgoft.pocket.vision.tasks import NOISE, SIZES, TASKS, finish, generate_pictures
-from qgoft.tasks.vtab import GROUPS
+from qgoft.tasks.vtab.data import GROUPS
 
 
 def test_every_task_of_vtab_has_a_twin():

@@ -5,7 +5,7 @@ import hashlib
 import multiprocessing
 
 from qgoft import records
-from qgoft.ledger import Lease, LeaseHeld, LeaseLost
+from qgoft.lease import Lease, LeaseHeld, LeaseLost
 from tests.records.test_records import RECORD
 
 WRITERS, KEYS, TURNS = 8, 12, 4

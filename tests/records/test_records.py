@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from _settings import compose_settings
 
 from qgoft import records
-from qgoft.ledger import key_from_record
+from qgoft.config.compose import compose_settings
 from qgoft.records import RecordError
+from qgoft.run_id import key_from_record
 
 SETTINGS = dataclasses.asdict(compose_settings(["task=glue/cola", "method=qgoft"]))
 RECORD = {
@@ -165,7 +165,7 @@ def test_keys_tell_runs_apart_and_nothing_else():
 
 
 def test_the_results_version_takes_part_in_the_key(monkeypatch):
-    from qgoft.records import keys
+    from qgoft.records import key as keys
 
     base = {"settings": {}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
     before = keys.compute_key(**base)

@@ -1,17 +1,17 @@
 """The counts that the papers print, from shapes alone."""
 
-import counts as script
 import pytest
-from _plan import Narrowing, compose_seeded, read_items
-from _settings import model_files
-from paper import plan_items
 
+from qgoft.commands import counts as script
+from qgoft.commands.items import plan_items
+from qgoft.config.compose import model_files
 from qgoft.errors import QgoftError
-from qgoft.methods.base import REGISTRY
+from qgoft.methods.registry import REGISTRY
 from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
 from qgoft.report.items import ITEMS
 from qgoft.report.published import load_figures
+from qgoft.sweep.plan import Narrowing, compose_seeded, read_items
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ import io
 import json
 import shlex
 
-import _plan
 import pytest
-import report
-from _tables import Library, collect_rows, score_tables
 
+from qgoft.commands import report
 from qgoft.records import RecordError, find_records, validate, write_record
 from qgoft.report.items import item_of
-from qgoft.report.layout import Table
 from qgoft.report.page import Section, build_page, rerun_words
+from qgoft.report.rows import Library, collect_rows, score_tables
+from qgoft.report.table import Table
+from qgoft.sweep import plan as _plan
 from tests.records.test_records import RECORD
 
 VALUES = (None, "x", -1, 1e308, [], {}, True, "\x1b[31m", [1], {"a": 1}, "2026-13-01", KeyError)

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 
 import pytest
-from _settings import compose_settings, model_files
 
 from qgoft import records
-from qgoft.report.layout import Table
+from qgoft.config.compose import compose_settings, model_files
+from qgoft.config.settings import method_label, settings_from_record, settings_in_key
 from qgoft.report.page import POINTS, Section, build_page, rerun_command
-from qgoft.settings import method_label, settings_from_record, settings_in_key
+from qgoft.report.table import Table
 from tests.records.test_records import RECORD
 
 EVIL = '</script><script>document.title="taken"</script><b>&"\' \u2028'

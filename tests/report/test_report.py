@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import _ending
-import _tables
 import pytest
 
-from qgoft.report.layout import Table
+from qgoft import cli as _ending
+from qgoft.report import rows as _tables
+from qgoft.report.table import Table
 
 GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 
@@ -21,8 +21,8 @@ GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 def report(repository, root, out):
     """In a process in which torch cannot be imported."""
     program = (
-        f"import sys; sys.modules['torch'] = None; sys.path[:0] = [{str(repository / 'scripts')!r}, {str(repository)!r}]\n"
-        f"import report; sys.exit(report.main(['--root', {str(root)!r}, '--out', {str(out)!r}, '--jobs', '1']))"
+        f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(repository)!r})\n"
+        f"from qgoft.commands import report; sys.exit(report.main(['--root', {str(root)!r}, '--out', {str(out)!r}, '--jobs', '1']))"
     )
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
 

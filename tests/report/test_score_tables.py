@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
+from qgoft.config.settings import SELECTIONS, SPLITS
 from qgoft.records import code_checksum
 from qgoft.report.items import BESIDE, ITEMS, TABLE3
-from qgoft.report.layout import Table, document
 from qgoft.report.published import load_rows
-from qgoft.report.scores import Row, _number, build_table, scores_of
-from qgoft.settings import SELECTIONS, SPLITS
+from qgoft.report.score_table import Row, _number, build_table, scores_of
+from qgoft.report.table import Table, document
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]

@@ -2,10 +2,10 @@
 
 import statistics
 
-import orthogonality as script
 import pytest
-from _settings import compose_settings
 
+from qgoft.commands import orthogonality as script
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.orthogonality import Trace, build_trace_table, draw_traces, read_traces

@@ -9,18 +9,19 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from _settings import compose_settings
 from datasets import Dataset
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.tasks import parts, sources
-from qgoft.tasks.glue import _read, count_repairs
-from qgoft.tasks.parts import read_json, read_parquet, read_rows
-from qgoft.tasks.picture_files import list_checksum
+from qgoft.tasks import read as parts
+from qgoft.tasks import sources
+from qgoft.tasks.decoder.vicuna import Vicuna
+from qgoft.tasks.glue.data import _read, count_repairs
+from qgoft.tasks.read import read_json, read_parquet, read_rows
 from qgoft.tasks.sources import DataFiles
-from qgoft.tasks.squad import read_rows as read_questions
-from qgoft.tasks.vtab import count_listed_twice
-from qgoft.train.suites.vicuna import Vicuna
+from qgoft.tasks.squad.data import read_rows as read_questions
+from qgoft.tasks.vtab.data import count_listed_twice
+from qgoft.tasks.vtab.files import list_checksum
 
 RTE, STSB = (compose_settings([f"task=glue/{name}"]).task for name in ("rte", "stsb"))
 SQUAD = compose_settings(["task=squad/v1"]).task

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from qgoft.settings import TaskSettings
+from qgoft.config.settings import TaskSettings
+from qgoft.tasks.evaluate import Outcome
+from qgoft.tasks.glue.suite import combine
 from qgoft.tasks.metrics import Scores, majority_score, standard_error
-from qgoft.train.evaluate import Outcome
-from qgoft.train.suites.glue import combine
 
 P, R = [1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from _settings import compose_settings
 from safetensors.torch import load_file, save_file
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.models import load_classifier
 from qgoft.pocket.weights import weights_folder

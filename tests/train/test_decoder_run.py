@@ -6,21 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from _settings import compose_settings
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
 from qgoft.models import load_decoder, load_tokenizer
 from qgoft.pocket.weights import weights_folder
+from qgoft.run_id import identify
+from qgoft.tasks.decoder.generate import AnswerFile, Writing, write_answers
+from qgoft.tasks.decoder.mmlu import Mmlu
+from qgoft.tasks.decoder.suite import IGNORED
+from qgoft.tasks.registry import build_suite
 from qgoft.train import run as run_module
-from qgoft.train.generate import AnswerFile, Writing, write_answers
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
-from qgoft.train.suites import build_suite
-from qgoft.train.suites.decoder import IGNORED
-from qgoft.train.suites.mmlu import Mmlu
 
 SHORT = ["train.max_steps=6", "train.evaluations=1"]
 
@@ -294,7 +294,7 @@ def test_eval_steps_evaluate_at_multiples(tmp_path):
 
 def test_mmlu_prompts_of_llama_factory(root, monkeypatch):
     """Each question has the dev examples in an order of its own, and every block ends in "Answer: "."""
-    monkeypatch.setattr("qgoft.train.suites.mmlu.read_descriptions", lambda subjects: {subject: f"{subject}:\n\n" for subject in subjects})
+    monkeypatch.setattr("qgoft.tasks.decoder.mmlu.read_descriptions", lambda subjects: {subject: f"{subject}:\n\n" for subject in subjects})
     s = settings_for(root, "instruct/mmlu")
     suite = build_suite(s, identify(s))
     five, zero = (suite._drawn_prompts(shots) for shots in (5, 0))

@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
-from _processes import join_run, run_in_two
-from _settings import compose_settings
 from safetensors.torch import load_file
 
-from qgoft.ledger import identify
-from qgoft.train.fit import count_items
+from qgoft.config.compose import compose_settings
+from qgoft.run_id import identify
+from qgoft.train.loop import count_items
 from qgoft.train.run import prepare, run, train_loader
+from tests._processes import join_run, run_in_two
 
 WORDS = ["train.max_steps=6", "train.evaluations=1", "selection=last"]
 # Not SQuAD: the loss of the libraries' head is over all positions of a batch, padding too, so it depends on the longest of its rows.

@@ -1,8 +1,8 @@
 """Environment variables that change numbers are refused before a run begins."""
 
 import pytest
-from _settings import compose_settings
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.train.environment import REFUSED
 from qgoft.train.run import build_accelerator

@@ -6,10 +6,10 @@ import shutil
 import subprocess
 import sys
 
-import convert
 import pytest
-from _settings import compose_settings
 
+from qgoft.commands import convert
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.pocket.weights import weights_folder
 from qgoft.records import read_record, write_record
@@ -38,7 +38,7 @@ def train(root, *words):
 
 @pytest.mark.parametrize("method", ["qgoft", "full"])
 def test_it_predicts_without_this_package(method, tmp_path):
-    from qgoft.ledger import identify
+    from qgoft.run_id import identify
 
     folder, settings = train(tmp_path, f"method={method}")
     assert convert.main(["export", str(folder), str(tmp_path / "plain")]) == 0

@@ -2,8 +2,9 @@
 
 import json
 
-import loss_curves
 import pytest
+
+from tests.train import loss_curves
 
 KEPT = json.loads(loss_curves.FILE.read_text())
 

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from _settings import compose_settings
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
 from qgoft.models import check_fit, load_decoder, load_tokenizer
 from qgoft.pocket.weights import weights_folder
+from qgoft.run_id import identify
 from qgoft.train.run import prepare, run
 
 

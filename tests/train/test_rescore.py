@@ -1,23 +1,22 @@
 """A finished run scores the same from its files, merged or not, and refuses another base."""
 
 import shutil
-import sys
 
 import pytest
-import rescore as script
 import torch
-from _settings import compose_settings
 from safetensors.torch import load_file, save_file
 
+from qgoft.commands import rescore as script
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify, key_from_record
 from qgoft.records import base_model, read_record, write_record
+from qgoft.run_id import identify, key_from_record
+from qgoft.tasks.evaluate import Measured
 from qgoft.train import rescore as rescore_module
-from qgoft.train.evaluate import Measured
 from qgoft.train.export import export_run
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
-from qgoft.train.shared import as_recorded
+from qgoft.train.shared_training import as_recorded
 from tests.methods.test_psoft import with_other_signs
 
 
@@ -153,13 +152,12 @@ def test_the_commits_of_a_record_are_asked_for_again():
 
 def test_the_command_has_a_tolerance_for_each_unit(finished, monkeypatch, capsys):
     """A fifth of a point of an accuracy is nothing; of a loss it is another model."""
-    words = [sys.executable, str(finished["qgoft"])]
-    monkeypatch.setattr(sys, "argv", words)
-    assert script.main() == 0
+    words = [str(finished["qgoft"])]
+    assert script.main(words) == 0
     assert "unmerged: the same" in capsys.readouterr().out
     measured = {"loss": Measured(1.15, 1, None, None)}
     monkeypatch.setattr(rescore_module, "rescore", lambda *_, **__: ({"metrics": {"loss": {"value": 1.0}}}, measured))
-    assert script.main() == 1
+    assert script.main(words) == 1
     assert "apart 0.1500, allowed 0.002" in capsys.readouterr().out
 
 
@@ -168,9 +166,8 @@ def test_a_judge_is_not_asked_anew_unless_that_is_meant(finished, tmp_path, monk
     record = read_record(tmp_path / "run" / "record.json")
     record["settings"]["judge"].update(kind="openai", model="some-judge")
     write_record(tmp_path / "run", record)
-    monkeypatch.setattr(sys, "argv", [sys.executable, str(tmp_path / "run")])
     with pytest.raises(QgoftError, match=r"asks the judge \(some-judge\) for every rating anew"):
-        script.main()
+        script.main([str(tmp_path / "run")])
 
 
 def test_no_run(tmp_path):

@@ -13,26 +13,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from _processes import join_run, run_in_two
-from _settings import compose_settings
 from safetensors.torch import load_file
-from torture import write_rows
 
 from qgoft import records
-from qgoft.ledger import identify
-from qgoft.methods.base import method_names
+from qgoft.config.compose import compose_settings
+from qgoft.methods.registry import method_names
 from qgoft.pocket.data import pocket_files
 from qgoft.records import provenance
+from qgoft.run_id import identify
+from qgoft.tasks import evaluate as evaluate_module
 from qgoft.train import checkpoint as checkpoint_module
-from qgoft.train import evaluate as evaluate_module
-from qgoft.train import fit as fit_module
+from qgoft.train import loop as fit_module
 from qgoft.train import progress as progress_module
 from qgoft.train import run as run_module
-from qgoft.train import state as state_module
+from qgoft.train import training_state as state_module
 from qgoft.train.checkpoint import Checkpoints
-from qgoft.train.fit import fit
+from qgoft.train.interrupts import Stopped, Stops
+from qgoft.train.loop import fit
 from qgoft.train.run import prepare, run, train_loader
-from qgoft.train.stops import Stopped, Stops
+from tests._processes import join_run, run_in_two
+from tests.fault_injection.torture import write_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Dropout everywhere, two looks, the last of them at the end.

@@ -14,18 +14,19 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
-from _settings import compose_settings
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from qgoft import records
+from qgoft.config.compose import compose_settings
+from qgoft.config.settings import OptimSettings
 from qgoft.errors import Diverged, QgoftError
-from qgoft.ledger import Lease, identify
+from qgoft.lease import Lease
 from qgoft.models import load_classifier
-from qgoft.settings import OptimSettings
-from qgoft.train import fit as fit_module
-from qgoft.train import room
+from qgoft.run_id import identify
+from qgoft.train import loop as fit_module
+from qgoft.train import resources as room
 from qgoft.train import run as run_module
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.rescore import rescore

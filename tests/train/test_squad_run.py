@@ -4,15 +4,15 @@ import gzip
 import json
 
 import pytest
-from _settings import compose_settings
 from datasets import Dataset
 from transformers import BertConfig, BertModel
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
 from qgoft.models import load_tokenizer
 from qgoft.pocket.weights import weights_folder
-from qgoft.tasks.squad import exact_match_and_f1
+from qgoft.run_id import identify
+from qgoft.tasks.squad.scoring import exact_match_and_f1
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
 

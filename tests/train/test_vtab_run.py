@@ -1,11 +1,11 @@
 """VTAB through the loop: the record, the adapter scored again, stochastic depth, and models that take no pictures."""
 
 import pytest
-from _settings import compose_settings
 
+from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.ledger import identify
 from qgoft.models.drop_path import DropPath
+from qgoft.run_id import identify
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run, train_loader
 

@@ -5,14 +5,14 @@ import os
 import peft
 import pytest
 import torch
-from _processes import run_in_two
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from tuners.test_shared_factors import Stack, rows
 
 import qgoft  # noqa: F401  (registers the tuner)
 from qgoft.tuners import GoftConfig
 from qgoft.tuners.trainer_callback import add_penalty_gradient
+from tests._processes import run_in_two
+from tests.tuners.test_factor_cache import Stack, rows
 
 STEPS = 3
 

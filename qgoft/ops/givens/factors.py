@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qgoft.ops.givens.paths import choose_path
+from qgoft.ops.givens.dispatch import choose_path
+from qgoft.ops.givens.index_cache import keep_table
 from qgoft.ops.givens.reference import check_blocks
-from qgoft.ops.givens.tables import keep_table
 
 # Measured on two CPU cores: trees of 16 and 32 cost the same, 16 keep half the matrices; up to 128 coordinates are
 # cheaper in one dense product than in trees and another stage.

@@ -1,4 +1,4 @@
-"""The shipped backbones, in the format of save_pretrained. `scripts/build_pocket.py` makes them anew."""
+"""The shipped backbones, in the format of save_pretrained. `python -m qgoft build-pocket` makes them anew."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from qgoft.ops.givens import PAIRINGS
-from qgoft.tuners.goft.merging import normalize_lists, sort_sets
+from qgoft.tuners._base import normalize_lists, sort_sets
 
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
 ANGLES = ("tanh", "plain")

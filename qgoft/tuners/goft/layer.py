@@ -23,11 +23,11 @@ from qgoft.ops.givens import (
     pairing_matrix,
     rotation_blocks,
 )
-from qgoft.ops.givens.paths import can_share, choose_path
-from qgoft.ops.givens.released import check_even
+from qgoft.ops.givens.dispatch import can_share, choose_path
+from qgoft.ops.givens.released_v2 import check_even
+from qgoft.tuners._base import Merging, check_onloaded
 from qgoft.tuners.goft.config import GoftConfig
-from qgoft.tuners.goft.merging import Merging, check_onloaded
-from qgoft.tuners.goft.shared import Kind, SharedFactors
+from qgoft.tuners.goft.factor_cache import Kind, SharedFactors
 
 
 def _is_plain(base: nn.Module) -> bool:

@@ -9,10 +9,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from qgoft.tuners._base import Widening
 from qgoft.tuners.goft.config import GoftConfig
+from qgoft.tuners.goft.factor_cache import SharedFactors
 from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
-from qgoft.tuners.goft.merging import Widening
-from qgoft.tuners.goft.shared import SharedFactors
 
 
 class GoftModel(Widening):

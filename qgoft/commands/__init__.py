@@ -1,0 +1,1 @@
+"""Commands: one module each, with a `main` that takes the words of the command line and returns the exit code."""

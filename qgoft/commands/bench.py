@@ -1,0 +1,263 @@
+"""Time and memory of the operator, of layers, of a block and of whole models, every rival in one run: what `make bench` prints.
+
+    python scripts/bench.py                       on a CPU, half an hour on two cores
+    python scripts/bench.py --parts product,model --only deberta --repeats 3
+    python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
+    python scripts/bench.py --return-memory       with the C library's usual way: pages go back after a step and are faulted in again
+    python scripts/bench.py --show FILE           tables and figures of a record
+
+The operator's tests run first; a wrong operator is not timed. The record goes to results/bench/, tables and figures beside it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qgoft import records
+from qgoft.bench.contenders import REFERENCE, RIVALS, Rival
+from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
+from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
+from qgoft.cli import Parser
+from qgoft.config.compose import REPOSITORY
+from qgoft.errors import choose, one_line
+from qgoft.ops.givens.dispatch import triton_works
+from qgoft.report.bench import all_tables, draw_figures
+from qgoft.report.cost import KEPT, SYSTEM
+from qgoft.report.table import terminal_width
+from qgoft.train.quiet import quiet_libraries
+
+KILLED = "the process was killed, as happens where memory runs out; choose with --only or --rivals"
+ROUNDS = 3
+PARTS = ["product", "layer", "block", "model"]
+WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
+SETS = {"cpu": cpu_shapes, "paper": paper_shapes}
+
+
+def operator_is_right() -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "tests/ops"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    print("operator's tests:", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr)
+    return done.returncode == 0
+
+
+def rivals_for(shape: Shape, wanted: list[str] | None) -> list[Rival]:
+    """The asked rivals and always the reference; without a wish, those of the shape's table, and of whole models no other slow ones."""
+    if wanted is not None:
+        return [rival for rival in RIVALS if rival.name in (*wanted, REFERENCE)]
+    return [
+        rival for rival in RIVALS if rival.name in shape.printed or (rival.in_models if shape.part == "model" else not rival.is_printed)
+    ]
+
+
+def show(record: dict, folder: Path) -> None:
+    for table in all_tables(record):
+        print(table.terminal(terminal_width()))
+        table.write(folder)
+    hardware = record["hardware"]
+    print(f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads; allocator: {record['allocator']}")
+    print(f"GPU kernels (Triton): {record['triton']}")
+    for path in draw_figures(record, folder):
+        print(f"figure: {os.path.relpath(path)}")
+
+
+def report_to_terminal(line: str) -> None:
+    """Every step on a terminal; in a log, one line for each thing that is timed."""
+    if sys.stderr.isatty():
+        print(f"\033[K{line}", end="\r", file=sys.stderr, flush=True)
+        return
+    subject = line.partition(":")[0]
+    if subject not in _announced:
+        _announced.add(subject)
+        print(f"timing {subject}", file=sys.stderr, flush=True)
+
+
+_announced: set[str] = set()
+
+
+# glibc's settings, read when a process starts: large arrays come from the heap too, and the heap never shrinks. The usual way, a third of a step
+# goes into page faults or next to none, by where in the heap a method happens to leave its last block (docs/LOG.md): noise between methods.
+KEEP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000", "MALLOC_TOP_PAD_": "67108864"}
+
+
+def restart_keeping_memory() -> None:
+    """As `make` has it for the embedded runs."""
+    if any(os.environ.get(name) != value for name, value in KEEP.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP})
+
+
+def keeps_memory(arguments: argparse.Namespace) -> bool:
+    return platform.libc_ver()[0] == "glibc" and not arguments.return_memory
+
+
+def triton_state(device: str) -> str:
+    """What the record says about the GPU kernels: on a machine without a GPU they have been no more than interpreted, by the tests."""
+    if device != "cuda":
+        return "has not run on a device: there is no GPU here"
+    return "used" if triton_works() else "does not work on this device; matrix products were used"
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A process for each thing that is timed gives all its memory back, and what a kept heap makes slow, it makes slow for itself alone."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def prepare_process(threads: int) -> None:
+    quiet_libraries()
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+
+
+def time_group(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+    prepare_process(threads)
+    shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
+    rivals = [rival for rival in RIVALS if rival.name in names]
+    return measure_group(shape, rivals, batch, repeats, device, report_to_terminal)
+
+
+def serve_rival(channel: Connection, shapes: str, shape_name: str, name: str, batch: int, threads: int, device: str) -> None:
+    prepare_process(threads)
+    shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
+    serve(channel, shape, next(rival for rival in RIVALS if rival.name == name), batch, device)
+
+
+def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+    """Whole models: the repeats are divided among new processes, since one process may be a tenth faster than another for all its life."""
+    rounds = [repeats // ROUNDS + (i < repeats % ROUNDS) for i in range(ROUNDS)]
+    return join_rounds([time_in_turns(shapes, shape_name, names, batch, count, threads, device) for count in rounds if count])
+
+
+def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+    """Every rival in a process of its own, one step after the other."""
+    context, processes, channels = multiprocessing.get_context("spawn"), [], []
+    try:
+        for name in names:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve_rival, args=(theirs, shapes, shape_name, name, batch, threads, device), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            channels.append(ours)
+        return measure_in_turns(channels, [f"{shape_name}: {name}" for name in names], repeats, report_to_terminal)
+    except (EOFError, ConnectionError) as error:
+        raise BrokenProcessPool(KILLED) from error
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def time_products(repeats: int, threads: int, device: str) -> list[dict]:
+    prepare_process(threads)
+    return measure_products(WIDTHS, 2048, repeats, device, report_to_terminal)
+
+
+def run(arguments: argparse.Namespace, path: Path) -> dict:
+    """Time everything that was asked for. The record is written after each shape, so that nothing is lost with what comes later."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    repeats, threads = arguments.repeats, arguments.threads
+    torch.set_num_threads(threads)
+    record: dict[str, Any] = {
+        "kind": "bench",
+        "set": arguments.set,
+        "reference": REFERENCE,
+        "dtype": "float32",
+        "repeats": repeats,
+        "rounds": {"model": min(ROUNDS, repeats)},
+        "allocator": KEPT if keeps_memory(arguments) else SYSTEM,
+        "triton": triton_state(device),
+        "products": in_own_process(time_products, repeats, threads, device) if "product" in arguments.parts else [],
+        "shapes": [],
+        "failed": [],
+        **records.code_provenance(REPOSITORY),
+        "packages": records.package_versions(),
+        "hardware": records.hardware(
+            device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
+        ),
+    }
+    write(record, path)
+    for shape in SETS[arguments.set]():
+        if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
+            continue
+        groups = []
+        is_model = shape.part == "model"
+        asked = rivals_for(shape, arguments.rivals)
+        for rivals, batch in plan_groups(asked, shape.batch, apart=is_model, divided=arguments.set == "cpu"):
+            names = [rival.name for rival in rivals]
+            words = (arguments.set, shape.name, names, batch, repeats, threads, device)
+            try:
+                groups.append(time_in_rounds(*words) if is_model else in_own_process(time_group, *words))
+            except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+                reason = KILLED if isinstance(error, BrokenProcessPool) else one_line(error)
+                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": reason})
+        # A part of the batch is compared with nothing else: without the whole batch there is no line.
+        if groups and groups[0][0]["batch"] == shape.batch:
+            record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
+        write(record, path)
+    return record
+
+
+def file_name(arguments: argparse.Namespace) -> str:
+    """Of the record: a part of the benchmark does not write over the whole."""
+    parts = [] if arguments.parts == PARTS else arguments.parts
+    words = [arguments.set, *(["returned"] if arguments.return_memory else []), *parts, *([arguments.only] if arguments.only else [])]
+    words += arguments.rivals or []
+    return "-".join(re.sub(r"[^a-z0-9]+", "_", word.lower()) for word in words)
+
+
+def write(record: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", default="cpu", help="cpu, or the papers' shapes: paper")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
+    parser.add_argument("--only", help="part of the name of a shape")
+    parser.add_argument(
+        "--rivals", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones"
+    )
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
+    parser.add_argument(
+        "--return-memory", action="store_true", help="let the C library return freed memory to the system, as it usually does"
+    )
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
+    parser.add_argument("--show", type=Path, help="print a record instead of measuring")
+    arguments = parser.parse_args(words)
+    if arguments.show:
+        show(json.loads(arguments.show.read_text()), arguments.out)
+        return 0
+    choose("set of shapes", arguments.set, list(SETS), "set BENCH")
+    for part in arguments.parts:
+        choose("part", part, PARTS, "set --parts")
+    for name in arguments.rivals or []:
+        choose("rival", name, [rival.name for rival in RIVALS], "set --rivals")
+    if keeps_memory(arguments):
+        restart_keeping_memory()
+    if not operator_is_right():
+        print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
+        return 1
+    path = arguments.out / f"{file_name(arguments)}.json"
+    record = run(arguments, path)
+    show(record, arguments.out)
+    print(f"record: {os.path.relpath(path)}")
+    for line in record["failed"]:
+        print(f"qgoft: not timed: {line['shape']}, batch {line['batch']} ({', '.join(line['rivals'])}): {line['reason']}", file=sys.stderr)
+    return 1 if record["failed"] else 0

@@ -1,0 +1,35 @@
+"""How far from orthogonal each method went while training: a table and a figure from finished runs.
+
+python -m qgoft orthogonality                      your runs (results/runs), GLUE, protocol pocket
+python -m qgoft orthogonality --records measured --suite vtab
+"""
+
+import argparse
+from pathlib import Path
+
+from qgoft.cli import Parser
+from qgoft.config.compose import REPOSITORY
+from qgoft.errors import QgoftError
+from qgoft.records import find_records
+from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
+from qgoft.report.table import terminal_width
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", default="runs", choices=["runs", "measured"])
+    parser.add_argument("--suite", default="glue")
+    parser.add_argument("--protocol", default="pocket")
+    parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root of the runs")
+    arguments = parser.parse_args(words)
+    traces = read_traces(find_records(arguments.root / arguments.records), arguments.protocol, arguments.suite)
+    if not traces:
+        raise QgoftError(
+            f"no run of {arguments.suite} under protocol {arguments.protocol} in {arguments.root / arguments.records} has a trace; run one of the "
+            "methods that turn their input first, such as make glue METHOD=qgoft,oft"
+        )
+    table = build_trace_table(traces, arguments.protocol, arguments.suite)
+    print(table.terminal(terminal_width()))
+    table.write(arguments.root / "tables")
+    print("   ".join(str(path) for path in draw_traces(traces, arguments.root / "figures")))
+    return 0

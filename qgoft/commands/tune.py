@@ -1,0 +1,155 @@
+"""Choose the learning rates that no paper prints, and write them into configs/recipe.
+
+    python scripts/tune.py pocket                    all methods, six rates each, on cola, rte and stsb at seed 0
+    python scripts/tune.py pocket_math --methods lora,qgoft
+    python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
+
+Every method gets the same ratios around its stated centre (configs/tuning.yaml). A rate is judged by the best score on the choosing
+part alone; the reported part is not read. Finished trials are kept in results/tuning/<name>.jsonl under the key that a run of these settings, rows
+and weights would have, and not repeated.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import yaml
+
+from qgoft.cli import Parser
+from qgoft.config.compose import CONFIGS
+from qgoft.errors import choose
+from qgoft.sweep.plan import Cell, compose_all, identify_all
+
+Trial = tuple[str, float, str]  # method, rate, task
+
+
+def format_rate(rate: float) -> str:
+    """1.0e-3: the spelling that every YAML reader takes for a number."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
+    specs = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
+    choose("search", name, list(specs), "configs/tuning.yaml has them")
+    spec = specs[name]
+    chosen = methods or list(spec["centres"])
+    for method in chosen:
+        choose("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml has their centres")
+    trials = [
+        (method, float(format_rate(spec["centres"][method] * ratio)), task)
+        for method in chosen
+        for ratio in spec["ratios"]
+        for task in spec["tasks"]
+    ]
+    return trials, spec
+
+
+def cells_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, Cell]:
+    """Each trial as a run, with its key: of other steps, rows or weights it is another trial."""
+    words = [
+        (f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides)
+        for method, rate, task in trials
+    ]
+    cells = [Cell(*pair) for pair in zip(words, compose_all(words, jobs), strict=True)]
+    return dict(zip(trials, identify_all(cells, 1)[0], strict=True))
+
+
+def run_trial(job: tuple[Trial, Cell]) -> dict:
+    """Train once and return the best score on the choosing part, or null where it diverged."""
+    (method, rate, task), cell = job
+    import torch
+
+    torch.set_num_threads(1)
+    from qgoft.errors import Diverged
+    from qgoft.run_id import identify
+    from qgoft.train.loop import fit
+    from qgoft.train.quiet import quiet_libraries
+    from qgoft.train.run import chooser, prepare, train_loader
+
+    quiet_libraries()
+    settings = cell.settings
+    prepared = prepare(settings, identify(settings))
+    try:
+        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), lambda line: None)
+        score = fitted.best_score
+    except Diverged:
+        score = None
+    return {"method": method, "variant": settings.method.variant, "task": task, "lr": rate, "score": score, "key": cell.key}
+
+
+def of_this_search(lines: list[dict], cells: dict[Trial, Cell]) -> list[dict]:
+    """The finished trials that are among those asked for, made with the same settings, rows and weights: others choose nothing."""
+    keys = {trial: cell.key for trial, cell in cells.items()}
+    return [line for line in lines if line.get("key") is not None and line["key"] == keys.get((line["method"], line["lr"], line["task"]))]
+
+
+def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
+    """Per method the rate with the highest mean over the tasks; a rate that diverged anywhere is out."""
+    scores: dict[tuple[str, float], dict[str, float | None]] = defaultdict(dict)
+    for line in lines:
+        scores[line["method"], line["lr"]][line["task"]] = line["score"]
+    best: dict[str, tuple[float, float]] = {}
+    for (method, rate), by_task in scores.items():
+        values = [by_task.get(task) for task in tasks]
+        if any(value is None for value in values):
+            continue
+        mean = sum(values) / len(values)
+        if method not in best or mean > best[method][0]:
+            best[method] = (mean, rate)
+    return {method: rate for method, (_, rate) in best.items()}
+
+
+def write_recipe(path: Path, suites: list[str], rate: float) -> None:
+    """Enter a chosen rate in the lines of some suites. The others keep theirs, and what the recipe said of where it is from."""
+    text = path.read_text()
+    before = re.search(r"^source: (.*)$", text, flags=re.M)
+    assert before, f"{path} has no source"
+    lines, suite = text.splitlines(keepends=True), ""
+    for i, line in enumerate(lines):
+        if line[0].isalpha():
+            suite = line.partition(":")[0]
+        elif suite in suites:
+            line = re.sub(r"\blr: [0-9.e+-]+", f"lr: {format_rate(rate)}", line)
+            lines[i] = re.sub(r', source: (".*?"|[^,}]*)', "", line)
+        elif before[1] != "own" and "{" in line and "source:" not in line:
+            lines[i] = line.replace("}", f", source: {before[1]}}}")
+    text = "".join(lines)
+    text = re.sub(r"^source: .*$", "source: own", text, flags=re.M)
+    text = re.sub(r"^# Rate: the centre .*? among six\.", "# Rate: one of six around the stated centre, chosen by scripts/tune.py.", text)
+    path.write_text(text)
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--methods", type=lambda text: text.split(","))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, default=Path("results/tuning"))
+    parser.add_argument("-o", "--override", action="append", default=[])
+    arguments = parser.parse_args(words)
+    trials, spec = plan(arguments.name, arguments.methods)
+    path = arguments.results / f"{arguments.name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    overrides = [*spec.get("overrides", []), *arguments.override]
+    cells = cells_of(trials, spec["protocol"], overrides, arguments.jobs)
+    lines = of_this_search(lines, cells)
+    done = {(line["method"], line["lr"], line["task"]) for line in lines}
+    jobs = [(trial, cell) for trial, cell in cells.items() if trial not in done]
+    print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
+        for line in pool.imap_unordered(run_trial, jobs):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            lines.append(line)
+            print(f"{line['method']:<10} {line['task']:<16} lr {line['lr']:<8} {line['score']}", flush=True)
+    for method, rate in choose_rates(lines, spec["tasks"]).items():
+        write_recipe(CONFIGS / "recipe" / spec["protocol"] / f"{method}.yaml", spec["writes"], rate)
+        print(f"{method}: lr {format_rate(rate)}")
+    return 0

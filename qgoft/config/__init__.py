@@ -1,0 +1,1 @@
+"""Settings of a run, and their composition from the configuration files."""

@@ -1,0 +1,298 @@
+"""The right of one process to work on a run."""
+
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Seconds between two signs of life of a running process, and after how many without one its lease is void.
+HEARTBEAT, EXPIRY = 15.0, 120.0
+LEASES = "lease.*.json"
+ATTEMPTS, OWNER = "attempt-*", "owner"
+# Logs of wandb and TensorBoard are written past the record, and no number comes from them.
+NOT_ADOPTED = ("record.json", "wandb", "tensorboard")
+
+
+class LeaseHeld(Exception):
+    """Another process is at work on this key."""
+
+
+class LeaseLost(Exception):
+    """This process showed no sign of life for so long that another one took its run over."""
+
+
+class Lease:
+    """The right to work on a run's folder, as a context manager. It works on any file system that creates files exclusively, NFS too.
+
+    A lease is a file `lease.<n>.json` that its holder rewrites every `heartbeat` seconds with a counter. Whoever finds one that has not
+    changed for `expiry` seconds of his own clock (so that no clock needs to be right, or to agree with another) takes over by creating
+    n + 1; a process of this machine that is dead is seen at once. Of two that want n + 1, the file system lets one create it.
+
+    A holder that was suspended past the expiry cannot do harm when it resumes. Everything it writes goes to `workspace`, a directory named by
+    its own token. Taking over renames that directory, so every later write, rename or deletion of the old holder fails for lack of
+    its path. `publish` moves the files into the run's directory one atomic rename at a time, the record last.
+
+    Args:
+        folder: of the run; it is made.
+        patience: seconds to look, on entry, whether a holder of another machine shows life; with none, the first look decides.
+
+    Raises:
+        LeaseHeld: on entry, while another process holds it.
+    """
+
+    # When each lease file was first seen as it is: (path, content) -> own clock. Kept for the process, so that asking again counts on.
+    _seen: dict[Path, tuple[str, float]] = {}  # noqa: RUF012 - shared on purpose
+
+    def __init__(self, folder: Path, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY, patience: float = 0.0):
+        self.folder, self.heartbeat, self.expiry, self.patience = folder, heartbeat, expiry, patience
+        self.token = uuid.uuid4().hex
+        self.path: Path | None = None
+        self.beats = 0
+        self.is_lost = False
+        self.workspace = folder
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def holder(self) -> str | None:
+        """Who holds it now, in words; None where it is free or void."""
+        files = self._files()
+        if not files:
+            return None
+        text = read_text(files[-1])
+        if text is None or self._is_void(files[-1], text):
+            return None
+        content = parse(text)
+        return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
+
+    def silence(self) -> float:
+        """Seconds since the last sign of life, by this machine's clock and the file system's; 0 without a lease."""
+        with suppress(OSError, IndexError):
+            return time.time() - self._files()[-1].stat().st_mtime
+        return 0.0
+
+    def __enter__(self) -> "Lease":
+        began, first = time.monotonic(), None
+        while True:
+            try:
+                return self._take()
+            except LeaseHeld:
+                files = self._files()
+                text = read_text(files[-1]) if files else None
+                if text is not None and (_is_here(parse(text)) or text != (first or text)):
+                    raise
+                if time.monotonic() - began >= self.patience:
+                    raise
+                first = first or text
+            time.sleep(min(1.0, self.heartbeat))
+
+    def _take(self) -> "Lease":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = self._files()
+        before = files[-1] if files else None
+        text = None if before is None else read_text(before)
+        if before is not None and text is not None and not self._is_void(before, text):
+            raise LeaseHeld(self.holder() or "another process")
+        number = 0 if before is None else _number(before) + 1
+        mine = self.folder / f"lease.{number}.json"
+        try:
+            with open(mine, "x") as file:
+                file.write(self._content())
+        except FileExistsError:
+            raise LeaseHeld("another process, which began just now") from None
+        except OSError:  # on a full disk the file is empty, and would look like the lease of a process elsewhere
+            mine.unlink(missing_ok=True)
+            raise
+        # What was void a moment ago may have been cleared away and begun anew meanwhile: then both step back, and ask again later.
+        # Older ones than the last are of processes that were killed while they took over.
+        others = [path for path in self._files() if path != mine and (before is None or _number(path) >= _number(before))]
+        if others != ([before] if before is not None else []) or (before is not None and read_text(before) != text):
+            mine.unlink(missing_ok=True)
+            raise LeaseHeld("another process, which began just now")
+        self.path = mine
+        for old in self._files():
+            if _number(old) < number:
+                old.unlink(missing_ok=True)
+        try:
+            self.workspace = self._fence()
+        except OSError:
+            mine.unlink(missing_ok=True)
+            raise
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def _fence(self) -> Path:
+        """Take the directory of the attempt before, with its checkpoints, or make a new one."""
+        workspace = self.folder / f"attempt-{self.token}"
+        # Without the file OWNER it was recreated by a process that had lost its lease.
+        earlier = [path for path in self.folder.glob(ATTEMPTS) if (path / OWNER).is_file()]
+        if earlier:
+            os.rename(max(earlier, key=lambda path: (path / OWNER).stat().st_mtime_ns), workspace)
+        workspace.mkdir(exist_ok=True)
+        (workspace / OWNER).touch()
+        return workspace
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with suppress(OSError):  # a directory with files is kept: the next attempt resumes from it
+            if self.path is not None and [path.name for path in self.workspace.iterdir()] == [OWNER]:
+                shutil.rmtree(self.workspace)
+        if self.path is not None and not self.is_lost and parse(read_text(self.path) or "").get("token") == self.token:
+            self.path.unlink(missing_ok=True)
+        self.path = None
+
+    @property
+    def _is_fenced(self) -> bool:
+        return not (self.workspace / OWNER).is_file()
+
+    def check(self) -> None:
+        """Assert that this process still holds the lease. Call it before each write that others read.
+
+        Raises:
+            LeaseLost: another process holds the run now.
+        """
+        if self.path is None:
+            return
+        if self.is_lost or self._is_fenced or self._files()[-1:] != [self.path]:
+            raise self._lost()
+
+    def _lost(self) -> LeaseLost:
+        self.is_lost = True
+        return LeaseLost(f"{self.folder.name[:12]}: another process took this run over, since this one showed no sign of life for long")
+
+    def adopt(self) -> None:
+        """Move what earlier attempts published, except a record, into the workspace: checkpoints, answers and curves to resume from.
+
+        Call it only after the run was found not to be done.
+
+        Raises:
+            LeaseLost: another process holds the run now.
+        """
+        self.check()
+        for path in self.folder.iterdir():
+            if path.match("lease.*") or path.match(ATTEMPTS) or path.name in NOT_ADOPTED:
+                continue
+            target = self.workspace / path.name
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            self._rename(path, target)
+
+    def publish(self, *, leave: tuple[str, ...] = (), last: str = "record.json") -> None:
+        """Move the files of the workspace into the run's directory, `last` at the end. Files named in `leave` are deleted instead.
+
+        Raises:
+            LeaseLost: another process holds the run now; its files are not touched.
+        """
+        self.check()
+        try:
+            paths = sorted(self.workspace.iterdir(), key=lambda path: (path.name == last, path.name))
+        except FileNotFoundError:
+            raise self._lost() from None
+        for path in paths:
+            if path.name not in (OWNER, *leave):
+                self._rename(path, self.folder / path.name)
+        for name in leave:  # only now: a kill before leaves them to resume from
+            shutil.rmtree(self.workspace / name, ignore_errors=True)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        try:
+            os.replace(source, target)
+        except FileNotFoundError:
+            raise self._lost() from None
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat) and self.show_life():
+            pass
+
+    def show_life(self) -> bool:
+        """Rewrite the lease, unless it is lost; whether it is held."""
+        # A full or vanished disk, the run itself will tell of; after one bad moment of it the signs go on.
+        with suppress(OSError):
+            if self.path is None or self._is_fenced or self._files()[-1:] != [self.path]:
+                self.is_lost = True
+                return False
+            self.beats += 1
+            temporary = self.path.with_suffix(f".{self.token}.part")
+            try:
+                temporary.write_text(self._content())
+                os.replace(temporary, self.path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+        return True
+
+    def _content(self) -> str:
+        return json.dumps({"token": self.token, **this_machine(), "pid": os.getpid(), "beats": self.beats}) + "\n"
+
+    def _files(self) -> list[Path]:
+        found = [path for path in self.folder.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
+        return sorted(found, key=_number)
+
+    def _is_void(self, path: Path, text: str) -> bool:
+        content = parse(text)
+        if _is_here(content) and not _is_alive(content["pid"]):
+            return True
+        known = self._seen.get(path)
+        if known is None or known[0] != text:
+            self._seen[path] = (text, time.monotonic())
+            return False
+        return time.monotonic() - known[1] > self.expiry
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split(".")[1])
+
+
+def read_text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def parse(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def this_machine() -> dict[str, str]:
+    """Among which processes a number means one: containers may share the name of their machine."""
+    marks = []
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
+        with suppress(OSError):  # where there is no /proc
+            marks.append(read())
+    return {"host": socket.gethostname(), "space": " ".join(marks)}
+
+
+def _is_here(content: dict[str, Any]) -> bool:
+    """Whether the process that a lease names can be asked for."""
+    return {name: content.get(name) for name in ("host", "space")} == this_machine() and isinstance(content.get("pid"), int)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Killed, but not yet collected by its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False

@@ -1,0 +1,132 @@
+"""Methods of the two papers that peft lacks, by this project's small tuners."""
+
+from typing import Literal
+
+import peft
+from peft.tuners.psoft.layer import PsoftLayer
+from torch import Tensor, nn
+
+from qgoft.methods.registry import Context, Method, Penalty, Shapes, Values, distances_from_identity, one_of, register
+from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
+from qgoft.tuners.bottleneck import bottleneck_shape
+from qgoft.tuners.fact import model_width
+from qgoft.tuners.layerwise import check_rank
+
+
+def count_bottleneck(shapes: Shapes, values: Values) -> int:
+    """down [r, n], up [n, r] and their biases, after every target of n outputs."""
+    r = values["r"]
+    return sum(2 * r * n + r + n for n, _ in shapes)
+
+
+def _bottleneck(form: Literal["houlsby", "pfeiffer"]):
+    def make(values: Values, context: Context) -> peft.PeftConfig:
+        return BottleneckConfig(r=values["r"], form=form)
+
+    return make
+
+
+# Houlsby et al. (2019): after attention and feed-forward. Pfeiffer et al. (2021): after feed-forward. Both as in AdaLoRA's code. The modules
+# are the target sets of the same names in configs/model.
+register(Method("h_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("houlsby"), shape_of=bottleneck_shape))
+register(Method("p_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("pfeiffer"), shape_of=bottleneck_shape))
+
+
+def _matrices(shapes: Shapes) -> tuple[int, int]:
+    """The width w of the model, and the number of matrices [w, w] its layers are made of."""
+    width = model_width(shapes)
+    return width, sum((n // width) * (d // width) for n, d in shapes)
+
+
+def count_fact_tt(shapes: Shapes, values: Values) -> int:
+    """U and V [w, r], and a core [r, r] a matrix."""
+    (width, matrices), r = _matrices(shapes), values["r"]
+    return 2 * width * r + matrices * r**2
+
+
+def count_fact_tk(shapes: Shapes, values: Values) -> int:
+    """U and V [w, r], C [r, r, r], and a vector [r] a matrix."""
+    (width, matrices), r = _matrices(shapes), values["r"]
+    return 2 * width * r + r**3 + matrices * r
+
+
+def _fact(form: str):
+    def make(values: Values, context: Context) -> peft.PeftConfig:
+        width = model_width(context.shapes)
+        if values["r"] > width:
+            raise ValueError(f"rank {values['r']} is larger than the width {width}")
+        return FactConfig(
+            form=form,
+            r=values["r"],
+            scale=context.scale,
+            dropout=context.dropout,
+            layout="formula" if "formula" in values else "code",
+        )
+
+    return make
+
+
+register(Method("fact_tt", {"r": "rank"}, count_fact_tt, _fact("tt")))
+register(
+    Method(
+        "fact_tk",
+        {"r": "rank"},
+        count_fact_tk,
+        _fact("tk"),
+        words={"formula": "each core acts on a part of its own, as in the paper, instead of interleaved as in its code"},
+    )
+)
+
+
+def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
+    if one_of(values, ("pissa", "formula")) == "pissa":
+        check_rank(values["r"], *min(context.shapes, key=min))
+        return peft.PsoftConfig(
+            r=values["r"],
+            psoft_alpha=values["r"],
+            psoft_orth=False,
+            psoft_mag_a=False,
+            psoft_mag_b=False,
+            ab_svd_init="pissa_init",
+            psoft_dropout=context.dropout,
+        )
+    return LoraXsConfig(
+        r=values["r"],
+        scale=context.scale,
+        dropout=context.dropout,
+        svd_iterations=context.options.get("svd_iterations"),
+        singular_values="output" if "formula" in values else "input",
+    )
+
+
+def _distance(values: Values) -> Penalty | None:
+    """Sum over the layers of |R^T R - I|_F, what gamma weighs in PSOFT's table 6, where R starts at the identity."""
+
+    def distance(model: nn.Module) -> Tensor:
+        cores = [rotation.weight for module in model.modules() if isinstance(module, PsoftLayer) for rotation in module.psoft_R.values()]
+        return distances_from_identity(r.T @ r for r in cores).sum()
+
+    return distance if "pissa" in values else None
+
+
+register(
+    Method(
+        "lora_xs",
+        {"r": "rank"},
+        lambda s, v: len(s) * v["r"] ** 2,
+        _lora_xs,
+        words={
+            "pissa": "R in place of the identity between PiSSA's factors, instead of next to the weight",
+            "formula": "singular values at the output, as in the paper, instead of at the input as in its code",
+        },
+        penalty=_distance,
+    )
+)
+# The plain form of SVFT: one value for every singular vector, and a gate for each layer.
+register(Method("svft_p", {}, lambda s, v: sum(min(shape) + 1 for shape in s), lambda values, context: SvftConfig()))
+# Full blocks, as the GOFT paper counts OFT: b d parameters a layer.
+register(
+    Method(
+        "oft_paper", {"b": "block size"}, lambda s, v: sum(d * v["b"] for _, d in s), lambda v, context: OftFullConfig(block_size=v["b"])
+    )
+)

@@ -1,0 +1,96 @@
+"""Progress of a sweep. The parent owns the terminal: workers write their state to files, and the parent draws all of them."""
+
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+
+from qgoft.console import CHANNEL, RunState, say
+from qgoft.sweep.plan import spell_time
+
+# Seconds between two looks at the files.
+INTERVAL = 0.25
+
+
+class Display:
+    """On a terminal, with several workers: a line for each run that trains and one for the sweep, redrawn; messages go above them. Otherwise
+    plain lines.
+
+    Args:
+        workers: runs at a time.
+    """
+
+    def __init__(self, workers: int):
+        self.workers, self.began = workers, time.monotonic()
+        self.is_drawn = workers > 1 and sys.stderr.isatty()
+        self.summary = ""
+        self._over = threading.Event()
+        self._live: Any = None
+
+    def __enter__(self) -> "Display":
+        if self.is_drawn:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._folder = TemporaryDirectory(prefix="qgoft-")
+            self._read: dict[Path, int] = {}
+            os.environ[CHANNEL] = self._folder.name
+            self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+            self._live.start()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._draw()
+        self._live.stop()
+        self._live = None
+        os.environ.pop(CHANNEL, None)
+        self._folder.cleanup()
+
+    def say(self, text: str) -> None:
+        """Print a line, above what is redrawn."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            say(text)
+
+    def ended(self, done: int, total: int, failed: int) -> None:
+        """One more run has ended; those that are at work count as half done."""
+        at_work = min(self.workers, total - done) / 2
+        left = (time.monotonic() - self.began) / (done + at_work) * (total - done - at_work)
+        failures = f", {failed} of them not done" if failed else ""
+        self.summary = f"{done} of {total} runs ended{failures}, about {spell_time(left)} left"
+        if self._live is None:
+            say(self.summary)
+
+    def _watch(self) -> None:
+        while not self._over.wait(INTERVAL):
+            self._draw()
+
+    def _draw(self) -> None:
+        from rich.console import Group
+
+        lines = []
+        for path in sorted(Path(self._folder.name).iterdir()):
+            if path.suffix == ".log":
+                with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+                    file.seek(self._read.get(path, 0))
+                    for line in file.read().splitlines():
+                        self.say(line)
+                    self._read[path] = file.tell()
+            elif path.suffix == ".json":
+                with suppress(OSError, ValueError, TypeError):
+                    lines.append(RunState(**json.loads(path.read_text("utf-8"))).line())
+        if self._live is not None:
+            self._live.update(Group(*lines, self.summary))

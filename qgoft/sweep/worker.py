@@ -1,0 +1,18 @@
+"""The part of a sweep that runs in its workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qgoft.config.compose import own_overrides
+from qgoft.config.settings import RunSettings
+from qgoft.console import guard_output
+
+
+def train(settings: RunSettings, words: Sequence[str] = (), patience: float = 0.0) -> dict[str, Any]:
+    """Run it; torch is imported here, so that mistakes in the settings are told at once."""
+    from qgoft.train.quiet import quiet_libraries
+    from qgoft.train.run import run
+
+    guard_output()
+    quiet_libraries()
+    return run(settings, patience=patience, overrides=own_overrides(words))

@@ -1,0 +1,1 @@
+"""Tasks of decoders: instructions (Vicuna-Eval, MMLU), mathematics and commonsense reasoning."""

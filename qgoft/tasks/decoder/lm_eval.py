@@ -1,0 +1,102 @@
+"""MMLU of real decoders through lm-eval: its prompt and its scorer, on the rows that this run read and states by checksum.
+
+Its groups are not used (qgoft/tasks/mmlu.py).
+"""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from qgoft.errors import QgoftError
+from qgoft.tasks.evaluate import evaluating
+
+STOCK = "_default_template_yaml"
+
+
+def find_tasks() -> Path:
+    """Return lm-eval's folder of MMLU's subjects.
+
+    Raises:
+        QgoftError: lm-eval is not installed.
+    """
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise QgoftError(
+            f"MMLU of a real decoder needs lm-eval ({error}); `make mmlu` installs it, or: pip install -e '.[mmlu]'"
+        ) from error
+    return Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+
+
+def read_descriptions(subjects: Iterable[str]) -> dict[str, str]:
+    """Subject -> the line that opens its prompt, as lm-eval's package has it.
+
+    Raises:
+        QgoftError: lm-eval is not installed.
+    """
+    folder = find_tasks()
+    return {subject: yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())["description"] for subject in subjects}
+
+
+def harness_answers(
+    questions: Dataset,
+    examples: dict[str, list[dict[str, Any]]],
+    shots: int,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+) -> list[int]:
+    """Number of the likeliest choice of every question, in their order.
+
+    Args:
+        questions: rows of MMLU's test part.
+        examples: subject -> rows of the dev part; the first `shots` of them stand before a question.
+
+    Raises:
+        QgoftError: lm-eval is not installed.
+    """
+    folder = find_tasks()
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    subjects = list(questions["subject"])
+    numbers: dict[str, list[int]] = {}
+    for number, subject in enumerate(subjects):
+        numbers.setdefault(subject, []).append(number)
+    with tempfile.TemporaryDirectory() as scratch, evaluating(model):
+        tasks = [_task(folder, subject, questions.select(rows), examples[subject], Path(scratch)) for subject, rows in numbers.items()]
+        found = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=tasks,
+            num_fewshot=shots,
+            bootstrap_iters=0,
+            log_samples=True,
+            task_manager=TaskManager(include_defaults=False),
+        )
+    answers = [-1] * len(questions)
+    for subject, rows in numbers.items():
+        for sample in found["samples"][f"mmlu_{subject}"]:
+            scores = [score for score, _ in sample["filtered_resps"]]
+            answers[rows[sample["doc_id"]]] = max(range(len(scores)), key=scores.__getitem__)
+    assert -1 not in answers
+    return answers
+
+
+def _task(folder: Path, subject: str, questions: Dataset, examples: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
+    """The stock configuration of a subject, reading rows from here instead of the hub."""
+    own = yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())
+    config = {**yaml.safe_load((folder / STOCK).read_text()), **own}
+    files = {"dev": scratch / f"{subject}-dev.parquet", "test": scratch / f"{subject}-test.parquet"}
+    Dataset.from_list(examples).to_parquet(files["dev"])
+    questions.to_parquet(files["test"])
+    for name in ("include", "dataset_name", "tag"):
+        config.pop(name, None)
+    # As stored, answers are numbers; with the class labels of the hub's files lm-eval reads them alike.
+    return {**config, "dataset_path": "parquet", "dataset_kwargs": {"data_files": {split: str(path) for split, path in files.items()}}}

@@ -1,0 +1,200 @@
+"""Decoders: tuned on instructions and answers once, and scored on any of the tasks that follow from that training."""
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qgoft.config.settings import RunSettings
+from qgoft.errors import Diverged, QgoftError
+from qgoft.models import load_decoder
+from qgoft.tasks.base import TextSuite
+from qgoft.tasks.decoder.generate import AnswerFile, Writing, write_answers
+from qgoft.tasks.decoder.prompts import IGNORED, NO_ROOM, prompt_rules, read_template, training_rows
+from qgoft.tasks.evaluate import Measured, Outcome, evaluating
+from qgoft.tasks.part_files import checksum
+from qgoft.tasks.read import read_rows
+from qgoft.tasks.splits import hold_out
+
+TRAINING_PARTS = ("train", "validation", "template")
+
+
+class Decoder(TextSuite):
+    """Training rows, the held-out loss, and `prompts`, which a task answers and scores."""
+
+    head: ClassVar[list[str]] = []
+
+    def load(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise QgoftError(
+                f"the tokenizer of model={self.settings.model.name} has no eos_token, which ends an answer; set it in tokenizer_config.json"
+            )
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        settings, files = self.settings, self.identity.data
+        template = files.files["template"][0] if "template" in files.files else None
+        self.template = read_template(template, prompt_rules(settings.task.options))
+        self.shared_training = checksum(files.parts, [name for name in TRAINING_PARTS if name in files.parts])
+        self.whole: dict[str, int] = {}  # rows of a part, with those that have no room
+        rows, choose = self._tokens("train"), None
+        if "validation" in files.files:
+            if settings.train.held_out:
+                raise QgoftError(
+                    f"train.held_out={settings.train.held_out}, but {settings.task.full_name} has a validation part, which chooses; "
+                    "say train.held_out=0"
+                )
+            choose = self._tokens("validation")
+        elif settings.train.held_out:
+            rows, choose = hold_out(rows, settings.train.held_out)
+        elif settings.selection == "best_validation":
+            raise QgoftError(
+                f"selection=best_validation needs rows to choose on, and {settings.task.full_name} has no validation part: set train.held_out to a "
+                "number of rows, or selection=last"
+            )
+        self.train, self.train_lengths = _inputs(rows), [len(ids) for ids in rows["input_ids"]]
+        self.choosing = choose
+        self.rows = {"train": len(rows), **({} if choose is None else {"validation": len(choose)})}
+        self.load_task()
+        self.parts = [*(["choose"] if choose is not None else []), "report:"]
+        # Rows that are held out or have no room are of the official ones.
+        found = {**self.rows, **self.whole}
+        self.is_subset = any(found[name] != count for name, count in settings.task.rows.items() if name in found)
+        self.collate = self._collate
+
+    def load_task(self) -> None:
+        """Read what is scored, and enter its number of items in `rows`."""
+
+    def _tokens(self, part: str) -> Dataset:
+        options = self.settings.task.options
+        columns = {name: str(column) for name, column in options["train_columns"].items()}
+        where = f"{self.settings.task.full_name}, {part} part"
+        rows = read_rows(self.identity.data.files[part][0], where, list(columns.values()))
+        depends_on = {"rows": self.identity.data.parts[part], "tokenizer": self.tokenizer_sha256}
+        made, damage = training_rows(rows, columns, self.template, self.tokenizer, self.settings.train.max_length, depends_on)
+        self.repairs |= {f"{part}: {what}": count for what, count in damage.items()}
+        self.whole[part] = len(made) + damage.get(NO_ROOM, 0)
+        return made
+
+    def read_part(self, part: str, columns: list[str]) -> Dataset:
+        return read_rows(self.identity.data.files[part][0], f"{self.settings.task.full_name}, {part} part", columns)
+
+    @classmethod
+    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+        return load_decoder(settings, folder)
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad on the right; the loss counts the answer and the end, or with train.loss_on=all the prompt too."""
+        is_all = self.settings.train.loss_on == "all"
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), longest), IGNORED)
+        attention = torch.zeros((len(rows), longest), dtype=torch.long)
+        for i, row in enumerate(rows):
+            length, prompt = len(row["input_ids"]), 0 if is_all else row["prompt"]
+            ids[i, :length] = torch.tensor(row["input_ids"])
+            labels[i, prompt:length] = ids[i, prompt:length]
+            attention[i, :length] = 1
+        return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+
+    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        if part == "choose":
+            assert self.choosing is not None
+            losses = self.losses(self.choosing, model, accelerator)
+            return Outcome(list(range(len(losses))), losses, losses, {"loss": sum(losses) / len(losses)})
+        return self.score(model, accelerator)
+
+    def choosing_score(self, outcome: Outcome) -> float | None:
+        """The smaller loss on the answers held out is the better one."""
+        loss = outcome.scores["loss"]
+        return None if loss is None else -loss
+
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        """Answer and score the task."""
+        raise NotImplementedError
+
+    def losses(self, rows: Dataset, model: nn.Module, accelerator: Accelerator) -> list[float]:
+        """Mean loss of every row over the tokens that training counts, in nats a token."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[accelerator.process_index :: accelerator.num_processes]
+        size, mine = self.settings.train.eval_batch_size, []
+        with torch.no_grad(), evaluating(model):
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                batch = {name: tensor.to(accelerator.device) for name, tensor in self._collate([rows[i] for i in chosen]).items()}
+                labels = batch.pop("labels")[:, 1:]
+                logits = model(**batch).logits[:, :-1].float()
+                each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(1)
+                mine += zip(chosen, (each / (labels != IGNORED).sum(1).clamp(min=1)).tolist(), strict=True)
+        if accelerator.num_processes > 1:
+            mine = gather_object(mine)
+        found = [loss for _, loss in sorted(mine)]
+        if not all(map(math.isfinite, found)):
+            raise Diverged("the model's loss on the held-out answers is not finite")
+        return found
+
+    def write(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[str]:
+        """Answers to prompts, kept in the run's folder as they come."""
+        options, settings = self.settings.task.options, self.settings
+        writing = Writing(
+            int(options["new_tokens"]),
+            float(options.get("temperature", 0.0)),
+            float(options.get("top_p", 1.0)),
+            settings.train.eval_batch_size,
+            settings.seed,
+            int(options.get("top_k", 0)),
+            int(options.get("num_beams", 1)),
+            tuple(options.get("stop", ())),
+        )
+        sampled = writing.batch_size if writing.temperature else None
+        file = AnswerFile(self.identity.folder, "answers", self.weights, accelerator.process_index, sampled)
+        accelerator.wait_for_everyone()
+        return write_answers(model, prompts, self.tokenizer, accelerator, writing, file)
+
+
+def _inputs(rows: Dataset) -> Dataset:
+    return rows.select_columns(["input_ids", "prompt"])
+
+
+class Alpaca(Decoder):
+    """Instruction tuning by itself: the loss on answers that training has not seen."""
+
+    def load_task(self) -> None:
+        if "test" in self.identity.data.files:
+            self.reported_rows = self._tokens("test")
+        elif self.choosing is not None and self.settings.selection == "last":
+            self.reported_rows = self.choosing
+        else:
+            raise QgoftError(
+                "instruct/alpaca reports the loss on rows held out of training: set train.held_out to their number and selection=last, or "
+                "choose instruct/vicuna or instruct/mmlu"
+            )
+        self.rows["test"] = len(self.reported_rows)
+
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+        losses = self.losses(self.reported_rows, model, accelerator)
+        return Outcome(list(range(len(losses))), losses, [None] * len(losses), {"loss": sum(losses) / len(losses)})
+
+    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+        (outcome,) = outcomes.values()
+        return {"loss": Measured(outcome.scores["loss"], len(outcome.ids), _error_of_mean(outcome.predictions), None)}
+
+
+def _error_of_mean(values: list[float]) -> float | None:
+    """Standard error of a mean over items."""
+    if len(values) < 2:
+        return None
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def measure_right(outcome: Outcome, right: list[bool], found: list[bool]) -> dict[str, Measured]:
+    """Accuracy, the same by other rules (`outcome.also`), and the share of answers in which no answer was found; all in percent."""
+    count = len(right)
+    also = {name: sum(items) / count for name, items in outcome.also.items()}
+    shares = {"accuracy": sum(right) / count, **also, "no_answer": 1 - sum(found) / count}
+    return {name: Measured(100 * p, count, 100 * math.sqrt(p * (1 - p) / count), None) for name, p in shares.items()}

@@ -1,0 +1,1 @@
+"""GLUE: data, model head and scores."""

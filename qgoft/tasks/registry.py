@@ -1,0 +1,48 @@
+"""The suites of tasks, each by its name in the settings."""
+
+from qgoft.config.settings import RunSettings
+from qgoft.errors import choose
+from qgoft.run_id import Identity
+from qgoft.tasks.base import Suite
+from qgoft.tasks.decoder.mmlu import Mmlu
+from qgoft.tasks.decoder.solvers import Commonsense, Math
+from qgoft.tasks.decoder.suite import Alpaca
+from qgoft.tasks.decoder.vicuna import Vicuna
+from qgoft.tasks.glue.suite import Glue
+from qgoft.tasks.squad.suite import Squad
+from qgoft.tasks.vtab.suite import Vtab
+
+# A suite, or one task of a suite whose tasks are scored in different ways.
+SUITES: dict[str, type[Suite]] = {
+    "glue": Glue,
+    "squad": Squad,
+    "vtab": Vtab,
+    "instruct/alpaca": Alpaca,
+    "instruct/vicuna": Vicuna,
+    "instruct/mmlu": Mmlu,
+    "math": Math,
+    "commonsense": Commonsense,
+}
+
+
+def build_suite(settings: RunSettings, identity: Identity) -> Suite:
+    """Load the rows of a run's task.
+
+    Raises:
+        QgoftError: an unknown suite, or something is wrong with the rows.
+    """
+    return suite_class(settings)(settings, identity)
+
+
+def suite_class(settings: RunSettings) -> type[Suite]:
+    """
+    Raises:
+        QgoftError: an unknown suite.
+    """
+    task = settings.task
+    name = task.full_name if task.full_name in SUITES else task.suite
+    choose("suite", name, list(SUITES), "change task")
+    return SUITES[name]
+
+
+__all__ = ["SUITES", "Suite", "build_suite", "suite_class"]

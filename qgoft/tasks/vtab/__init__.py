@@ -1,0 +1,1 @@
+"""VTAB-1K: data, model head and scores."""

@@ -1,0 +1,115 @@
+"""Boards that show a run elsewhere: wandb and TensorBoard, the same scalars on both, and the record at the end."""
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from qgoft.config.settings import RunSettings, method_label
+from qgoft.console import say
+from qgoft.errors import QgoftError, one_line
+from qgoft.records import canonical_json
+
+# Name of the sweep that a run belongs to, in the environment of its process.
+SWEEP = "QGOFT_SWEEP"
+# Seconds.
+WRITTEN_WITHIN = 20.0
+
+
+class Board(Protocol):
+    """Where scalars of a run go beside its history. A run that goes on is told anew, from its first step, so that what is shown is whole."""
+
+    def log(self, scalars: dict[str, float], step: int) -> None: ...
+
+    def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
+        """The metrics of the reported set, and the record."""
+
+
+def open_boards(settings: RunSettings, folder: Path) -> list[Board]:
+    """Those that are asked for.
+
+    Raises:
+        QgoftError: one is not installed.
+    """
+    boards: list[Board] = []
+    if settings.wandb.mode != "disabled":
+        boards.append(Wandb(settings, folder))
+    if settings.tensorboard.enabled:
+        boards.append(TensorBoard(settings, folder))
+    return boards
+
+
+class Wandb:
+    """Offline needs no key and asks nothing. The settings that are sent hold no path and no secret.
+
+    A run that is begun once more, or gone on with, is another run of the same name and group: wandb takes no step back, and offline it resumes
+    nothing. The last one is whole.
+    """
+
+    def __init__(self, settings: RunSettings, folder: Path):
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        config = {"protocol": settings.protocol, "task": settings.task.full_name, "method": settings.method.name, "seed": settings.seed}
+        try:
+            self.run = wandb.init(
+                project=settings.wandb.project,
+                group=os.environ.get(SWEEP),  # so that the runs of a table stand together
+                name=f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}",
+                mode=settings.wandb.mode,
+                dir=str(folder),
+                config=config,
+                reinit="finish_previous",  # a run that ended without a word must not get what the next one of this process tells
+            )
+        except wandb.Error as error:  # no login, no network, no such project
+            raise QgoftError(
+                f"wandb.mode={settings.wandb.mode}: {one_line(error)}; log in, or set wandb.mode=offline or disabled"
+            ) from error
+
+        self.log_file = Path(self.run.settings.sync_file) if settings.wandb.mode == "offline" else None
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        self.run.log(scalars, step=step)
+
+    def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
+        self.run.summary.update({"status": record["status"], **scalars, "record": record})
+        self.run.finish(exit_code=0 if record["status"] == "done" else 1)
+        if self.log_file is not None:
+            _await_text(self.log_file, record["key"])
+
+
+def _await_text(path: Path, text: str) -> None:
+    """Wait until wandb's own process, which `finish` may not wait for, has written a text; a kill before would lose it."""
+    began = time.monotonic()
+    while time.monotonic() - began < WRITTEN_WITHIN:
+        with suppress(OSError):
+            if text.encode() in path.read_bytes():
+                return
+        time.sleep(0.02)
+    say(f"qgoft: wandb has not written the end of the run to {path} within {WRITTEN_WITHIN:.0f} s; its offline log may be incomplete")
+
+
+class TensorBoard:
+    """Event files in the run's folder: `tensorboard --logdir results/runs` shows all of them."""
+
+    def __init__(self, settings: RunSettings, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise QgoftError("tensorboard.enabled=true needs tensorboard, which is not installed: pip install tensorboard") from error
+        # What an earlier attempt left would stand in the same curve.
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.writer.add_text("sweep", os.environ.get(SWEEP, "none"))
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+
+    def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(f"reported/{name}", value, record["cost"]["steps"] or 0)
+        self.writer.add_text("record", canonical_json(record))
+        self.writer.close()

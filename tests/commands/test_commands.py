@@ -1,0 +1,340 @@
+"""What a mistyped command says, and what it prints where nobody reads."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from qgoft import records
+from qgoft.commands import counts, suite
+from qgoft.commands import items as paper
+from qgoft.config.compose import compose_settings, own_overrides, quoted, swept_values
+from qgoft.console import CHANNEL, RunState
+from qgoft.errors import QgoftError
+from qgoft.report import rows as _tables
+from qgoft.report.items import ITEMS, item_of
+from qgoft.report.table import Table
+from qgoft.sweep import display as _display
+from qgoft.sweep import plan as _plan
+from qgoft.train.progress import Progress
+
+SHORT = ["train.max_steps=2", "train.evaluations=1"]
+
+
+def make(repository, *words):
+    return subprocess.run(["make", "-n", *words], capture_output=True, text=True, cwd=repository, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("TASK=rte", "TASKS"), ("SEED=3", "SEEDS"), ("METHODS=lora", "METHOD"), ("JOB=1", "JOBS")])
+def test_a_misspelled_variable_of_make(repository, word, meant):
+    done = make(repository, "glue", word)
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert f"qgoft: unknown variable {word.partition('=')[0]}; known are" in said
+    assert f"did you mean {meant}?" in said
+
+
+def test_known_variables_of_make(repository):
+    assert make(repository, "glue", "TASKS=rte", "SEEDS=3", "METHOD=lora", "JOBS=1", "ARGS=train.max_steps=3").returncode == 0
+    assert make(repository, "fidelity", "PEFT_GIVENS=/a").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "qgotf"], r"unknown method 'qgotf'; .*did you mean qgoft\?"),
+        (["--tasks", "rtee"], r"unknown task 'rtee' .*did you mean rte\?"),
+        (["--protocol", "pockt"], r"unknown protocol 'pockt'.*did you mean pocket\?"),
+        (["--launcher", "slurm"], "unknown launcher 'slurm'; allowed are basic, joblib"),
+        (["--records", "mesured"], r"argument --records \(RECORDS of make\): invalid choice: 'mesured'"),
+        (["--jobs", "two"], r"argument --jobs \(JOBS of make\): invalid int value: 'two'"),
+        (["--method", "lora@x8"], "variant 'x8' of method lora: needed is the form r<rank>"),
+        (["--method", "lora@r99999999"], "allowed are numbers from 1 to 65,536"),
+        (["--seeds", "-1"], "seed '-1': allowed are whole numbers from 0 to 4294967295"),
+        (["--seeds", str(2**32)], "allowed are whole numbers"),
+        (["--seeds", "3-1"], "seed '3-1': allowed"),
+    ],
+)
+def test_mistakes_are_told_while_planning(words, message):
+    for parse, first in (
+        (lambda words: suite.plan(suite.parse(words)), "glue"),
+        (lambda words: paper.narrowing(paper.parse(words)), "table1"),
+    ):
+        if "--tasks" in words and first == "table1":
+            continue
+        with pytest.raises(QgoftError, match=message):
+            parse([first, *words])
+
+
+def test_seeds_are_lists_and_ranges():
+    assert _plan.split_seeds("0,2-4,2,07") == ["0", "2", "3", "4", "7"]
+    assert _plan.split_seeds("") == []
+
+
+def test_committed_records_are_shown_with_all_their_seeds():
+    cells = suite.plan(suite.parse(["glue", "--tasks", "rte", "--records", "measured"]))
+    assert [cell.settings.seed for cell in cells] == [0, 1, 2]
+
+
+def test_only_the_columns_that_were_asked_for():
+    item = item_of("glue", "pocket").only(["cola"])
+    assert item.titles == ["CoLA"]
+    assert item_of("glue", "pocket").only([]) is ITEMS["table1"]
+
+
+def test_a_protocol_of_one_s_own_has_a_table():
+    assert item_of("glue", "mine") is ITEMS["table1"]
+    assert not item_of("glue", "mine").is_comparable("mine")
+
+
+def test_a_method_of_one_s_own_has_a_count(monkeypatch):
+    base = counts.REGISTRY["lora"]
+    monkeypatch.setitem(counts.REGISTRY, "vera", SimpleNamespace(**{**vars(base), "name": "vera"}))
+    assert counts.usual_variant("vera") is None, "no recipe names one"
+    assert all("vera" not in row[2] for row in counts.build_table().rows)
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("method=goft,linear", ["goft", "linear"]),
+        ("method=choice(goft,linear)", ["goft", "linear"]),
+        ("method=glob(q*)", ["qgoft", "qgoft_v2"]),
+        ("method=goft, linear", ["goft", "linear"]),
+    ],
+)
+def test_sweeps_in_the_grammar_of_hydra(word, names):
+    assert swept_values(word, "method") == names
+
+
+@pytest.mark.parametrize("word", ["method=glob(z*)", "method=choice(", "method=a=b,"])
+def test_sweeps_that_choose_nothing(word):
+    with pytest.raises(QgoftError, match=r"chooses nothing|a name, a list"):
+        swept_values(word, "method")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "br[1]",
+        "a::b",
+        "dollar$HOME",
+        "run?",
+        "x=y",
+        "2026",
+        "1e3",
+        "true",
+        "a'b",
+        "q${x}",
+        "back\\slash",
+        "a\\'b",
+        "end\\",
+        "{x}",
+        "a,b",
+        " b ",
+    ],
+)
+def test_a_path_is_what_was_written(path):
+    assert compose_settings([f"results.root={path}"]).results.root == path
+
+
+def test_the_home_directory():
+    assert compose_settings(["results.root=~/runs"]).results.root == f"{os.path.expanduser('~')}/runs"
+    assert quoted("data.root=null") == "data.root=null"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.clip=-1", "optim.clip is -1.0; allowed are positive"),
+        ("optim.clip=0", "optim.clip is 0.0"),
+        ("++model.name=meta-llama/Llama", "model.name is 'meta-llama/Llama'; letters, digits"),
+        ("optim.warmup=1e9", "optim.warmup is 1000000000.0; allowed are 0 to 10,000,000"),
+        ("optim.warmup=-1", "optim.warmup is -1.0; allowed are 0 to"),
+        ("optim.weight_decay=-1", "optim.weight_decay is -1.0"),
+        ("optim.lr=nan", "optim.lr is nan; a finite number is needed"),
+        ("optim.lr=inf", "optim.lr is inf"),
+        ("optim.lr=-1", "optim.lr is -1.0"),
+        ("train.evaluations=1000", "train.evaluations is 1000; allowed are 1 to 500"),
+        ("train.eval_batch_size=0", "train.eval_batch_size is 0"),
+        ("train.max_length=1", "train.max_length is 1; allowed are 4 and more"),
+        ("train.epochs=0", "train.epochs is 0.0"),
+        ("train.held_out=-1", "train.held_out is -1"),
+        ("method.penalty=-1", "method.penalty is -1.0"),
+        ("results.checkpoint_seconds=-1", "results.checkpoint_seconds is -1.0"),
+        ("judge.temperature=3", "judge.temperature is 3.0; allowed are 0 to 2"),
+        ("seed=4294967296", "seed is 4294967296"),
+        ("++method.options.scal=4", "method.options.scal: method qgoft has no such option; it has none"),
+    ],
+)
+def test_settings_that_cannot_be_meant(word, message):
+    with pytest.raises(QgoftError, match=message):
+        compose_settings([word])
+
+
+def test_options_of_a_method():
+    with pytest.raises(
+        QgoftError, match=r"method\.options\.scal: method lora has no such option; it has scale, dropout; .*did you mean scale\?"
+    ):
+        compose_settings(["method=lora", "++method.options.scal=4"])
+    with pytest.raises(QgoftError, match=r"method\.options\.scale is nan"):
+        compose_settings(["method=lora", "method.options.scale=nan"])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("train.epochs=1e-9", "less than one of the"), ("optim.warmup=1e6", r"optim\.warmup=1e\+06 steps do not end within the \d+ steps")],
+)
+def test_a_length_of_training_that_cannot_be_meant(tmp_path, word, message):
+    from qgoft.run_id import identify
+    from qgoft.train.run import prepare
+
+    words = [word, "train.max_steps=null", *([] if "epochs" in word else ["train.epochs=1"])]
+    s = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *words])
+    with pytest.raises(QgoftError, match=message):
+        prepare(s, identify(s))
+
+
+def test_what_a_record_lists_as_overrides():
+    words = [
+        "protocol=pocket",
+        "task=glue/rte",
+        "method=lora",
+        "method.variant=r2",
+        "seed=3",
+        "optim.lr=0.1",
+        "+method.penalty=1",
+        "results.root=a",
+    ]
+    assert own_overrides(words) == ["optim.lr=0.1", "method.penalty=1"]
+
+
+def run_suite(repository, root, *words, **streams):
+    line = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte", f"results.root={root}", *SHORT, *words]
+    return subprocess.run(line, cwd=repository, timeout=200, check=False, **streams)
+
+
+def test_output_that_cannot_be_written_costs_nothing(repository, tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here; a closed pipe is tested below")
+    with open("/dev/full", "w") as full:
+        assert run_suite(repository, tmp_path, stdout=full, stderr=full).returncode == 0
+    (record,) = records.read_records(tmp_path / "runs")
+    assert (record["status"], record["overrides"]) == ("done", ["train.evaluations=1", "train.max_steps=2"])
+
+
+def test_a_reader_that_leaves_costs_nothing(repository, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run_suite(repository, tmp_path, stdout=writer, stderr=writer).returncode == 0
+    finally:
+        os.close(writer)
+    assert len(records.read_records(tmp_path / "runs")) == 1
+
+
+def test_a_root_that_is_a_file(repository, tmp_path):
+    (tmp_path / "file").touch()
+    done = run_suite(repository, tmp_path / "file", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not a directory; name a directory" in done.stderr
+
+
+def test_a_root_that_cannot_be_made(repository):
+    done = run_suite(repository, "/proc/none/results", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qgoft: results.root=/proc/none/results cannot be made")
+
+
+def test_a_run_folder_that_was_copied_over_another(repository, tmp_path):
+    """Its record is of another key: the run is not done, and is made."""
+    words = [f"results.root={tmp_path}", "task=glue/rte", *SHORT]
+    from qgoft.run_id import identify
+    from qgoft.train.run import run
+
+    one, other = compose_settings([*words, "seed=0"]), compose_settings([*words, "seed=1"])
+    run(one)
+    copied = identify(other)
+    copied.folder.mkdir(parents=True)
+    (copied.folder / "record.json").write_text((identify(one).folder / "record.json").read_text())
+    assert copied.state()[0] == "torn"
+    assert not copied.is_done
+    (problem,) = records.find_records(tmp_path).problems
+    assert "it is the record of run" in problem
+    assert run(other)["seed"] == 1
+    assert not records.find_records(tmp_path).problems
+
+
+def test_a_record_without_its_checksum(tmp_path):
+    path = records.write_record(tmp_path, {**RECORD_WITH_FILES(), "files": {"history.jsonl": "0" * 64}})
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content["metrics"]["matthews"]["value"] = 99.9
+    path.write_text(json.dumps(content))
+    (problem,) = records.find_records(tmp_path).problems
+    assert "its checksum is missing" in problem
+
+
+def RECORD_WITH_FILES():  # noqa: N802 - imported late, since composing takes time
+    from tests.records.test_records import RECORD
+
+    return RECORD
+
+
+# --- the display ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_leaves_its_state_to_its_parent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(CHANNEL, str(tmp_path))
+    progress = Progress(compose_settings(["task=glue/rte"]))
+    progress.step(20, 200, 0.5)
+    progress.evaluated(20, 200, 71.0)
+    progress.say("a line")
+    assert capsys.readouterr() == ("", "")
+    (state,) = tmp_path.glob("*.json")
+    shown = RunState(**json.loads(state.read_text()))
+    assert (shown.step, shown.total, shown.loss) == (20, 200, 0.5)
+    (log,) = tmp_path.glob("*.log")
+    assert log.read_text() == "a line\n"
+    progress.close()
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_line_of_a_run_fits_a_terminal():
+    from rich.console import Console
+
+    state = RunState("commonsense/hellaswag  lora_xs@r136-formula (random)", 2, 19999, 20000, 0.123456, "pearson_spearman 99.99", 3599.0)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(state.line())
+    (line,) = console.export_text().rstrip("\n").split("\n")
+    assert len(line.rstrip()) <= 80
+    assert line.rstrip().endswith("59:59")
+
+
+def test_the_time_left_counts_runs_that_are_at_work(monkeypatch, capsys):
+    """Two at a time, the first two ended together after ten seconds: six more take thirty."""
+    now = [0.0]
+    monkeypatch.setattr(_display.time, "monotonic", lambda: now[0])
+    display = _display.Display(2)
+    now[0] = 10.0
+    display.ended(2, 8, 0)
+    assert "2 of 8 runs ended, about 0 min 16 s left" in capsys.readouterr().err
+    display.ended(8, 8, 1)
+    assert "8 of 8 runs ended, 1 of them not done, about 0 min 00 s left" in capsys.readouterr().err
+
+
+def test_a_wide_table_is_folded():
+    table = Table("t", "a title", ["method", *(f"task {i}" for i in range(12))], [["qgoft", *["80.0 ±1.0"] * 12]], ["a note " * 30])
+    lines = table.terminal(80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("method") for line in lines) == 2
+    assert sum(line.count("80.0 ±1.0") for line in lines) == 12
+    assert max(map(len, table.terminal().splitlines())) > 80
+
+
+def test_the_rows_of_a_table_know_of_other_runs():
+    assert _tables.Row("a", {}).others == 0

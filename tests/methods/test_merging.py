@@ -1,0 +1,78 @@
+"""Evaluation on merged weights: the same predictions, and afterwards the very same weights."""
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from qgoft.config.compose import compose_settings
+from qgoft.errors import QgoftError
+from qgoft.methods import merged, unload
+from qgoft.models import load_classifier
+from qgoft.pocket.weights import weights_folder
+from tests.methods.test_methods import METHODS, build, ids
+
+
+def tuner_layers(adapted):
+    return [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def move(adapted):
+    """Leave the start, where merging would change nothing."""
+    torch.manual_seed(1)
+    for name, parameter in adapted.model.named_parameters():
+        if parameter.requires_grad and name not in adapted.head_names:
+            parameter.data.add_(0.02 * torch.randn_like(parameter))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_predicts_the_same_and_leaves_no_trace(method):
+    _, adapted = build(method)
+    move(adapted)
+    adapted.model.eval()
+    before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
+    plain = adapted.model(ids()).logits
+    with merged(adapted):
+        # What is not linear in its input cannot be part of a weight, and is left where it is.
+        assert all(layer.merged == getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted))
+        inside = adapted.model(ids()).logits
+    torch.testing.assert_close(inside, plain, rtol=1e-4, atol=2e-5)
+    assert not any(layer.merged for layer in tuner_layers(adapted))
+    assert all(torch.equal(value, before[name]) for name, value in adapted.model.state_dict().items())
+    assert torch.equal(adapted.model(ids()).logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_unloaded_is_a_plain_model_that_predicts_the_same(method):
+    _, adapted = build(method)
+    move(adapted)
+    adapted.model.eval()
+    expected = adapted.model(ids()).logits
+    names = set(load_classifier(compose_settings(["task=glue/rte"]), weights_folder("pocket-deberta")).state_dict())
+    if not all(getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted)):
+        with pytest.raises(QgoftError, match="cannot be put into the weights"):
+            unload(adapted)
+        return
+    plain = unload(adapted)
+    assert set(plain.state_dict()) == names
+    torch.testing.assert_close(plain(ids()).logits, expected, rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_an_error_inside_puts_the_weights_back():
+    _, adapted = build("qgoft")
+    move(adapted)
+    before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="in the middle"), merged(adapted):
+        raise RuntimeError("in the middle")
+    assert not any(layer.merged for layer in tuner_layers(adapted))
+    assert all(torch.equal(value, before[name]) for name, value in adapted.model.state_dict().items())
+
+
+@torch.no_grad()
+def test_half_precision_stays_unmerged_since_merging_would_round():
+    _, adapted = build("qgoft")
+    adapted.model.bfloat16()
+    with merged(adapted):
+        assert not any(layer.merged for layer in tuner_layers(adapted))

@@ -1,0 +1,236 @@
+"""Leases: one process at a time works on a run, and a dead one's run is taken over."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from qgoft.config.compose import compose_settings
+from qgoft.lease import Lease, LeaseHeld, LeaseLost, this_machine
+from qgoft.records import write_record
+from qgoft.run_id import Identity
+from qgoft.tasks import sources
+from qgoft.tasks.sources import DataFiles, ModelFiles
+from tests.records.test_records import RECORD
+
+
+def foreign(folder, *, beats=0, number=0):
+    """A lease of another machine, whose processes cannot be asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"token": "theirs", "host": "elsewhere", "pid": 1, "beats": beats}
+    (folder / f"lease.{number}.json").write_text(json.dumps(content) + "\n")
+
+
+def test_one_holder_and_it_is_named(tmp_path):
+    with Lease(tmp_path / "run"):
+        with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on "), Lease(tmp_path / "run"):
+            pass
+        assert f"process {os.getpid()}" in Lease(tmp_path / "run").holder()
+    assert Lease(tmp_path / "run").holder() is None
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_of_a_dead_process_of_this_machine_it_is_free_at_once(tmp_path):
+    program = f"import os; from qgoft.lease import Lease; from pathlib import Path; Lease(Path({str(tmp_path)!r})).__enter__(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 9
+    assert list(tmp_path.glob("lease.*.json"))
+    with Lease(tmp_path) as lease:
+        lease.check()
+        assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.1.json"]
+
+
+def test_two_dead_ones_do_not_bar_the_way(tmp_path):
+    """One was killed while it took over from the other: both files stay."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    content = json.dumps({"token": "dead", **this_machine(), "pid": gone.pid, "beats": 0})
+    for number in (0, 1):
+        (tmp_path / f"lease.{number}.json").write_text(content)
+    with Lease(tmp_path) as lease:
+        lease.check()
+        assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.2.json"]
+
+
+def test_of_another_machine_it_is_void_when_it_shows_no_life_for_long_enough(tmp_path):
+    foreign(tmp_path)
+    with pytest.raises(LeaseHeld), Lease(tmp_path, expiry=0.2):
+        pass
+    time.sleep(0.1)
+    foreign(tmp_path, beats=1)  # a sign of life: waiting begins anew
+    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, expiry=0.2):
+        pass
+    time.sleep(0.3)
+    with Lease(tmp_path, expiry=0.2) as lease:
+        lease.check()
+
+
+def test_one_entry_may_take_its_time(tmp_path):
+    """A new process, such as the same command on another node, must look twice."""
+    foreign(tmp_path)
+    with Lease(tmp_path, expiry=0.3, heartbeat=0.05, patience=2) as lease:
+        lease.check()
+    foreign(tmp_path, number=5)
+    signs = threading.Timer(0.2, foreign, (tmp_path,), {"beats": 1, "number": 5})
+    signs.start()
+    began = time.monotonic()
+    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, expiry=30, heartbeat=0.05, patience=30):
+        pass
+    assert time.monotonic() - began < 10, "a sign of life ends the waiting"
+    signs.join()
+
+
+def test_a_number_of_a_process_means_nothing_in_another_container(tmp_path, monkeypatch):
+    """Containers of one machine may share its name, and each counts its processes from 1."""
+    content = {"token": "theirs", **this_machine(), "pid": 2**22 + 1, "beats": 0}
+    (tmp_path / "lease.0.json").write_text(json.dumps({**content, "space": "another boot pid:[1]"}))
+    assert Lease(tmp_path).holder() is not None
+    (tmp_path / "lease.0.json").write_text(json.dumps(content))
+    assert Lease(tmp_path).holder() is None, "no such process here"
+
+
+def test_one_bad_moment_of_the_file_system_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+    with Lease(tmp_path, heartbeat=0.05) as lease:
+        look, bad = lease._files, [OSError(116, "stale file handle")]
+        monkeypatch.setattr(lease, "_files", lambda: look() if not bad else (_ for _ in ()).throw(bad.pop()))
+        before = lease.beats
+        time.sleep(0.4)
+        assert not bad
+        assert lease.beats > before
+        assert not lease.is_lost
+
+
+def test_its_age_is_counted_by_the_own_clock(tmp_path):
+    """A file that claims to be from yesterday, or from tomorrow, is alive as long as it changes."""
+    foreign(tmp_path)
+    for moment in (0, time.time() + 86400):
+        os.utime(tmp_path / "lease.0.json", (moment, moment))
+        with pytest.raises(LeaseHeld), Lease(tmp_path, expiry=5):
+            pass
+
+
+def test_who_was_taken_for_dead_is_told(tmp_path):
+    with Lease(tmp_path, heartbeat=0.05) as lease:
+        foreign(tmp_path, number=1)
+        time.sleep(0.2)
+        assert lease.is_lost
+        with pytest.raises(LeaseLost, match="took this run over"):
+            lease.check()
+    assert (tmp_path / "lease.1.json").is_file(), "the other's lease is left alone"
+
+
+def test_a_heartbeat_changes_the_file(tmp_path):
+    with Lease(tmp_path, heartbeat=0.05):
+        before = (tmp_path / "lease.0.json").read_text()
+        time.sleep(0.3)
+        assert (tmp_path / "lease.0.json").read_text() != before
+
+
+def _work(folder, out, barrier):
+    barrier.wait()
+    for _ in range(200):
+        try:
+            with Lease(folder):
+                with open(out, "a") as file:
+                    file.write("begin\n")
+                time.sleep(0.002)
+                with open(out, "a") as file:
+                    file.write("end\n")
+                return
+        except LeaseHeld:
+            time.sleep(0.003)
+    raise AssertionError("never got the lease")
+
+
+def test_eight_processes_take_turns(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(8)
+    workers = [context.Process(target=_work, args=(tmp_path / "run", tmp_path / "out", barrier)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    lines = (tmp_path / "out").read_text().split()
+    assert lines == ["begin", "end"] * 8
+
+
+def test_of_threads_that_find_a_void_lease_one_takes_over(tmp_path):
+    winners = 0
+    for turn in range(10):
+        folder = tmp_path / str(turn)
+        foreign(folder)
+        Lease(folder, expiry=0.1).holder()  # seen once
+        time.sleep(0.11)
+        inside, most, wins = [], [], []
+
+        def take(folder=folder, inside=inside, most=most, wins=wins):
+            try:
+                with Lease(folder, expiry=0.1):
+                    inside.append(1)
+                    most.append(len(inside))
+                    time.sleep(0.005)
+                    inside.pop()
+                    wins.append(1)
+            except LeaseHeld:
+                pass
+
+        threads = [threading.Thread(target=take) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert max(most, default=0) <= 1
+        winners += len(wins)
+    assert winners, "now and then all step back, but not always"
+
+
+def test_a_run_of_another_machine_that_is_silent_for_long_is_not_shown_as_running(tmp_path):
+    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    lease = tmp_path / "lease.0.json"
+    lease.write_text(json.dumps({"host": "node7", "pid": 12, "beats": 3}))
+    assert identity.state() == ("running", "process 12 on node7")
+    hours_ago = time.time() - 3 * 3600
+    os.utime(lease, (hours_ago, hours_ago))
+    assert identity.state() == ("planned", "process 12 on node7 began it and has shown no sign of life for 3.0 h")
+
+
+def test_what_a_process_of_a_run_says_when_it_fails_is_taken_once(tmp_path):
+    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    assert identity.take_failure() is None
+    identity.leave_failure(3, "failed", "connection closed")
+    identity.leave_failure(1, "oom", "no memory")
+    (tmp_path / "failure.2.json").write_text('{"status": "oo')
+    assert identity.take_failure() == ("oom", "process 1: no memory")
+    assert identity.take_failure() is None
+
+
+def test_states_of_a_run(tmp_path):
+    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    assert identity.state() == ("planned", "")
+    with Lease(tmp_path):
+        assert identity.state()[0] == "running"
+    (tmp_path / "record.json").write_text('{"key": "cut sh')
+    assert identity.state()[0] == "torn"
+    assert not identity.is_done, "a torn record is made again"
+    write_record(tmp_path, {**RECORD, "status": "oom", "reason": "too large"})
+    assert identity.state() == ("oom", "too large")
+    write_record(tmp_path, RECORD)
+    assert identity.state() == ("done", "")
+
+
+def test_of_a_hubs_folder_what_is_always_fetched_counts(tmp_path, monkeypatch):
+    """Another tokenizer beside the same weights is another key; a file that another program fetched there is not."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(sources, "_download", lambda *_: tmp_path)
+    model = compose_settings(["protocol=goft_icml24", "method=qgoft", "task=glue/mrpc"]).model
+    before = sources.find_model(model).files
+    (tmp_path / "chat_template.jinja").write_text("of another program")
+    assert sources.find_model(model).files == before
+    (tmp_path / "tokenizer.json").write_text("another one")
+    assert sources.find_model(model).files not in (before, None)

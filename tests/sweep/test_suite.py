@@ -1,0 +1,272 @@
+"""What `make glue` calls: planning, running what is left, the table, and mistakes in one line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from qgoft import records
+from qgoft.commands import suite
+from qgoft.config.compose import compose_settings
+from qgoft.errors import QgoftError
+from qgoft.lease import _is_zombie
+from qgoft.pocket.data import pocket_files
+from qgoft.report import rows as _tables
+from qgoft.sweep import plan as _plan
+from qgoft.train.run import run
+
+SHORT = ["train.max_steps=4", "train.evaluations=1"]
+
+
+def command(repository, tmp_path, *words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, str(repository / "scripts" / "suite.py"), *words, f"results.root={tmp_path}"]
+    return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env=environment)
+
+
+def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
+    run(compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT]))
+    done = command(repository, tmp_path, "glue", "--tasks", "rte,cola", "--jobs", "2", *SHORT)
+    assert "GLUE, protocol pocket: 2 runs planned, 1 done" in done.stdout
+    found = records.read_records(tmp_path / "runs")
+    assert {record["task"] for record in found} == {"rte", "cola"}
+    undefined = [record for record in found if record["status"] != "done"]
+    assert done.returncode == (1 if undefined else 0), done.stderr
+    assert "#Param" in done.stdout
+    assert "10,296" in done.stdout
+    assert "context only" in done.stdout
+    for suffix in ("md", "tex", "csv"):
+        assert (tmp_path / "tables" / f"table1.{suffix}").read_text()
+    again = command(repository, tmp_path, "glue", "--tasks", "rte", *SHORT)
+    assert "1 run planned, 1 done, nothing left to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_runs_of_several_processes_are_found_again(repository, tmp_path):
+    """The number of processes is part of the key, also where a run is planned."""
+    words = ("math", "--tasks", "gsm8k", "--nproc", "2", *SHORT, "task.options.new_tokens=2")
+    done = command(repository, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (record,) = records.read_records(tmp_path / "runs")
+    assert record["provenance"]["hardware"]["processes"] == 2
+    assert "1 run planned, 1 done, nothing left to do" in command(repository, tmp_path, *words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", ","], "no method is named; METHOD is a list such as qgoft,lora@r2"),
+        (["--method", "qgooft"], "unknown method 'qgooft'; allowed are"),
+        (["--tasks", "wnli"], "unknown task 'wnli' of suite glue; allowed are cola"),
+        (["--protocol", "paper"], "unknown protocol 'paper'"),
+        (["--seeds", "one"], "seed 'one': allowed are whole numbers"),
+        (["--model", "bert"], "unknown model 'bert'"),
+        (["--protocol", "psoft_iclr26", "--tasks", "mnli"], "did not run it"),
+        (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere does not exist; change DATA"),
+        (["train.batch_sise=3"], "do not compose"),
+        (["--nproc", "2", "--accelerate", "fsdp"], "unknown accelerate 'fsdp'; allowed are deepspeed_zero2, fsdp2; change ACCELERATE"),
+        (["--accelerate", "fsdp2"], "set NPROC to the number of GPUs"),
+        (["--nproc", "99", "--accelerate", "fsdp2"], "needs 99 GPUs"),
+        (["--nproc", "99", "--accelerate", "fsdp2", "--launcher", "submitit_local"], "needs 99 GPUs"),
+    ],
+)
+def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, message):
+    done = command(repository, tmp_path, "glue", *words)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("qgoft: ")
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("record.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=5"], "ARGS=seed=5: the plan sets seed; say SEEDS=... instead"),
+        (["+method=lora"], "say METHOD=... instead"),
+        (["protocol=small"], "say PROTOCOL=... instead"),
+        (["hydra.launcher.partition=gpu"], "set LAUNCHER=submitit_slurm"),
+        (["--jobs", "-1"], "JOBS=-1: at least 1 process is needed"),
+        (["--nproc", "0"], "NPROC=0: at least 1 process is needed"),
+    ],
+)
+def test_words_that_would_do_nothing_or_mislead_are_refused(words, message):
+    with pytest.raises(QgoftError, match=re.escape(message)):
+        suite.parse(["glue", *words])
+
+
+def test_the_plan_is_the_product_and_variants_are_words():
+    cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora@r2", "--tasks", "rte,glue/cola", "--seeds", "0,3"]))
+    assert len(cells) == 8
+    assert {(c.settings.method.name, c.settings.method.variant) for c in cells} == {("qgoft", "qgoft"), ("lora", "r2")}
+    assert {c.settings.seed for c in cells} == {0, 3}
+    assert {c.settings.task.name for c in cells} == {"rte", "cola"}
+
+
+def test_all_seeds_are_the_protocols():
+    cells = suite.plan(suite.parse(["glue", "--tasks", "rte", "--protocol", "goft_icml24", "--all-seeds"]))
+    assert [c.settings.seed for c in cells] == [0, 1, 2, 3, 4]
+
+
+def test_tasks_that_the_protocol_lacks_are_left_out_of_all():
+    cells = suite.plan(suite.parse(["glue", "--method", "psoft", "--protocol", "psoft_iclr26"]))
+    assert {c.settings.task.name for c in cells} == {"cola", "stsb", "mrpc", "rte", "sst2", "qnli"}
+
+
+def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
+    short = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
+    run(short)
+    found = records.read_records(tmp_path / "runs")
+    (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte"]))
+    assert _plan.Shelf(found).find(cell) is None, "a truncated run is not the protocol's"
+    (same,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
+    assert _plan.Shelf(found).find(same)["key"] == found[0]["key"]
+
+
+def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
+    """Two folders, one after the other, and a table of the first: settings alone do not distinguish their runs."""
+    found = []
+    for name, first in (("a", 0), ("b", 40)):
+        folder = tmp_path / name / "rte"
+        folder.mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            rows = Dataset.from_parquet(str(pocket_files("glue", "rte") / f"{split}.parquet"))
+            rows.select(range(first, first + 32)).to_parquet(folder / f"{split}.parquet")
+        words = ["task=glue/rte", f"results.root={tmp_path}", "data.source=hub", f"data.root={folder.parent}", *SHORT]
+        found.append(run(compose_settings(words)))
+    shelf = _plan.Shelf(records.read_records(tmp_path / "runs"))
+    for record, name in zip(found, ("a", "b"), strict=True):
+        words = ["glue", "--tasks", "rte", "--data", str(tmp_path / name), "data.source=hub", *SHORT]
+        (cell,) = _plan.name_origins(suite.plan(suite.parse(words)))
+        (row,) = _tables.collect_rows([cell], shelf)
+        assert [made["key"] for made in row.all()] == [record["key"]]
+        assert row.others == 1
+    (unnamed,) = suite.plan(suite.parse(["glue", "--tasks", "rte", "data.source=hub", *SHORT]))
+    (row,) = _tables.collect_rows([unnamed], shelf)
+    assert (len(row.all()), row.others) == (1, 1)
+
+
+def test_a_record_whose_settings_are_none_today_is_named_and_left_out(tmp_path, capsys):
+    settings = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
+    run(settings)
+    (made,) = records.read_records(tmp_path / "runs")
+    (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
+    made["settings"]["optim"]["floor"] = 1e-5  # of a linear schedule, which an earlier version let pass
+    assert _plan.Shelf([made]).find(cell) is None
+    said = capsys.readouterr().err
+    assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings are none today: optim.floor=" in said
+
+
+def test_status_and_fetch(repository, tmp_path):
+    done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "status")
+    assert "planned" in done.stdout
+    done = command(repository, tmp_path, "glue", "--tasks", "rte", "--action", "fetch")
+    assert "data pocket rte" in done.stdout
+    assert "model pocket" in done.stdout
+
+
+def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
+    """Two jobs of one process; the first diverges, the second is done, and the exit code is 1."""
+    words = [
+        "-m",
+        "task=glue/rte",
+        "method=qgoft",
+        "optim.lr=1.0e+18,0.01",
+        "optim.clip=null",
+        "selection=last",
+        *SHORT,
+        f"results.root={tmp_path}",
+    ]
+    line = [sys.executable, str(repository / "scripts" / "train.py"), *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
+
+
+def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
+    """SIGKILL to the parent: its workers notice, save their runs and end, before a run of thousands of steps has."""
+    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=100000", "train.evaluations=1", "results.checkpoint_seconds=1"]
+    sweep = subprocess.Popen([*words, *settings], stderr=subprocess.DEVNULL, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    began = time.monotonic()
+    while len(list(tmp_path.glob("runs/*/attempt-*/checkpoint/step-*.safetensors"))) < 2:
+        assert sweep.poll() is None
+        assert time.monotonic() - began < 120
+        time.sleep(0.05)
+    workers = [int(json.loads(path.read_text())["pid"]) for path in tmp_path.glob("runs/*/lease.*.json")]
+    assert len(workers) == 2
+    sweep.kill()
+    sweep.wait()
+    began = time.monotonic()
+    while any(Path(f"/proc/{pid}/stat").is_file() and not _is_zombie(pid) for pid in workers):
+        assert time.monotonic() - began < 40
+        time.sleep(0.1)
+    assert {record["status"] for record in records.read_records(tmp_path / "runs")} == {"interrupted"}
+
+
+def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
+    """SIGTERM to the sweep alone, as soon as one of its workers has a checkpoint and the other may still be starting: what runs is saved, nothing
+    is left running, and the same command goes on from there. So many steps that none is at its reporting by then."""
+    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.evaluations=1", "results.checkpoint_seconds=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    sweep = subprocess.Popen(
+        [*words, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment
+    )
+    began = time.monotonic()
+    while not list(tmp_path.glob("runs/*/attempt-*/checkpoint/step-*.safetensors")):
+        assert sweep.poll() is None, sweep.communicate()
+        assert time.monotonic() - began < 120
+        time.sleep(0.01)
+    sweep.terminate()
+    _, told = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143, told
+    assert "stopping; what runs is saved first" in told
+    assert not list(tmp_path.glob("runs/*/lease.*"))
+    left = {r["key"]: r for r in records.read_records(tmp_path / "runs")}
+    stopped = [r for r in left.values() if r["status"] == "interrupted" and "goes on from there" in r["reason"]]
+    assert stopped
+    again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
+    found = records.read_records(tmp_path / "runs")
+    assert len(found) == 2, again.stderr
+    assert all("resumed" in r["provenance"] for r in found if r["key"] in {s["key"] for s in stopped})
+    assert not list(tmp_path.glob("runs/*/checkpoint"))
+
+
+def test_a_suite_that_the_protocol_lacks_is_told(repository, tmp_path):
+    done = command(repository, tmp_path, "squad", "--protocol", "psoft_iclr26")
+    assert done.returncode == 2
+    assert done.stderr == "qgoft: protocol psoft_iclr26 has no task of suite squad: the paper did not run it; change PROTOCOL\n"
+
+
+def test_squad_runs_and_prints_its_table(repository, tmp_path):
+    done = command(repository, tmp_path, "squad", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "SQuAD v1.1, protocol pocket: 1 run planned, 0 done" in done.stdout
+    header = next(line for line in done.stdout.splitlines() if "#Param" in line)
+    assert header.split()[-2:] == ["EM", "F1"]
+    assert re.search(r"published qgoft +0\.33M +87\.10 +93\.20", done.stdout)
+    assert (tmp_path / "tables" / "table4.tex").is_file()
+
+
+def test_helpers_compose_and_draw_the_same(tmp_path, monkeypatch):
+    """Many settings are composed, and several tasks drawn, by processes of their own."""
+    from qgoft.pocket.data import is_generated, pocket_files, pocket_fingerprint
+
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "helpers"))
+    cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora", "--jobs", "2"]))
+    assert len(cells) >= _plan.MANY
+    assert [cell.settings for cell in cells] == [_plan.composed(cell.words[:-1]) for cell in cells]
+    few = [cell for cell in cells if cell.settings.task.name in ("cola", "rte")]
+    _plan.generate(few, 2)
+    drawn = {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte") if is_generated("glue", name)}
+    assert not is_generated("glue", "stsb")
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "here"))
+    assert drawn == {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte")}

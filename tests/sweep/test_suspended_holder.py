@@ -1,0 +1,168 @@
+"""A process that is suspended past its lease and resumes must not change the run that another process has finished meanwhile."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from qgoft import lease as ledger
+from qgoft.config.compose import compose_settings
+from qgoft.lease import Lease, LeaseHeld, LeaseLost
+from qgoft.pocket.data import pocket_files
+from qgoft.records import find_records, read_record
+from qgoft.run_id import identify
+from qgoft.train import progress as progress_module
+from qgoft.train import run as run_module
+from qgoft.train.run import run
+from tests.fault_injection.torture import write_rows
+
+LOST = 7
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    for split in ("train", "validation", "test"):
+        write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", folder / "stsb" / f"{split}.parquet")
+    return folder
+
+
+def settings(root, rows):
+    words = ["train.max_steps=6", "train.evaluations=2", "results.checkpoint_seconds=0"]
+    return compose_settings([f"results.root={root}", "task=glue/stsb", "data.source=hub", f"data.root={rows}", *words])
+
+
+def stop_here(function, *, calls=1, before=True):
+    """Wrap a function so that the process suspends itself at one of its calls."""
+    count = [0]
+
+    def wrapped(*arguments, **keywords):
+        count[0] += 1
+        if count[0] == calls and before:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        result = function(*arguments, **keywords)
+        if count[0] == calls and not before:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return result
+
+    return wrapped
+
+
+# When the process is suspended -> what is wrapped. publish() renames the files one by one, the record last.
+MOMENTS = {
+    "start": (run_module, "prepare", {}),
+    "first step": (progress_module.Tracker, "log", {"calls": 3}),
+    "last step": (progress_module.Tracker, "log", {"calls": 9}),
+    "adapter": (run_module, "save_adapter", {}),
+    "predictions": (run_module, "_write_predictions", {}),
+    "record": (Lease, "publish", {}),
+    "first rename": (Lease, "_rename", {"calls": 2}),
+    "last rename": (Lease, "_rename", {"calls": 4}),
+    "published": (Lease, "publish", {"before": False}),
+}
+
+
+def on_another_host(name):
+    def machine():
+        return {"host": name, "space": name}
+
+    return machine
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.match("lease.*")}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_suspended_holder_changes_nothing(tmp_path, rows, monkeypatch, moment):
+    monkeypatch.setattr(Lease.__init__, "__kwdefaults__", {"heartbeat": 0.05, "expiry": 0.4, "patience": 0.0})
+    s = settings(tmp_path, rows)
+    place, name, how = MOMENTS[moment]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            ledger.this_machine = on_another_host("one")
+            setattr(place, name, stop_here(getattr(place, name), **how))
+            code = 0 if run(s)["status"] == "done" else 2
+        except LeaseLost:
+            code = LOST
+        finally:
+            os._exit(code)
+    try:
+        _, state = os.waitpid(child, os.WUNTRACED)
+        assert os.WIFSTOPPED(state), "the process ended before the moment came"
+        monkeypatch.setattr(ledger, "this_machine", on_another_host("two"))
+        folder = identify(s).folder
+        record = run(s, patience=20)
+        assert record["status"] == "done"
+        before = snapshot(folder)
+        os.kill(child, signal.SIGCONT)
+        began = time.monotonic()
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            assert time.monotonic() - began < 60
+            time.sleep(0.01)
+        child = 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert os.WEXITSTATUS(ended[1]) == (0 if moment == "published" else LOST)
+    after = snapshot(folder)
+    assert {path: content for path, content in after.items() if not path.parts[0].startswith("attempt-")} == before
+    assert not find_records(tmp_path).problems
+    assert read_record(folder / "record.json")["finished"] == record["finished"]
+
+
+def test_both_alive_do_not_remove_each_others_files(tmp_path):
+    with Lease(tmp_path, heartbeat=3600) as old:
+        (old.workspace / "history.jsonl").write_text("one")
+        with pytest.raises(LeaseHeld), Lease(tmp_path, expiry=0.05):
+            pass
+        time.sleep(0.1)
+        with Lease(tmp_path, expiry=0.05) as new:
+            assert (new.workspace / "history.jsonl").read_text() == "one"
+            old.workspace.mkdir()  # as a library does that creates missing directories
+            (old.workspace / "history.jsonl").write_text("two")
+            for write in (old.check, old.adopt, old.publish):
+                with pytest.raises(LeaseLost):
+                    write()
+            old.__exit__(None, None, None)
+            new.publish()
+            assert (tmp_path / "history.jsonl").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir() if path != old.workspace] == ["history.jsonl"]
+
+
+def test_a_holder_that_is_suspended_after_publishing_leaves_the_next_attempt_alone(tmp_path, monkeypatch):
+    """The run was interrupted, so the next holder has moved the published files into its own workspace, and works there."""
+    with Lease(tmp_path, heartbeat=3600) as old:
+        (old.workspace / "history.jsonl").write_text("one")
+        (old.workspace / "checkpoint").mkdir()
+        new = Lease(tmp_path, expiry=0.05)
+        with pytest.raises(LeaseHeld):
+            new.__enter__()
+        rename = Lease._rename
+
+        def rename_and_sleep(self, source, target):
+            rename(self, source, target)
+            if self is old and target.name == "history.jsonl":  # the last of its files
+                time.sleep(0.1)
+                new.__enter__()
+                new.adopt()
+
+        monkeypatch.setattr(Lease, "_rename", rename_and_sleep)
+        old.publish(leave=("checkpoint",))
+        with pytest.raises(LeaseLost):
+            old.check()
+        assert (new.workspace / "history.jsonl").read_text() == "one"
+        new.check()
+        new.__exit__(None, None, None)
+
+
+def test_a_lease_on_a_full_disk_leaves_no_empty_file(tmp_path, monkeypatch):
+    """An empty one would look like that of a process elsewhere, for two minutes."""
+    monkeypatch.setattr(Lease, "_content", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"), Lease(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,84 @@
+"""Pinned public files: from a directory, from the cache, or fetched and checked, over the loopback interface."""
+
+import dataclasses
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from qgoft.errors import QgoftError
+from qgoft.tasks import pinned_files as pinned
+from qgoft.tasks.pinned_files import PINNED, pinned_file
+
+CONTENT = b'{"prompt_input": "..."}'
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A server whose answers are a list of statuses; 200 sends the content. The pinned file is expected there."""
+    script, asked = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status = script.pop(0) if script else 200
+            self.send_response(200 if status == "other" else status)
+            self.end_headers()
+            if status in (200, "other"):
+                self.wfile.write(CONTENT if status == 200 else b"something else")
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pinned, "PAUSE", 0.0)
+    here = dataclasses.replace(
+        PINNED["alpaca_template"], url=f"http://127.0.0.1:{server.server_port}/alpaca.json", sha256=hashlib.sha256(CONTENT).hexdigest()
+    )
+    monkeypatch.setitem(PINNED, "alpaca_template", here)
+    yield script, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetched_once(source):
+    _, asked = source
+    path = pinned_file("alpaca_template", None)
+    assert path.read_bytes() == CONTENT
+    assert pinned_file("alpaca_template", None) == path
+    assert len(asked) == 1
+    path.write_bytes(b"damaged")
+    assert pinned_file("alpaca_template", None).read_bytes() == CONTENT
+    assert len(asked) == 2
+
+
+def test_a_busy_source_is_asked_again(source):
+    script, asked = source
+    script += [503, 429]
+    assert pinned_file("alpaca_template", None).read_bytes() == CONTENT
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(("answers", "message"), [(["other"], "checksum"), ([404], "404"), ([500] * 4, "500")])
+def test_what_cannot_be_had(source, answers, message):
+    source[0].extend(answers)
+    with pytest.raises(QgoftError, match=message) as caught:
+        pinned_file("alpaca_template", None)
+    assert "prompts/alpaca.json" in str(caught.value)
+
+
+def test_a_directory_needs_no_network(source, tmp_path):
+    folder = tmp_path / "root" / "prompts"
+    folder.mkdir(parents=True)
+    (folder / "alpaca.json").write_bytes(b"own")
+    assert pinned_file("alpaca_template", str(tmp_path / "root")).read_bytes() == b"own"
+    assert source[1] == []
+
+
+def test_the_real_files_have_the_pinned_checksums(shared):
+    for name in ("vicuna_questions", "vicuna_references", "judge_prompts"):
+        path = pinned_file(name, str(shared / "data"))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == PINNED[name].sha256

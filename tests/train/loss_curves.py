@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""The first losses of every training of the embedded benchmark, as they are kept in tests/train/loss_curves.json: a guard against numbers that change in silence.
+
+    python -m tests.train.loss_curves            compare
+    python -m tests.train.loss_curves --write    keep them anew; say so in CHANGELOG.md, with the checksum that is printed
+
+A curve holds a task's generated rows, their order, the tokens, the drawn head, the embedded weights, the operator, the optimiser and the schedule.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from qgoft.cli import Parser, leave
+from qgoft.config.compose import choices, compose_settings
+
+FILE = Path(__file__).resolve().parent / "loss_curves.json"
+STEPS = 6
+# Relative. With other instructions of the same processor (AVX2 for AVX-512) and two threads the losses of six steps differ by 5e-7; a thousandth
+# of the learning rate more moves them by nine times the tolerance.
+TOLERANCE = 1e-5
+# Tasks of decoders share a training.
+ONE_OF_SUITE = {"instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
+# One method more on one task: the rotations alone, and the other family.
+MORE = [("glue/rte", "goft"), ("glue/rte", "lora"), ("glue/rte", "psoft"), ("glue/rte", "full")]
+
+
+def curves() -> list[tuple[str, str]]:
+    """(task, method) of every curve."""
+    suites = [task.split("/") for task in choices("task")]
+    return [*((f"{suite}/{name}", "qgoft") for suite, name in suites if ONE_OF_SUITE.get(suite, name) == name), *MORE]
+
+
+def measure(task: str, method: str, *words: str) -> list[float]:
+    """Losses of the first steps, in nats, of the protocol's own training, or of one with other settings."""
+    from qgoft.run_id import identify
+    from qgoft.train.loop import fit
+    from qgoft.train.run import prepare, train_loader
+
+    own = [f"task={task}", f"method={method}", "protocol=pocket", "seed=0", f"train.max_steps={STEPS}", "optim.warmup=2"]
+    settings = compose_settings([*own, *words])
+    prepared = prepare(settings, identify(settings))
+    losses: list[float] = []
+    fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, None, lambda line: losses.append(line["loss"]))
+    return losses
+
+
+def checksum() -> str:
+    """Of the file, as CHANGELOG.md names it."""
+    return hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    from qgoft.train.quiet import quiet_libraries
+
+    quiet_libraries()
+    kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    found, worst = {}, 0.0
+    for task, method in curves():
+        name = f"{task} {method}"
+        found[name] = measure(task, method)
+        apart = max((abs(new - old) / abs(old) for new, old in zip(found[name], kept.get(name, []), strict=False)), default=float("nan"))
+        worst = max(worst, apart)
+        print(f"{name:36}{' '.join(f'{loss:.4f}' for loss in found[name])}   differs by {apart:.1e}", flush=True)
+    if arguments.write:
+        lines = ",\n".join(f'  "{name}": [{", ".join(f"{loss:.7g}" for loss in losses)}]' for name, losses in found.items())
+        FILE.write_text(f"{{\n{lines}\n}}\n")
+        print(f"kept; CHANGELOG.md must have a line with: loss curves {checksum()}")
+        return 0
+    if not worst <= TOLERANCE:
+        print(f"qgoft: a loss differs by {worst:.1e} of itself, more than {TOLERANCE:g}", file=sys.stderr)
+    return 0 if worst <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    leave(main)

@@ -1,0 +1,118 @@
+"""A model divided among processes: FSDP2 gives the run that whole copies give; what cannot be divided is refused in words.
+
+accelerate looks for FSDP on GPUs alone, so the workers tell its state; sharding, collectives and everything of ours are the real ones, on
+gloo. DeepSpeed is not installed here: what we tell it is tested, and that it then trains alike is in docs/LOG.md.
+"""
+
+import gzip
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+
+from qgoft.config.compose import CONFIGS, compose_settings
+from qgoft.errors import QgoftError
+from qgoft.train import run as run_module
+from qgoft.train.distributed import check_sharding
+from tests._processes import join_run, run_in_two
+
+WORDS = ["task=math/gsm8k", "train.max_steps=4", "train.evaluations=2", "train.accumulation=2", "task.options.new_tokens=4"]
+
+
+def divide(accelerator):
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, reshard_after_forward=True
+    )
+    assert accelerator.is_fsdp2
+    return accelerator
+
+
+def worker(rank, port, root, method):
+    join_run(rank, port)
+    build = run_module.build_accelerator
+    for is_divided in (False, True):
+        if is_divided:
+            run_module.build_accelerator = lambda settings: divide(build(settings))
+        run_module.run(compose_settings([f"results.root={root / str(is_divided)}", f"method={method}", *WORDS]))
+        torch.distributed.barrier()
+    os._exit(0)  # without destructors, see test_parallel_and_compiled.py
+
+
+def found(root):
+    (folder,) = (root / "runs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    with gzip.open(folder / "predictions.jsonl.gz") as lines:
+        predictions = [json.loads(line) for line in lines]
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    (weights,) = (folder / "adapter").glob("*.safetensors")
+    return record, predictions, history, load_file(weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["qgoft", "full"])
+def test_divided_weights_train_like_whole_ones(method, tmp_path):
+    """Also after an evaluation in the middle, for which the weights come together and are divided again."""
+    run_in_two(worker, tmp_path, method)
+    whole, divided = found(tmp_path / "False"), found(tmp_path / "True")
+    assert divided[0]["status"] == "done"
+    assert divided[0]["key"] == whole[0]["key"]
+    assert divided[0]["metrics"] == whole[0]["metrics"]
+    assert divided[1] == whole[1]
+    for ours, theirs in zip(divided[2], whole[2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    assert divided[3].keys() == whole[3].keys()
+    for name, tensor in divided[3].items():
+        torch.testing.assert_close(tensor, whole[3][name], rtol=1e-3, atol=1e-4)
+
+
+def fake_accelerator(**state):
+    return SimpleNamespace(device=torch.device("cuda"), is_fsdp2=False, **state)
+
+
+def deepspeed(stage):
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}, "gradient_clipping": "auto"})
+    return fake_accelerator(distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin))
+
+
+def test_deepspeed_is_told_the_settings_of_the_run():
+    accelerator = deepspeed(2)
+    check_sharding(accelerator, compose_settings(["train.accumulation=4", "optim.clip=0.5"]), per_process=8)
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    assert config["gradient_clipping"] == 0.5
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["train_micro_batch_size_per_gpu"] == 8
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "message"),
+    [(deepspeed(3), "stage 3 divides the weights"), (fake_accelerator(distributed_type=DistributedType.FSDP), "fsdp_version: 2")],
+)
+def test_what_cannot_work_is_refused(accelerator, message):
+    with pytest.raises(QgoftError, match=message):
+        check_sharding(accelerator, compose_settings([]), per_process=8)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_dividing_without_a_gpu_is_refused(name, monkeypatch):
+    """accelerate would ignore it."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(QgoftError, match="this machine has none"):
+        check_sharding(SimpleNamespace(device=torch.device("cpu")), compose_settings([]), per_process=8)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_files_are_those_of_accelerate(path):
+    config = load_config_from_file(str(path))
+    if path.stem == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2
+        names = ("auto_wrap_policy", "reshard_after_forward", "cpu_ram_efficient_loading", "state_dict_type", "activation_checkpointing")
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **{name: config.fsdp_config[f"fsdp_{name}"] for name in names})
+        assert not plugin.cpu_ram_efficient_loading
+    else:
+        assert config.deepspeed_config["zero_stage"] == 2
