@@ -147,7 +147,7 @@ check: $(READY) ## style, types and the fast tests, in two minutes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q -m "not slow"
 
 smoke: $(READY) ## a tiny run through to a table cell, in a minute
-	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.evaluations=1 results.root=results/smoke
+	@$(PY) scripts/suite.py glue --tasks cola --protocol pocket train.max_steps=4 train.num_evals=1 results.root=results/smoke
 
 bench: $(READY) ## time and memory against LoRA, every rival in one run, half an hour (BENCH=paper: the papers' shapes, on a GPU)
 	@$(PY) scripts/bench.py --set '$(BENCH)' $(ARGS)

@@ -4,13 +4,13 @@ import pkgutil
 import sys
 
 from qgoft import commands
-from qgoft.cli import leave, run_command
-from qgoft.errors import choose
+from qgoft.cli import run_cli, run_command
+from qgoft.errors import check_choice
 
 if __name__ == "__main__":
     name, sys.argv[1:] = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else "", sys.argv[2:]
     known = [module.name for module in pkgutil.iter_modules(commands.__path__)]
     if name not in known:
-        leave(lambda: int(bool(choose("command", name, known, "python -m qgoft COMMAND"))))
+        run_cli(lambda: int(bool(check_choice("command", name, known, "python -m qgoft COMMAND"))))
     sys.argv[0] = f"-m qgoft {name}"
     run_command(name)

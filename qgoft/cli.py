@@ -26,7 +26,7 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + int(getattr(stop, "number", 2))
 
 
-def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoReturn:
+def run_cli(command: Callable[[], int], *, interrupted: str | None = None) -> NoReturn:
     """Run a command and exit with its code, or with 2 after a mistake in the input.
 
     Args:
@@ -54,4 +54,4 @@ def leave(command: Callable[[], int], *, interrupted: str | None = None) -> NoRe
 def run_command(name: str) -> NoReturn:
     """Run one of `qgoft.commands` with the words of the command line, and exit with its code."""
     command = importlib.import_module(f"qgoft.commands.{name}")
-    leave(lambda: command.main(sys.argv[1:]), interrupted=getattr(command, "INTERRUPTED", None))
+    run_cli(lambda: command.main(sys.argv[1:]), interrupted=getattr(command, "INTERRUPTED", None))

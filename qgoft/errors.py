@@ -30,7 +30,7 @@ class Diverged(ArithmeticError):
     """A loss, a gradient or a prediction is no longer finite."""
 
 
-def one_line(error: BaseException) -> str:
+def format_exception(error: BaseException) -> str:
     """Kind and text of an error of somebody else's."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
@@ -41,7 +41,7 @@ def hint(value: str, known: Iterable[str]) -> str:
     return f"; did you mean {next(name for name in known if name.lower() == near[0])}?" if near else ""
 
 
-def choose(kind: str, value: str, allowed: list[str], advice: str) -> None:
+def check_choice(kind: str, value: str, allowed: list[str], advice: str) -> None:
     """Refuse a value that is not among the allowed ones.
 
     Raises:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 # Seconds between two signs of life of a running process, and after how many without one its lease is void.
-HEARTBEAT, EXPIRY = 15.0, 120.0
+HEARTBEAT_INTERVAL, LEASE_DURATION = 15.0, 120.0
 LEASES = "lease.*.json"
 ATTEMPTS, OWNER = "attempt-*", "owner"
 # Logs of wandb and TensorBoard are written past the record, and no number comes from them.
@@ -31,8 +31,8 @@ class LeaseLost(Exception):
 class Lease:
     """The right to work on a run's folder, as a context manager. It works on any file system that creates files exclusively, NFS too.
 
-    A lease is a file `lease.<n>.json` that its holder rewrites every `heartbeat` seconds with a counter. Whoever finds one that has not
-    changed for `expiry` seconds of his own clock (so that no clock needs to be right, or to agree with another) takes over by creating
+    A lease is a file `lease.<n>.json` that its holder rewrites every `heartbeat_interval` seconds with a counter. Whoever finds one that has not
+    changed for `lease_duration` seconds of his own clock (so that no clock needs to be right, or to agree with another) takes over by creating
     n + 1; a process of this machine that is dead is seen at once. Of two that want n + 1, the file system lets one create it.
 
     A holder that was suspended past the expiry cannot do harm when it resumes. Everything it writes goes to `workspace`, a directory named by
@@ -50,8 +50,20 @@ class Lease:
     # When each lease file was first seen as it is: (path, content) -> own clock. Kept for the process, so that asking again counts on.
     _seen: dict[Path, tuple[str, float]] = {}  # noqa: RUF012 - shared on purpose
 
-    def __init__(self, folder: Path, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY, patience: float = 0.0):
-        self.folder, self.heartbeat, self.expiry, self.patience = folder, heartbeat, expiry, patience
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        heartbeat_interval: float = HEARTBEAT_INTERVAL,
+        lease_duration: float = LEASE_DURATION,
+        acquire_timeout: float = 0.0,
+    ):
+        self.folder, self.heartbeat_interval, self.lease_duration, self.acquire_timeout = (
+            folder,
+            heartbeat_interval,
+            lease_duration,
+            acquire_timeout,
+        )
         self.token = uuid.uuid4().hex
         self.path: Path | None = None
         self.beats = 0
@@ -60,18 +72,18 @@ class Lease:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def holder(self) -> str | None:
+    def owner(self) -> str | None:
         """Who holds it now, in words; None where it is free or void."""
         files = self._files()
         if not files:
             return None
         text = read_text(files[-1])
-        if text is None or self._is_void(files[-1], text):
+        if text is None or self._is_expired(files[-1], text):
             return None
         content = parse(text)
         return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
 
-    def silence(self) -> float:
+    def seconds_since_heartbeat(self) -> float:
         """Seconds since the last sign of life, by this machine's clock and the file system's; 0 without a lease."""
         with suppress(OSError, IndexError):
             return time.time() - self._files()[-1].stat().st_mtime
@@ -87,18 +99,18 @@ class Lease:
                 text = read_text(files[-1]) if files else None
                 if text is not None and (_is_here(parse(text)) or text != (first or text)):
                     raise
-                if time.monotonic() - began >= self.patience:
+                if time.monotonic() - began >= self.acquire_timeout:
                     raise
                 first = first or text
-            time.sleep(min(1.0, self.heartbeat))
+            time.sleep(min(1.0, self.heartbeat_interval))
 
     def _take(self) -> "Lease":
         self.folder.mkdir(parents=True, exist_ok=True)
         files = self._files()
         before = files[-1] if files else None
         text = None if before is None else read_text(before)
-        if before is not None and text is not None and not self._is_void(before, text):
-            raise LeaseHeld(self.holder() or "another process")
+        if before is not None and text is not None and not self._is_expired(before, text):
+            raise LeaseHeld(self.owner() or "another process")
         number = 0 if before is None else _number(before) + 1
         mine = self.folder / f"lease.{number}.json"
         try:
@@ -154,7 +166,7 @@ class Lease:
     def _is_fenced(self) -> bool:
         return not (self.workspace / OWNER).is_file()
 
-    def check(self) -> None:
+    def assert_held(self) -> None:
         """Assert that this process still holds the lease. Call it before each write that others read.
 
         Raises:
@@ -177,7 +189,7 @@ class Lease:
         Raises:
             LeaseLost: another process holds the run now.
         """
-        self.check()
+        self.assert_held()
         for path in self.folder.iterdir():
             if path.match("lease.*") or path.match(ATTEMPTS) or path.name in NOT_ADOPTED:
                 continue
@@ -192,7 +204,7 @@ class Lease:
         Raises:
             LeaseLost: another process holds the run now; its files are not touched.
         """
-        self.check()
+        self.assert_held()
         try:
             paths = sorted(self.workspace.iterdir(), key=lambda path: (path.name == last, path.name))
         except FileNotFoundError:
@@ -210,10 +222,10 @@ class Lease:
             raise self._lost() from None
 
     def _beat(self) -> None:
-        while not self._stop.wait(self.heartbeat) and self.show_life():
+        while not self._stop.wait(self.heartbeat_interval) and self.heartbeat():
             pass
 
-    def show_life(self) -> bool:
+    def heartbeat(self) -> bool:
         """Rewrite the lease, unless it is lost; whether it is held."""
         # A full or vanished disk, the run itself will tell of; after one bad moment of it the signs go on.
         with suppress(OSError):
@@ -236,7 +248,7 @@ class Lease:
         found = [path for path in self.folder.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
         return sorted(found, key=_number)
 
-    def _is_void(self, path: Path, text: str) -> bool:
+    def _is_expired(self, path: Path, text: str) -> bool:
         content = parse(text)
         if _is_here(content) and not _is_alive(content["pid"]):
             return True
@@ -244,7 +256,7 @@ class Lease:
         if known is None or known[0] != text:
             self._seen[path] = (text, time.monotonic())
             return False
-        return time.monotonic() - known[1] > self.expiry
+        return time.monotonic() - known[1] > self.lease_duration
 
 
 def _number(path: Path) -> int:

@@ -17,16 +17,16 @@ from qgoft.config.settings import RunSettings, results_folder, settings_from_rec
 from qgoft.errors import QgoftError
 from qgoft.lease import ATTEMPTS, Lease, parse, read_text
 from qgoft.records import RecordError, compute_key, read_record, write_atomically
-from qgoft.tasks.sources import DataFiles, ModelFiles, find_data, find_model, split_names
+from qgoft.tasks.sources import DataFiles, ModelFiles, resolve_data, resolve_model, split_names
 
 # After how many seconds by the clock a run of another machine is shown as dead. For showing alone: clocks of machines differ.
-SILENT = 1800.0
+STALE_AFTER = 1800.0
 FAILURES = "failure.*.json"
 CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunId:
     """A run tied to the very rows and weights it will use."""
 
     key: str
@@ -57,7 +57,7 @@ class Identity:
             return False
         return record is not None and record["status"] == "done"
 
-    def clear(self) -> None:
+    def delete_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run, which a kill right after its record leaves."""
         for path in (self.folder / CHECKPOINT, *self.folder.glob(ATTEMPTS)):
             shutil.rmtree(path, ignore_errors=True)
@@ -67,11 +67,11 @@ class Identity:
         places = (self.folder / CHECKPOINT, *self.folder.glob(f"{ATTEMPTS}/{CHECKPOINT}"))
         return sorted((path for place in places for path in checkpoint_files(place)), key=checkpoint_step)
 
-    def leave_failure(self, rank: int, status: str, reason: str) -> None:
+    def write_rank_failure(self, rank: int, status: str, reason: str) -> None:
         """A process of the run, not the one that writes the record, says what went wrong in it."""
         write_atomically(self.folder / f"failure.{rank}.json", json.dumps({"status": status, "reason": f"process {rank}: {reason}"}))
 
-    def take_failure(self) -> tuple[str, str] | None:
+    def pop_rank_failure(self) -> tuple[str, str] | None:
         """(status, reason) that a process of the run left; it is removed."""
         found = None
         for path in sorted([*self.folder.glob(FAILURES), *self.folder.glob(f"{ATTEMPTS}/{FAILURES}")], reverse=True):
@@ -90,18 +90,18 @@ class Identity:
         if record is not None and record["status"] == "done":
             return "done", ""
         lease = Lease(self.folder)
-        holder, silent = lease.holder(), lease.silence()
-        if holder is not None and silent < SILENT:
-            return "running", holder
+        owner, stale_seconds = lease.owner(), lease.seconds_since_heartbeat()
+        if owner is not None and stale_seconds < STALE_AFTER:
+            return "running", owner
         if record is not None:
             return record["status"], record["reason"] or ""
         files = self.checkpoints()
         words = [f"goes on after step {checkpoint_step(files[-1])}"] if files else []
-        words += [f"{holder} began it and has shown no sign of life for {silent / 3600:.1f} h"] if holder is not None else []
+        words += [f"{owner} began it and has shown no sign of life for {stale_seconds / 3600:.1f} h"] if owner is not None else []
         return "planned", "; ".join(words)
 
 
-def identify(settings: RunSettings, *, processes: int | None = None) -> Identity:
+def identify(settings: RunSettings, *, processes: int | None = None) -> RunId:
     """Locate data and weights (downloading or generating them once) and compute the key.
 
     Args:
@@ -110,14 +110,14 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> Identity
     Raises:
         QgoftError: data or weights cannot be had.
     """
-    data = find_data(settings.task, settings.data, split_names(settings.task, settings.splits))
-    model = find_model(settings.model)
+    data = resolve_data(settings.task, settings.data, split_names(settings.task, settings.eval_scheme))
+    model = resolve_model(settings.model)
     size = world_size() if processes is None else processes
     key = _key(settings, size, data, model)
-    return Identity(key, results_folder(settings) / key, data, model)
+    return RunId(key, results_folder(settings) / key, data, model)
 
 
-def rekey(known: Identity, settings: RunSettings, *, processes: int) -> Identity:
+def rekey(known: RunId, settings: RunSettings, *, processes: int) -> RunId:
     """The identity of other settings on the same rows and weights."""
     key = _key(settings, processes, known.data, known.model)
     return dataclasses.replace(known, key=key, folder=known.folder.parent / key)

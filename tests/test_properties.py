@@ -147,7 +147,7 @@ def test_a_list_file_is_read_or_refused(tmp_path_factory, content):
     (folder / "train800.txt").write_bytes(content)
     found, reason = outcome(QgoftError, read_list, folder / "train800.txt")
     assert "\n" not in reason
-    assert reason or all(picture.is_relative_to(folder.resolve()) for picture, _ in found or [])
+    assert reason or all(image.is_relative_to(folder.resolve()) for image, _ in found or [])
 
 
 @given(
@@ -263,7 +263,7 @@ MOVES = st.lists(
 @example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 100), ("live", 0, 0), ("wait", 0, 100), ("take", 1, 0)])
 def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
     """Three machines, whatever they do in whatever order; who dies leaves his file, and nobody knows more than the files show."""
-    folder, now, hidden = tmp_path_factory.mktemp("run"), [0.0], {"heartbeat": 1e6, "expiry": 120.0}
+    folder, now, hidden = tmp_path_factory.mktemp("run"), [0.0], {"heartbeat_interval": 1e6, "lease_duration": 120.0}
     views = [type("View", (Lease,), {"_seen": {}}) for _ in range(3)]
     held, last_life = {}, {}
     clock = SimpleNamespace(monotonic=lambda: now[0])
@@ -272,7 +272,7 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
             if move == "wait":
                 now[0] += seconds
             elif move == "ask":
-                views[number](folder, **hidden).holder()
+                views[number](folder, **hidden).owner()
             elif move == "take" and number not in held:
                 lease, others = views[number](folder, **hidden), [other for other in held if still_holds(held[other])]
                 try:
@@ -280,10 +280,10 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
                 except LeaseHeld:
                     continue
                 # Whoever held it until now had shown no sign of life for long.
-                assert all(now[0] - last_life[other] > hidden["expiry"] for other in others), moves
+                assert all(now[0] - last_life[other] > hidden["lease_duration"] for other in others), moves
                 held[number], last_life[number] = lease, now[0]
             elif number in held and move == "live":
-                if held[number].show_life():
+                if held[number].heartbeat():
                     last_life[number] = now[0]
             elif number in held and move == "leave":
                 held.pop(number).__exit__(None, None, None)
@@ -295,7 +295,7 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
             lease.__exit__(None, None, None)
         # Whatever was left behind does not bar the way for ever.
         for _ in range(2):
-            views[0](folder, **hidden).holder()
+            views[0](folder, **hidden).owner()
             now[0] += 130
         with views[0](folder, **hidden):
             pass
@@ -303,7 +303,7 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
 
 def still_holds(lease):
     try:
-        lease.check()
+        lease.assert_held()
     except LeaseLost:
         return False
     return True

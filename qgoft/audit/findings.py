@@ -42,7 +42,7 @@ def build_findings(findings: Sequence[Finding], checked: dict[str, int]) -> list
         table = Table(name, title, columns)
         for finding in (f for f in findings if f.is_explained == is_explained):
             if tables_break(table, finding):
-                table.rules.append(len(table.rows))
+                table.rules_before.append(len(table.rows))
             table.rows.append([finding.where, finding.printed, finding.follows, finding.sure, f"make audit ARGS=--only={finding.check}"])
         tables.append(table)
     tables[0].notes = ["checked: " + ", ".join(f"{number} {name}" for name, number in checked.items())]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qgoft.ops.givens import identity_blocks, rotation_blocks
-from qgoft.ops.givens.index_cache import keep_table
+from qgoft.ops.givens.index_cache import cached_index
 
 
-@keep_table
+@cached_index
 def sparse_levels(d: int, device: torch.device) -> list[tuple[slice, Tensor, Tensor]]:
     """Per level: its blocks, the [2, entries] positions of its sparse d x d matrix, and the order that sorts the entries by row."""
     found, first, stride = [], 0, 1
@@ -47,7 +47,7 @@ def mix_sparse(x: Tensor, blocks: Tensor, *, layout: torch.layout = torch.sparse
     return y.T.reshape(x.shape)
 
 
-@keep_table
+@cached_index
 def _released_places(d: int, device: torch.device) -> list[tuple[slice, Tensor, Tensor]]:
     found, first, stride = [], 0, 1
     while stride < d:
@@ -75,11 +75,11 @@ def mix_neighbours_by_level(x: Tensor, blocks: Tensor) -> Tensor:
 class MixedLinear(nn.Module):
     """A frozen layer behind one of the two, as an adapter that starts at the identity: 4(d-1) trained entries, or d-1 angles."""
 
-    def __init__(self, base: nn.Linear, mix: Callable[[Tensor, Tensor], Tensor], *, is_free: bool = True):
+    def __init__(self, base: nn.Linear, mix: Callable[[Tensor, Tensor], Tensor], *, has_free_blocks: bool = True):
         super().__init__()
-        self.base, self.mix, self.is_free = base, mix, is_free
+        self.base, self.mix, self.has_free_blocks = base, mix, has_free_blocks
         count, device = base.in_features - 1, base.weight.device
-        self.entries = nn.Parameter(identity_blocks(count, device=device) if is_free else torch.zeros(count, device=device))
+        self.entries = nn.Parameter(identity_blocks(count, device=device) if has_free_blocks else torch.zeros(count, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(self.mix(x, self.entries if self.is_free else rotation_blocks(self.entries)))
+        return self.base(self.mix(x, self.entries if self.has_free_blocks else rotation_blocks(self.entries)))

@@ -34,7 +34,7 @@ class Rival:
     name: str
     method: tuple[str, str] | None = None
     mix: Callable[[Tensor, Tensor], Tensor] | None = None
-    is_free: bool = True
+    has_free_blocks: bool = True
     divide: int = 1
     in_models: bool = False
     is_printed: bool = False
@@ -54,7 +54,7 @@ RIVALS = [
     Rival("qgoft", ("qgoft", "qgoft"), in_models=True),
     Rival("qgoft, sparse products", mix=mix_sparse),
     Rival("qgoft_v2 as released", mix=mix_neighbours_by_level, divide=4),
-    Rival("goft_v2 as released", mix=mix_neighbours_by_level, is_free=False, divide=4, is_printed=True),
+    Rival("goft_v2 as released", mix=mix_neighbours_by_level, has_free_blocks=False, divide=4, is_printed=True),
     Rival("adalora r=8", ("adalora", "r8"), is_printed=True),
     Rival("boft b=4 m=4", ("boft", "b4m4"), is_printed=True),
     Rival("boft b=2 m=2", ("boft", "b2m2"), is_printed=True),
@@ -79,7 +79,7 @@ def put_on(rival: Rival, base: nn.Module, shape: Shape) -> nn.Module:
         for name in targets:
             parent, _, child = name.rpartition(".")
             owner = module.get_submodule(parent)
-            setattr(owner, child, MixedLinear(getattr(owner, child), rival.mix, is_free=rival.is_free))
+            setattr(owner, child, MixedLinear(getattr(owner, child), rival.mix, has_free_blocks=rival.has_free_blocks))
     # Heads are trained by every rival; copies, since the weights are shared.
     for name in shape.head:
         setattr(module, name, copy.deepcopy(getattr(module, name)).requires_grad_(True))
@@ -90,8 +90,8 @@ def put_on(rival: Rival, base: nn.Module, shape: Shape) -> nn.Module:
 def _wrap(method: tuple[str, str], module: nn.Module, shape: Shape, targets: dict[str, tuple[int, int]]) -> nn.Module:
     entry = REGISTRY[method[0]]
     assert entry.config is not None
-    if entry.prepare:
-        entry.prepare()
+    if entry.setup:
+        entry.setup()
     config = entry.config(parse_variant(entry, method[1]), Context(list(targets.values()), 1000, {}))
     config.target_modules = set(targets)
     config.modules_to_save = list(shape.head) or None

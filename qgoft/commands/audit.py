@@ -16,7 +16,7 @@ from qgoft.audit import Finding
 from qgoft.audit.counts import PrintedCount, Reading
 from qgoft.cli import Parser
 from qgoft.config.compose import CONFIGS, REPOSITORY
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 
 CHECKS = ("averages", "counts", "granularity", "wins", "sizes", "operator")
 # What the text of a paper states where its table counts something else.
@@ -54,7 +54,7 @@ def printed_counts() -> list[PrintedCount]:
         total = sum(p.numel() for p in model.parameters())
 
         def read(method: str, variant: str, layers: str, model=model, spec=spec) -> Reading | None:
-            layers = counts.own_targets(method, layers) if REGISTRY[method].count else "-"
+            layers = counts.own_targets(method, layers) if REGISTRY[method].num_params else "-"
             try:
                 number = counts.count(model, spec, REGISTRY[method], variant, layers)
             except (ValueError, KeyError):
@@ -71,7 +71,7 @@ def printed_counts() -> list[PrintedCount]:
                     read(m, variant, t)
                     for m in dict.fromkeys((method, STATED_METHODS.get(method, method)))
                     for t in TARGETS
-                    if t in spec["targets"]
+                    if t in spec["target_sets"]
                 ]
                 if stated is not None:
                     others = [reading for reading in tried if reading is not None and reading != stated]
@@ -120,7 +120,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--write", type=Path, help="results/published/audit.json, after a change of the transcribed figures or of a check")
     arguments = parser.parse_args(words)
     if arguments.only:
-        choose("check", arguments.only, list(CHECKS), "change --only")
+        check_choice("check", arguments.only, list(CHECKS), "change --only")
         if arguments.write:
             raise QgoftError("--write keeps the whole audit; leave out --only")
     findings, checked = run(arguments.only)

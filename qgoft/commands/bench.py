@@ -33,8 +33,8 @@ from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, me
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.cli import Parser
 from qgoft.config.compose import REPOSITORY
-from qgoft.errors import choose, one_line
-from qgoft.ops.givens.dispatch import triton_works
+from qgoft.errors import check_choice, format_exception
+from qgoft.ops.givens.dispatch import triton_available
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.report.table import terminal_width
@@ -107,7 +107,7 @@ def triton_state(device: str) -> str:
     """What the record says about the GPU kernels: on a machine without a GPU they have been no more than interpreted, by the tests."""
     if device != "cuda":
         return "has not run on a device: there is no GPU here"
-    return "used" if triton_works() else "does not work on this device; matrix products were used"
+    return "used" if triton_available() else "does not work on this device; matrix products were used"
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -203,7 +203,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             try:
                 groups.append(time_in_rounds(*words) if is_model else in_own_process(time_group, *words))
             except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-                reason = KILLED if isinstance(error, BrokenProcessPool) else one_line(error)
+                reason = KILLED if isinstance(error, BrokenProcessPool) else format_exception(error)
                 record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": reason})
         # A part of the batch is compared with nothing else: without the whole batch there is no line.
         if groups and groups[0][0]["batch"] == shape.batch:
@@ -244,11 +244,11 @@ def main(words: list[str]) -> int:
     if arguments.show:
         show(json.loads(arguments.show.read_text()), arguments.out)
         return 0
-    choose("set of shapes", arguments.set, list(SETS), "set BENCH")
+    check_choice("set of shapes", arguments.set, list(SETS), "set BENCH")
     for part in arguments.parts:
-        choose("part", part, PARTS, "set --parts")
+        check_choice("part", part, PARTS, "set --parts")
     for name in arguments.rivals or []:
-        choose("rival", name, [rival.name for rival in RIVALS], "set --rivals")
+        check_choice("rival", name, [rival.name for rival in RIVALS], "set --rivals")
     if keeps_memory(arguments):
         restart_keeping_memory()
     if not operator_is_right():

@@ -14,7 +14,7 @@ from torch import nn
 from qgoft.cli import Parser
 from qgoft.config.compose import CONFIGS, REPOSITORY, method_config
 from qgoft.config.settings import method_label
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 from qgoft.methods.registry import REGISTRY, Method, find_targets, parse_variant
 from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
@@ -60,12 +60,12 @@ def count(model: nn.Module, spec: dict, method: Method, variant: str, targets: s
     Raises:
         ValueError: the method does not fit this model.
     """
-    if method.count is None:
-        assert method.free is not None
-        head = set(spec["head"])
-        return sum(p.numel() for name, p in model.named_parameters() if method.free(name) and not head & set(name.split(".")))
-    shapes = list(find_targets(model, spec["targets"][targets], method.shape_of).values())
-    return method.count(shapes, parse_variant(method, variant))
+    if method.num_params is None:
+        assert method.is_trainable is not None
+        head = set(spec["head_modules"])
+        return sum(p.numel() for name, p in model.named_parameters() if method.is_trainable(name) and not head & set(name.split(".")))
+    shapes = list(find_targets(model, spec["target_sets"][targets], method.shape_of).values())
+    return method.num_params(shapes, parse_variant(method, variant))
 
 
 def own_targets(method: str, targets: str) -> str:
@@ -111,13 +111,13 @@ def build_table(methods: Sequence[str] = ()) -> Table:
         model = models.setdefault(name, build_shapes(name))
         spec = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
         total = sum(p.numel() for p in model.parameters())
-        table.rules.append(len(table.rows))
+        table.rules_before.append(len(table.rows))
         others = {m: usual_variant(m) for m in REGISTRY if m not in {known for known, _ in printed}}
         asked = {**printed, **{(m, variant): [] for m, variant in others.items() if variant is not None}}
         asked = {(m, variant): places for (m, variant), places in asked.items() if not methods or m in methods}
         order = [m for m in METHODS if m in REGISTRY] + sorted(set(REGISTRY) - set(METHODS))
         for method, variant in sorted(asked, key=lambda row: (order.index(row[0]), int("0" + re.sub(r"\D", "", row[1])))):
-            layers = own_targets(method, targets) if REGISTRY[method].count else "-"
+            layers = own_targets(method, targets) if REGISTRY[method].num_params else "-"
             row = [name, layers, method_label(method, variant)]
             try:
                 number = count(model, spec, REGISTRY[method], variant, layers)
@@ -151,7 +151,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--method", default="", help="comma list; default all")
     methods = [name.partition("@")[0] for name in split_list(parser.parse_args(words).method)]
     for method in methods:
-        choose("method", method, list(REGISTRY), "change METHOD")
+        check_choice("method", method, list(REGISTRY), "change METHOD")
     table = build_table(methods)
     print(table.terminal(terminal_width()))
     table.write(REPOSITORY / "results" / "tables")

@@ -24,7 +24,7 @@ from qgoft.config.compose import REPOSITORY, model_files
 from qgoft.config.settings import DECODER_SUITES, RunSettings
 from qgoft.models.architectures import build_shapes
 from qgoft.report.table import Table, terminal_width
-from qgoft.sweep.plan import Narrowing
+from qgoft.sweep.plan import ItemFilter
 from qgoft.train.optim import count_steps, evaluation_steps
 from qgoft.train.run import MODE_OF_SCORES
 
@@ -90,21 +90,21 @@ def width_of(settings: RunSettings) -> tuple[float, float]:
 
 def rate_of(settings: RunSettings, speed: tuple[float, float]) -> float:
     """Operations a second."""
-    return (CORE_SPEED if settings.protocol == SMALL else speed[settings.train.precision != "no"]) * 1e12
+    return (CORE_SPEED if settings.protocol == SMALL else speed[settings.train.mixed_precision != "no"]) * 1e12
 
 
 def training(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
     """The steps of a run, with its looks at the choosing part."""
     train, rows = settings.train, settings.task.rows
     mean, width = width_of(settings)
-    part = "train" if settings.task.suite != "vtab" else "train800val200" if settings.splits == "whole" else "train800"
+    part = "train" if settings.task.suite != "vtab" else "train800val200" if settings.eval_scheme == "whole" else "train800"
     whole, rest = divmod(rows[part], train.batch_size)
     steps, per_epoch = count_steps(train, whole + (rest > 0 and not train.drop_last))
     passes = {"full": 3, "linear": 1}.get(settings.method.name, 2)
-    a_step = model.forward(train.batch_size * train.accumulation * width, width) * passes
+    a_step = model.forward(train.batch_size * train.gradient_accumulation_steps * width, width) * passes
     looks = 0 if MODE_OF_SCORES[settings.selection] is None else len(evaluation_steps(train, steps, per_epoch))
-    scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.splits.endswith("halves") else 1)
-    scored += train.held_out
+    scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.eval_scheme.endswith("halves") else 1)
+    scored += train.holdout_rows
     looking = looks * model.forward(scored * mean, mean)
     rate = rate_of(settings, speed)
     seconds = steps * max(a_step / rate, 0.0 if settings.protocol == SMALL else STEP_SECONDS) + looking / rate
@@ -150,7 +150,7 @@ def estimate(speed: tuple[float, float], jobs: int, items: Sequence[str] = (), p
     found: Estimate = {}
     for protocol in protocols:
         names = items or ["all", *own_items(protocol)]
-        parts = [part for part in plan_items(names, Narrowing(protocol)) if part.item.bench is None]
+        parts = [part for part in plan_items(names, ItemFilter(protocol)) if part.item.bench is None]
         for part, cells in zip(parts, compose_parts(parts, jobs), strict=True):
             found.setdefault(protocol, {})[part.item.name] = work_by_task((cell.settings for cell in cells), speed)
     return found
@@ -159,7 +159,7 @@ def estimate(speed: tuple[float, float], jobs: int, items: Sequence[str] = (), p
 def build_table(found: Estimate, speed: tuple[float, float]) -> Table:
     table = Table("hours", "work of the items (estimated)", ["item", "protocol", "runs", "steps", "PFLOP", "hours"])
     for protocol, items in found.items():
-        table.rules.append(len(table.rows))
+        table.rules_before.append(len(table.rows))
         for name, tasks in items.items():
             work = total(tasks)
             table.rows.append([name, protocol, f"{work.runs:,}", f"{work.steps:,}", f"{work.petaflop:,.0f}", f"{work.hours:,.0f}"])

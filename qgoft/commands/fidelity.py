@@ -116,7 +116,7 @@ def check_givens(folder: Path, release: str) -> Iterator[Finding]:
             if first:
                 merged = theirs.get_delta_weight(part, "a") @ base.weight.data.T
                 yield compare(
-                    f"{release} release: {variant}, width {d}, merged", own._merge_into_weight("default", undo=False), merged.T, 1e-6
+                    f"{release} release: {variant}, width {d}, merged", own._merge_into_weight("default", reverse=False), merged.T, 1e-6
                 )
 
 
@@ -135,7 +135,7 @@ def check_fact(folder: Path) -> Iterator[Finding]:
         first, second = (layers[name] for name in ("fc1", "fc2"))
         vit = SimpleNamespace(FacTu=lambda x, u=u: x @ u, FacTv=lambda x, v=v: x @ v.T)
         same = lambda x: x  # noqa: E731
-        mlp = SimpleNamespace(dim=r, s=1.5, dp=same, act=same, drop=same, idx=0, fc1=first.base_layer, fc2=second.base_layer)
+        mlp = SimpleNamespace(dim=r, s=1.5, dp=same, run_action=same, drop=same, idx=0, fc1=first.base_layer, fc2=second.base_layer)
         cores = [one.fact_core["default"].data for one in (first, second)]
         if form == "tk":
             vit.FacTc = tuner.fact_c["default"].data

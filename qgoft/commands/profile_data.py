@@ -24,17 +24,17 @@ def profile_windows(words: list[str]) -> dict[str, Any]:
     from qgoft.models import load_tokenizer
     from qgoft.run_id import identify
     from qgoft.tasks.model_files import tokenizer_sha256
-    from qgoft.tasks.squad.data import load_parts
+    from qgoft.tasks.squad.data import load_splits
 
     settings = compose_settings(["task=squad/v1", *words])
-    identity = identify(settings)
-    tokenizer = load_tokenizer(identity.model.folder)
+    run_id = identify(settings)
+    tokenizer = load_tokenizer(run_id.model.folder)
     windows, seconds = 0, 0.0
     while windows < LEAST_WINDOWS:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["QGOFT_CACHE"] = cache
             start = time.perf_counter()
-            parts = load_parts(settings, identity.data, tokenizer, tokenizer_sha256(identity.model.folder))
+            parts = load_splits(settings, run_id.data, tokenizer, tokenizer_sha256(run_id.model.folder))
             seconds += time.perf_counter() - start
             windows += len(parts.train) + sum(map(len, parts.windows.values()))
     return {"windows": windows, "seconds": round(seconds, 2), "seconds_per_10000": round(10_000 * seconds / windows, 2)}
@@ -51,7 +51,7 @@ def profile_pictures(task: str, words: list[str]) -> dict[str, Any]:
         os.environ["QGOFT_CACHE"] = cache
         settings = compose_settings([f"task={task}", *words])
         prepared = prepare(settings, identify(settings))
-        reported = prepared.suite.scored["report:"]
+        reported = prepared.suite.eval_sets["test:"]
         decoding = per_item(lambda i: reported[i % len(reported)], 1)
         batches = iter_forever(train_loader(prepared))
         size = settings.train.batch_size

@@ -17,27 +17,27 @@ from typing import Any
 
 from qgoft import audit
 from qgoft.cli import Parser
-from qgoft.commands.items import Part, bench_folders, compose_parts, own_items, plan_items, printed_item, rows_of, tables_of
+from qgoft.commands.items import ItemPlan, bench_folders, compose_parts, own_items, plan_items, printed_item, rows_of, tables_of
 from qgoft.config.compose import REPOSITORY, choices, model_files
 from qgoft.config.settings import method_label
 from qgoft.errors import QgoftError
-from qgoft.records import Found, write_atomically
+from qgoft.records import RecordSet, write_atomically
 from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
 from qgoft.report.cost import read_bench
 from qgoft.report.items import SUITES, Record
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 from qgoft.report.page import Section, build_page
 from qgoft.report.published import load_rows
-from qgoft.report.rows import Library, read_library
+from qgoft.report.rows import RecordLibrary, read_library
 from qgoft.report.score_table import Row, printed_averages
 from qgoft.report.table import Table, document
-from qgoft.sweep.plan import KnownSeconds, Narrowing, known_seconds, named, sum_seconds
+from qgoft.sweep.plan import ItemFilter, MeanSeconds, mean_seconds, named, sum_seconds
 
 # The task whose training curves stand for those of its suite.
 CURVES = {"glue": "rte", "squad": "v1", "vtab": "dtd", "instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
 
 
-def item_section(part: Part, rows: Sequence[Row], ask: Narrowing, library: Library, root: Path, jobs: int) -> Section | None:
+def item_section(part: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: RecordLibrary, root: Path, jobs: int) -> Section | None:
     """An item of runs with its tables and figures; None where it has no record."""
     name, protocol = part.item.name, ask.protocol
     title = f"{item_title(name)} ({protocol})"
@@ -58,7 +58,7 @@ def item_section(part: Part, rows: Sequence[Row], ask: Narrowing, library: Libra
     if name in ("table1", "table3", "table4", "psoft-table2", "psoft-table4", "psoft-table5"):
         task = CURVES[item.suite]
         figures += draw_curves(rows, task, f"{item.suite}/{task}", library.folders, stem.with_name(f"{stem.name}-curves"))
-    if not item.unprinted and name != "figure3" and protocol in ("pocket", "small"):
+    if not item.no_published_values and name != "figure3" and protocol in ("pocket", "small"):
         # On the page the printed figures are a table; in the terminal they are notes.
         tables[0].notes = [note for note in tables[0].notes if not note.startswith(("published ", "published: "))]
         tables.append(published_table(name, protocol))
@@ -90,9 +90,9 @@ def published_table(name: str, protocol: str) -> Table:
     item = printed_item(name)
     table = Table(f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles])
     for row in load_rows(item.paper, item.table):
-        cells, beside = ([row.printed(column.printed) for column in columns] for columns in (item.columns, item.beside))
+        cells, extra_columns = ([row.printed(column.printed) for column in columns] for columns in (item.columns, item.extra_columns))
         averages = printed_averages(row, item)
-        shown = [*cells, *(None if mean is None else round(mean, 1) for mean in averages[:-1]), *averages[-1:], *beside]
+        shown = [*cells, *(None if mean is None else round(mean, 1) for mean in averages[:-1]), *averages[-1:], *extra_columns]
         label = method_label(row.method, row.variant or row.method)
         extra = "".join(f", {word}" for word in (row.targets, f"λ={row.penalty:g}" if row.penalty is not None else None) if word)
         table.rows.append(
@@ -101,7 +101,7 @@ def published_table(name: str, protocol: str) -> Table:
     return table
 
 
-def orthogonality_sections(found: Found, root: Path) -> list[Section]:
+def orthogonality_sections(found: RecordSet, root: Path) -> list[Section]:
     """The error of orthogonality over the training, by suite."""
     sections = []
     for protocol, suite in sorted({(r["protocol"], r["suite"]) for r in found.records if r["orthogonality"]["max_error"] is not None}):
@@ -139,14 +139,14 @@ def machine_section(records: Sequence[Record], problems: Sequence[str]) -> Secti
 
 def unopened(records: Sequence[Record], sections: Sequence[Section]) -> Section | None:
     """Records that no table shows: other methods, settings and protocols."""
-    shown = {key for section in sections for table in section.tables for keys in table.runs.values() for key in keys}
+    shown = {key for section in sections for table in section.tables for keys in table.sources.values() for key in keys}
     rest = [record for record in records if record["key"] not in shown]
     if not rest:
         return None
     table = Table("other-runs", "runs that no item of the papers asks for", ["task", "protocol", "method", "model", "seed", "score"])
     for record in sorted(rest, key=lambda r: (r["protocol"], r["suite"], r["task"], r["method"], r["variant"], r["model"], r["seed"])):
         value = record["metrics"].get(record["primary"], {}).get("value")
-        table.runs[len(table.rows), 5] = [record["key"]]
+        table.sources[len(table.rows), 5] = [record["key"]]
         words = [f"{record['suite']}/{record['task']}", record["protocol"], f"{record['method']}@{record['variant']}", record["model"]]
         table.rows.append([*words, str(record["seed"]), record["status"] if value is None else f"{value:.2f}"])
     return Section("other-runs", "other runs", [table])
@@ -157,7 +157,7 @@ def runs_behind(tables: Sequence[Table]) -> str:
     found = {}
     for table in tables:
         rows: dict[str, dict[str, list[str]]] = {}
-        for (line, place), keys in sorted(table.runs.items()):
+        for (line, place), keys in sorted(table.sources.items()):
             if table.columns[place] != "Avg":  # those of the other columns
                 rows.setdefault(table.rows[line][0], {})[table.columns[place]] = sorted(key[:16] for key in keys)
         if rows and table.name != "other-runs":
@@ -197,10 +197,10 @@ class Left:
         return [self.item, self.protocol, str(self.planned), str(self.runs.total()), cost, command]
 
 
-def what_is_left(part: Part, ask: Narrowing, made: Iterable[Record], known: KnownSeconds) -> Left:
+def what_is_left(part: ItemPlan, ask: ItemFilter, made: Iterable[Record], known: MeanSeconds) -> Left:
     """The runs of an item without a record, and their time by records of the same suite and method."""
     runs: collections.Counter[tuple[str, str]] = collections.Counter()
-    for words, seeds in part.words:
+    for words, seeds in part.overrides:
         asked = named(words)
         runs[asked["task"], asked["method"]] += len(seeds)
     planned = runs.total()
@@ -236,18 +236,18 @@ def main(words: list[str]) -> int:
     left: list[Left] = []
     benches: list[str] = []  # items that no CUDA device has measured
     library = read_library(arguments.root, arguments.records, "pocket")  # with the answers of that protocol's controls
-    records = library.shelf.records
+    records = library.index.records
     if not records and not library.problems:
         raise QgoftError(
             f"there is no record below {arguments.root / arguments.records}; run something first, such as make glue METHOD=qgoft"
         )
     costs: list[Section] = []
     for protocol in sorted(choices("protocol"), key=lambda name: name == "pocket"):  # real data first
-        ask = Narrowing(protocol)
+        ask = ItemFilter(protocol)
         planned = plan_items(["all", *own_items(protocol)], ask)
         planned.sort(key=lambda part: (part.item.bench is not None, in_order(part.item.name)))
-        parts = [part.only_made(library.shelf) for part in planned]
-        known = known_seconds(records, protocol)
+        parts = [part.only_made(library.index) for part in planned]
+        known = mean_seconds(records, protocol)
         for whole, part, cells in zip(planned, parts, compose_parts(parts, arguments.jobs), strict=True):
             if part.item.bench is None:
                 rows = rows_of(part, cells, ask, library)
@@ -262,7 +262,7 @@ def main(words: list[str]) -> int:
                 benches += [] if any(one.record["hardware"]["device"] != "cpu" for one in found) else [part.item.name]
                 costs.append(Section(part.item.name, item_title(part.item.name), tables_of(part, [], ask, library, arguments.jobs)))
     sections += costs
-    sections += orthogonality_sections(Found(records, library.folders, []), out)
+    sections += orthogonality_sections(RecordSet(records, library.folders, []), out)
     other = unopened(records, sections)
     sections += [*([other] if other is not None else []), audit_section(), machine_section(records, library.problems)]
     missing = left_section(left, benches)

@@ -9,17 +9,26 @@ from pathlib import Path
 
 from qgoft.cli import Parser
 from qgoft.commands.execution import INTERRUPTED as INTERRUPTED
-from qgoft.commands.execution import act, add_means, check_means, run_words
-from qgoft.config.compose import choices, gap
+from qgoft.commands.execution import add_executor_options, check_executor_options, run_action, run_overrides
+from qgoft.config.compose import choices, unsupported_reason
 from qgoft.errors import QgoftError, hint
 from qgoft.report.items import SUITES, item_of
 from qgoft.report.rows import MEASURED, collect_rows, control_rows, rating_tables, read_library, score_tables, write_tables
 from qgoft.report.table import terminal_width
 from qgoft.report.win_rates import build_categories, build_win_rates
-from qgoft.sweep.plan import Cell, check_methods, common_words, compose_cells, method_words, protocol_seeds, split_list, split_seeds
+from qgoft.sweep.plan import (
+    PlannedRun,
+    check_methods,
+    common_overrides,
+    compose_runs,
+    method_overrides,
+    protocol_seeds,
+    split_list,
+    split_seeds,
+)
 
 
-def plan(arguments: argparse.Namespace) -> list[Cell]:
+def plan(arguments: argparse.Namespace) -> list[PlannedRun]:
     """Every run that was asked for.
 
     Raises:
@@ -27,12 +36,12 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
     """
     suite = arguments.suite
     known = [name.removeprefix(f"{suite}/") for name in choices("task") if name.startswith(f"{suite}/")]
-    tasks = split_list(arguments.tasks) or [task for task in known if not gap(arguments.protocol, f"{suite}/{task}", "")]
+    tasks = split_list(arguments.tasks) or [task for task in known if not unsupported_reason(arguments.protocol, f"{suite}/{task}", "")]
     if not tasks:
         raise QgoftError(
-            f"protocol {arguments.protocol} has no task of suite {suite}: {gap(arguments.protocol, f'{suite}/{known[0]}', '')}; change PROTOCOL"
+            f"protocol {arguments.protocol} has no task of suite {suite}: {unsupported_reason(arguments.protocol, f'{suite}/{known[0]}', '')}; change PROTOCOL"
         )
-    common = [*common_words(arguments.protocol, arguments.model, arguments.data), *run_words(arguments.overrides)]
+    common = [*common_overrides(arguments.protocol, arguments.model, arguments.data), *run_overrides(arguments.overrides)]
     methods = split_list(arguments.method)
     if not methods:
         raise QgoftError("no method is named; METHOD is a list such as qgoft,lora@r2")
@@ -43,13 +52,13 @@ def plan(arguments: argparse.Namespace) -> list[Cell]:
             task = task.removeprefix(f"{suite}/")
             if task not in known:
                 raise QgoftError(f"unknown task {task!r} of suite {suite}; allowed are {', '.join(known)}; change TASKS{hint(task, known)}")
-            asked.append((*common, f"task={suite}/{task}", *method_words(method)))
-    return compose_cells(asked, split_seeds(arguments.seeds), arguments.jobs)
+            asked.append((*common, f"task={suite}/{task}", *method_overrides(method)))
+    return compose_runs(asked, split_seeds(arguments.seeds), arguments.jobs)
 
 
-def print_table(arguments: argparse.Namespace, cells: list[Cell], root: Path) -> None:
+def print_table(arguments: argparse.Namespace, planned_runs: list[PlannedRun], root: Path) -> None:
     library = read_library(root, arguments.records, arguments.protocol)
-    rows = collect_rows(cells, library.shelf)
+    rows = collect_rows(planned_runs, library.index)
     shown = {row.label for row in rows}
     rows += control_rows(arguments.protocol, arguments.suite, arguments.model, shown, split_list(arguments.method), arguments.jobs)
     item = item_of(arguments.suite, arguments.protocol).only(
@@ -73,9 +82,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", default="", help="comma list, without the suite; default all")
     parser.add_argument("--seeds", default="", help="comma list; default 0, or the protocol's with --all-seeds")
     parser.add_argument("--all-seeds", action="store_true")
-    add_means(parser)
+    add_executor_options(parser)
     arguments = parser.parse_intermixed_args(words)
-    check_means(arguments)
+    check_executor_options(arguments)
     if not split_list(arguments.seeds):
         # Committed records are of all seeds of their protocol.
         every = arguments.all_seeds or arguments.records == "measured"
@@ -85,6 +94,6 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> int:
     arguments = parse(words)
-    cells = plan(arguments)
-    root = Path(cells[0].settings.results.root)
-    return act(SUITES[arguments.suite], cells, arguments, root, lambda keyed: print_table(arguments, keyed, root))
+    planned_runs = plan(arguments)
+    root = Path(planned_runs[0].settings.results.root)
+    return run_action(SUITES[arguments.suite], planned_runs, arguments, root, lambda keyed: print_table(arguments, keyed, root))

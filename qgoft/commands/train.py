@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from qgoft.cli import exit_code
 from qgoft.config.compose import CONFIGS, check_overrides, compose_settings, quoted, settings_of
 from qgoft.errors import QgoftError
-from qgoft.lease import EXPIRY, HEARTBEAT, LeaseHeld, LeaseLost
+from qgoft.lease import HEARTBEAT_INTERVAL, LEASE_DURATION, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
 from qgoft.sweep.worker import train
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
             sweep_job()
             return 0
         # A new process sees a lease for the first time, and cannot tell from one look whether its holder on another machine is alive.
-        record = train(compose_settings(words), words, patience=EXPIRY + HEARTBEAT)
+        record = train(compose_settings(words), words, acquire_timeout=LEASE_DURATION + HEARTBEAT_INTERVAL)
     except WRONG as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2

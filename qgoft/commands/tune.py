@@ -21,8 +21,8 @@ import yaml
 
 from qgoft.cli import Parser
 from qgoft.config.compose import CONFIGS
-from qgoft.errors import choose
-from qgoft.sweep.plan import Cell, compose_all, identify_all
+from qgoft.errors import check_choice
+from qgoft.sweep.plan import PlannedRun, compose_all, identify_all
 
 Trial = tuple[str, float, str]  # method, rate, task
 
@@ -35,11 +35,11 @@ def format_rate(rate: float) -> str:
 
 def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     specs = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
-    choose("search", name, list(specs), "configs/tuning.yaml has them")
+    check_choice("search", name, list(specs), "configs/tuning.yaml has them")
     spec = specs[name]
     chosen = methods or list(spec["centres"])
     for method in chosen:
-        choose("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml has their centres")
+        check_choice("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml has their centres")
     trials = [
         (method, float(format_rate(spec["centres"][method] * ratio)), task)
         for method in chosen
@@ -49,19 +49,19 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     return trials, spec
 
 
-def cells_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, Cell]:
+def cells_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, PlannedRun]:
     """Each trial as a run, with its key: of other steps, rows or weights it is another trial."""
     words = [
         (f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides)
         for method, rate, task in trials
     ]
-    cells = [Cell(*pair) for pair in zip(words, compose_all(words, jobs), strict=True)]
-    return dict(zip(trials, identify_all(cells, 1)[0], strict=True))
+    planned_runs = [PlannedRun(*pair) for pair in zip(words, compose_all(words, jobs), strict=True)]
+    return dict(zip(trials, identify_all(planned_runs, 1)[0], strict=True))
 
 
-def run_trial(job: tuple[Trial, Cell]) -> dict:
+def run_trial(job: tuple[Trial, PlannedRun]) -> dict:
     """Train once and return the best score on the choosing part, or null where it diverged."""
-    (method, rate, task), cell = job
+    (method, rate, task), planned = job
     import torch
 
     torch.set_num_threads(1)
@@ -69,22 +69,22 @@ def run_trial(job: tuple[Trial, Cell]) -> dict:
     from qgoft.run_id import identify
     from qgoft.train.loop import fit
     from qgoft.train.quiet import quiet_libraries
-    from qgoft.train.run import chooser, prepare, train_loader
+    from qgoft.train.run import build_selector, prepare, train_loader
 
     quiet_libraries()
-    settings = cell.settings
+    settings = planned.settings
     prepared = prepare(settings, identify(settings))
     try:
-        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, chooser(prepared), lambda line: None)
+        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, build_selector(prepared), lambda line: None)
         score = fitted.best_score
     except Diverged:
         score = None
-    return {"method": method, "variant": settings.method.variant, "task": task, "lr": rate, "score": score, "key": cell.key}
+    return {"method": method, "variant": settings.method.variant, "task": task, "lr": rate, "score": score, "key": planned.key}
 
 
-def of_this_search(lines: list[dict], cells: dict[Trial, Cell]) -> list[dict]:
+def of_this_search(lines: list[dict], planned_runs: dict[Trial, PlannedRun]) -> list[dict]:
     """The finished trials that are among those asked for, made with the same settings, rows and weights: others choose nothing."""
-    keys = {trial: cell.key for trial, cell in cells.items()}
+    keys = {trial: planned.key for trial, planned in planned_runs.items()}
     return [line for line in lines if line.get("key") is not None and line["key"] == keys.get((line["method"], line["lr"], line["task"]))]
 
 
@@ -137,10 +137,10 @@ def main(words: list[str]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     overrides = [*spec.get("overrides", []), *arguments.override]
-    cells = cells_of(trials, spec["protocol"], overrides, arguments.jobs)
-    lines = of_this_search(lines, cells)
+    planned_runs = cells_of(trials, spec["protocol"], overrides, arguments.jobs)
+    lines = of_this_search(lines, planned_runs)
     done = {(line["method"], line["lr"], line["task"]) for line in lines}
-    jobs = [(trial, cell) for trial, cell in cells.items() if trial not in done]
+    jobs = [(trial, planned) for trial, planned in planned_runs.items() if trial not in done]
     print(f"{len(trials)} trials, {len(trials) - len(jobs)} done", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:

@@ -17,12 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qgoft.config.settings import RunSettings, moves_a_number, settings_from_dict
-from qgoft.errors import QgoftError, choose, hint
+from qgoft.config.settings import RunSettings, affects_results, settings_from_dict
+from qgoft.errors import QgoftError, check_choice, hint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs"
-PATHS = ("data.root", "model.path", "task.path", "results.root")
+BACKENDS = ("data.root", "model.path", "task.path", "results.root")
 GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": "", "debug": ""}
 
 
@@ -32,14 +32,14 @@ def choices(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def check_choice(group: str, value: str) -> None:
+def check_config_name(group: str, value: str) -> None:
     """Refuse a name that is not in a config group.
 
     Raises:
         QgoftError: naming what is allowed.
     """
     variable = GROUPS[group]
-    choose(group, value, choices(group), f"change {variable} or {group}=" if variable else f"change {group}=")
+    check_choice(group, value, choices(group), f"change {variable} or {group}=" if variable else f"change {group}=")
 
 
 def model_files() -> dict[str, str]:
@@ -49,14 +49,14 @@ def model_files() -> dict[str, str]:
 
 
 @functools.cache
-def _gaps() -> dict[str, Any]:
+def _unsupported() -> dict[str, Any]:
     gaps: dict[str, Any] = yaml.safe_load((CONFIGS / "gaps.yaml").read_text())
     return gaps
 
 
-def gap(protocol: str, task: str, method: str) -> str | None:
+def unsupported_reason(protocol: str, task: str, method: str) -> str | None:
     """Why a cell does not exist (configs/gaps.yaml), or None where it does."""
-    listed = _gaps().get(protocol, {"tasks": {}, "methods": {}})
+    listed = _unsupported().get(protocol, {"tasks": {}, "methods": {}})
     of_suite = listed.get("suites", {}).get(task.partition("/")[0], {})
     return listed["tasks"].get(task) or listed["methods"].get(method) or of_suite.get(method)
 
@@ -73,13 +73,13 @@ def check_overrides(overrides: list[str]) -> None:
         if name in GROUPS and value not in ("null", ""):
             chosen[name] = swept_values(override, name)
             for item in chosen[name]:
-                check_choice(name, item)
+                check_config_name(name, item)
     for name in chosen.get("experiment", []):
         listed = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text())["item"]
         if "rows" in listed or "bench" in listed:
             raise QgoftError(f"experiment {name} is no product of lists, which is all that Hydra sweeps over; run make {listed['name']}")
     for protocol, task, method in itertools.product(chosen["protocol"], chosen["task"], chosen["method"]):
-        reason = gap(protocol, task, method)
+        reason = unsupported_reason(protocol, task, method)
         if reason:
             raise QgoftError(f"protocol {protocol} has no recipe for method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
 
@@ -105,14 +105,14 @@ def swept_values(override: str, group: str) -> list[str]:
 
 
 def name_of(word: str) -> str:
-    """The setting that a word of the command line sets: +optim.clip=2 -> optim.clip."""
+    """The setting that a word of the command line sets: +optim.max_grad_norm=2 -> optim.max_grad_norm."""
     return word.partition("=")[0].lstrip("+~")
 
 
-def counts(word: str) -> bool:
+def override_affects_results(word: str) -> bool:
     """Whether a word of the command line, other than the seed, sets what moves a number."""
     name = name_of(word)
-    return name != "seed" and moves_a_number(name)
+    return name != "seed" and affects_results(name)
 
 
 # Settings that vary between the runs of a protocol.
@@ -121,7 +121,7 @@ OWN = ("protocol", "task", "method", "method.variant", "model", "seed")
 
 def own_overrides(words: Iterable[str]) -> list[str]:
     """Return the words of a command line that change a number and are not a choice of the protocol's own runs."""
-    return [word.lstrip("+") for word in words if "=" in word and name_of(word) not in OWN and counts(word)]
+    return [word.lstrip("+") for word in words if "=" in word and name_of(word) not in OWN and override_affects_results(word)]
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:
@@ -142,7 +142,7 @@ def compose_settings(overrides: list[str]) -> RunSettings:
 def quoted(word: str) -> str:
     """Return a word of the command line with its path, if it sets one, in Hydra's quotes; `~` is expanded."""
     name, _, value = word.partition("=")
-    if name.lstrip("+") not in PATHS or not value or value == "null" or value[0] in "'\"":
+    if name.lstrip("+") not in BACKENDS or not value or value == "null" or value[0] in "'\"":
         return word
     value = os.path.expanduser(value)
     # In Hydra's quotes a backslash is one, but for those before a quote or at the end.
@@ -183,7 +183,11 @@ def settings_of(config: DictConfig) -> RunSettings:
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise QgoftError(f"a setting cannot be resolved: {error}") from error
-    data = {name: value for name, value in resolved.items() if name not in ("cell", "row", "rate", "recipe", "protocol", "task", "item")}
+    data = {
+        name: value
+        for name, value in resolved.items()
+        if name not in ("task_settings", "recipe_row", "lr_entry", "recipe", "protocol", "task", "item")
+    }
     data["protocol"] = resolved["protocol"]["name"]
     task = dict(resolved["task"])
     task.pop("kind")
@@ -239,6 +243,6 @@ def penalty_of(row: DictConfig, variant: str) -> float:
     return 0.0 if "lambda0" in variant.split("-") else float(row.penalty)
 
 
-OmegaConf.register_new_resolver("penalty", penalty_of, replace=True)
-OmegaConf.register_new_resolver("line", line_of, replace=True)
-OmegaConf.register_new_resolver("rate", rate_of, replace=True)
+OmegaConf.register_new_resolver("select_penalty", penalty_of, replace=True)
+OmegaConf.register_new_resolver("select_row", line_of, replace=True)
+OmegaConf.register_new_resolver("select_lr", rate_of, replace=True)

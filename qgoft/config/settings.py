@@ -54,9 +54,8 @@ class ModelSettings:
     path: str | None
     revision: str
     init: str  # pretrained, or random: the control that shows what pretraining is worth
-    head: list[str]  # modules that are new for the task: trained with head_lr, left out of the published counts
-    backbone: str  # name of the backbone inside the task model
-    targets: dict[str, str]  # name of a choice of layers -> regular expression
+    head_modules: list[str]  # modules that are new for the task: trained with head_lr, left out of the published counts
+    target_sets: dict[str, str]  # name of a choice of layers -> regular expression
     dtype: str = "float32"  # of the frozen weights; adapters are trained in float32
 
 
@@ -78,7 +77,7 @@ class MethodSettings:
     targets: str
     penalty: float
     options: dict[str, Any] = field(default_factory=dict)
-    source: str = "own"  # where the recipe's learning rate comes from
+    lr_source: str = "own"  # where the recipe's learning rate comes from
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,19 @@ class TrainSettings:
     epochs: float | None
     max_steps: int | None
     batch_size: int
-    accumulation: int
+    gradient_accumulation_steps: int
     eval_batch_size: int
-    evaluations: int | None  # number of evaluations of the choosing part; null: once an epoch, or every `eval_steps`
+    num_evals: int | None  # number of evaluations of the choosing part; null: once an epoch, or every `eval_steps`
     max_length: int
-    precision: str  # no, bf16 or fp16
+    mixed_precision: str  # no, bf16 or fp16
     gradient_checkpointing: bool
-    drop_classifier: float | None  # dropout before the classifier; null: the model's own
-    drop_hidden: float | None = None  # dropout of the hidden states; null: the model's own
+    classifier_dropout: float | None  # dropout before the classifier; null: the model's own
+    hidden_dropout: float | None = None  # dropout of the hidden states; null: the model's own
     drop_path: float = 0.0  # stochastic depth of the last block; 0 at the first
     drop_last: bool = False  # leave out the last batch of an epoch where it is not full
     group_by_length: bool = False  # batches of rows of like length, in an order drawn by the seed
-    held_out: int = 0  # rows of training that only choose, where the data have no validation part (decoders)
-    eval_steps: int | None = None  # steps between two evaluations, instead of `evaluations`
+    holdout_rows: int = 0  # rows of training that only choose, where the data have no validation part (decoders)
+    eval_steps: int | None = None  # steps between two evaluations, instead of `num_evals`
     loss_on: str = "answer"  # tokens of a decoder's loss: answer, or all (prompt too)
 
 
@@ -113,9 +112,9 @@ class OptimSettings:
     weight_decay: float
     warmup: float
     schedule: str  # linear, cosine or constant
-    clip: float | None
-    floor: float = 0.0  # where the cosine ends, of the method's rate and of the head's
-    decay_biases: bool = True  # and norms, which transformers' Trainer leaves out
+    max_grad_norm: float | None
+    min_lr: float = 0.0  # where the cosine ends, of the method's rate and of the head's
+    weight_decay_on_biases: bool = True  # and norms, which transformers' Trainer leaves out
     warmup_rounding: str = "up"  # of a fraction of all steps: up, as transformers' Trainer, or down
 
 
@@ -125,7 +124,7 @@ class JudgeSettings:
 
     kind: str = "rule"
     model: str = "rule"  # pinned name of the judging model
-    repeats: int = 1  # ratings of every answer; their median counts
+    num_ratings: int = 1  # ratings of every answer; their median counts
     url: str = "https://api.openai.com/v1"
     timeout: float = 120.0
     retries: int = 5
@@ -151,7 +150,7 @@ class TensorBoardSettings:
 @dataclass(frozen=True)
 class ResultsSettings:
     root: str = "results"
-    checkpoint_seconds: float | None = 30.0  # between two checkpoints of a run; null: none
+    checkpoint_interval: float | None = 30.0  # between two checkpoints of a run; null: none
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class RunSettings:
     method: MethodSettings
     train: TrainSettings
     optim: OptimSettings
-    splits: str  # one of SPLITS: what is reported, and what chooses
+    eval_scheme: str  # one of EVAL_SCHEMES: what is reported, and what chooses
     selection: str
     seed: int
     judge: JudgeSettings = field(default_factory=JudgeSettings)
@@ -176,8 +175,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("selection", self.selection, SELECTIONS),
-            ("splits", self.splits, SPLITS),
-            ("train.precision", self.train.precision, ("no", "bf16", "fp16")),
+            ("eval_scheme", self.eval_scheme, EVAL_SCHEMES),
+            ("train.mixed_precision", self.train.mixed_precision, ("no", "bf16", "fp16")),
             ("train.loss_on", self.train.loss_on, ("answer", "all")),
             ("optim.schedule", self.optim.schedule, ("linear", "cosine", "constant")),
             ("optim.warmup_rounding", self.optim.warmup_rounding, ("up", "down")),
@@ -209,46 +208,52 @@ class RunSettings:
                 raise QgoftError(f"{name} is {node}; allowed are {low:,} to {high:,}; change {name}")
         if self.train.max_length < SHORTEST and self.task.suite != "vtab":  # whose images have no length
             raise QgoftError(f"train.max_length is {self.train.max_length}; allowed are {SHORTEST} and more; change train.max_length")
-        for name, number in (("train.epochs", self.train.epochs), ("optim.clip", self.optim.clip), ("judge.timeout", self.judge.timeout)):
+        for name, number in (
+            ("train.epochs", self.train.epochs),
+            ("optim.max_grad_norm", self.optim.max_grad_norm),
+            ("judge.timeout", self.judge.timeout),
+        ):
             if number is not None and number <= 0:
                 raise QgoftError(f"{name} is {number}; allowed are positive numbers; change {name}")
         for name, rate in (
-            ("train.drop_classifier", self.train.drop_classifier),
-            ("train.drop_hidden", self.train.drop_hidden),
+            ("train.classifier_dropout", self.train.classifier_dropout),
+            ("train.hidden_dropout", self.train.hidden_dropout),
             ("train.drop_path", self.train.drop_path),
         ):
             if rate is not None and not 0 <= rate < 1:
                 raise QgoftError(f"{name} is {rate}; allowed are 0 and more, below 1; change {name}")
-        if self.optim.floor and self.optim.schedule != "cosine":
+        if self.optim.min_lr and self.optim.schedule != "cosine":
             raise QgoftError(
-                f"optim.floor={self.optim.floor} is where a cosine ends, and optim.schedule is {self.optim.schedule}; set optim.floor=0 or "
+                f"optim.min_lr={self.optim.min_lr} is where a cosine ends, and optim.schedule is {self.optim.schedule}; set optim.min_lr=0 or "
                 "optim.schedule=cosine"
             )
-        if self.model.dtype != "float32" and self.train.precision == "no" and self.task.suite not in DECODER_SUITES:
+        if self.model.dtype != "float32" and self.train.mixed_precision == "no" and self.task.suite not in DECODER_SUITES:
             raise QgoftError(
-                f"model.dtype={self.model.dtype}: its head is trained in float32, and without autocast the two do not meet; set train.precision=bf16, or "
+                f"model.dtype={self.model.dtype}: its head is trained in float32, and without autocast the two do not meet; set train.mixed_precision=bf16, or "
                 "model.dtype=float32"
             )
-        if self.selection == "best_validation" and self.splits in ("validation", "whole", "train800"):
+        if self.selection == "best_validation" and self.eval_scheme in ("validation", "whole", "train800"):
             raise QgoftError(
-                f"selection=best_validation has no rows left to choose on when splits={self.splits}; use selection=last, "
-                "another splits, or selection=best_reported, which says so in the table"
+                f"selection=best_validation has no rows left to choose on when eval_scheme={self.eval_scheme}; use selection=last, "
+                "another eval_scheme, or selection=best_reported, which says so in the table"
             )
-        suite_splits = SUITE_SPLITS.get(self.task.suite, ("test", "halves", "seeded_halves", "validation"))
-        if self.splits not in suite_splits:
-            raise QgoftError(f"splits is {self.splits!r}; suite {self.task.suite} has {', '.join(suite_splits)}; change splits")
-        if self.train.held_out and self.task.suite not in DECODER_SUITES:
+        suite_schemes = SUITE_EVAL_SCHEMES.get(self.task.suite, ("test", "halves", "seeded_halves", "validation"))
+        if self.eval_scheme not in suite_schemes:
             raise QgoftError(
-                f"train.held_out={self.train.held_out} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} has rows of its own to "
+                f"eval_scheme is {self.eval_scheme!r}; suite {self.task.suite} has {', '.join(suite_schemes)}; change eval_scheme"
+            )
+        if self.train.holdout_rows and self.task.suite not in DECODER_SUITES:
+            raise QgoftError(
+                f"train.holdout_rows={self.train.holdout_rows} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} has rows of its own to "
                 "choose on; leave it out"
             )
         if self.train.loss_on != "answer" and self.task.suite not in DECODER_SUITES:
             raise QgoftError(
                 f"train.loss_on={self.train.loss_on} is for decoders ({', '.join(DECODER_SUITES)}); suite {self.task.suite} has no prompt; leave it out"
             )
-        if self.train.eval_steps is not None and self.train.evaluations is not None:
+        if self.train.eval_steps is not None and self.train.num_evals is not None:
             raise QgoftError(
-                f"train.eval_steps={self.train.eval_steps} and train.evaluations={self.train.evaluations} exclude each other; set one of them to null"
+                f"train.eval_steps={self.train.eval_steps} and train.num_evals={self.train.num_evals} exclude each other; set one of them to null"
             )
         if self.selection == "best_reported" and self.task.suite in DECODER_SUITES:
             raise QgoftError(f"selection=best_reported does not exist for suite {self.task.suite}; use last or best_validation")
@@ -263,30 +268,30 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.epochs": (0, 10_000),
     "train.max_steps": (1, 10**9),
     "train.batch_size": (1, 10**6),
-    "train.accumulation": (1, 10**6),
+    "train.gradient_accumulation_steps": (1, 10**6),
     "train.eval_batch_size": (1, 10**6),
-    "train.evaluations": (1, 500),
+    "train.num_evals": (1, 500),
     "train.eval_steps": (1, 10**9),
     "train.max_length": (0, 10**6),
-    "train.held_out": (0, 10**9),
+    "train.holdout_rows": (0, 10**9),
     "optim.lr": (0, 1e30),
     "optim.head_lr": (0, 1e30),
     "optim.weight_decay": (0, 1_000),
     "optim.warmup": (0, 10**7),
-    "optim.floor": (0, 1_000),
+    "optim.min_lr": (0, 1_000),
     "method.penalty": (0, 10**6),
-    "judge.repeats": (1, 100),
+    "judge.num_ratings": (1, 100),
     "judge.retries": (0, 100),
     "judge.temperature": (0, 2),
     "judge.max_tokens": (1, 10**6),
     "judge.price_input": (0, 10**6),
     "judge.price_output": (0, 10**6),
-    "results.checkpoint_seconds": (0, 10**6),
+    "results.checkpoint_interval": (0, 10**6),
 }
 SELECTIONS = ("last", "best_validation", "best_reported")
-SPLITS = ("test", "halves", "seeded_halves", "validation", "whole", "train800")
+EVAL_SCHEMES = ("test", "halves", "seeded_halves", "validation", "whole", "train800")
 DECODER_SUITES = ("instruct", "math", "commonsense")
-SUITE_SPLITS = {"vtab": ("test", "whole", "train800"), **dict.fromkeys(DECODER_SUITES, ("test",))}
+SUITE_EVAL_SCHEMES = {"vtab": ("test", "whole", "train800"), **dict.fromkeys(DECODER_SUITES, ("test",))}
 
 # Places, logging and what the record states by content instead (a checksum of the data and of the weights).
 NOT_IN_KEY = (
@@ -298,7 +303,7 @@ NOT_IN_KEY = (
     "model.hub",
     "model.revision",
     "train.eval_batch_size",
-    "method.source",
+    "method.lr_source",
     "task.rows",
     "task.hub",
     "task.config",
@@ -317,7 +322,7 @@ NOT_IN_KEY = (
 DEFAULTS_NOT_IN_KEY: dict[str, Any] = {"judge.temperature": 0.0, "judge.max_tokens": 2048, "judge.system_role": True}
 
 
-def moves_a_number(name: str) -> bool:
+def affects_results(name: str) -> bool:
     """Whether a setting (train.max_steps), or a part of one, is none of NOT_IN_KEY."""
     return not any(f"{name}.".startswith(f"{place}.") for place in NOT_IN_KEY)
 
@@ -335,7 +340,7 @@ def settings_in_key(settings: RunSettings) -> dict[str, Any]:
     for group in ("method", "task"):  # null is the default of an option
         data[group]["options"] = {name: value for name, value in data[group]["options"].items() if value is not None}
     # The other target sets of a model decide nothing.
-    data["model"]["targets"] = data["model"]["targets"].get(settings.method.targets)
+    data["model"]["target_sets"] = data["model"]["target_sets"].get(settings.method.targets)
     if settings.task.options.get("temperature"):  # answers are sampled with a seed for every batch
         data["train"]["eval_batch_size"] = settings.train.eval_batch_size
     return data

@@ -114,7 +114,7 @@ def judge_answers(
     wanted = [
         (question, answer, repeat)
         for question, answer in zip(questions, answers, strict=True)
-        for repeat in range(settings.repeats)
+        for repeat in range(settings.num_ratings)
         if (question.number, repeat) not in known
     ]
     if settings.kind == "openai" and wanted:

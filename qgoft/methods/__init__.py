@@ -4,7 +4,19 @@ from qgoft.methods import baselines as whole
 from qgoft.methods import extra_methods as added
 from qgoft.methods import goft_methods as givens
 from qgoft.methods import peft_methods as library
-from qgoft.methods.merging import merged, unload
-from qgoft.methods.registry import Adapted, Method, apply_method, method_names, parse_variant
+from qgoft.methods.merging import merge_and_unload, merged_for_eval
+from qgoft.methods.registry import AdaptedModel, Method, apply_method, method_names, parse_variant
 
-__all__ = ["Adapted", "Method", "added", "apply_method", "givens", "library", "merged", "method_names", "parse_variant", "unload", "whole"]
+__all__ = [
+    "AdaptedModel",
+    "Method",
+    "added",
+    "apply_method",
+    "givens",
+    "library",
+    "merge_and_unload",
+    "merged_for_eval",
+    "method_names",
+    "parse_variant",
+    "whole",
+]

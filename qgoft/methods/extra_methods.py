@@ -6,22 +6,22 @@ import peft
 from peft.tuners.psoft.layer import PsoftLayer
 from torch import Tensor, nn
 
-from qgoft.methods.registry import Context, Method, Penalty, Shapes, Values, distances_from_identity, one_of, register
+from qgoft.methods.registry import Context, Hparams, Method, Penalty, Shapes, exclusive_modifier, orthogonality_distances, register
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.bottleneck import bottleneck_shape
 from qgoft.tuners.fact import model_width
 from qgoft.tuners.layerwise import check_rank
 
 
-def count_bottleneck(shapes: Shapes, values: Values) -> int:
+def count_bottleneck(shapes: Shapes, hparams: Hparams) -> int:
     """down [r, n], up [n, r] and their biases, after every target of n outputs."""
-    r = values["r"]
+    r = hparams["r"]
     return sum(2 * r * n + r + n for n, _ in shapes)
 
 
 def _bottleneck(form: Literal["houlsby", "pfeiffer"]):
-    def make(values: Values, context: Context) -> peft.PeftConfig:
-        return BottleneckConfig(r=values["r"], form=form)
+    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+        return BottleneckConfig(r=hparams["r"], form=form)
 
     return make
 
@@ -38,29 +38,29 @@ def _matrices(shapes: Shapes) -> tuple[int, int]:
     return width, sum((n // width) * (d // width) for n, d in shapes)
 
 
-def count_fact_tt(shapes: Shapes, values: Values) -> int:
+def count_fact_tt(shapes: Shapes, hparams: Hparams) -> int:
     """U and V [w, r], and a core [r, r] a matrix."""
-    (width, matrices), r = _matrices(shapes), values["r"]
+    (width, matrices), r = _matrices(shapes), hparams["r"]
     return 2 * width * r + matrices * r**2
 
 
-def count_fact_tk(shapes: Shapes, values: Values) -> int:
+def count_fact_tk(shapes: Shapes, hparams: Hparams) -> int:
     """U and V [w, r], C [r, r, r], and a vector [r] a matrix."""
-    (width, matrices), r = _matrices(shapes), values["r"]
+    (width, matrices), r = _matrices(shapes), hparams["r"]
     return 2 * width * r + r**3 + matrices * r
 
 
 def _fact(form: str):
-    def make(values: Values, context: Context) -> peft.PeftConfig:
+    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
         width = model_width(context.shapes)
-        if values["r"] > width:
-            raise ValueError(f"rank {values['r']} is larger than the width {width}")
+        if hparams["r"] > width:
+            raise ValueError(f"rank {hparams['r']} is larger than the width {width}")
         return FactConfig(
             form=form,
-            r=values["r"],
+            r=hparams["r"],
             scale=context.scale,
             dropout=context.dropout,
-            layout="formula" if "formula" in values else "code",
+            layout="formula" if "formula" in hparams else "code",
         )
 
     return make
@@ -73,17 +73,17 @@ register(
         {"r": "rank"},
         count_fact_tk,
         _fact("tk"),
-        words={"formula": "each core acts on a part of its own, as in the paper, instead of interleaved as in its code"},
+        modifiers={"formula": "each core acts on a part of its own, as in the paper, instead of interleaved as in its code"},
     )
 )
 
 
-def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
-    if one_of(values, ("pissa", "formula")) == "pissa":
-        check_rank(values["r"], *min(context.shapes, key=min))
+def _lora_xs(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    if exclusive_modifier(hparams, ("pissa", "formula")) == "pissa":
+        check_rank(hparams["r"], *min(context.shapes, key=min))
         return peft.PsoftConfig(
-            r=values["r"],
-            psoft_alpha=values["r"],
+            r=hparams["r"],
+            psoft_alpha=hparams["r"],
             psoft_orth=False,
             psoft_mag_a=False,
             psoft_mag_b=False,
@@ -91,22 +91,22 @@ def _lora_xs(values: Values, context: Context) -> peft.PeftConfig:
             psoft_dropout=context.dropout,
         )
     return LoraXsConfig(
-        r=values["r"],
+        r=hparams["r"],
         scale=context.scale,
         dropout=context.dropout,
         svd_iterations=context.options.get("svd_iterations"),
-        singular_values="output" if "formula" in values else "input",
+        singular_values="output" if "formula" in hparams else "input",
     )
 
 
-def _distance(values: Values) -> Penalty | None:
+def _distance(hparams: Hparams) -> Penalty | None:
     """Sum over the layers of |R^T R - I|_F, what gamma weighs in PSOFT's table 6, where R starts at the identity."""
 
     def distance(model: nn.Module) -> Tensor:
         cores = [rotation.weight for module in model.modules() if isinstance(module, PsoftLayer) for rotation in module.psoft_R.values()]
-        return distances_from_identity(r.T @ r for r in cores).sum()
+        return orthogonality_distances(r.T @ r for r in cores).sum()
 
-    return distance if "pissa" in values else None
+    return distance if "pissa" in hparams else None
 
 
 register(
@@ -115,7 +115,7 @@ register(
         {"r": "rank"},
         lambda s, v: len(s) * v["r"] ** 2,
         _lora_xs,
-        words={
+        modifiers={
             "pissa": "R in place of the identity between PiSSA's factors, instead of next to the weight",
             "formula": "singular values at the output, as in the paper, instead of at the input as in its code",
         },
@@ -123,7 +123,7 @@ register(
     )
 )
 # The plain form of SVFT: one value for every singular vector, and a gate for each layer.
-register(Method("svft_p", {}, lambda s, v: sum(min(shape) + 1 for shape in s), lambda values, context: SvftConfig()))
+register(Method("svft_p", {}, lambda s, v: sum(min(shape) + 1 for shape in s), lambda hparams, context: SvftConfig()))
 # Full blocks, as the GOFT paper counts OFT: b d parameters a layer.
 register(
     Method(

@@ -1,6 +1,6 @@
 """The GOFT family, by this project's tuner."""
 
-from qgoft.methods.registry import Context, Method, Penalty, Shapes, Values, one_of, register
+from qgoft.methods.registry import Context, Hparams, Method, Penalty, Shapes, exclusive_modifier, register
 from qgoft.ops.givens import count_pairs
 from qgoft.tuners import GoftConfig, orthogonality_penalty
 
@@ -13,7 +13,7 @@ COUNTS = {
     "qgoft_v2": lambda d, blocks: 4 * blocks,
 }
 # Slow: what the tree is compared with. The neighbours of the second release are goft_v2 and qgoft_v2.
-WORDS = {
+ORDERINGS = {
     "butterfly": "every input reaches every output, d/2 log2 d blocks",
     "sequential": "neighbour after neighbour, d-1 blocks in d-1 steps",
 }
@@ -22,24 +22,24 @@ LAMBDA0 = {"lambda0": "no penalty: lambda is 0"}
 
 
 def _register(name: str) -> None:
-    is_free = name.startswith("qgoft")
-    pairings = {} if name.endswith("_v2") else WORDS
-    words = {**pairings, **(LAMBDA0 if is_free else {})}
+    has_free_blocks = name.startswith("qgoft")
+    pairings = {} if name.endswith("_v2") else ORDERINGS
+    modifiers = {**pairings, **(LAMBDA0 if has_free_blocks else {})}
 
-    def pairing(values: Values) -> str:
-        return one_of(values, pairings) or "tree"
+    def pairing(hparams: Hparams) -> str:
+        return exclusive_modifier(hparams, pairings) or "tree"
 
-    def count(shapes: Shapes, values: Values) -> int:
-        return sum(COUNTS[name](d, count_pairs(d, pairing(values))) for _, d in shapes)
+    def count(shapes: Shapes, hparams: Hparams) -> int:
+        return sum(COUNTS[name](d, count_pairs(d, pairing(hparams))) for _, d in shapes)
 
-    def config(values: Values, context: Context) -> GoftConfig:
-        return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"), pairing=pairing(values))
+    def config(hparams: Hparams, context: Context) -> GoftConfig:
+        return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"), pairing=pairing(hparams))
 
-    def penalty(values: Values) -> Penalty | None:
+    def penalty(hparams: Hparams) -> Penalty | None:
         # Rotations have orthogonal columns by construction.
-        return orthogonality_penalty if is_free and "lambda0" not in values else None
+        return orthogonality_penalty if has_free_blocks and "lambda0" not in hparams else None
 
-    register(Method(name, {}, count, config, words=words, penalty=penalty))
+    register(Method(name, {}, count, config, modifiers=modifiers, penalty=penalty))
 
 
 for _name in COUNTS:

@@ -9,12 +9,12 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from qgoft.errors import QgoftError
-from qgoft.methods.registry import Adapted
-from qgoft.tuners._base import Merging
+from qgoft.methods.registry import AdaptedModel
+from qgoft.tuners._base import MergeableLayer
 
 
 @contextmanager
-def merged(adapted: Adapted) -> Iterator[None]:
+def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
     """Merge the adapters for the time of the block, then put the very same weights back.
 
     Unmerging by arithmetic would leave rounding errors in frozen weights, once per evaluation: the weights of the adapted layers are kept
@@ -24,13 +24,14 @@ def merged(adapted: Adapted) -> Iterator[None]:
     layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]
     is_mergeable = all(getattr(layer, "is_mergeable", True) for layer in layers)
-    is_divided = any(isinstance(module, FSDPModule) for module in adapted.model.modules())
-    if not layers or not is_mergeable or is_divided or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
+    is_sharded = any(isinstance(module, FSDPModule) for module in adapted.model.modules())
+    if not layers or not is_mergeable or is_sharded or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
         yield
         return
     # peft's own layers write into the weight; those of this project put another parameter in its place.
     kept = [
-        (base.weight, None if isinstance(layer, Merging) else base.weight.data.clone()) for layer, base in zip(layers, bases, strict=True)
+        (base.weight, None if isinstance(layer, MergeableLayer) else base.weight.data.clone())
+        for layer, base in zip(layers, bases, strict=True)
     ]
     try:
         adapted.model.merge_adapter()
@@ -43,7 +44,7 @@ def merged(adapted: Adapted) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def unload(adapted: Adapted) -> nn.Module:
+def merge_and_unload(adapted: AdaptedModel) -> nn.Module:
     """The model with its adapters put into the weights and no layer of peft left.
 
     Raises:

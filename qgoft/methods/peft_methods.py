@@ -6,13 +6,23 @@ import peft
 from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
-from qgoft.methods.registry import Context, Memory, Method, Penalty, Shapes, Values, distances_from_identity, one_of, register
+from qgoft.methods.registry import (
+    Context,
+    ExtraState,
+    Hparams,
+    Method,
+    Penalty,
+    Shapes,
+    exclusive_modifier,
+    orthogonality_distances,
+    register,
+)
 from qgoft.tuners.psoft import PsoftOutputConfig
 
 
-def count_lora(shapes: Shapes, values: Values) -> int:
+def count_lora(shapes: Shapes, hparams: Hparams) -> int:
     """A [r, d] and B [n, r] a layer."""
-    return sum(values["r"] * (n + d) for n, d in shapes)
+    return sum(hparams["r"] * (n + d) for n, d in shapes)
 
 
 def _alpha(scale: float, rank: int) -> Any:
@@ -22,8 +32,8 @@ def _alpha(scale: float, rank: int) -> Any:
 
 
 def _lora(**fixed):
-    def make(values: Values, context: Context) -> peft.PeftConfig:
-        return peft.LoraConfig(r=values["r"], lora_alpha=_alpha(context.scale, values["r"]), lora_dropout=context.dropout, **fixed)
+    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+        return peft.LoraConfig(r=hparams["r"], lora_alpha=_alpha(context.scale, hparams["r"]), lora_dropout=context.dropout, **fixed)
 
     return make
 
@@ -36,14 +46,14 @@ register(Method("pissa", {"r": "rank"}, count_lora, _lora(init_lora_weights="pis
 ORTHOGONAL_WEIGHT = 0.1
 
 
-def _adalora(values: Values, context: Context) -> peft.PeftConfig:
+def _adalora(hparams: Hparams, context: Context) -> peft.PeftConfig:
     """Starts at 1.5 r, as the paper says, and prunes to the budget r between 10% and 70% of the steps (AdaLoRA's scripts: by task, from 9% to 18% on,
     up to 42% to 56%; docs/DEVIATIONS.md)."""
     steps = max(context.total_steps, 10)
     return peft.AdaLoraConfig(
-        init_r=_adalora_start(values),
-        target_r=values["r"],
-        lora_alpha=_alpha(context.scale, _adalora_start(values)),
+        init_r=_adalora_start(hparams),
+        target_r=hparams["r"],
+        lora_alpha=_alpha(context.scale, _adalora_start(hparams)),
         lora_dropout=context.dropout,
         tinit=steps // 10,
         tfinal=3 * steps // 10,
@@ -53,15 +63,15 @@ def _adalora(values: Values, context: Context) -> peft.PeftConfig:
     )
 
 
-def _adalora_start(values: Values) -> int:
-    return values["r"] + (values["r"] + 1) // 2
+def _adalora_start(hparams: Hparams) -> int:
+    return hparams["r"] + (hparams["r"] + 1) // 2
 
 
 def _allocate(model: nn.Module, step: int) -> None:
     model.base_model.update_and_allocate(step)
 
 
-def _distance_of_triplets(values: Values) -> Penalty:
+def _distance_of_triplets(hparams: Hparams) -> Penalty:
     """Mean over P and Q of all layers of |P^T P - I|_F (Zhang et al., 2023, equation 4, as peft's own forward adds it). peft's wrapper goes
     around that forward where a model has no task type."""
 
@@ -69,7 +79,7 @@ def _distance_of_triplets(values: Values) -> Penalty:
         layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
         rows = [part for layer in layers for part in (*layer.lora_A.values(), *(b.T for b in layer.lora_B.values()))]
         whole = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in rows]
-        return distances_from_identity(part @ part.T for part in whole).mean()
+        return orthogonality_distances(part @ part.T for part in whole).mean()
 
     return distance
 
@@ -81,13 +91,13 @@ def _freeze_counts(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def count_adalora(shapes: Shapes, values: Values) -> int:
+def count_adalora(shapes: Shapes, hparams: Hparams) -> int:
     """P, Q and the singular values at the starting rank; pruning zeroes values, it does not remove them."""
-    start = _adalora_start(values)
+    start = _adalora_start(hparams)
     return sum(start * (n + d + 1) for n, d in shapes)
 
 
-def _adalora_settled(total: int) -> int:
+def _adalora_selectable_from(total: int) -> int:
     """Before the last pruning the model is over its budget, and what is saved would not be what was scored."""
     return total - 3 * max(total, 10) // 10 + 1
 
@@ -106,8 +116,8 @@ def _remember(model: nn.Module, tensors: dict[str, Tensor], rank_pattern: Any) -
     allocator, config = model.base_model.rankallocator, model.peft_config["default"]
     device = next(model.parameters()).device
     for kind in IMPORTANCE:
-        values = {name.removeprefix(f"{kind}."): value.to(device) for name, value in tensors.items() if name.startswith(f"{kind}.")}
-        setattr(allocator, kind, values)
+        hparams = {name.removeprefix(f"{kind}."): value.to(device) for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        setattr(allocator, kind, hparams)
     config.rank_pattern = rank_pattern
 
 
@@ -118,28 +128,28 @@ register(
         count_adalora,
         _adalora,
         penalty=_distance_of_triplets,
-        weight=lambda settings: float(settings.options.get("orthogonal_weight", ORTHOGONAL_WEIGHT)),
-        mend=_freeze_counts,
+        own_penalty_weight=lambda settings: float(settings.options.get("orthogonal_weight", ORTHOGONAL_WEIGHT)),
+        post_wrap=_freeze_counts,
         after_step=_allocate,
-        settled_at=_adalora_settled,
-        memory=Memory(_remembered, _remember),
+        selectable_from=_adalora_selectable_from,
+        extra_state=ExtraState(_remembered, _remember),
     )
 )
 
 
-def count_oft(shapes: Shapes, values: Values) -> int:
+def count_oft(shapes: Shapes, hparams: Hparams) -> int:
     """The skew-symmetric entries of d / b blocks. (The GOFT paper prints the counts of full b x b blocks: `oft_paper`.)"""
-    b = values["b"]
+    b = hparams["b"]
     return sum(d // b * (b * (b - 1) // 2) for _, d in shapes)
 
 
 def _oft(is_exact: bool):
-    def make(values: Values, context: Context) -> peft.PeftConfig:
-        _check_block(values["b"], context.shapes)
+    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+        _check_block(hparams["b"], context.shapes)
         # peft's default, five terms (k = 0..3), is not orthogonal for large angles; PSOFT's scripts ran OFTv2 with it.
         return peft.OFTConfig(
             r=0,
-            oft_block_size=values["b"],
+            oft_block_size=hparams["b"],
             use_cayley_neumann=not is_exact,
             num_cayley_neumann_terms=5,
             module_dropout=context.dropout,
@@ -160,12 +170,12 @@ register(Method("oft", {"b": "block size"}, count_oft, _oft(is_exact=True)))
 register(Method("oft_v2", {"b": "block size"}, count_oft, _oft(is_exact=False)))
 
 
-def _boft(values: Values, context: Context) -> peft.PeftConfig:
-    _check_block(values["b"] * 2 ** (values["m"] - 1), context.shapes)
-    return peft.BOFTConfig(boft_block_size=values["b"], boft_n_butterfly_factor=values["m"], boft_dropout=context.dropout)
+def _boft(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    _check_block(hparams["b"] * 2 ** (hparams["m"] - 1), context.shapes)
+    return peft.BOFTConfig(boft_block_size=hparams["b"], boft_n_butterfly_factor=hparams["m"], boft_dropout=context.dropout)
 
 
-def _prepare_boft() -> None:
+def _setup_boft() -> None:
     from qgoft.tuners.boft import use_torch_block_diagonal
 
     use_torch_block_diagonal()
@@ -178,22 +188,22 @@ register(
         {"b": "block size", "m": "butterfly factors"},
         lambda s, v: sum(v["m"] * d * v["b"] + n for n, d in s),
         _boft,
-        prepare=_prepare_boft,
+        setup=_setup_boft,
     )
 )
 
 
-def _hra(values: Values, context: Context) -> peft.PeftConfig:
-    if values["r"] % 2:
-        raise ValueError(f"rank {values['r']} is odd; HRA starts at the identity for even ranks only")
-    return peft.HRAConfig(r=values["r"])
+def _hra(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    if hparams["r"] % 2:
+        raise ValueError(f"rank {hparams['r']} is odd; HRA starts at the identity for even ranks only")
+    return peft.HRAConfig(r=hparams["r"])
 
 
 register(Method("hra", {"r": "reflections"}, lambda s, v: sum(v["r"] * d for _, d in s), _hra))
 
 
 # Tables 6, 7, 16 and 17 and figures 3 and 8 of PSOFT.
-PSOFT_WORDS = {
+PSOFT_MODIFIERS = {
     "strict": "R alone, no scales",
     "alpha": "R with the scale of its input alone",
     "beta": "R with the scale of its output alone",
@@ -210,33 +220,33 @@ EXCLUSIVE = [("strict", "alpha", "beta"), ("symmetric", "borth"), ("exact", "t")
 PAPER_TERMS = 7
 
 
-def count_psoft(shapes: Shapes, values: Values) -> int:
+def count_psoft(shapes: Shapes, hparams: Hparams) -> int:
     """R in r x r by r (r - 1) / 2 skew entries, and alpha and beta of length r where they are trained (PSOFT, section 4)."""
-    r = values["r"]
-    scales = 0 if "strict" in values else 1 if "alpha" in values or "beta" in values else 2
+    r = hparams["r"]
+    scales = 0 if "strict" in hparams else 1 if "alpha" in hparams or "beta" in hparams else 2
     return len(shapes) * (r * (r - 1) // 2 + scales * r)
 
 
-def _psoft(values: Values, context: Context) -> peft.PeftConfig:
+def _psoft(hparams: Hparams, context: Context) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
-    if values["r"] > smallest:
-        raise ValueError(f"rank {values['r']} is larger than the smallest width {smallest}")
-    if values.get("t") in (1, 2, 4):
-        raise ValueError(f"t={values['t']}: peft has no series below 3 terms, and 4 is the series of 3; allowed are 3, 5 and more")
-    scales, factor, _ = (one_of(values, words) for words in EXCLUSIVE)
+    if hparams["r"] > smallest:
+        raise ValueError(f"rank {hparams['r']} is larger than the smallest width {smallest}")
+    if hparams.get("t") in (1, 2, 4):
+        raise ValueError(f"t={hparams['t']}: peft has no series below 3 terms, and 4 is the series of 3; allowed are 3, 5 and more")
+    scales, factor, _ = (exclusive_modifier(hparams, modifiers) for modifiers in EXCLUSIVE)
     kind = PsoftOutputConfig if factor == "borth" else peft.PsoftConfig
     return kind(
-        r=values["r"],
-        psoft_alpha=values["r"],
+        r=hparams["r"],
+        psoft_alpha=hparams["r"],
         psoft_mag_a=scales in (None, "alpha"),
         psoft_mag_b=scales in (None, "beta"),
         ab_svd_init="pissa_init" if factor == "symmetric" else "psoft_init",
-        psoft_svd="lowrank" if "svd" in values else "full",
-        psoft_svd_lowrank_niter=values.get("svd", 10),
+        psoft_svd="lowrank" if "svd" in hparams else "full",
+        psoft_svd_lowrank_niter=hparams.get("svd", 10),
         # peft warns of terms that an exact map does not use.
-        **({} if "exact" in values else {"use_cayley_neumann": True, "num_cayley_neumann_terms": values.get("t", PAPER_TERMS)}),
+        **({} if "exact" in hparams else {"use_cayley_neumann": True, "num_cayley_neumann_terms": hparams.get("t", PAPER_TERMS)}),
         psoft_dropout=context.dropout,
     )
 
 
-register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, words=PSOFT_WORDS))
+register(Method("psoft", {"r": "rank"}, count_psoft, _psoft, modifiers=PSOFT_MODIFIERS))

@@ -14,18 +14,18 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from qgoft.config.settings import MethodSettings, ModelSettings
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 from qgoft.tuners import orthogonality_penalty
 from qgoft.tuners.layerwise import linear_shape
 
 Shapes = list[tuple[int, int]]
-Values = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}, r64-strict-t3 -> {"r": 64, "strict": 1, "t": 3}
+Hparams = dict[str, int]  # of a variant: b8m2 -> {"b": 8, "m": 2}, r64-strict-t3 -> {"r": 64, "strict": 1, "t": 3}
 Penalty = Callable[[nn.Module], Tensor]
 ShapeOf = Callable[[nn.Module], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
-class Memory:
+class ExtraState:
     """What a method remembers from step to step beside its parameters, for checkpoints: tensors, and plain data that JSON holds.
 
     Attributes:
@@ -61,43 +61,43 @@ class Method:
     """One algorithm.
 
     Attributes:
-        letters: what the letters of a variant mean, such as {"r": "rank"}; empty where there is nothing to choose.
-        words: what may follow them, each behind a dash, with its meaning; `t#` takes a number, r64-t3.
-        count: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
+        hparams: what the letters of a variant mean, such as {"r": "rank"}; empty where there is nothing to choose.
+        modifiers: what may follow them, each behind a dash, with its meaning; `t#` takes a number, r64-t3.
+        num_params: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
         config: makes the peft configuration, without targets; None for methods that only free existing parameters.
         penalty: for a variant, what is added to the loss with a weight; None where there is nothing to penalise.
-        weight: of the penalty, where a setting of the method's own takes the place of method.penalty.
-        mend: called with the peft model once it is built.
-        free: whether a backbone parameter of this name is trained, for methods without a peft configuration.
+        own_penalty_weight: of the penalty, where a setting of the method's own takes the place of method.penalty.
+        post_wrap: called with the peft model once it is built.
+        is_trainable: whether a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
-        prepare: called once before the model is wrapped.
+        setup: called once before the model is wrapped.
         shape_of: (outputs, inputs) of a module that it can adapt, None for others.
-        settled_at: of the total number of steps, the first after which the model has its final form and may be chosen.
-        memory: what `after_step` remembers, so that a run can be gone on with.
+        selectable_from: of the total number of steps, the first after which the model has its final form and may be chosen.
+        extra_state: what `after_step` remembers, so that a run can be gone on with.
     """
 
     name: str
-    letters: dict[str, str] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict, kw_only=True)
-    penalty: Callable[[Values], Penalty | None] = field(default=lambda values: None, kw_only=True)
-    weight: Callable[[MethodSettings], float] | None = field(default=None, kw_only=True)
-    mend: Callable[[nn.Module], None] | None = field(default=None, kw_only=True)
-    count: Callable[[Shapes, Values], int] | None = None
-    config: Callable[[Values, Context], PeftConfig] | None = None
-    free: Callable[[str], bool] | None = None
+    hparams: dict[str, str] = field(default_factory=dict)
+    modifiers: dict[str, str] = field(default_factory=dict, kw_only=True)
+    penalty: Callable[[Hparams], Penalty | None] = field(default=lambda hparams: None, kw_only=True)
+    own_penalty_weight: Callable[[MethodSettings], float] | None = field(default=None, kw_only=True)
+    post_wrap: Callable[[nn.Module], None] | None = field(default=None, kw_only=True)
+    num_params: Callable[[Shapes, Hparams], int] | None = None
+    config: Callable[[Hparams, Context], PeftConfig] | None = None
+    is_trainable: Callable[[str], bool] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
-    prepare: Callable[[], None] | None = None
+    setup: Callable[[], None] | None = None
     shape_of: ShapeOf = linear_shape
-    settled_at: Callable[[int], int] | None = None
-    memory: Memory | None = None
+    selectable_from: Callable[[int], int] | None = None
+    extra_state: ExtraState | None = None
 
     def penalty_weight(self, settings: MethodSettings) -> float:
         """What weighs the penalty in the loss."""
-        return self.weight(settings) if self.weight else settings.penalty
+        return self.own_penalty_weight(settings) if self.own_penalty_weight else settings.penalty
 
 
 @dataclass
-class Adapted:
+class AdaptedModel:
     """A model ready to be trained, and what was counted on it."""
 
     model: nn.Module
@@ -107,10 +107,10 @@ class Adapted:
     total: int
     head_names: set[str]  # names of the parameters of the head
     after_step: Callable[[nn.Module, int], None] | None
-    settled_at: int = 0
+    selectable_from: int = 0
     penalty: Penalty | None = None
     penalty_weight: float = 0.0
-    memory: Memory | None = None
+    extra_state: ExtraState | None = None
 
 
 REGISTRY: dict[str, Method] = {}
@@ -134,48 +134,48 @@ def method_names() -> list[str]:
     return sorted(REGISTRY)
 
 
-def parse_variant(method: Method, variant: str) -> Values:
+def parse_variant(method: Method, variant: str) -> Hparams:
     """Read a variant: letters with numbers, such as r8 or b8m2, or for a method without letters its own name; then words behind dashes.
 
     Raises:
         QgoftError: it does not have this form.
     """
-    wanted = "".join(f"{letter}<{meaning}>" for letter, meaning in method.letters.items()) or method.name
-    head, *words = variant.split("-")
-    parts = re.findall(r"([a-z]+)(\d+)", head) if method.letters else []
-    known = "".join(letter + number for letter, number in parts) if method.letters else method.name
-    if known != head or [letter for letter, _ in parts] != list(method.letters):
+    wanted = "".join(f"{letter}<{meaning}>" for letter, meaning in method.hparams.items()) or method.name
+    head, *modifiers = variant.split("-")
+    parts = re.findall(r"([a-z]+)(\d+)", head) if method.hparams else []
+    known = "".join(letter + number for letter, number in parts) if method.hparams else method.name
+    if known != head or [letter for letter, _ in parts] != list(method.hparams):
         raise QgoftError(f"variant {variant!r} of method {method.name}: needed is the form {wanted}; change METHOD or method.variant")
-    values = {letter: int(number) for letter, number in parts}
-    for word in words:
+    hparams = {letter: int(number) for letter, number in parts}
+    for word in modifiers:
         match = re.fullmatch(r"([a-z_]+)(\d*)", word)
         name = match[1] if match else word
-        if match is None or name in values or (f"{name}#" if match[2] else name) not in method.words:
-            allowed = ", ".join(f"-{word.replace('#', '<number>')} ({meaning})" for word, meaning in method.words.items()) or "no words"
+        if match is None or name in hparams or (f"{name}#" if match[2] else name) not in method.modifiers:
+            allowed = ", ".join(f"-{word.replace('#', '<number>')} ({meaning})" for word, meaning in method.modifiers.items()) or "no words"
             raise QgoftError(
                 f"variant {variant!r} of method {method.name}: {word!r} cannot follow {wanted}; allowed are {allowed}, each once"
             )
-        values[name] = int(match[2] or 1)
-    if values and not 1 <= min(values.values()) <= max(values.values()) <= LARGEST:
+        hparams[name] = int(match[2] or 1)
+    if hparams and not 1 <= min(hparams.values()) <= max(hparams.values()) <= LARGEST:
         raise QgoftError(
             f"variant {variant!r} of method {method.name}: allowed are numbers from 1 to {LARGEST:,}; change METHOD or method.variant"
         )
-    return values
+    return hparams
 
 
-def one_of(values: Values, words: Iterable[str]) -> str | None:
+def exclusive_modifier(hparams: Hparams, modifiers: Iterable[str]) -> str | None:
     """The one of these words that a variant carries, or None.
 
     Raises:
         ValueError: it carries several of them.
     """
-    chosen = [word for word in words if word in values]
+    chosen = [word for word in modifiers if word in hparams]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
     return chosen[0] if chosen else None
 
 
-def distances_from_identity(products: Iterable[Tensor]) -> Tensor:
+def orthogonality_distances(products: Iterable[Tensor]) -> Tensor:
     """|Q^T Q - I|_F of every product Q^T Q [r, r] -> [number of products], on the device of the first."""
     found = [torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)) for product in products]
     return torch.stack([distance.to(found[0].device) for distance in found])
@@ -187,24 +187,26 @@ def find_targets(model: nn.Module, pattern: str, shape_of: ShapeOf = linear_shap
     return {name: shape for name, shape in named if shape is not None}
 
 
-def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings, *, total_steps: int) -> Adapted:
+def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings, *, total_steps: int) -> AdaptedModel:
     """Put a method on a model: the backbone frozen but for the method, the head free. Checks the promised count.
 
     Raises:
         QgoftError: an unknown method, variant or choice of layers; no layer of the model matches; a layer does not fit.
         RuntimeError: the built model breaks the promised number of parameters.
     """
-    choose("method", settings.name, method_names(), "change METHOD")
+    check_choice("method", settings.name, method_names(), "change METHOD")
     method = REGISTRY[settings.name]
-    values = parse_variant(method, settings.variant)
-    if settings.penalty and (method.weight or method.penalty(values) is None):
-        reason = "weighs its penalty by an option of its own, method.options" if method.weight else "has nothing to penalise"
+    hparams = parse_variant(method, settings.variant)
+    if settings.penalty and (method.own_penalty_weight or method.penalty(hparams) is None):
+        reason = "weighs its penalty by an option of its own, method.options" if method.own_penalty_weight else "has nothing to penalise"
         raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} {reason}; leave it at 0")
-    choose("choice of layers method.targets", settings.targets, list(spec.targets), f"these are what configs/model names for {spec.name}")
-    head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head)]
-    if spec.head and not head:
-        raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head)}; correct `head` in its config")
-    pattern = spec.targets[settings.targets]
+    check_choice(
+        "choice of layers method.targets", settings.targets, list(spec.target_sets), f"these are what configs/model names for {spec.name}"
+    )
+    head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head_modules)]
+    if spec.head_modules and not head:
+        raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head_modules)}; correct `head` in its config")
+    pattern = spec.target_sets[settings.targets]
     targets = find_targets(model, pattern, method.shape_of)
     if not targets:
         present = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -212,18 +214,18 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
             f"no linear layer of this {type(model).__name__} matches {settings.targets} = {pattern!r} of model={spec.name}; "
             f"its linear layers are named like {', '.join(present[:3])}; choose the MODEL that belongs to these weights, or set method.targets"
         )
-    if method.prepare:
-        method.prepare()
+    if method.setup:
+        method.setup()
     if method.config is None:
-        return _free_parameters(model, method, values, list(targets.values()), set(head))
-    return _wrap(model, spec, settings, method, values, targets, total_steps)
+        return _free_parameters(model, method, hparams, list(targets.values()), set(head))
+    return _wrap(model, spec, settings, method, hparams, targets, total_steps)
 
 
-def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: Shapes, head: set[str]) -> Adapted:
-    assert method.free is not None
+def _free_parameters(model: nn.Module, method: Method, hparams: Hparams, shapes: Shapes, head: set[str]) -> AdaptedModel:
+    assert method.is_trainable is not None
     trainable = 0
     for name, parameter in model.named_parameters():
-        is_free = name not in head and method.free(name)
+        is_free = name not in head and method.is_trainable(name)
         if is_free or name in head:
             # An update of a thousandth of a 16-bit weight is lost in its rounding: what is trained is float32, like adapters.
             parameter.data = parameter.data.float()
@@ -233,23 +235,23 @@ def _free_parameters(model: nn.Module, method: Method, values: Values, shapes: S
         if isinstance(module, nn.LayerNorm) and any(p.requires_grad for p in module.parameters(recurse=False)):
             module.float()  # it takes its weight and bias in one type alone
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return Adapted(model, False, trainable, sum(sizes[n] for n in head), sum(sizes.values()), head, method.after_step)
+    return AdaptedModel(model, False, trainable, sum(sizes[n] for n in head), sum(sizes.values()), head, method.after_step)
 
 
 def _wrap(
-    model: nn.Module, spec: ModelSettings, settings: MethodSettings, method: Method, values: Values, targets: dict, total_steps: int
-) -> Adapted:
+    model: nn.Module, spec: ModelSettings, settings: MethodSettings, method: Method, hparams: Hparams, targets: dict, total_steps: int
+) -> AdaptedModel:
     assert method.config is not None
-    assert method.count is not None
+    assert method.num_params is not None
     shapes = list(targets.values())
     total = sum(p.numel() for p in model.parameters())
     try:
-        config = method.config(values, Context(shapes, total_steps, settings.options))
+        config = method.config(hparams, Context(shapes, total_steps, settings.options))
         config.target_modules = set(targets)
-        config.modules_to_save = list(spec.head) or None  # a decoder has no new head
+        config.modules_to_save = list(spec.head_modules) or None  # a decoder has no new head
         wrapped = peft.get_peft_model(model, config)
-        if method.mend:
-            method.mend(wrapped)
+        if method.post_wrap:
+            method.post_wrap(wrapped)
         orthogonality_penalty(wrapped)  # marks the adapters: method.penalty decides, and 0 is deliberate
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error
@@ -259,15 +261,15 @@ def _wrap(
         if name in head:
             parameter.data = parameter.data.float()  # as adapters are
     trainable = sum(size for name, size in free.items() if name not in head)
-    promised = method.count(shapes, values)
+    promised = method.num_params(shapes, hparams)
     if trainable != promised:
         raise RuntimeError(
             f"{settings.name}@{settings.variant} promises {promised:,} trainable parameters over {len(shapes)} layers, but the built model has "
             f"{trainable:,}; refusing to train something else than what the row would claim"
         )
-    settled_at = method.settled_at(total_steps) if method.settled_at else 0
+    selectable_from = method.selectable_from(total_steps) if method.selectable_from else 0
     in_head = sum(free[n] for n in head)
-    return Adapted(
+    return AdaptedModel(
         wrapped,
         True,
         trainable,
@@ -275,8 +277,8 @@ def _wrap(
         total + trainable,
         head,
         method.after_step,
-        settled_at,
-        method.penalty(values),
+        selectable_from,
+        method.penalty(hparams),
         method.penalty_weight(settings),
-        method.memory,
+        method.extra_state,
     )

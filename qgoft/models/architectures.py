@@ -13,7 +13,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from qgoft.errors import choose
+from qgoft.errors import check_choice
 
 
 def build_deberta(vocabulary: int = 128100, layers: int = 12) -> nn.Module:
@@ -66,6 +66,6 @@ def build_shapes(name: str) -> nn.Module:
     Raises:
         QgoftError: an unknown name.
     """
-    choose("model", name, list(ARCHITECTURES), "these are the papers' own")
+    check_choice("model", name, list(ARCHITECTURES), "these are the papers' own")
     with torch.device("meta"):
         return ARCHITECTURES[name]()

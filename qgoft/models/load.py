@@ -81,7 +81,9 @@ def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
     task = settings.task
     changes = {"problem_type": "regression" if task.is_regression else "single_label_classification"}
     labels = 1 if task.is_regression else len(task.labels)
-    return load_backbone(settings, folder, AutoModelForSequenceClassification, settings.model.head, num_labels=labels, changes=changes)
+    return load_backbone(
+        settings, folder, AutoModelForSequenceClassification, settings.model.head_modules, num_labels=labels, changes=changes
+    )
 
 
 def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
@@ -135,7 +137,7 @@ def load_backbone(
             f"model={model.name} is a {config.model_type}, which has no {auto_class.__name__.removeprefix('AutoModelFor')} model, as suite "
             f"{settings.task.suite} needs; change MODEL"
         )
-    if auto_class is not AutoModelForCausalLM and not model.head:
+    if auto_class is not AutoModelForCausalLM and not model.head_modules:
         raise QgoftError(
             f"model={model.name} has no head for suite {settings.task.suite}: its file in configs/model names none; change MODEL"
         )
@@ -211,7 +213,7 @@ def _set_dropout(config: Any, train: TrainSettings) -> None:
         QgoftError: the architecture has no such dropout; it would be left out without a word.
     """
     is_deberta = str(getattr(config, "model_type", "")).startswith("deberta")
-    names = {"drop_classifier": "cls_dropout" if is_deberta else "classifier_dropout", "drop_hidden": "hidden_dropout_prob"}
+    names = {"classifier_dropout": "cls_dropout" if is_deberta else "classifier_dropout", "hidden_dropout": "hidden_dropout_prob"}
     for setting, name in names.items():
         value = getattr(train, setting)
         if value is None:

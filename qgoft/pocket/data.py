@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
+def atomic_directory(folder: Path) -> Iterator[Path]:
     """A new folder to be filled in the block; after it, in one move, it is `folder`, unless another process was first, with the same content.
     Where the block fails, nothing half is left. As the user's umask has it: a group may share a cache."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def pocket_files(suite: str, task: str) -> Path:
             with suppress(FileNotFoundError):  # another process was first
                 folder.rename(aside / folder.name)
             shutil.rmtree(aside, ignore_errors=True)
-        with made_whole(folder) as part:
+        with atomic_directory(folder) as part:
             WRITERS[suite](task, part)
             (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=1) + "\n")
     except OSError as error:
@@ -172,9 +172,9 @@ def _write_vtab(task: str, folder: Path) -> None:
     splits = _digits() if task == "digits" else _drawn(task)
     train = tuple(np.concatenate(parts) for parts in zip(splits["train800"], splits["val200"], strict=True))
     digest = hashlib.sha256()
-    for name, (pictures, labels) in (("train", train), ("test", splits["test"])):
-        digest.update(f"{name} {pictures.shape}".encode() + pictures.tobytes() + np.asarray(labels, "<i8").tobytes())
-        _write_pictures(pictures, labels, folder / f"{name}.parquet")
+    for name, (images, labels) in (("train", train), ("test", splits["test"])):
+        digest.update(f"{name} {images.shape}".encode() + images.tobytes() + np.asarray(labels, "<i8").tobytes())
+        _write_pictures(images, labels, folder / f"{name}.parquet")
     (folder / FINGERPRINT).write_text(digest.hexdigest() + "\n")
 
 
@@ -191,12 +191,12 @@ def _digits() -> dict[str, Any]:
 
     loaded = load_digits()
     order = np.random.default_rng(0).permutation(len(loaded.images))
-    pictures, labels = (loaded.images[order] * 15).astype(np.uint8), loaded.target[order]
+    images, labels = (loaded.images[order] * 15).astype(np.uint8), loaded.target[order]
     parts = {"train800": slice(800), "val200": slice(800, 1000), "test": slice(1000, None)}
-    return {split: (pictures[part], labels[part]) for split, part in parts.items()}
+    return {split: (images[part], labels[part]) for split, part in parts.items()}
 
 
-def _write_pictures(pictures: Any, labels: Any, path: Path) -> None:
+def _write_pictures(images: Any, labels: Any, path: Path) -> None:
     import io
 
     from datasets import Dataset, Features, Image, Value, disable_progress_bars
@@ -204,9 +204,9 @@ def _write_pictures(pictures: Any, labels: Any, path: Path) -> None:
 
     disable_progress_bars()
     encoded = []
-    for picture in pictures:
+    for image in images:
         file = io.BytesIO()
-        Pillow.fromarray(picture).save(file, "png", compress_level=0)
+        Pillow.fromarray(image).save(file, "png", compress_level=0)
         encoded.append({"bytes": file.getvalue(), "path": None})
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)

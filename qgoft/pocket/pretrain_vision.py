@@ -46,12 +46,12 @@ def build_config() -> ViTConfig:
 def draw_scenes(count: int, name: str) -> tuple[Tensor, Tensor]:
     """Pictures [count, 3, SIZE, SIZE] uint8 and attributes [count, len(ATTRIBUTES)], -1 where one does not apply."""
     random = np.random.default_rng([*f"pocket/scenes/{name}".encode()])
-    pictures, attributes = zip(*(scene(random) for _ in range(count)), strict=True)
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(attributes)
+    images, attributes = zip(*(scene(random) for _ in range(count)), strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(attributes)
 
 
-def normalise(pictures: Tensor) -> Tensor:
-    return (pictures.float() / 255 - MEAN[:, None, None]) / DEVIATION[:, None, None]
+def normalise(images: Tensor) -> Tensor:
+    return (images.float() / 255 - MEAN[:, None, None]) / DEVIATION[:, None, None]
 
 
 class Namer(nn.Module):
@@ -62,8 +62,8 @@ class Namer(nn.Module):
         self.vit = ViTModel(build_config(), add_pooling_layer=False)
         self.heads = nn.Linear(WIDTH, sum(ATTRIBUTES.values()))
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        features = self.vit(normalise(pictures)).last_hidden_state[:, 0]
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.vit(normalise(images)).last_hidden_state[:, 0]
         return self.heads(features).split(list(ATTRIBUTES.values()), 1)
 
 
@@ -71,12 +71,12 @@ def pretrain(recipe: Recipe, *, report=print) -> Namer:
     """Train from random weights; the same recipe gives the same model on the same machine."""
     torch.manual_seed(recipe.seed)
     model = Namer().train()
-    pictures, attributes = draw_scenes(recipe.scenes, "train")
+    images, attributes = draw_scenes(recipe.scenes, "train")
     descent = Descent(model.parameters(), recipe.rate, steps=recipe.steps, rise=100, weight_decay=recipe.weight_decay)
     for step in range(1, recipe.steps + 1):
         chosen = torch.randint(recipe.scenes, (recipe.batch,))
         wanted, loss = attributes[chosen], torch.zeros(())
-        for column, logits in enumerate(model(pictures[chosen])):
+        for column, logits in enumerate(model(images[chosen])):
             applies = wanted[:, column] >= 0
             if applies.any():
                 # Rare attributes count for more than their share, but not as much as the common ones.
@@ -91,8 +91,8 @@ def pretrain(recipe: Recipe, *, report=print) -> Namer:
 @torch.no_grad()
 def measure(model: Namer, *, count: int = 4000) -> dict[str, float]:
     """Percent of attributes named right on fresh scenes."""
-    pictures, attributes = draw_scenes(count, "measure")
-    logits = [torch.cat(parts) for parts in zip(*(model(batch) for batch in pictures.split(500)), strict=True)]
+    images, attributes = draw_scenes(count, "measure")
+    logits = [torch.cat(parts) for parts in zip(*(model(batch) for batch in images.split(500)), strict=True)]
     scores = {}
     for column, (name, guess) in enumerate(zip(ATTRIBUTES, logits, strict=True)):
         applies = attributes[:, column] >= 0

@@ -5,14 +5,14 @@ from qgoft.records.key import RESULTS_VERSION, base_model, canonical_json, compu
 from qgoft.records.provenance import code_checksum, code_origin, code_provenance, hardware, package_versions
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, Record, RecordError, validate
 from qgoft.records.store import (
-    Found,
+    RecordSet,
     adapter_checksums,
+    atomic_file,
     file_checksums,
     file_sha256,
     find_records,
     read_record,
     read_records,
-    replaced,
     write_atomically,
     write_record,
 )
@@ -21,11 +21,12 @@ __all__ = [
     "PRIMARY_STATUSES",
     "RESULTS_VERSION",
     "SCHEMA",
-    "Found",
     "Record",
     "RecordError",
+    "RecordSet",
     "TaggedLines",
     "adapter_checksums",
+    "atomic_file",
     "base_model",
     "canonical_json",
     "code_checksum",
@@ -42,7 +43,6 @@ __all__ = [
     "read_record",
     "read_records",
     "read_tagged",
-    "replaced",
     "validate",
     "write_atomically",
     "write_record",

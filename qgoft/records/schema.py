@@ -19,7 +19,8 @@ _METRIC: dict[str, tuple[Kind, bool]] = {
     "higher_is_better": (bool, False),
     "n": (int, False),
     "standard_error": (Number, True),  # over the items, in the unit of the value
-    "majority": (Number, True),  # the same metric for always answering the commonest training label
+    "majority_baseline": (Number, True),  # the same metric for always predicting the most frequent training label
+    "computed_by": (str, False),  # dotted name of the function
 }
 _FIELDS: dict[str, tuple[Kind, bool]] = {
     "schema": (int, False),
@@ -37,7 +38,7 @@ _FIELDS: dict[str, tuple[Kind, bool]] = {
     "primary": (str, False),
     "metrics": (dict, False),
     "selection": (str, False),
-    "selected": (dict, False),  # which step was kept, and the score that chose it
+    "best_checkpoint": (dict, False),  # which step was kept, and the score that chose it
     "params": (dict, False),
     "cost": (dict, False),
     "orthogonality": (dict, False),
@@ -58,7 +59,7 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
         "examples_per_second": (Number, True),
         "peak_memory_bytes": (int, True),
     },
-    "selected": {"step": (int, True), "score": (Number, True)},
+    "best_checkpoint": {"step": (int, True), "score": (Number, True)},
     "orthogonality": {"max_error": (Number, True), "penalty": (Number, True)},
     "provenance": {
         "commit": (str, True),
@@ -80,7 +81,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "fingerprint": (str, False),
         "rows": (dict, False),
         "subset": (bool, False),
-        "repairs": (dict, False),  # what was wrong with the data -> how often
+        "data_fixes": (dict, False),  # what was wrong with the data -> how often
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False), "files": (str, False)},
     "hardware": {
@@ -101,7 +102,7 @@ _BY: dict[str, tuple[Kind, bool]] = {
 }
 # Left out where there is nothing to say.
 _MAY_BE_ABSENT = {
-    "provenance.data.repairs",
+    "provenance.data.data_fixes",
     "provenance.model.files",  # the checksum of tokenizer and configuration; not of embedded models
     "provenance.code",  # of records before November 2026
     "provenance.resumed",
@@ -109,14 +110,14 @@ _MAY_BE_ABSENT = {
     "provenance.training",
     "provenance.training.by",
     "cost.setup_seconds",
-    "selected",
+    "best_checkpoint",
     "files",
     "overrides",  # of records before November 2026
 }
 
 
 # Objects whose names are free: kind of their values.
-_MAPS: dict[str, Kind] = {"packages": str, "data.rows": int, "data.repairs": int}
+_MAPS: dict[str, Kind] = {"packages": str, "data.rows": int, "data.data_fixes": int}
 _SELECTIONS = ("last", "best_validation", "best_reported")
 # Fields that repeat a setting: name -> path in the settings.
 _IN_SETTINGS = {

@@ -40,13 +40,13 @@ def write_atomically(path: Path, text: str) -> Path:
     Raises:
         OSError: it cannot be written; nothing half is left.
     """
-    with replaced(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A new file to be written in the block; after it, in one move, it is `path`. Where the block fails, nothing half is left."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -121,7 +121,7 @@ def _record_paths(root: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Found:
+class RecordSet:
     """Records below a folder, where each lies, and what could not be read."""
 
     records: list[dict[str, Any]]
@@ -129,7 +129,7 @@ class Found:
     problems: list[str]
 
 
-def find_records(root: Path) -> Found:
+def find_records(root: Path) -> RecordSet:
     """All records below a folder, in the order of their paths; of one key, the one that finished last.
 
     A record that is torn, changed, of another schema or holds what it must not is left out and named in `problems`, never passed over in
@@ -163,7 +163,7 @@ def find_records(root: Path) -> Found:
         problems += [f"{folder / name}: it is not as the run left it; its curve and answers are not used" for name in changed]
         if not changed:
             folders[key] = folder
-    return Found([record for record, _ in newest.values()], folders, problems)
+    return RecordSet([record for record, _ in newest.values()], folders, problems)
 
 
 def _changed_files(record: dict[str, Any], folder: Path) -> list[str]:

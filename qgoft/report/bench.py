@@ -53,7 +53,7 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
         reference = find_reference(group, name)
         is_part = group[0]["batch"] != line["groups"][0][0]["batch"]
         if is_part:
-            table.rules.append(len(table.rows))
+            table.rules_before.append(len(table.rows))
         for timing in group:
             if timing is reference and number_of_group and not is_part:
                 continue  # it is timed again with every rival that has a group of its own

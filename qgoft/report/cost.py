@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgoft.errors import one_line
+from qgoft.errors import format_exception
 from qgoft.report.bench import published_table, shape_table
 from qgoft.report.table import Table
 
@@ -26,7 +26,7 @@ SYSTEM, KEPT = "system default", "keeps freed memory"
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchColumn:
     """One shape of a benchmark, and the record it is from."""
 
     line: dict[str, Any]
@@ -37,7 +37,7 @@ class Measured:
     is_kept: bool  # freed memory
 
 
-def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[Measured]:
+def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[BenchColumn]:
     """What the first folder that has any holds of an item: shapes of a part of the benchmark (layer, block), or of a model by a word of its name,
     that are not another item's. Those measured with freed memory kept stand first: the others are noisier."""
     for folder in folders:
@@ -48,28 +48,28 @@ def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[Measured]
 
 
 @functools.cache
-def _read_folder(folder: Path) -> list[Measured]:
+def _read_folder(folder: Path) -> list[BenchColumn]:
     """Every shape of every record, read once for all items; a file that is no record is named, once."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
             record = json.loads(path.read_text())
             is_kept = record["allocator"] == KEPT
-            found += [Measured(line, record, line["part"], str(line["shape"]), line["item"], is_kept) for line in record["shapes"]]
+            found += [BenchColumn(line, record, line["part"], str(line["shape"]), line["item"], is_kept) for line in record["shapes"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(
-                f"qgoft: left out: {path} is no whole record of a benchmark ({one_line(error)}); remove it, or make it again",
+                f"qgoft: left out: {path} is no whole record of a benchmark ({format_exception(error)}); remove it, or make it again",
                 file=sys.stderr,
             )
     return found
 
 
-def _is_of(one: Measured, name: str, shape: str) -> bool:
+def _is_of(one: BenchColumn, name: str, shape: str) -> bool:
     is_kind = shape == one.part or (one.part == "model" and one.shape.lower().startswith(shape))
     return is_kind and one.item in (None, "/".join(PRINTED[name]))
 
 
-def cost_tables(name: str, measured: Sequence[Measured]) -> list[Table]:
+def cost_tables(name: str, measured: Sequence[BenchColumn]) -> list[Table]:
     """What was measured of an item, and what is printed."""
     paper, table = PRINTED[name]
     tables = []

@@ -11,7 +11,7 @@ from typing import Any
 from qgoft.records import Record
 
 
-def by_training(records: Iterable[Record]) -> list[tuple[str, Record]]:
+def group_by_training(records: Iterable[Record]) -> list[tuple[str, Record]]:
     """Each record with the key of its training, in their order, but the run that trained before those that were scored with what it made."""
     made = [(record["provenance"].get("training", record), record) for record in records]
     return [(training["key"], record) for training, record in sorted(made, key=lambda pair: pair[0].get("shared", False))]
@@ -47,8 +47,8 @@ class Item:
     columns: tuple[Column, ...]
     has_average: bool = False
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title and columns; the average is then that of the group means
-    beside: tuple[Column, ...] = ()  # after the average: what the paper has not, or costs
-    unprinted: str = ""  # why there are no published values
+    extra_columns: tuple[Column, ...] = ()  # after the average: what the paper has not, or costs
+    no_published_values: str = ""  # why there are no published values
     protocols: tuple[str, ...] = ()  # under which its figures may be subtracted from ours
     suite: str = ""
     model: str = ""  # that of the printed figures, where it is not the suite's usual one
@@ -60,12 +60,12 @@ class Item:
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        return (*self.columns, *self.beside)
+        return (*self.columns, *self.extra_columns)
 
     @property
     def titles(self) -> list[str]:
         averages = [*(title for title, _ in self.groups), "Avg"] if self.has_average else []
-        return [*(column.title for column in self.columns), *averages, *(column.title for column in self.beside)]
+        return [*(column.title for column in self.columns), *averages, *(column.title for column in self.extra_columns)]
 
     def averages(self, values: list[float | None]) -> list[float | None]:
         """Group means, if there are groups, and the average, from the values of the columns; None where one is missing."""
@@ -137,7 +137,7 @@ def _setup(record: Record) -> float | None:
 
 def _held_out_loss(record: Record) -> float | None:
     """What chose the step of a decoder, with its sign turned."""
-    score = record.get("selected", {}).get("score")
+    score = record.get("best_checkpoint", {}).get("score")
     return None if score is None else -score
 
 
@@ -149,7 +149,13 @@ LOSS = Column("loss", "held-out loss", None, cost=_held_out_loss, spelling=".4f"
 
 TABLE1 = _item(GOFT, "table1", "Table 1", "glue", _glue("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"), has_average=True)
 PSOFT_TABLE2 = _item(
-    PSOFT, "table2", "PSOFT table 2", "glue", _glue("cola", "stsb", "rte", "mrpc", "sst2", "qnli"), has_average=True, beside=(MEMORY_AT_64,)
+    PSOFT,
+    "table2",
+    "PSOFT table 2",
+    "glue",
+    _glue("cola", "stsb", "rte", "mrpc", "sst2", "qnli"),
+    has_average=True,
+    extra_columns=(MEMORY_AT_64,),
 )
 TABLE4 = _item(GOFT, "table4", "Table 4", "squad", (Column("em", "EM", "v1", "exact_match"), Column("f1", "F1", "v1", "f1")))
 VTAB_GROUPS = (
@@ -182,10 +188,10 @@ VTAB_GROUPS = (
 )
 
 
-def _vtab(paper: tuple[str, tuple[str, ...]], title: str, *beside: Column) -> Item:
+def _vtab(paper: tuple[str, tuple[str, ...]], title: str, *extra_columns: Column) -> Item:
     columns = tuple(Column(task, short, task) for _, tasks in VTAB_GROUPS for task, short in tasks.items())
     groups = tuple((name, tuple(tasks)) for name, tasks in VTAB_GROUPS)
-    return _item(paper, "table3", title, "vtab", columns, has_average=True, groups=groups, beside=beside)
+    return _item(paper, "table3", title, "vtab", columns, has_average=True, groups=groups, extra_columns=extra_columns)
 
 
 TABLE3, PSOFT_TABLE3 = _vtab(GOFT, "Table 3"), _vtab(PSOFT, "PSOFT table 3", MEMORY)
@@ -222,8 +228,8 @@ COMMONSENSE = {
 }
 _MATH = (Column("gsm8k", "GSM8K", "gsm8k"), Column("math", "MATH", "math"))
 _COMMONSENSE = tuple(Column(task, title, task) for task, title in COMMONSENSE.items())
-PSOFT_TABLE4 = _item(PSOFT, "table4", "PSOFT table 4", "math", _MATH, beside=(MEMORY,))
-PSOFT_TABLE5 = _item(PSOFT, "table5", "PSOFT table 5", "commonsense", _COMMONSENSE, has_average=True, beside=(MEMORY,))
+PSOFT_TABLE4 = _item(PSOFT, "table4", "PSOFT table 4", "math", _MATH, extra_columns=(MEMORY,))
+PSOFT_TABLE5 = _item(PSOFT, "table5", "PSOFT table 5", "commonsense", _COMMONSENSE, has_average=True, extra_columns=(MEMORY,))
 
 
 _TWO = _glue("qnli", "rte")
@@ -241,10 +247,10 @@ ITEMS = {
         PSOFT_TABLE5,
         _item(PSOFT, "table6", "PSOFT table 6", "math", _MATH),
         _item(PSOFT, "table7", "PSOFT table 7", "glue", _glue("rte", "cola")),
-        _item(PSOFT, "table13", "PSOFT table 13", "math", _MATH, beside=(MEMORY,)),
-        _item(PSOFT, "table15", "PSOFT table 15", "commonsense", _COMMONSENSE, has_average=True, beside=(MEMORY,)),
-        _item(PSOFT, "table16", "PSOFT table 16", "commonsense", (), beside=(SETUP, LOSS), model="LLaMA-3.2-3B"),
-        _item(PSOFT, "table17", "PSOFT table 17", "glue", (Column("matthews", "CoLA", "cola", "matthews"),), beside=(MEMORY,)),
+        _item(PSOFT, "table13", "PSOFT table 13", "math", _MATH, extra_columns=(MEMORY,)),
+        _item(PSOFT, "table15", "PSOFT table 15", "commonsense", _COMMONSENSE, has_average=True, extra_columns=(MEMORY,)),
+        _item(PSOFT, "table16", "PSOFT table 16", "commonsense", (), extra_columns=(SETUP, LOSS), model="LLaMA-3.2-3B"),
+        _item(PSOFT, "table17", "PSOFT table 17", "glue", (Column("matthews", "CoLA", "cola", "matthews"),), extra_columns=(MEMORY,)),
         _item(
             PSOFT,
             "table18",
@@ -252,16 +258,24 @@ ITEMS = {
             "commonsense",
             _COMMONSENSE,
             has_average=True,
-            beside=(MEMORY, MINUTES),
+            extra_columns=(MEMORY, MINUTES),
             model="LLaMA-3.2-3B",
         ),
         _item(PSOFT, "figure3", "PSOFT figure 3", "math", (Column("gsm8k", "GSM8K", "gsm8k"),)),
-        _item(GOFT, "figure4a", "Figure 4 (a)", "glue", _TWO, has_average=True, unprinted=CHART, own_name="flexibility"),
-        _item(GOFT, "figure4b", "Figure 4 (b)", "glue", _TWO, has_average=True, unprinted=CHART, own_name="lambda"),
-        _item(GOFT, "pairing", "Pairings", "glue", _TWO, has_average=True, unprinted=OWN),
-        _item(GOFT, "exactness", "Exact and as released", "glue", _glue("cola", "qnli", "rte", "mrpc"), has_average=True, unprinted=OWN),
-        _item(GOFT, "real-glue", "Real GLUE", "glue", _glue("cola", "mrpc", "rte"), has_average=True, unprinted=OWN),
-        _item(GOFT, "pictures", "Real pictures", "vtab", (Column("caltech101", "Caltech-101", "caltech101"),), unprinted=OWN),
+        _item(GOFT, "figure4a", "Figure 4 (a)", "glue", _TWO, has_average=True, no_published_values=CHART, own_name="flexibility"),
+        _item(GOFT, "figure4b", "Figure 4 (b)", "glue", _TWO, has_average=True, no_published_values=CHART, own_name="lambda"),
+        _item(GOFT, "pairing", "Pairings", "glue", _TWO, has_average=True, no_published_values=OWN),
+        _item(
+            GOFT,
+            "exactness",
+            "Exact and as released",
+            "glue",
+            _glue("cola", "qnli", "rte", "mrpc"),
+            has_average=True,
+            no_published_values=OWN,
+        ),
+        _item(GOFT, "real-glue", "Real GLUE", "glue", _glue("cola", "mrpc", "rte"), has_average=True, no_published_values=OWN),
+        _item(GOFT, "pictures", "Real pictures", "vtab", (Column("caltech101", "Caltech-101", "caltech101"),), no_published_values=OWN),
     )
 }
 # (suite, protocol) -> the table that stands beside a suite's own runs.

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from qgoft.config.settings import method_label
-from qgoft.records import Found, read_curve
+from qgoft.records import RecordSet, read_curve
 from qgoft.report.figures import COLOURS, save_figure
-from qgoft.report.items import Record, by_training
+from qgoft.report.items import Record, group_by_training
 from qgoft.report.table import Table
 
 
@@ -30,12 +30,12 @@ ROUNDING = 1e-5
 MOST_LINES = 12  # of a figure
 
 
-def read_traces(found: Found, protocol: str, suite: str) -> Traces:
+def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
     """The traces of all done runs of a suite; pretrained backbones alone, and under pocket drawn rows alone. A method that turns nothing has none.
     A training that several tasks are scored with counts once. Where a method's runs differ in which layers they turn, each choice has a row;
     where its runs on a task differ in the weight of the penalty, each weight there has its own besides."""
     runs: dict[str, tuple[Record, Trace]] = {}
-    for training, record in by_training(found.records):
+    for training, record in group_by_training(found.records):
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
         is_foreign = protocol == "pocket" and record["provenance"]["data"]["source"] != "pocket"
         error = record["orthogonality"]["max_error"]

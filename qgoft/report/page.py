@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qgoft.config.settings import method_label, moves_a_number
+from qgoft.config.settings import affects_results, method_label
 from qgoft.records import Record, hub_commit, read_curve
 from qgoft.report.table import Table
 
@@ -20,7 +20,7 @@ POINTS = 24
 FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))
 NAMELESS = ' aria-label="row"'  # what sorts by a column without a title: the rows' own names
 # Settings that say where things lie, not what they are.
-LEFT_OUT = ("results", "wandb", "model.targets", "task.columns", "task.rows", "task.sources", "seed")
+LEFT_OUT = ("results", "wandb", "model.target_sets", "task.columns", "task.rows", "task.sources", "seed")
 
 
 @dataclass
@@ -79,7 +79,7 @@ def _table(table: Table, numbers: Mapping[str, int], section: str) -> str:
     )
     rows = []
     for line, row in enumerate(table.rows):
-        kinds = [kind for kind, holds in (("sub", row[0].startswith("  ")), ("rule", line in table.rules)) if holds]
+        kinds = [kind for kind, holds in (("sub", row[0].startswith("  ")), ("rule", line in table.rules_before)) if holds]
         cells = "".join(_cell(table, line, place, text, numbers) for place, text in enumerate(row))
         rows.append(f'<tr class="{" ".join(kinds)}">{cells}</tr>' if kinds else f"<tr>{cells}</tr>")
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
@@ -94,9 +94,9 @@ def _table(table: Table, numbers: Mapping[str, int], section: str) -> str:
 
 
 def _cell(table: Table, line: int, place: int, text: str, numbers: Mapping[str, int]) -> str:
-    mark = table.marks.get((line, place), "")
+    mark = table.highlights.get((line, place), "")
     kind = f' class="{mark}"' if mark else ' class="words"' if len(text) > 40 else ""
-    runs = [str(numbers[key]) for key in table.runs.get((line, place), []) if key in numbers]
+    runs = [str(numbers[key]) for key in table.sources.get((line, place), []) if key in numbers]
     shown = html.escape(text.strip())
     if runs:
         label = html.escape(f"{table.rows[line][0].strip()}, {table.columns[place]}: {text}", quote=True)
@@ -186,7 +186,7 @@ def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
     words += [f"{name}.revision={commit}" for name in ("data", "model") if (commit := hub_commit(record, name))]
     words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
-        names = (name for name in settings.get(group, {}) if moves_a_number(f"{group}.{name}"))
+        names = (name for name in settings.get(group, {}) if affects_results(f"{group}.{name}"))
         words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
     words += [f"++model.dtype={settings['model']['dtype']}"] if "dtype" in settings["model"] else []
@@ -196,7 +196,7 @@ def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
     # As in `settings_in_key`: sampled answers have a seed for every batch.
     words += [f"train.eval_batch_size={settings['train']['eval_batch_size']}"] if options.get("temperature") else []
     words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]
-    words += [f"{name}={settings[name]}" for name in ("splits", "selection") if name in settings]
+    words += [f"{name}={settings[name]}" for name in ("eval_scheme", "selection") if name in settings]
     processes = record["provenance"]["hardware"].get("processes", 1)
     start = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
     return [*start, "scripts/train.py", *map(shlex.quote, words)]

@@ -17,9 +17,9 @@ from typing import Any
 from qgoft.config.settings import DECODER_SUITES, method_label
 from qgoft.records import code_checksum
 from qgoft.report.counts import REASONS
-from qgoft.report.items import PAPER_MODELS, SETUP, SUITES, Column, Item, Record, by_training, item_of
+from qgoft.report.items import PAPER_MODELS, SETUP, SUITES, Column, Item, Record, group_by_training, item_of
 from qgoft.report.published import PublishedRow, load_rows
-from qgoft.report.significance import Difference, Redrawn, sign_test
+from qgoft.report.significance import Bootstrap, Difference, sign_test
 from qgoft.report.table import Table
 
 # A printed average and the mean of the printed cells may differ by this much: both are rounded, some to whole tenths.
@@ -78,7 +78,7 @@ class Row:
         done, planned = counts.pop()
         return f"{done} of {planned} seeds" if 0 < done < planned else ""
 
-    def mark(self) -> str:
+    def flags(self) -> str:
         """What a reader must know before comparing the row with anything."""
         marks = ["*"] if self.is_context else []
         records = self.all()
@@ -90,7 +90,7 @@ class Row:
             marks.append("(subset)")
         if any(record["selection"] == "best_reported" for record in records):
             marks.append("(best reported)")
-        return "".join(f" {mark}" for mark in marks)
+        return "".join(f" {flag}" for flag in marks)
 
     def all(self) -> list[Record]:
         return [record for records in self.records.values() for record in records]
@@ -107,7 +107,7 @@ def row_label(record: Record) -> str:
 
 
 def build_table(
-    suite: str, protocol: str, rows: list[Row], *, item: Item | None = None, redrawn: Redrawn | None = None, extra: Sequence[str] = ()
+    suite: str, protocol: str, rows: list[Row], *, item: Item | None = None, bootstrap: Bootstrap | None = None, extra: Sequence[str] = ()
 ) -> Table:
     """The table of a suite, or of an item, under a protocol, from rows of done records.
 
@@ -141,15 +141,15 @@ def build_table(
     majority = _majority(rows, item)
     if majority:
         table.rows.append(majority)
-    table.notes = _notes(rows, [] if item.unprinted else load_rows(item.paper, item.table), item, is_comparable)
-    if not is_comparable and not item.unprinted:
+    table.notes = _notes(rows, [] if item.no_published_values else load_rows(item.paper, item.table), item, is_comparable)
+    if not is_comparable and not item.no_published_values:
         table.context = _context(rows, load_rows(item.paper, item.table), item)
         table.notes += [f"published: {item.printed_model} on other data, for context only"] if table.context else []
     table.notes += reasons
-    if item.unprinted:
-        table.notes.append(f"published: {item.unprinted}")
-    if redrawn is not None:
-        table.notes += _mark_best(table, rows, places, item, redrawn)
+    if item.no_published_values:
+        table.notes.append(f"published: {item.no_published_values}")
+    if bootstrap is not None:
+        table.notes += _mark_best(table, rows, places, item, bootstrap)
     table.notes += extra
     return table
 
@@ -157,38 +157,38 @@ def build_table(
 def _open_cells(table: Table, row: Row, item: Item) -> None:
     """Which runs stand behind each cell of the line that was added last."""
     line = len(table.rows) - 1
-    averages = len(table.columns) - 2 - len(item.columns) - len(item.beside)
+    averages = len(table.columns) - 2 - len(item.columns) - len(item.extra_columns)
     for number, column in enumerate(item.all_columns):
         place = 2 + number + (averages if number >= len(item.columns) else 0)
         records = row.all() if column.task is None else [*row.records.get(column.task, []), *row.failed.get(column.task, [])]
         if records:
-            table.runs[line, place] = [record["key"] for record in records]
+            table.sources[line, place] = [record["key"] for record in records]
     if averages and row.all():
-        table.runs[line, 1 + len(item.columns) + averages] = [record["key"] for record in row.all()]
+        table.sources[line, 1 + len(item.columns) + averages] = [record["key"] for record in row.all()]
 
 
-def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item, redrawn: Redrawn) -> list[str]:
+def _mark_best(table: Table, rows: list[Row], places: dict[int, int], item: Item, bootstrap: Bootstrap) -> list[str]:
     """Bold and underline, where the order holds."""
     ranked = [number for number, row in enumerate(rows) if row.is_ranked]
     if len(ranked) < 2 or not item.columns:
         return []
     places_of: list[tuple[int, Callable[[Row], float | None], Callable[[Row, Row], Difference | None]]] = [
-        (2 + number, functools.partial(_mean_of, column=column), functools.partial(_column_gap, redrawn, column))
+        (2 + number, functools.partial(_mean_of, column=column), functools.partial(_column_gap, bootstrap, column))
         for number, column in enumerate(item.columns)
     ]
     if item.has_average:
-        gap_of = functools.partial(_average_gap, redrawn, item)
+        gap_of = functools.partial(_average_gap, bootstrap, item)
         places_of.append((2 + len(item.columns) + len(item.groups), lambda row: averages_of(row, item)[-1], gap_of))
     for place, mean_of, gap_of in places_of:
         known = [(mean, n) for n in ranked if (mean := mean_of(rows[n])) is not None]
         order = [n for _, n in sorted(known, key=lambda pair: -pair[0])]
-        for rank, mark in ((0, "best"), (1, "second")):
+        for rank, flag in ((0, "best"), (1, "second")):
             below = order[rank + 1 :]
             gaps = (gap_of(rows[order[rank]], rows[n]) for n in below)
             # From every row, not from the next alone: one that varies much may lie lower and still be as good.
             if not below or not all(gap is not None and gap.is_above for gap in gaps):
                 break
-            table.marks[places[order[rank]], place] = mark
+            table.highlights[places[order[rank]], place] = flag
     return [
         "bold: best, underlined: second, where the 95% intervals of its differences from all rows below it (over seeds and items) lie above 0, "
         f"never with one seed; {table.name}-paired has the differences from one row"
@@ -200,15 +200,15 @@ def _mean_of(row: Row, column: Column) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _column_gap(redrawn: Redrawn, column: Column, ours: Row, theirs: Row) -> Difference | None:
-    return redrawn.column_difference(column, *(row.records.get(column.task or "", []) for row in (ours, theirs)))
+def _column_gap(bootstrap: Bootstrap, column: Column, ours: Row, theirs: Row) -> Difference | None:
+    return bootstrap.column_difference(column, *(row.records.get(column.task or "", []) for row in (ours, theirs)))
 
 
-def _average_gap(redrawn: Redrawn, item: Item, ours: Row, theirs: Row) -> Difference | None:
-    return redrawn.average_difference(item, ours.records, theirs.records)
+def _average_gap(bootstrap: Bootstrap, item: Item, ours: Row, theirs: Row) -> Difference | None:
+    return bootstrap.average_difference(item, ours.records, theirs.records)
 
 
-def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn) -> Table | None:
+def build_paired(table_name: str, rows: list[Row], item: Item, bootstrap: Bootstrap) -> Table | None:
     """Every row against the best average among those of the most runs (without one: the best mean of the columns that all rows have, or else
     the first row): mean difference and 95% interval, column by column. Rows on a subset of the data are among them, as they are on the same."""
     if not item.columns:
@@ -232,9 +232,9 @@ def build_paired(table_name: str, rows: list[Row], item: Item, redrawn: Redrawn)
     for row in ranked:
         if row is first:
             continue
-        found = [_column_gap(redrawn, column, row, first) for column in item.columns]
+        found = [_column_gap(bootstrap, column, row, first) for column in item.columns]
         if item.has_average:
-            found.append(_average_gap(redrawn, item, row, first))
+            found.append(_average_gap(bootstrap, item, row, first))
         won, lost = _won_and_lost(row, first, item)
         chance = "-" if item.suite in DECODER_SUITES else f"{sign_test(won, lost):.2g}"
         table.rows.append([row.label, *map(_spell, found), f"{won}/{lost}", chance])
@@ -282,7 +282,7 @@ def scores_of(row: Row, column: Column) -> list[float]:
     if column.task is None:
         costs: dict[str, float] = {}
         # Of tasks that share a training, the one that did it knows what it cost.
-        for training, record in by_training(row.all()):
+        for training, record in group_by_training(row.all()):
             if (value := column.value(record)) is not None:
                 costs.setdefault(training, value)
         return list(costs.values())
@@ -315,12 +315,12 @@ def _cells(row: Row, item: Item) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.any()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     averages = ["-" if average is None else f"{average:.1f}" for average in averages_of(row, item)]
-    cells = [[_cell(row, column) for column in columns] for columns in (item.columns, item.beside)]
-    return [row.label + row.mark(), params, *cells[0], *averages, *cells[1]]
+    cells = [[_cell(row, column) for column in columns] for columns in (item.columns, item.extra_columns)]
+    return [row.label + row.flags(), params, *cells[0], *averages, *cells[1]]
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:
-    if not row.any() or item.unprinted:
+    if not row.any() or item.no_published_values:
         return None
     record = row.any()[0]
     # The published counts of oft are those of full blocks; the row of the same block size stands beside ours with that reason.
@@ -363,7 +363,7 @@ def _beside(row: Row, published: PublishedRow, item: Item, *, is_comparable: boo
         averages[-1] = None
     for ours, printed in zip(averages_of(row, item), averages, strict=True):
         differences.append("-" if ours is None or printed is None else f"{ours - printed:+.1f}")
-    return [printed_row, *([["  difference", "", *differences, *("" for _ in item.beside)]] if differences else [])]
+    return [printed_row, *([["  difference", "", *differences, *("" for _ in item.extra_columns)]] if differences else [])]
 
 
 def printed_averages(published: PublishedRow, item: Item) -> list[float | None]:
@@ -387,15 +387,15 @@ def _average_follows(published: PublishedRow, item: Item) -> bool:
 
 
 def _printed(published: PublishedRow, item: Item) -> list[str]:
-    cells, beside = ([_number(published.printed(c.printed)) for c in columns] for columns in (item.columns, item.beside))
-    return [*cells, *(_number(average) for average in printed_averages(published, item)), *beside]
+    cells, extra_columns = ([_number(published.printed(c.printed)) for c in columns] for columns in (item.columns, item.extra_columns))
+    return [*cells, *(_number(average) for average in printed_averages(published, item)), *extra_columns]
 
 
 def _majority(rows: list[Row], item: Item) -> list[str] | None:
     values: list[float | None] = []
     for column in item.all_columns:
         records = [record for row in rows for record in row.records.get(column.task or "", [])]
-        values.append(column.value(records[0], "majority") if records else None)
+        values.append(column.value(records[0], "majority_baseline") if records else None)
     if all(value is None for value in values):
         return None
     cells = ["-" if value is None else f"{value:.1f}" for value in values]
@@ -409,12 +409,12 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
         return ["no run is done yet"]
     own = [record for row in rows if not row.is_context for record in row.all()] or records
     seeds = sorted({record["seed"] for record in own})
-    parts = ", ".join(sorted({PART[r["settings"]["splits"]] for r in own}))
+    parts = ", ".join(sorted({PART[r["settings"]["eval_scheme"]] for r in own}))
     rules = ", ".join(sorted({RULE[r["selection"]] for r in own}))
     spread = ", ± standard deviation over seeds" if len(seeds) > 1 else ""
     what = f"{parts}; {rules}" if item.columns else rules  # costs are of no part
     notes = [f"n = {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{spread}; {what}; #Param without the head"]
-    if SETUP in item.beside:
+    if SETUP in item.extra_columns:
         notes.append("start s: weights, rows and the decomposition; printed: the decomposition alone")
     if any(row.is_context for row in rows):
         context = sorted({record["seed"] for row in rows if row.is_context for record in row.all()})
@@ -428,7 +428,9 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
             printed = [p for p in published if p.method == method]
             for row in printed:
                 cells = _printed(row, item)
-                shown = "  ".join([*cells[: len(item.columns)], *(cells[-len(item.beside) :] if item.beside and row.values else [])])
+                shown = "  ".join(
+                    [*cells[: len(item.columns)], *(cells[-len(item.extra_columns) :] if item.extra_columns and row.values else [])]
+                )
                 averages = printed_averages(row, item)
                 average = f" | {_number(averages[-1])}" if averages else ""
                 notes.append(
@@ -438,9 +440,11 @@ def _notes(rows: list[Row], published: list[PublishedRow], item: Item, is_compar
     if subsets:
         shown = "; ".join(f"{r['task']} {r['provenance']['data']['rows']}" for r in _one_per_task(subsets))
         notes.append(f"subset: rows differ from the official splits, not comparable with published figures: {shown}")
-    repairs = {(r["task"], what, count) for r in own for what, count in r["provenance"]["data"].get("repairs", {}).items()}
-    notes += [f"data of {task}: {count} {what}" for task, what, count in sorted(repairs)]
-    sources = {source for row in rows if not row.is_context for source in row.sources} or {r["settings"]["method"]["source"] for r in own}
+    data_fixes = {(r["task"], what, count) for r in own for what, count in r["provenance"]["data"].get("data_fixes", {}).items()}
+    notes += [f"data of {task}: {count} {what}" for task, what, count in sorted(data_fixes)]
+    sources = {source for row in rows if not row.is_context for source in row.sources} or {
+        r["settings"]["method"]["lr_source"] for r in own
+    }
     notes.append(f"learning rates: {'; '.join(sorted(sources))}")
     left_out = sum(row.left_out for row in rows)
     if left_out:

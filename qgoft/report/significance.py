@@ -45,7 +45,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class BootstrapSample:
     """A cell of a table: what must agree for two cells to be compared, and its scores [1 + draws, seeds], the first line as measured."""
 
     same: Any
@@ -241,7 +241,7 @@ def item_score(record: Record, metric: str) -> ItemScore | None:
     return ITEM_SCORES.get(place)
 
 
-class Redrawn:
+class Bootstrap:
     """Scores of table rows under redrawn items, and how far two rows differ.
 
     Args:
@@ -254,7 +254,7 @@ class Redrawn:
         self._answers: dict[tuple[str, ItemScore | None, Which | None], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
-    def column(self, column: Column, records: Sequence[Record]) -> Drawn | None:
+    def column(self, column: Column, records: Sequence[Record]) -> BootstrapSample | None:
         """One cell. What must agree for two to be compared: seeds, items, the rows that trained and were scored (so that a subset meets its like
         alone), and the weights that the training began with."""
         if column.task is None or not records:
@@ -265,13 +265,13 @@ class Redrawn:
         place = (metric, tuple(record["key"] for record in records))
         if place not in self._scores:
             self._scores[place] = self._draw(records, metric)
-        drawn = self._scores[place]
-        if drawn is None or len(set(seeds)) < len(seeds):
+        sample = self._scores[place]
+        if sample is None or len(set(seeds)) < len(seeds):
             return None
-        items, by_seed = drawn
+        items, by_seed = sample
         rows = [record["provenance"]["data"] for record in records]
         made_from = [(made["fingerprint"], made["rows"], base_model(record)) for record, made in zip(records, rows, strict=True)]
-        return Drawn((seeds, items, made_from), by_seed)
+        return BootstrapSample((seeds, items, made_from), by_seed)
 
     def column_difference(self, column: Column, ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
         """Of two cells, on the seeds that both have; None where they have none, or not the same items."""
@@ -312,7 +312,7 @@ class Redrawn:
         if len(answers) < len(records) or len({len(one.labels) for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
-        return " ".join(one.items for one in answers), score(self._drawn(len(labels)), predictions, labels)
+        return " ".join(one.items for one in answers), score(self._draw_weights(len(labels)), predictions, labels)
 
     def _read(self, key: str, scored: ItemScore | None, which: Which | None) -> Answers | None:
         place = (key, scored, which)
@@ -320,7 +320,7 @@ class Redrawn:
             self._answers[place] = read_answers(self.folders[key], scored, which) if key in self.folders else None
         return self._answers[place]
 
-    def _drawn(self, items: int) -> Array:
+    def _draw_weights(self, items: int) -> Array:
         """How often each item is drawn; one choice for all rows. The first draw has every item once: it is what was measured."""
         if items not in self._weights:
             draws = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), DRAWS)
@@ -334,13 +334,13 @@ def _of_common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[
     return first, second
 
 
-def difference(ours: Drawn | None, theirs: Drawn | None) -> Difference | None:
+def difference(ours: BootstrapSample | None, theirs: BootstrapSample | None) -> Difference | None:
     """Of two cells; None where they are not of the same seeds, items and beginnings."""
     gap = _gap(ours, theirs)
     return None if gap is None else interval([gap])
 
 
-def _gap(ours: Drawn | None, theirs: Drawn | None) -> Array | None:
+def _gap(ours: BootstrapSample | None, theirs: BootstrapSample | None) -> Array | None:
     return None if ours is None or theirs is None or ours.same != theirs.same else ours.scores - theirs.scores
 
 

@@ -75,15 +75,15 @@ class Table:
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    rules: list[int] = field(default_factory=list)
-    marks: dict[tuple[int, int], str] = field(default_factory=dict)
-    runs: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    rules_before: list[int] = field(default_factory=list)
+    highlights: dict[tuple[int, int], str] = field(default_factory=dict)
+    sources: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     context: list[list[str]] = field(default_factory=list)
 
     def _marked(self, spelling: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
         """The rows with their marks in some spelling."""
         return [
-            [spelling.get(self.marks.get((i, j), ""), "{}").replace("{}", escape(cell)) for j, cell in enumerate(row)]
+            [spelling.get(self.highlights.get((i, j), ""), "{}").replace("{}", escape(cell)) for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
 
@@ -94,13 +94,13 @@ class Table:
             width: columns of the terminal. A wider table is folded: further columns follow below, after the first column again. None: no limit.
         """
         lines = [[_flat(cell) for cell in line] for line in (self.columns, *self.rows, *self.context)]
-        rules = {*self.rules, *([len(self.rows)] if self.context else [])}
+        rules_before = {*self.rules_before, *([len(self.rows)] if self.context else [])}
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         out = [_flat(self.title)]
         for part in _fold(widths, width):
             out += [""] if len(out) > 1 else []
             for number, line in enumerate(lines):
-                if number - 1 in rules or number == 1:
+                if number - 1 in rules_before or number == 1:
                     out.append("-" * (sum(widths[i] for i in part) + 2 * (len(part) - 1)))
                 out.append("  ".join(line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in part).rstrip())
         notes = [_flat(note) for note in self.notes if not (self.context and note.startswith(CONTEXT))]
@@ -125,7 +125,7 @@ class Table:
 
         body = []
         for number, cells in enumerate(self._marked({"best": r"\textbf{{}}", "second": r"\underline{{}}"}, _latex)):
-            if number in self.rules:
+            if number in self.rules_before:
                 body.append(r"\midrule")
             body.append(row(cells))
         notes = [f"% {_one_line(note)}" for note in self.notes]

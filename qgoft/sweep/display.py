@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from qgoft.console import CHANNEL, RunState, say
-from qgoft.sweep.plan import spell_time
+from qgoft.sweep.plan import format_duration
 
 # Seconds between two looks at the files.
 INTERVAL = 0.25
@@ -70,7 +70,7 @@ class Display:
         at_work = min(self.workers, total - done) / 2
         left = (time.monotonic() - self.began) / (done + at_work) * (total - done - at_work)
         failures = f", {failed} of them not done" if failed else ""
-        self.summary = f"{done} of {total} runs ended{failures}, about {spell_time(left)} left"
+        self.summary = f"{done} of {total} runs ended{failures}, about {format_duration(left)} left"
         if self._live is None:
             say(self.summary)
 

@@ -23,13 +23,13 @@ from typing import Any
 
 from qgoft.config.compose import CONFIGS, REPOSITORY, compose_launcher, name_of
 from qgoft.config.settings import DECODER_SUITES, settings_of_training
-from qgoft.errors import QgoftError, one_line
-from qgoft.lease import EXPIRY, Lease, LeaseHeld, LeaseLost
+from qgoft.errors import QgoftError, format_exception
+from qgoft.lease import LEASE_DURATION, Lease, LeaseHeld, LeaseLost
 from qgoft.records import RecordError, canonical_json
-from qgoft.run_id import Identity
+from qgoft.run_id import RunId
 from qgoft.sweep.display import Display
-from qgoft.sweep.plan import Cell
-from qgoft.train.interrupts import Stops
+from qgoft.sweep.plan import PlannedRun
+from qgoft.train.interrupts import SignalHandler
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
 # Of a run whose process was killed from outside: how often it is begun.
@@ -49,7 +49,7 @@ LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What came of one cell."""
 
     number: int
@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Means:
+class ExecutorOptions:
     """With what a sweep runs."""
 
     jobs: int
@@ -70,7 +70,7 @@ class Means:
     overrides: tuple[str, ...] = ()  # of the launcher: hydra.launcher.*
 
 
-def run_cell(number: int, cell: Cell) -> Outcome:
+def execute_run(number: int, planned: PlannedRun) -> RunOutcome:
     """One run in this process. Never raises but where the whole sweep is this process and was stopped: what goes wrong is said in the outcome."""
     from qgoft.sweep.worker import train  # imports torch late, once a process
 
@@ -79,21 +79,21 @@ def run_cell(number: int, cell: Cell) -> Outcome:
         _at_work.set()
 
     try:
-        record = train(cell.settings, cell.words)
+        record = train(planned.settings, planned.overrides)
     except KeyboardInterrupt as stop:
         if current_process().name == "MainProcess":
             raise
-        return Outcome(number, "interrupted", str(stop))
+        return RunOutcome(number, "interrupted", str(stop))
     except (LeaseHeld, LeaseLost) as error:
-        return Outcome(number, "held", str(error))
+        return RunOutcome(number, "held", str(error))
     except (QgoftError, RecordError) as error:
-        return Outcome(number, "refused", str(error))
+        return RunOutcome(number, "refused", str(error))
     except Exception as error:  # before a run has a record: the others go on
         traceback.print_exc()
-        return Outcome(number, "failed", one_line(error))
+        return RunOutcome(number, "failed", format_exception(error))
     finally:
         _at_work.clear()
-    return Outcome(number, record["status"], record["reason"] or "")
+    return RunOutcome(number, record["status"], record["reason"] or "")
 
 
 # Set while this worker is at a run.
@@ -118,33 +118,35 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _unless(over: Path, run: Callable[[int, Cell], Outcome], number: int, cell: Cell) -> Outcome:
-    return Outcome(number, "planned", FAILFAST) if over.exists() else run(number, cell)
+def _unless(over: Path, run: Callable[[int, PlannedRun], RunOutcome], number: int, planned: PlannedRun) -> RunOutcome:
+    return RunOutcome(number, "planned", FAILFAST) if over.exists() else run(number, planned)
 
 
-def sweep(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -> list[Outcome]:
+def sweep(planned_runs: Sequence[PlannedRun], run_ids: Sequence[RunId], options: ExecutorOptions) -> list[RunOutcome]:
     """Run every cell; those that another sweep holds are waited for. Returns what is not done, with the reason.
 
     Raises:
         QgoftError: the launcher is not installed.
     """
-    if means.launcher.startswith("submitit"):
-        return _submit(cells, identities, means)
-    at_once = 1 if means.launcher == "basic" or means.nproc > 1 else min(means.jobs, len(cells))
+    if options.launcher.startswith("submitit"):
+        return _submit(planned_runs, run_ids, options)
+    at_once = 1 if options.launcher == "basic" or options.nproc > 1 else min(options.jobs, len(planned_runs))
     with Display(at_once) as display:
-        return _sweep_here(cells, identities, means, display)
+        return _sweep_here(planned_runs, run_ids, options, display)
 
 
-def _sweep_here(cells: Sequence[Cell], identities: Sequence[Identity], means: Means, display: Display) -> list[Outcome]:
+def _sweep_here(
+    planned_runs: Sequence[PlannedRun], run_ids: Sequence[RunId], options: ExecutorOptions, display: Display
+) -> list[RunOutcome]:
     """The processes of this machine do the runs."""
-    pending = dict(enumerate(cells))
-    bad: dict[int, Outcome] = {}
+    pending = dict(enumerate(planned_runs))
+    bad: dict[int, RunOutcome] = {}
     attempts: dict[int, int] = {}
     total, done = len(pending), 0
     waiting: set[int] = set()  # runs whose holder was named
     while pending:
         held = []
-        for outcome in _run_all(pending, identities, means, attempts, display):
+        for outcome in _run_all(pending, run_ids, options, attempts, display):
             if outcome.status == "held":
                 held.append(outcome.number)
                 attempts.pop(outcome.number, None)  # somebody else's now; the others need not wait for it
@@ -155,34 +157,34 @@ def _sweep_here(cells: Sequence[Cell], identities: Sequence[Identity], means: Me
             done += 1
             if outcome.status != "done":
                 bad[outcome.number] = outcome
-            _tell(done, total, len(bad), display, cells[outcome.number], outcome)
-        if bad and means.failfast:
-            return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in pending)]
-        for number in [n for n in held if identities[n].is_done]:
+            _print_outcome(done, total, len(bad), display, planned_runs[outcome.number], outcome)
+        if bad and options.failfast:
+            return [*bad.values(), *(RunOutcome(n, "planned", FAILFAST) for n in pending)]
+        for number in [n for n in held if run_ids[n].is_done]:
             pending.pop(number)
             done += 1
         if held and len(pending) == len(held):
             for number in sorted(set(held) - waiting):
                 display.say(
-                    f"qgoft: waiting for {cells[number].where}: {Lease(identities[number].folder).holder() or 'another process'} has it"
+                    f"qgoft: waiting for {planned_runs[number].label}: {Lease(run_ids[number].folder).owner() or 'another process'} has it"
                 )
             waiting |= set(held)
             time.sleep(PATIENCE)
     return [bad[number] for number in sorted(bad)]
 
 
-def _tell(done: int, total: int, failed: int, display: Display, cell: Cell, outcome: Outcome) -> None:
+def _print_outcome(done: int, total: int, failed: int, display: Display, planned: PlannedRun, outcome: RunOutcome) -> None:
     if outcome.status == "interrupted":
         return  # the run itself has said so
     if outcome.status != "done":
-        display.say(f"qgoft: {cell.where}: {outcome.status}: {outcome.reason}")
+        display.say(f"qgoft: {planned.label}: {outcome.status}: {outcome.reason}")
     if total > 1:
         display.ended(done, total, failed)
 
 
 def _run_all(
-    pending: dict[int, Cell], identities: Sequence[Identity], means: Means, attempts: dict[int, int], display: Display
-) -> Iterator[Outcome]:
+    pending: dict[int, PlannedRun], run_ids: Sequence[RunId], options: ExecutorOptions, attempts: dict[int, int], display: Display
+) -> Iterator[RunOutcome]:
     """Yield the outcomes of one pass over the pending runs. With `failfast` the pass ends after the first failure, and the other workers save
     their runs. Runs whose process was killed in an earlier pass are done one at a time, so that the run that causes it is known.
 
@@ -190,13 +192,13 @@ def _run_all(
         QgoftError: processes are killed before they have begun a run.
     """
     is_alone = any(number in attempts for number in pending)
-    work = in_good_order({number: cell for number, cell in pending.items() if not is_alone or number in attempts})
-    at_once = 1 if means.launcher == "basic" else min(means.jobs, len(pending))
-    if means.nproc > 1 or (at_once == 1 and not is_alone):
-        for number, cell in work:
-            outcome = _run_in_processes(number, cell, identities[number], means) if means.nproc > 1 else run_cell(number, cell)
+    work = schedule_order({number: planned for number, planned in pending.items() if not is_alone or number in attempts})
+    at_once = 1 if options.launcher == "basic" else min(options.jobs, len(pending))
+    if options.nproc > 1 or (at_once == 1 and not is_alone):
+        for number, planned in work:
+            outcome = _run_in_processes(number, planned, run_ids[number], options) if options.nproc > 1 else execute_run(number, planned)
             yield outcome
-            if means.failfast and outcome.status not in ("done", "held"):
+            if options.failfast and outcome.status not in ("done", "held"):
                 return
         return
     jobs = 2 if is_alone else at_once  # one is this process itself
@@ -205,14 +207,14 @@ def _run_all(
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     finished: set[int] = set()
-    with TemporaryDirectory() as scratch, _passing_on(lambda: [process.pid for process in active_children() if process.pid]) as stops:
+    with TemporaryDirectory() as scratch, _passing_on(lambda: [process.pid for process in active_children() if process.pid]) as signals:
         over = Path(scratch) / "over"
 
         def tasks() -> Iterator[Any]:
-            for number, cell in work:
-                if stops.asked is not None or over.exists():
+            for number, planned in work:
+                if signals.pending is not None or over.exists():
                     return
-                yield delayed(_unless)(over, run_cell, number, cell)
+                yield delayed(_unless)(over, execute_run, number, planned)
 
         # loky replaces a worker whose memory has grown, between two runs, and warns of it as if something were lost.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
@@ -232,36 +234,36 @@ def _run_all(
                 for outcome in outcomes:
                     finished.add(outcome.number)
                     yield outcome
-                    if means.failfast and not over.exists() and outcome.status not in ("done", "held"):
+                    if options.failfast and not over.exists() and outcome.status not in ("done", "held"):
                         over.touch()  # what is begun from now on ends at once; what has begun is told
                         for process in active_children():
                             with suppress(ProcessLookupError):
                                 os.kill(process.pid or 0, signal.SIGTERM)
         except TerminatedWorkerError:
-            if stops.asked is not None:
+            if signals.pending is not None:
                 return
             # A worker was killed from outside, such as by the system for want of memory, and took the pool along. Its run left a lease.
-            left = [(number, cell) for number, cell in work if number not in finished and not identities[number].is_done]
-            begun = left[:1] if is_alone else [(number, cell) for number, cell in left if _was_begun(identities[number])]
+            left = [(number, planned) for number, planned in work if number not in finished and not run_ids[number].is_done]
+            begun = left[:1] if is_alone else [(number, planned) for number, planned in left if _was_begun(run_ids[number])]
             if not begun:
                 attempts[NOBODY] = attempts.get(NOBODY, 0) + 1
                 if attempts[NOBODY] >= ATTEMPTS:
                     raise QgoftError(
                         f"the processes of the sweep were killed {ATTEMPTS} times before one had begun a run, perhaps for want of memory; try fewer JOBS"
                     ) from None
-            for number, cell in begun:
+            for number, planned in begun:
                 attempts[number] = attempts.get(number, 0) + 1
                 if attempts[number] >= ATTEMPTS:
                     reason = (
                         f"its process was killed {ATTEMPTS} times, perhaps for want of memory; try JOBS=1 or a smaller train.batch_size"
                     )
-                    yield Outcome(number, "failed", reason)
+                    yield RunOutcome(number, "failed", reason)
                 else:
-                    display.say(f"qgoft: the process of {cell.where} was killed; it is begun once more")
+                    display.say(f"qgoft: the process of {planned.label} was killed; it is begun once more")
 
 
 @contextmanager
-def _passing_on(pids: Callable[[], list[int]]) -> Iterator[Stops]:
+def _passing_on(pids: Callable[[], list[int]]) -> Iterator[SignalHandler]:
     """A signal that stops the sweep goes on to the processes that do its runs; they save, and when they have ended, so does the sweep. A second
     signal, or GRACE seconds (GRACE_AHEAD), end it at once.
 
@@ -274,65 +276,65 @@ def _passing_on(pids: Callable[[], list[int]]) -> Iterator[Stops]:
         for pid in pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        grace = GRACE_AHEAD if stops.asked in (signal.SIGUSR1, signal.SIGUSR2) else GRACE
+        grace = GRACE_AHEAD if signals.pending in (signal.SIGUSR1, signal.SIGUSR2) else GRACE
         timers.append(threading.Timer(grace, os.kill, (os.getpid(), signal.SIGTERM)))
         timers[0].daemon = True
         timers[0].start()
         print("\nqgoft: stopping; what runs is saved first", file=sys.stderr, flush=True)
 
     try:
-        stops = Stops(pass_on)
-        with stops, stops.later():
+        signals = SignalHandler(pass_on)
+        with signals, signals.defer():
             try:
-                yield stops
+                yield signals
             finally:
-                if stops.asked is not None:
+                if signals.pending is not None:
                     # A worker that died idle may have held the pool's lock: the others would wait for it for ever.
                     for pid in pids():
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
-                    stops.give_way()
+                    signals.raise_pending()
     finally:
         for timer in timers:
             timer.cancel()
 
 
-def in_good_order(pending: dict[int, Cell]) -> list[tuple[int, Cell]]:
+def schedule_order(pending: dict[int, PlannedRun]) -> list[tuple[int, PlannedRun]]:
     """One seed of everything before the next seed, so that a sweep that is stopped leaves whole tables. Tasks of decoders share one training:
     the first of each goes before the others, or processes would wait for a training that another one does."""
     begun: set[str] = set()
     places = {}
-    for number, cell in pending.items():
-        is_decoder = cell.settings.task.suite in DECODER_SUITES
-        training = canonical_json(settings_of_training(cell.settings)) if is_decoder else str(number)
-        places[number] = (cell.settings.seed, training in begun, number)
+    for number, planned in pending.items():
+        is_decoder = planned.settings.task.suite in DECODER_SUITES
+        training = canonical_json(settings_of_training(planned.settings)) if is_decoder else str(number)
+        places[number] = (planned.settings.seed, training in begun, number)
         begun.add(training)
     return sorted(pending.items(), key=lambda item: places[item[0]])
 
 
-def _was_begun(identity: Identity) -> bool:
-    return any(identity.folder.glob("lease.*.json"))
+def _was_begun(run_id: RunId) -> bool:
+    return any(run_id.folder.glob("lease.*.json"))
 
 
-def _run_in_processes(number: int, cell: Cell, identity: Identity, means: Means) -> Outcome:
+def _run_in_processes(number: int, planned: PlannedRun, run_id: RunId, options: ExecutorOptions) -> RunOutcome:
     """One run by torchrun or accelerate, which pass a signal on to its processes."""
-    holder = Lease(identity.folder).holder()
-    if holder is not None:
-        return Outcome(number, "held", holder)
-    before = _read(identity)
+    owner = Lease(run_id.folder).owner()
+    if owner is not None:
+        return RunOutcome(number, "held", owner)
+    before = _read(run_id)
     running: list[int] = []
     with _passing_on(lambda: running):
-        process = subprocess.Popen([*processes(means), str(TRAIN), *cell.words], preexec_fn=_signal_with_parent)
+        process = subprocess.Popen([*processes(options), str(TRAIN), *planned.overrides], preexec_fn=_signal_with_parent)
         running.append(process.pid)
         code = process.wait()
         running.clear()
-    status, reason = identity.state()
+    status, reason = run_id.state()
     if status == "running":  # by another sweep, whose run it is
-        return Outcome(number, "held", reason)
-    if code and status != "done" and _read(identity) == before:  # what an earlier attempt left says nothing of this one
-        failure = identity.take_failure()  # of a process, while the one that writes the record was killed
-        return Outcome(number, *(failure or ("refused", f"it ended with exit code {code} and left no record; see above")))
-    return Outcome(number, status, reason)
+        return RunOutcome(number, "held", reason)
+    if code and status != "done" and _read(run_id) == before:  # what an earlier attempt left says nothing of this one
+        failure = run_id.pop_rank_failure()  # of a process, while the one that writes the record was killed
+        return RunOutcome(number, *(failure or ("refused", f"it ended with exit code {code} and left no record; see above")))
+    return RunOutcome(number, status, reason)
 
 
 def _signal_with_parent() -> None:
@@ -342,20 +344,20 @@ def _signal_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _read(identity: Identity) -> dict[str, Any] | None:
+def _read(run_id: RunId) -> dict[str, Any] | None:
     try:
-        return identity.read()
+        return run_id.read()
     except RecordError:
         return None
 
 
-def processes(means: Means) -> list[str]:
+def processes(options: ExecutorOptions) -> list[str]:
     """The command that starts a run in several processes: torchrun, or accelerate with a file of configs/accelerate."""
     python = [sys.executable, "-m"]
-    if not means.accelerate:
-        return [*python, "torch.distributed.run", "--standalone", f"--nproc_per_node={means.nproc}"]
-    file = CONFIGS / "accelerate" / f"{means.accelerate}.yaml"
-    return [*python, "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(means.nproc)]
+    if not options.accelerate:
+        return [*python, "torch.distributed.run", "--standalone", f"--nproc_per_node={options.nproc}"]
+    file = CONFIGS / "accelerate" / f"{options.accelerate}.yaml"
+    return [*python, "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(options.nproc)]
 
 
 # --- clusters --------------------------------------------------------------------------------------------------------------------------
@@ -364,33 +366,33 @@ def processes(means: Means) -> list[str]:
 class Job:
     """What a job of a cluster does: one cell. Where the job is pre-empted or meets its time limit, submitit submits the same again."""
 
-    def __init__(self, number: int, cell: Cell, means: Means, identity: Identity):
-        self.number, self.cell, self.means, self.identity = number, cell, means, identity
+    def __init__(self, number: int, planned: PlannedRun, options: ExecutorOptions, run_id: RunId):
+        self.number, self.planned, self.options, self.run_id = number, planned, options, run_id
         # submitit's local executor hides the GPUs from its jobs, but for the first ones where it is asked for some.
-        self.hides_gpus = means.launcher == "submitit_local" and "gpus_per_node" not in _asked_of_launcher(means)
+        self.hides_gpus = options.launcher == "submitit_local" and "gpus_per_node" not in _asked_of_launcher(options)
         self.gpus = os.environ.get(GPUS)
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> RunOutcome:
         if self.hides_gpus and self.gpus is None:
             os.environ.pop(GPUS, None)
         elif self.hides_gpus:
             os.environ[GPUS] = self.gpus
         began = time.monotonic()
         # The lease of a node that is gone is void only after a while.
-        while (outcome := self._once()).status == "held" and time.monotonic() - began < 2 * EXPIRY:
+        while (outcome := self._once()).status == "held" and time.monotonic() - began < 2 * LEASE_DURATION:
             time.sleep(PATIENCE)
         # A signal that submitit lets pass (SIGTERM) does not end the job. A run in this process goes on by itself; processes of a run have saved
         # it and left, and are begun again.
         for _ in range(REQUEUES):
-            if self.means.nproc == 1 or outcome.status != "interrupted":
+            if self.options.nproc == 1 or outcome.status != "interrupted":
                 break
             outcome = self._once()
         return outcome
 
-    def _once(self) -> Outcome:
-        if self.means.nproc > 1:
-            return _run_in_processes(self.number, self.cell, self.identity, self.means)
-        return run_cell(self.number, self.cell)
+    def _once(self) -> RunOutcome:
+        if self.options.nproc > 1:
+            return _run_in_processes(self.number, self.planned, self.run_id, self.options)
+        return execute_run(self.number, self.planned)
 
     def checkpoint(self) -> Any:
         """submitit's hook: what is to be queued again."""
@@ -399,62 +401,62 @@ class Job:
         return DelayedSubmission(self)
 
 
-def _submit(cells: Sequence[Cell], identities: Sequence[Identity], means: Means) -> list[Outcome]:
+def _submit(planned_runs: Sequence[PlannedRun], run_ids: Sequence[RunId], options: ExecutorOptions) -> list[RunOutcome]:
     """Job arrays with one job a cell. With `detach` the jobs are submitted and left alone."""
     try:
         import submitit
     except ImportError as error:
-        raise QgoftError(f"LAUNCHER={means.launcher} needs submitit, which is not installed: pip install submitit") from error
-    is_slurm = means.launcher == "submitit_slurm"
+        raise QgoftError(f"LAUNCHER={options.launcher} needs submitit, which is not installed: pip install submitit") from error
+    is_slurm = options.launcher == "submitit_slurm"
     if is_slurm and shutil.which("sbatch") is None:
         raise QgoftError("there is no SLURM on this machine (no sbatch); use LAUNCHER=submitit_local, or joblib")
-    if means.detach and not is_slurm and len(cells) > means.jobs:
+    if options.detach and not is_slurm and len(planned_runs) > options.jobs:
         raise QgoftError(
-            f"DETACH=1 with LAUNCHER=submitit_local would start all {len(cells)} runs at once, and JOBS is {means.jobs}; leave DETACH out, or use "
+            f"DETACH=1 with LAUNCHER=submitit_local would start all {len(planned_runs)} runs at once, and JOBS is {options.jobs}; leave DETACH out, or use "
             "submitit_slurm, which has a queue"
         )
-    settings = compose_launcher(means.launcher, list(means.overrides))
-    folder = Path(cells[0].settings.results.root).resolve() / "jobs"
+    settings = compose_launcher(options.launcher, list(options.overrides))
+    folder = Path(planned_runs[0].settings.results.root).resolve() / "jobs"
     # A job that meets its time limit is queued again and goes on, each time further; one without checkpoints would begin anew every time.
-    keeps = not means.accelerate and all(cell.settings.results.checkpoint_seconds is not None for cell in cells)
+    keeps = not options.accelerate and all(planned.settings.results.checkpoint_interval is not None for planned in planned_runs)
     more = {"slurm_max_num_timeout": REQUEUES if keeps else 0} if is_slurm else {}
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=means.launcher.removeprefix("submitit_"), **more)
-    executor.update_parameters(name="qgoft", **(settings if is_slurm else _of_this_machine(settings, means)))
+    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=options.launcher.removeprefix("submitit_"), **more)
+    executor.update_parameters(name="qgoft", **(settings if is_slurm else _of_this_machine(settings, options)))
     # A cluster keeps a queue; the local executor would start everything at once.
-    size = _largest_array() if is_slurm else len(cells) if means.detach else means.jobs
-    order = [number for number, _ in in_good_order(dict(enumerate(cells)))]
+    size = _largest_array() if is_slurm else len(planned_runs) if options.detach else options.jobs
+    order = [number for number, _ in schedule_order(dict(enumerate(planned_runs)))]
     waves = [order[first : first + size] for first in range(0, len(order), size)]
     if is_slurm:
-        executor.update_parameters(slurm_array_parallelism=max(1, means.jobs // len(waves)))
+        executor.update_parameters(slurm_array_parallelism=max(1, options.jobs // len(waves)))
     # All arrays of a cluster are queued at once; this machine gets its next jobs when the ones before have ended.
     turns = [waves] if is_slurm else [[wave] for wave in waves]
     queued: list[Any] = []
-    bad: dict[int, Outcome] = {}
-    display, finished = Display(means.jobs), set()
+    bad: dict[int, RunOutcome] = {}
+    display, finished = Display(options.jobs), set()
     try:
         for turn in turns:
             numbers = {}
             for wave in turn:
-                jobs = _queue(executor, [Job(n, cells[n], means, identities[n]) for n in wave], len(queued))
+                jobs = _queue(executor, [Job(n, planned_runs[n], options, run_ids[n]) for n in wave], len(queued))
                 if not queued:
-                    print(f"{len(cells)} jobs, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
+                    print(f"{len(planned_runs)} jobs, the first is {jobs[0].job_id}; their output is in {folder}", flush=True)
                 queued += jobs
                 numbers |= {id(job): number for job, number in zip(jobs, wave, strict=True)}
-            if means.detach:
+            if options.detach:
                 print("they go on by themselves; the same command says what is done, and make status what runs", flush=True)
                 return []
             for job in submitit.helpers.as_completed(queued[-len(numbers) :]):
                 number = numbers[id(job)]
                 outcome = _result(number, job)
                 if outcome.status == "held":
-                    outcome = _await(number, identities[number])
+                    outcome = _await(number, run_ids[number])
                 finished.add(number)
                 if outcome.status != "done":
                     bad[number] = outcome
-                _tell(len(finished), len(cells), len(bad), display, cells[number], outcome)
-                if bad and means.failfast:
+                _print_outcome(len(finished), len(planned_runs), len(bad), display, planned_runs[number], outcome)
+                if bad and options.failfast:
                     _cancel(queued)
-                    return [*bad.values(), *(Outcome(n, "planned", FAILFAST) for n in order if n not in finished)]
+                    return [*bad.values(), *(RunOutcome(n, "planned", FAILFAST) for n in order if n not in finished)]
     except KeyboardInterrupt:
         _cancel(queued)
         print(
@@ -499,32 +501,32 @@ def _largest_array() -> int:
     return max(1, int(found[1])) if found else DEFAULT_ARRAY
 
 
-def _of_this_machine(settings: dict[str, Any], means: Means) -> dict[str, Any]:
+def _of_this_machine(settings: dict[str, Any], options: ExecutorOptions) -> dict[str, Any]:
     """The local executor's own defaults are those of a cluster: an hour, and every core for every job."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (means.jobs * means.nproc))))
-    return settings if "timeout_min" in _asked_of_launcher(means) else {**settings, "timeout_min": LOCAL_MINUTES}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (options.jobs * options.nproc))))
+    return settings if "timeout_min" in _asked_of_launcher(options) else {**settings, "timeout_min": LOCAL_MINUTES}
 
 
-def _asked_of_launcher(means: Means) -> set[str]:
-    return {name_of(word).removeprefix("hydra.launcher.") for word in means.overrides}
+def _asked_of_launcher(options: ExecutorOptions) -> set[str]:
+    return {name_of(word).removeprefix("hydra.launcher.") for word in options.overrides}
 
 
-def _result(number: int, job: Any) -> Outcome:
+def _result(number: int, job: Any) -> RunOutcome:
     """What a job came to; of one that died, the line of its log that says why."""
     try:
-        outcome: Outcome = job.result()
+        outcome: RunOutcome = job.result()
     except Exception as error:  # submitit's errors carry the job's whole log
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reasons = [line for line in lines if re.match(r"\S*(Error|Exception|Interrupt)\b", line)]
-        return Outcome(number, "failed", f"job {job.job_id}: {(reasons or lines or ['no log'])[-1]}")
+        return RunOutcome(number, "failed", f"job {job.job_id}: {(reasons or lines or ['no log'])[-1]}")
     return outcome
 
 
-def _await(number: int, identity: Identity) -> Outcome:
+def _await(number: int, run_id: RunId) -> RunOutcome:
     """Until whoever holds a run is done with it, or shows no sign of life."""
-    while Lease(identity.folder).holder() is not None:
+    while Lease(run_id.folder).owner() is not None:
         time.sleep(PATIENCE)
-    status, reason = identity.state()
+    status, reason = run_id.state()
     if status == "planned":
         reason = "who was at it ended without a record; the same command begins it again"
-    return Outcome(number, status, reason)
+    return RunOutcome(number, status, reason)

@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from qgoft.config.compose import CONFIGS, REPOSITORY, check_choice, compose_settings, gap
+from qgoft.config.compose import CONFIGS, REPOSITORY, check_config_name, compose_settings, unsupported_reason
 from qgoft.config.settings import DECODER_SUITES, RANGES, RunSettings, settings_from_dict, settings_from_record, settings_in_key
 from qgoft.errors import QgoftError
 from qgoft.pocket.data import cache_folder, is_generated, pocket_files
 from qgoft.records import Record, base_model, write_atomically
-from qgoft.run_id import Identity, identify, key_from_record, rekey
-from qgoft.tasks.sources import find_data, find_model, split_names
+from qgoft.run_id import RunId, identify, key_from_record, rekey
+from qgoft.tasks.sources import resolve_data, resolve_model, split_names
 
 # Settings to compose, from which several processes are worth starting.
 MANY = 12
@@ -45,34 +45,34 @@ RANDOM_MODELS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of the plan: its words on Hydra's command line, and what they resolve to."""
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     settings: RunSettings
     key: str | None = None
     data: str | None = None  # checksums of the rows and of the weights, if the command line names their directory
     weights: str | None = None
 
-    def is_of(self, record: Record) -> bool:
+    def matches_origin(self, record: Record) -> bool:
         """Return True unless a record was made on other rows or weights than those that the command line names."""
         made = record["provenance"]
         return self.data in (None, made["data"]["fingerprint"]) and self.weights in (None, made["model"]["sha256"])
 
     @property
-    def where(self) -> str:
+    def label(self) -> str:
         method = self.settings.method
         return f"{self.settings.task.full_name} {method.name}@{method.variant} seed {self.settings.seed}"
 
 
 @dataclass(frozen=True)
-class Grid:
+class SweepGrid:
     """A product of choices as a file of configs/experiment states it: rows (words that go together), tasks and seeds."""
 
     rows: tuple[tuple[str, ...], ...]
     tasks: tuple[str, ...]
     seeds: tuple[str, ...] | None  # None: the protocol's
-    words: tuple[str, ...]  # of every row
+    overrides: tuple[str, ...]  # of every row
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PlannedItem:
     """An item of a paper with its grids under one protocol; `bench` names the benchmark's shape where there is nothing to train."""
 
     name: str
-    grids: tuple[Grid, ...]
+    grids: tuple[SweepGrid, ...]
     bench: str | None = None
     in_papers: bool = True
 
@@ -122,7 +122,7 @@ def check_methods(methods: Iterable[str]) -> None:
     """
     methods = list(methods)
     for name in methods:
-        check_choice("method", name.partition("@")[0])
+        check_config_name("method", name.partition("@")[0])
     variants = {(method, variant) for method, at, variant in (name.partition("@") for name in methods) if at}
     if not variants:
         return
@@ -133,14 +133,14 @@ def check_methods(methods: Iterable[str]) -> None:
             parse_variant(REGISTRY[method], variant)
 
 
-def method_words(name: str) -> list[str]:
+def method_overrides(name: str) -> list[str]:
     """lora@r2 -> method=lora method.variant=r2"""
     method, at, variant = name.partition("@")
-    check_choice("method", method)
+    check_config_name("method", method)
     return [f"method={method}", *([f"method.variant={variant}"] if at else [])]
 
 
-def common_words(protocol: str, model: str, data: str) -> list[str]:
+def common_overrides(protocol: str, model: str, data: str) -> list[str]:
     """What the command line says for every cell."""
     return [f"protocol={protocol}", *([f"model={model}"] if model else []), *([f"data.root={data}"] if data else [])]
 
@@ -158,7 +158,7 @@ def protocol_seeds(protocol: str) -> list[str]:
 
 
 @functools.cache
-def composed(words: tuple[str, ...]) -> RunSettings:
+def compose_cached(words: tuple[str, ...]) -> RunSettings:
     """The settings of some words. Composing takes a fifth of a second, and tables ask for the same words many times."""
     return compose_settings(list(words))
 
@@ -188,15 +188,15 @@ def compose_all(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings
 def _compose_plain(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings]:
     distinct = list(dict.fromkeys(asked))
     if len(distinct) < MANY:
-        return [composed(words) for words in asked]
+        return [compose_cached(words) for words in asked]
     path = cache_folder() / "settings" / f"{_configs_version()}.json"
     kept = _read_kept(path)
     missing = [words for words in distinct if "\n".join(words) not in kept]
     if missing and (jobs == 1 or len(missing) < MANY):
-        found = [composed(words) for words in missing]
+        found = [compose_cached(words) for words in missing]
     elif missing:
         with start_pool(jobs) as pool:
-            found = list(pool.map(composed, missing, chunksize=4))
+            found = list(pool.map(compose_cached, missing, chunksize=4))
     if missing:
         kept |= {"\n".join(words): dataclasses.asdict(settings) for words, settings in zip(missing, found, strict=True)}
         _write_kept(path, kept)
@@ -230,18 +230,18 @@ def start_pool(jobs: int) -> ProcessPoolExecutor:
     )
 
 
-def compose_cells(asked: Sequence[tuple[str, ...]], seeds: Sequence[str], jobs: int) -> list[Cell]:
+def compose_runs(asked: Sequence[tuple[str, ...]], seeds: Sequence[str], jobs: int) -> list[PlannedRun]:
     """One cell per words and seed."""
     return compose_seeded([(words, tuple(seeds)) for words in asked], jobs)
 
 
-def compose_seeded(asked: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], jobs: int) -> list[Cell]:
+def compose_seeded(asked: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], jobs: int) -> list[PlannedRun]:
     """One cell per words and each of their seeds."""
     for seed in dict.fromkeys(seed for _, seeds in asked for seed in seeds):
         check_seed(seed)
     every = zip(asked, compose_all([words for words, _ in asked], jobs), strict=True)
     return [
-        Cell((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed)))
+        PlannedRun((*words, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed)))
         for (words, seeds), settings in every
         for seed in seeds
     ]
@@ -273,7 +273,7 @@ def read_items(protocol: str) -> dict[str, PlannedItem]:
     return items
 
 
-def _grid(params: dict[str, Any], rows: list[str] | None, seeds: tuple[str, ...] | None) -> Grid:
+def _grid(params: dict[str, Any], rows: list[str] | None, seeds: tuple[str, ...] | None) -> SweepGrid:
     tasks = tuple(split_list(params.pop("task")))
     params.pop("seed", None)
     choices = {name: split_list(str(value)) for name, value in params.items()}
@@ -281,11 +281,11 @@ def _grid(params: dict[str, Any], rows: list[str] | None, seeds: tuple[str, ...]
     swept = {name: values for name, values in choices.items() if len(values) > 1 or name == "method"}
     products = itertools.product(*([f"{name}={value}" for value in values] for name, values in swept.items()))
     every = tuple(tuple(words) for words in products) if rows is None else tuple(tuple(row.split()) for row in rows)
-    return Grid(every, tasks, seeds, fixed)
+    return SweepGrid(every, tasks, seeds, fixed)
 
 
 @dataclass(frozen=True)
-class Narrowing:
+class ItemFilter:
     """What the command line asks of an item."""
 
     protocol: str
@@ -297,13 +297,13 @@ class Narrowing:
     overrides: tuple[str, ...] = ()
 
 
-def item_words(item: PlannedItem, ask: Narrowing) -> tuple[list[tuple[tuple[str, ...], tuple[str, ...]]], list[str]]:
+def item_overrides(item: PlannedItem, ask: ItemFilter) -> tuple[list[tuple[tuple[str, ...], tuple[str, ...]]], list[str]]:
     """The words of every cell of an item with their seeds, and why cells are left out.
 
     Raises:
         QgoftError: nothing of the item is left, or it has no such task.
     """
-    shared = common_words(ask.protocol, ask.model, ask.data)
+    shared = common_overrides(ask.protocol, ask.model, ask.data)
     known = list(dict.fromkeys(task for grid in item.grids for task in grid.tasks))
     for task in ask.tasks:
         if not any(task in (name, name.partition("/")[2]) for name in known):
@@ -315,11 +315,11 @@ def item_words(item: PlannedItem, ask: Narrowing) -> tuple[list[tuple[tuple[str,
             if ask.tasks and not {task, task.partition("/")[2]} & set(ask.tasks):
                 continue
             method = named(row)["method"]
-            reason = gap(ask.protocol, task, method)
+            reason = unsupported_reason(ask.protocol, task, method)
             if reason:
                 left_out.append(f"{method} on {task}: {reason}")
                 continue
-            model = [word for word in grid.words if not (ask.model and word.startswith("model="))]
+            model = [word for word in grid.overrides if not (ask.model and word.startswith("model="))]
             asked.append(((*shared, f"task={task}", *row, *model, *ask.overrides), seeds))
     return asked, list(dict.fromkeys(left_out))
 
@@ -332,11 +332,11 @@ def _narrow(item: PlannedItem, number: int, methods: tuple[str, ...]) -> tuple[t
     every = {row for other in item.grids for row in other.rows}
     chosen = []
     for name in methods:
-        words = tuple(method_words(name))
-        mine = [row for row in grid.rows if set(words) <= {*row, *grid.words}]
+        words = tuple(method_overrides(name))
+        mine = [row for row in grid.rows if set(words) <= {*row, *grid.overrides}]
         if mine:
             chosen += mine
-        elif any(set(words) <= {*row, *other.words} for other in item.grids for row in other.rows):
+        elif any(set(words) <= {*row, *other.overrides} for other in item.grids for row in other.rows):
             continue  # of another grid of the item
         elif all(len(row) == 1 for row in every):
             chosen += [words] if number == 0 else []
@@ -349,11 +349,13 @@ def _narrow(item: PlannedItem, number: int, methods: tuple[str, ...]) -> tuple[t
 # --- what is done, what is left --------------------------------------------------------------------------------------------------------
 
 
-def generate(cells: Iterable[Cell], jobs: int) -> None:
+def generate(planned_runs: Iterable[PlannedRun], jobs: int) -> None:
     """Embedded rows that are not in the cache yet, several tasks at a time: drawing VTAB's twenty one by one takes half a minute."""
     # Decoders' rows are drawn in a moment, and several tasks share them.
     tasks = {
-        (c.settings.task.suite, c.settings.task.name) for c in cells if c.settings.data.source == "pocket" and not c.settings.task.sources
+        (c.settings.task.suite, c.settings.task.name)
+        for c in planned_runs
+        if c.settings.data.source == "pocket" and not c.settings.task.sources
     }
     missing = sorted(task for task in tasks if not is_generated(*task))
     if len(missing) > 1 and jobs > 1:
@@ -361,22 +363,24 @@ def generate(cells: Iterable[Cell], jobs: int) -> None:
             list(pool.map(pocket_files, *zip(*missing, strict=True)))
 
 
-def identify_all(cells: Sequence[Cell], processes: int, problems: dict[str, QgoftError] | None = None) -> tuple[list[Cell], list[Identity]]:
+def identify_all(
+    planned_runs: Sequence[PlannedRun], processes: int, problems: dict[str, QgoftError] | None = None
+) -> tuple[list[PlannedRun], list[RunId]]:
     """The cells with their keys. Rows and weights are looked at once each, whatever the number of cells.
 
     Args:
         problems: where it is given, cells whose rows or weights cannot be had are left out, and named here: `math/math with llama-3.2-3b` -> why.
     """
-    places: dict[tuple[Any, ...], Identity] = {}
+    places: dict[tuple[Any, ...], RunId] = {}
     # The seeds of a cell share these objects, and all methods of a task their content.
     spelled: dict[tuple[int, ...], str] = {}
-    keyed, identities = [], []
-    for cell in cells:
-        s = cell.settings
+    keyed, run_ids = [], []
+    for planned in planned_runs:
+        s = planned.settings
         objects = (id(s.task), id(s.data), id(s.model))
         if objects not in spelled:
             spelled[objects] = repr((s.task, s.data, s.model))
-        place = (spelled[objects], s.splits, s.results.root)
+        place = (spelled[objects], s.eval_scheme, s.results.root)
         known = places.get(place)
         if known is None:
             name = f"{s.task.full_name} with {s.model.name}"
@@ -389,13 +393,13 @@ def identify_all(cells: Sequence[Cell], processes: int, problems: dict[str, Qgof
                     raise
                 problems[name] = error
                 continue
-        identity = rekey(known, s, processes=processes)
-        keyed.append(dataclasses.replace(cell, key=identity.key))
-        identities.append(identity)
-    return keyed, identities
+        run_id = rekey(known, s, processes=processes)
+        keyed.append(dataclasses.replace(planned, key=run_id.key))
+        run_ids.append(run_id)
+    return keyed, run_ids
 
 
-def name_origins(cells: Sequence[Cell]) -> list[Cell]:
+def resolve_named_paths(planned_runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Return the cells with the checksums of rows and weights whose directory the command line names. Nothing is downloaded or generated.
 
     Raises:
@@ -404,21 +408,21 @@ def name_origins(cells: Sequence[Cell]) -> list[Cell]:
     rows: dict[str, str] = {}
     weights: dict[str, str] = {}
     named_cells = []
-    for cell in cells:
-        s = cell.settings
-        place, model = repr((s.task, s.data, s.splits)), repr(s.model)
+    for planned in planned_runs:
+        s = planned.settings
+        place, model = repr((s.task, s.data, s.eval_scheme)), repr(s.model)
         if (s.data.root is not None or s.task.path is not None) and place not in rows:
-            rows[place] = find_data(s.task, s.data, split_names(s.task, s.splits)).fingerprint
+            rows[place] = resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme)).fingerprint
         if s.model.path is not None and model not in weights:
-            weights[model] = find_model(s.model).sha256
-        named_cells.append(dataclasses.replace(cell, data=rows.get(place), weights=weights.get(model)))
+            weights[model] = resolve_model(s.model).sha256
+        named_cells.append(dataclasses.replace(planned, data=rows.get(place), weights=weights.get(model)))
     return named_cells
 
 
-KnownSeconds = dict[tuple[str, ...], float]
+MeanSeconds = dict[tuple[str, ...], float]
 
 
-def known_seconds(records: Sequence[Record], protocol: str) -> KnownSeconds:
+def mean_seconds(records: Sequence[Record], protocol: str) -> MeanSeconds:
     """(suite, method) and (suite,) -> how long a run of a protocol took, on average."""
     known: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for record in records:
@@ -433,7 +437,7 @@ def known_seconds(records: Sequence[Record], protocol: str) -> KnownSeconds:
     return {place: statistics.fmean(times) for place, times in known.items()}
 
 
-def sum_seconds(known: KnownSeconds, protocol: str, runs: Iterable[tuple[str, str, int]]) -> float | None:
+def sum_seconds(known: MeanSeconds, protocol: str, runs: Iterable[tuple[str, str, int]]) -> float | None:
     """How long some runs (suite, method, how many) will take one after the other; None where nothing tells."""
     total = 0.0
     for suite, method, number in runs:
@@ -445,13 +449,15 @@ def sum_seconds(known: KnownSeconds, protocol: str, runs: Iterable[tuple[str, st
     return total
 
 
-def expected_seconds(cells: Sequence[Cell], records: Sequence[Record], protocol: str) -> float | None:
+def expected_seconds(planned_runs: Sequence[PlannedRun], records: Sequence[Record], protocol: str) -> float | None:
     """How long the runs would take one after the other, from records of the same method and suite; None where nothing tells."""
-    runs = ((cell.settings.task.suite, cell.settings.method.name, 1) for cell in cells)
-    return sum_seconds(known_seconds(records, protocol), protocol, runs)
+    runs = ((planned.settings.task.suite, planned.settings.method.name, 1) for planned in planned_runs)
+    return sum_seconds(mean_seconds(records, protocol), protocol, runs)
 
 
-def announce(title: str, cells: Sequence[Cell], left: Sequence[Cell], records: Sequence[Record], jobs: int, protocol: str) -> None:
+def announce(
+    title: str, planned_runs: Sequence[PlannedRun], left: Sequence[PlannedRun], records: Sequence[Record], jobs: int, protocol: str
+) -> None:
     """Before anything starts: planned, done, left, and about how long."""
     jobs = max(1, min(jobs, len(left)))
     on = f"on {jobs} process{'es' if jobs > 1 else ''}"
@@ -461,15 +467,18 @@ def announce(title: str, cells: Sequence[Cell], left: Sequence[Cell], records: S
     elif seconds is None:
         forecast = f"{on}; how long is not known yet"
     else:
-        forecast = f"about {spell_time(seconds / jobs)} {on}"
-    print(f"{title}, protocol {protocol}: {spell_runs(len(cells))} planned, {len(cells) - len(left)} done, {forecast}", flush=True)
+        forecast = f"about {format_duration(seconds / jobs)} {on}"
+    print(
+        f"{title}, protocol {protocol}: {format_runs(len(planned_runs))} planned, {len(planned_runs) - len(left)} done, {forecast}",
+        flush=True,
+    )
 
 
-def spell_runs(number: int) -> str:
+def format_runs(number: int) -> str:
     return f"{number} run{'' if number == 1 else 's'}"
 
 
-def spell_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes = int(seconds) // 60
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 100 else f"{minutes} min {int(seconds) % 60:02d} s"
 
@@ -496,7 +505,7 @@ def origin(record: Record) -> tuple[Any, ...]:
     return made["data"]["fingerprint"], base_model(record), made["hardware"]["processes"]
 
 
-class Shelf:
+class RecordIndex:
     """Records, found by cell: by its key where rows and weights are known, else the newest made with exactly these settings."""
 
     def __init__(self, records: Sequence[Record]):
@@ -510,18 +519,18 @@ class Shelf:
         self._others: dict[str, int] = {}
         self._methods: set[tuple[str, str, str]] | None = None
 
-    def may_have(self, words: Sequence[str]) -> bool:
+    def has_any(self, words: Sequence[str]) -> bool:
         """Whether any record is of the protocol, task and method of some words: what has none need not be composed to be found missing."""
         if self._methods is None:
             self._methods = {(r["protocol"], f"{r['suite']}/{r['task']}", r["method"]) for r in self.records}
         asked = named(words)
         return (asked["protocol"], asked["task"], asked["method"]) in self._methods
 
-    def find(self, cell: Cell, *, only_done: bool = True) -> Record | None:
-        if cell.key is not None:
-            record = self._by_key.get(cell.key)
+    def find(self, planned: PlannedRun, *, only_done: bool = True) -> Record | None:
+        if planned.key is not None:
+            record = self._by_key.get(planned.key)
             return record if record is not None and (record["status"] == "done" or not only_done) else None
-        s = cell.settings
+        s = planned.settings
         alike = self._alike.get((s.protocol, s.task.suite, s.task.name, s.method.name, s.method.variant, s.seed), [])
         if only_done:
             alike = [record for record in alike if record["status"] == "done"]
@@ -531,7 +540,7 @@ class Shelf:
         # Where the rows come from is no setting that counts: their checksum does, which only the record has. Drawn rows are no official ones.
         alike = [record for record in alike if record["settings"]["data"]["source"] == s.data.source]
         found = [record for record in alike if self._settings(record) == wanted]
-        mine = [record for record in found if cell.is_of(record)]
+        mine = [record for record in found if planned.matches_origin(record)]
         if not mine:
             return None
         chosen = max(mine, key=lambda record: (record["status"] == "done", record["finished"]))

@@ -8,11 +8,11 @@ from qgoft.config.settings import RunSettings
 from qgoft.console import guard_output
 
 
-def train(settings: RunSettings, words: Sequence[str] = (), patience: float = 0.0) -> dict[str, Any]:
+def train(settings: RunSettings, words: Sequence[str] = (), acquire_timeout: float = 0.0) -> dict[str, Any]:
     """Run it; torch is imported here, so that mistakes in the settings are told at once."""
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import run
 
     guard_output()
     quiet_libraries()
-    return run(settings, patience=patience, overrides=own_overrides(words))
+    return run(settings, acquire_timeout=acquire_timeout, overrides=own_overrides(words))

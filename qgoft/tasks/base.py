@@ -12,8 +12,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from qgoft.config.settings import ModelSettings, RunSettings
 from qgoft.models import load_tokenizer
-from qgoft.run_id import Identity
-from qgoft.tasks.evaluate import Collate, Measured, Outcome
+from qgoft.run_id import RunId
+from qgoft.tasks.evaluate import Collate, Metric, Predictions
 from qgoft.tasks.model_files import tokenizer_sha256
 
 
@@ -25,22 +25,22 @@ class Suite(ABC):
         parts: names of the parts that can be scored: choose, where something chooses, and report:<set> for each reported set.
         rows: number of items of each split, and `is_subset`, whether they are others than the official numbers.
         repairs: what was wrong with the data and how often; nothing is left out in silence.
-        head: names of the modules that are new for the task; None for those that the model's settings name.
+        head_modules: names of the modules that are new for the task; None for those that the model's settings name.
         train_lengths: tokens of every training row, where batches may be grouped by length.
         shared_training: checksum of the rows and prompts that training reads, where other tasks are scored with the same training.
         weights: checksum of what was trained, set when training is done: what is written with other weights is never reused.
     """
 
-    head: ClassVar[list[str] | None] = None
+    head_modules: ClassVar[list[str] | None] = None
     collate: Collate
 
-    def __init__(self, settings: RunSettings, identity: Identity):
-        self.settings, self.identity = settings, identity
+    def __init__(self, settings: RunSettings, run_id: RunId):
+        self.settings, self.run_id = settings, run_id
         self.train: Dataset
-        self.parts: list[str]
+        self.splits: list[str]
         self.rows: dict[str, int]
         self.is_subset: bool
-        self.repairs: dict[str, int] = {}
+        self.data_fixes: dict[str, int] = {}
         self.train_lengths: list[int] | None = None
         self.shared_training: str | None = None
         self.weights = ""
@@ -57,7 +57,7 @@ class Suite(ABC):
     @classmethod
     def model_settings(cls, settings: RunSettings) -> ModelSettings:
         """The model's settings with the head of this suite."""
-        return settings.model if cls.head is None else dataclasses.replace(settings.model, head=cls.head)
+        return settings.model if cls.head_modules is None else dataclasses.replace(settings.model, head_modules=cls.head_modules)
 
     @classmethod
     @abstractmethod
@@ -65,28 +65,28 @@ class Suite(ABC):
         """The backbone in `folder` with a new head for this task. The head is drawn from torch's random state."""
 
     @abstractmethod
-    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
+    def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
         """Predictions of a model on one part, and their scores."""
 
     @abstractmethod
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         """Metrics of a record from the outcomes of all reported sets (set -> outcome)."""
 
-    def choosing_score(self, outcome: Outcome) -> float | None:
+    def selection_score(self, outcome: Predictions) -> float | None:
         """What the selection rule compares."""
         return outcome.scores[self.settings.task.primary]
 
     @property
-    def reported(self) -> list[str]:
+    def test_sets(self) -> list[str]:
         """Names of the reported sets; one empty name where there is one set."""
-        return [part.removeprefix("report:") for part in self.parts if part.startswith("report:")]
+        return [split.removeprefix("test:") for split in self.splits if split.startswith("test:")]
 
 
 class TextSuite(Suite):
     """A suite of texts, with the tokenizer of the model."""
 
-    def __init__(self, settings: RunSettings, identity: Identity):
-        self.tokenizer = load_tokenizer(identity.model.folder)
-        self.tokenizer_sha256 = tokenizer_sha256(identity.model.folder)
+    def __init__(self, settings: RunSettings, run_id: RunId):
+        self.tokenizer = load_tokenizer(run_id.model.folder)
+        self.tokenizer_sha256 = tokenizer_sha256(run_id.model.folder)
         self.collate = DataCollatorWithPadding(self.tokenizer)
-        super().__init__(settings, identity)
+        super().__init__(settings, run_id)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder, made_whole
+from qgoft.pocket.data import atomic_directory, cache_folder
 from qgoft.records import canonical_json, write_atomically
 from qgoft.tasks.sources import file_sha256
 
@@ -82,6 +82,6 @@ def _read(folder: Path) -> Dataset | None:
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    with made_whole(folder) as part:
+    with atomic_directory(folder) as part:
         write(part / ROWS)
         (part / CHECKSUM).write_text(file_sha256(part / ROWS))

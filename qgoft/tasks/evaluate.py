@@ -24,7 +24,7 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 
 @dataclass
-class Outcome:
+class Predictions:
     """Predictions and labels of one part in the order of its items, and the scores in percent. `ids` tell the items apart.
 
     `also` has, for further metrics, whether each item is right by another rule.
@@ -38,13 +38,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One metric over all reported items, in percent unless its name says otherwise (loss: nats a token; score: 1 to 10). The control is the score of always answering the commonest training label."""
+class Metric:
+    """One metric over all test items, in percent except `loss` (nats per token) and `score` (ratings from 1 to 10).
+
+    Attributes:
+        standard_error: over the items, in the unit of `value`.
+        majority_baseline: the same metric for always predicting the most frequent training label.
+        computed_by: dotted name of the function that computed it.
+    """
 
     value: float | None
     n: int
     standard_error: float | None
-    majority: float | None
+    majority_baseline: float | None
+    computed_by: str
 
 
 def token_lengths(rows: Dataset) -> list[int]:

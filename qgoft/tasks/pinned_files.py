@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qgoft.errors import QgoftError
 from qgoft.pocket.data import cache_folder
-from qgoft.records.store import replaced
+from qgoft.records.store import atomic_file
 
 FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"
 ALPACA_LORA = "https://raw.githubusercontent.com/tloen/alpaca-lora/8bb8579e403dc78e37fe81ffbb253c413007323f/templates"
@@ -71,7 +71,7 @@ def pinned_file(name: str, root: str | None) -> Path:
     content = _fetch(pinned)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as part:
+        with atomic_file(path) as part:
             part.write_bytes(content)
     except OSError as error:
         raise QgoftError(f"cannot write {path}: {error.strerror}; set QGOFT_CACHE to a folder with free space") from error

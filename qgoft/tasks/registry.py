@@ -1,8 +1,8 @@
 """The suites of tasks, each by its name in the settings."""
 
 from qgoft.config.settings import RunSettings
-from qgoft.errors import choose
-from qgoft.run_id import Identity
+from qgoft.errors import check_choice
+from qgoft.run_id import RunId
 from qgoft.tasks.base import Suite
 from qgoft.tasks.decoder.mmlu import Mmlu
 from qgoft.tasks.decoder.solvers import Commonsense, Math
@@ -25,13 +25,13 @@ SUITES: dict[str, type[Suite]] = {
 }
 
 
-def build_suite(settings: RunSettings, identity: Identity) -> Suite:
+def build_suite(settings: RunSettings, run_id: RunId) -> Suite:
     """Load the rows of a run's task.
 
     Raises:
         QgoftError: an unknown suite, or something is wrong with the rows.
     """
-    return suite_class(settings)(settings, identity)
+    return suite_class(settings)(settings, run_id)
 
 
 def suite_class(settings: RunSettings) -> type[Suite]:
@@ -41,7 +41,7 @@ def suite_class(settings: RunSettings) -> type[Suite]:
     """
     task = settings.task
     name = task.full_name if task.full_name in SUITES else task.suite
-    choose("suite", name, list(SUITES), "change task")
+    check_choice("suite", name, list(SUITES), "change task")
     return SUITES[name]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qgoft.config.settings import DataSettings, ModelSettings, TaskSettings
-from qgoft.errors import QgoftError, one_line
+from qgoft.errors import QgoftError, format_exception
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.weights import weights_folder
 from qgoft.records import file_sha256
@@ -69,7 +69,7 @@ def repositories(task: TaskSettings) -> dict[str, list[str]]:
     return {task.hub: ["*.zip", "README.md"] if task.suite == "vtab" else [f"{task.config}/*.parquet", "README.md"]}
 
 
-def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
+def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
     """Locate (and if need be generate or download) the rows of a task.
 
     Args:
@@ -83,7 +83,7 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
             f"data.root={data.root} {'is not a directory' if Path(data.root).exists() else 'does not exist'}; change DATA or data.root"
         )
     if task.sources:
-        return find_parts(task, data)
+        return resolve_files(task, data)
     is_pocket = data.source == "pocket" and data.root is None and task.path is None
     if task.suite == "vtab" and not is_pocket:
         return _find_pictures(task, data, splits)
@@ -108,7 +108,7 @@ def find_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> Data
     return DataFiles(source, revision, digest.hexdigest(), files)
 
 
-def find_parts(task: TaskSettings, data: DataSettings) -> DataFiles:
+def resolve_files(task: TaskSettings, data: DataSettings) -> DataFiles:
     """Every part of `task.sources`: generated (`pocket`: folder/stem), a pinned public file (`pinned`), below data.root (`directory`:
     folder/stem, in a format of `parts.FORMATS`), or on the hub (`hub`, and `files`: patterns of which the first that matches counts).
 
@@ -272,7 +272,7 @@ def _told(error: Exception) -> str:
     """Return the kind and text of a hub's error, without the token, which a server may echo."""
     from huggingface_hub import get_token
 
-    token, text = get_token(), one_line(error)
+    token, text = get_token(), format_exception(error)
     return text.replace(token, "[HF_TOKEN]") if token else text
 
 
@@ -324,7 +324,7 @@ def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[st
     return sum(known) if wanted and len(known) == len(wanted) else None
 
 
-def find_model(model: ModelSettings) -> ModelFiles:
+def resolve_model(model: ModelSettings) -> ModelFiles:
     """Locate (and if need be download) the weights of a backbone.
 
     Raises:

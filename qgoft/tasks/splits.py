@@ -10,7 +10,7 @@ HALVES_SEED = 0
 HOLD_OUT_SEED = 42
 
 
-def halve(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Dataset]:
+def split_in_half(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Dataset]:
     """Return the two halves of a permutation; the second has one row more if their number is odd.
 
     Args:
@@ -25,13 +25,13 @@ def halve(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Dataset]:
     return rows.select(order[: len(order) // 2]), rows.select(order[len(order) // 2 :])
 
 
-def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset]:
+def holdout_split(rows: Dataset, count: int) -> tuple[Dataset, Dataset]:
     """Return the training rows that stay, and `count` rows drawn with seed 42 that only choose.
 
     Raises:
         QgoftError: there are not that many rows.
     """
     if count >= len(rows):
-        raise QgoftError(f"train.held_out={count}, but training has {len(rows)} rows; hold out fewer")
+        raise QgoftError(f"train.holdout_rows={count}, but training has {len(rows)} rows; hold out fewer")
     divided = rows.train_test_split(test_size=count, shuffle=True, seed=HOLD_OUT_SEED)
     return divided["train"], divided["test"]

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qgoft.errors import one_line
-from qgoft.records import canonical_json, replaced
+from qgoft.errors import format_exception
+from qgoft.records import atomic_file, canonical_json
 from qgoft.run_id import checkpoint_files
-from qgoft.train.distributed import is_divided
-from qgoft.train.training_state import Plain, Tensors, Training
+from qgoft.train.distributed import is_sharded
+from qgoft.train.training_state import Plain, Tensors, TrainingState
 
 FORMAT = "1"
 # A torn or damaged file leaves the one before it.
@@ -40,7 +40,7 @@ def checkpoint_bytes(trained: Iterable[Tensor]) -> int:
     return 4 * total_bytes(trained)
 
 
-class Damaged(ValueError):
+class CorruptCheckpoint(ValueError):
     """A checkpoint is not what was written."""
 
 
@@ -52,7 +52,7 @@ class Resumed:
     hardware: dict[str, Any]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one training, in a folder of their own.
 
     Args:
@@ -74,15 +74,15 @@ class Checkpoints:
         every: float | None,
         origin: Plain,
         hardware: dict[str, Any],
-        tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+        notify: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
         lines: Callable[[], list[str]] = list,
         rewind: Callable[[list[str]], None] = lambda lines: None,
         check: Callable[[], None] = lambda: None,
     ):
         self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
         # Each process of a divided model holds a part of it: such a run begins anew.
-        self.every = None if is_divided(accelerator) else every
-        self.tell, self.lines, self.rewind, self.check = tell, lines, rewind, check
+        self.every = None if is_sharded(accelerator) else every
+        self.notify, self.lines, self.rewind, self.check = notify, lines, rewind, check
         self.resumed: list[Resumed] = []
         self.cost: float | None = None
         self._last = time.monotonic()
@@ -94,7 +94,7 @@ class Checkpoints:
             return False
         return self.every == 0 or time.monotonic() - self._last >= max(self.every, (self.cost or 0.0) / SHARE)
 
-    def save(self, training: Training, random_state: tuple[Tensors, Plain] | None = None) -> bool:
+    def save(self, training: TrainingState, random_state: tuple[Tensors, Plain] | None = None) -> bool:
         """Write one, and drop the oldest. All processes call it. False where it could not be written: the run goes on without."""
         if self.every is None:
             return False
@@ -111,21 +111,21 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             self.check()
             try:
-                _write(self.folder / f"step-{training.fitted.steps:08}.safetensors", tensors, canonical_json(state))
+                _write(self.folder / f"step-{training.result.steps:08}.safetensors", tensors, canonical_json(state))
                 for old in checkpoint_files(self.folder)[:-KEPT]:
                     old.unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:
-                self.tell(f"qgoft: no checkpoint could be written ({one_line(error)}); the run goes on without it")
+                self.notify(f"qgoft: no checkpoint could be written ({format_exception(error)}); the run goes on without it")
                 is_written = False
         self._last = time.monotonic()
         self.cost = self._last - began
         return is_written
 
-    def forecast(self, training: Training) -> None:
+    def forecast(self, training: TrainingState) -> None:
         """Reckon what the first one will cost, before any was written."""
         self.cost = checkpoint_bytes(training.trained.values()) / SPEED
 
-    def load(self, training: Training) -> bool:
+    def load(self, training: TrainingState) -> bool:
         """Go on from the last good one. All processes call it. False where there is none; what is passed over is named."""
         if self.every is None:
             return False
@@ -140,9 +140,9 @@ class Checkpoints:
         training.unpack(tensors, state)
         self.rewind(state["history"])
         self.resumed = [Resumed(**part) for part in state["resumed"]]
-        self.resumed.append(Resumed(training.fitted.steps, state["hardware"]))
+        self.resumed.append(Resumed(training.result.steps, state["hardware"]))
         if self.accelerator.is_main_process:
-            self.tell(f"going on after step {training.fitted.steps}")
+            self.notify(f"going on after step {training.result.steps}")
         return True
 
     def clear(self) -> None:
@@ -156,12 +156,12 @@ class Checkpoints:
             try:
                 tensors, state = _read(path)
             except UNREADABLE as error:
-                self.tell(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({one_line(error)})")
+                self.notify(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({format_exception(error)})")
                 continue
             changed = sorted(name for name in {*self.origin, *state["origin"]} if self.origin.get(name) != state["origin"].get(name))
             if not changed:
                 return path, (tensors, state)
-            self.tell(
+            self.notify(
                 f"qgoft: the checkpoint after step {state['fitted']['steps']} was made with another {', '.join(changed)}; the run begins anew"
             )
             self.clear()  # the oldest make room for new ones, and these have the lower steps
@@ -171,7 +171,7 @@ class Checkpoints:
 
 def _write(path: Path, tensors: Tensors, state: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "state": state, "sha256": _checksum(tensors, state)})
     for left in path.parent.glob("*.part"):  # of a process that was killed while it wrote
         left.unlink(missing_ok=True)
@@ -182,9 +182,9 @@ def _read(path: Path) -> tuple[Tensors, Plain]:
         header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     if header.get("format") != FORMAT:
-        raise Damaged(f"its format is {header.get('format')!r}; this version reads {FORMAT!r}")
+        raise CorruptCheckpoint(f"its format is {header.get('format')!r}; this version reads {FORMAT!r}")
     if _checksum(tensors, header["state"]) != header.get("sha256"):
-        raise Damaged("its checksum does not hold")
+        raise CorruptCheckpoint("its checksum does not hold")
     state = json.loads(header["state"])
     return tensors, state
 

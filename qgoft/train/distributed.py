@@ -14,7 +14,7 @@ from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
 
 
-def is_divided(accelerator: Accelerator) -> bool:
+def is_sharded(accelerator: Accelerator) -> bool:
     """Whether every process holds a part of the model, or of its optimiser, alone."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -43,8 +43,8 @@ def check_sharding(accelerator: Accelerator, settings: RunSettings, per_process:
             f"DeepSpeed's stage {config['zero_optimization']['stage']} divides the weights, and answers are written by one process at a time; allowed "
             "are stages 0 to 2, or configs/accelerate/fsdp2.yaml to divide weights"
         )
-    config["gradient_clipping"] = settings.optim.clip or 0.0
-    config["gradient_accumulation_steps"] = settings.train.accumulation
+    config["gradient_clipping"] = settings.optim.max_grad_norm or 0.0
+    config["gradient_accumulation_steps"] = settings.train.gradient_accumulation_steps
     config["train_micro_batch_size_per_gpu"] = per_process
 
 
@@ -72,7 +72,7 @@ def place(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Every process holds all weights for the time of the block, so that each can go its own way; does nothing to a model that is not divided."""
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:

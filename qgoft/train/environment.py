@@ -52,12 +52,12 @@ def check_accelerator(accelerator: Accelerator, settings: RunSettings) -> None:
     """
     for name, used, wanted, variable in (
         (
-            "train.accumulation",
+            "train.gradient_accumulation_steps",
             accelerator.gradient_accumulation_steps,
-            settings.train.accumulation,
+            settings.train.gradient_accumulation_steps,
             "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
         ),
-        ("train.precision", accelerator.mixed_precision, settings.train.precision, "ACCELERATE_MIXED_PRECISION"),
+        ("train.mixed_precision", accelerator.mixed_precision, settings.train.mixed_precision, "ACCELERATE_MIXED_PRECISION"),
     ):
         if used != wanted:
             raise QgoftError(f"{name}={wanted}, but accelerate uses {used}, from {variable} in the environment; unset {variable}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from qgoft.config.settings import settings_from_record
 from qgoft.errors import QgoftError
-from qgoft.methods import apply_method, unload
+from qgoft.methods import apply_method, merge_and_unload
 from qgoft.tasks.registry import suite_class
-from qgoft.tasks.sources import find_model
+from qgoft.tasks.sources import resolve_model
 from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
 
 # Files of a model folder that turn text or pictures into inputs, or steer generation.
@@ -32,14 +32,14 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
         raise QgoftError(f"{run} started from random weights, which are not kept")
     if settings.model.path and model_path is None:
         raise QgoftError(f"{run} had the weights of {record['model']} from a directory; name it with --model")
-    base = find_model(dataclasses.replace(settings.model, path=model_path))
+    base = resolve_model(dataclasses.replace(settings.model, path=model_path))
     check_base(record, base, "name the right one with --model")
     suite = suite_class(settings)
     model = suite.build_model(settings, base.folder)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])
     check_adapter(record, run)
     load_trained(adapted, run / "adapter")
-    plain = unload(adapted)
+    plain = merge_and_unload(adapted)
     target.mkdir(parents=True, exist_ok=True)
     plain.save_pretrained(target)
     for path in sorted(base.folder.iterdir()):

@@ -13,7 +13,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # One stop may arrive twice, from the terminal and from the process that passes it on.
-SAME_STOP = 2.0
+DUPLICATE_WINDOW = 2.0
 OWN = (signal.default_int_handler, signal.SIG_DFL, None)
 
 
@@ -26,10 +26,10 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-class Stops:
+class SignalHandler:
     """Takes these signals for the time of the block, in the main thread of a process; does nothing elsewhere.
 
-    A signal raises `Stopped` at once, but for the time of `later()`: there it is noted in `asked`, until `give_way()` acts on it or it comes
+    A signal raises `Stopped` at once, but for the time of `defer()`: there it is noted in `asked`, until `raise_pending()` acts on it or it comes
     a second time. One that was held back before the block (a sweep starts its workers so, that none is killed before it has a run) arrives at
     its beginning, and is held back again after it.
 
@@ -37,65 +37,65 @@ class Stops:
         pass_on: called when a signal is noted, to tell other processes.
     """
 
-    def __init__(self, pass_on: Callable[[], None] = lambda: None) -> None:
-        self.pass_on = pass_on
-        self.asked: int | None = None
-        self._when = 0.0
-        self._is_patient = self._is_training = False
+    def __init__(self, forward: Callable[[], None] = lambda: None) -> None:
+        self.forward = forward
+        self.pending: int | None = None
+        self._received_at = 0.0
+        self._is_deferring = self._is_training = False
         self._before: dict[int, Any] = {}
-        self._held: set[int] = set()
+        self._blocked: set[int] = set()
 
-    def __enter__(self) -> "Stops":
+    def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
             # Who was started to ignore a signal (a shell's background) goes on ignoring it.
             taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._take) for number in taken}
-            self._held = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])} & set(taken)
+            self._blocked = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])} & set(taken)
             try:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, self._blocked)
             except Stopped:
                 self.__exit__(None, None, None)
                 raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._held:
-            signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
+        if self._blocked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
 
     @contextmanager
-    def later(self) -> Iterator[None]:
-        """Signals wait until `give_way()`."""
+    def defer(self) -> Iterator[None]:
+        """Signals wait until `raise_pending()`."""
         self._is_training = True
         try:
-            yield from self._patience(True)
+            yield from self._set_deferring(True)
         finally:
             self._is_training = False
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within `later()`: a signal raises again, and is noted, so that `give_way()` follows when what must be saved is saved."""
-        yield from self._patience(False)
+    def immediate(self) -> Iterator[None]:
+        """Within `defer()`: a signal raises again, and is noted, so that `raise_pending()` follows when what must be saved is saved."""
+        yield from self._set_deferring(False)
 
-    def _patience(self, is_patient: bool) -> Iterator[None]:
-        before, self._is_patient = self._is_patient, is_patient
+    def _set_deferring(self, is_deferring: bool) -> Iterator[None]:
+        before, self._is_deferring = self._is_deferring, is_deferring
         try:
             yield
         finally:
-            self._is_patient = before
+            self._is_deferring = before
 
-    def give_way(self, where: str = "") -> None:
+    def raise_pending(self, where: str = "") -> None:
         """Do what the signal asks, after everything is saved. Where somebody else had taken the signal before (submitit, which queues the
         job again), that is called, and where it returns, the run goes on.
 
         Raises:
             Stopped: nobody else had taken it, or could do what was asked.
         """
-        if self.asked is None:  # another process of this run was asked
+        if self.pending is None:  # another process of this run was asked
             raise Stopped(signal.SIGTERM, where)
-        number, self.asked = self.asked, None
+        number, self.pending = self.pending, None
         foreign: Callable[[int, FrameType | None], Any] | None = self._before.get(number)
         if foreign in OWN or not callable(foreign):
             raise Stopped(number, where)
@@ -105,16 +105,16 @@ class Stops:
             raise Stopped(number, f"{where} ({error})") from error
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        is_repeated = self.asked is not None and time.monotonic() - self._when > SAME_STOP
-        if self._is_patient and not is_repeated:
-            if self.asked is None:
-                self.asked, self._when = number, time.monotonic()
-                self.pass_on()
+        is_repeated = self.pending is not None and time.monotonic() - self._received_at > DUPLICATE_WINDOW
+        if self._is_deferring and not is_repeated:
+            if self.pending is None:
+                self.pending, self._received_at = number, time.monotonic()
+                self.forward()
             return
         foreign = self._before.get(number)
         if self._is_training:
             # The first one says who is to act on it: a cluster's, ahead of its limit, has the job queued again.
-            self.asked, self._when = self.asked or number, time.monotonic()
+            self.pending, self._received_at = self.pending or number, time.monotonic()
         elif foreign not in OWN and callable(foreign):
             foreign(number, frame)
             return

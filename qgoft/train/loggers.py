@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from qgoft.config.settings import RunSettings, method_label
 from qgoft.console import say
-from qgoft.errors import QgoftError, one_line
+from qgoft.errors import QgoftError, format_exception
 from qgoft.records import canonical_json
 
 # Name of the sweep that a run belongs to, in the environment of its process.
@@ -18,7 +18,7 @@ SWEEP = "QGOFT_SWEEP"
 WRITTEN_WITHIN = 20.0
 
 
-class Board(Protocol):
+class ExperimentLogger(Protocol):
     """Where scalars of a run go beside its history. A run that goes on is told anew, from its first step, so that what is shown is whole."""
 
     def log(self, scalars: dict[str, float], step: int) -> None: ...
@@ -27,18 +27,18 @@ class Board(Protocol):
         """The metrics of the reported set, and the record."""
 
 
-def open_boards(settings: RunSettings, folder: Path) -> list[Board]:
+def open_loggers(settings: RunSettings, folder: Path) -> list[ExperimentLogger]:
     """Those that are asked for.
 
     Raises:
         QgoftError: one is not installed.
     """
-    boards: list[Board] = []
+    loggers: list[ExperimentLogger] = []
     if settings.wandb.mode != "disabled":
-        boards.append(Wandb(settings, folder))
+        loggers.append(Wandb(settings, folder))
     if settings.tensorboard.enabled:
-        boards.append(TensorBoard(settings, folder))
-    return boards
+        loggers.append(TensorBoard(settings, folder))
+    return loggers
 
 
 class Wandb:
@@ -65,7 +65,7 @@ class Wandb:
             )
         except wandb.Error as error:  # no login, no network, no such project
             raise QgoftError(
-                f"wandb.mode={settings.wandb.mode}: {one_line(error)}; log in, or set wandb.mode=offline or disabled"
+                f"wandb.mode={settings.wandb.mode}: {format_exception(error)}; log in, or set wandb.mode=offline or disabled"
             ) from error
 
         self.log_file = Path(self.run.settings.sync_file) if settings.wandb.mode == "offline" else None

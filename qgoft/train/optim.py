@@ -11,12 +11,12 @@ from transformers import get_scheduler
 
 from qgoft.config.settings import OptimSettings, TrainSettings
 from qgoft.errors import QgoftError
-from qgoft.methods import Adapted
+from qgoft.methods import AdaptedModel
 
 
 def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]:
     """Optimiser steps of the whole run and of one epoch. With epochs and max_steps both set, the earlier end counts."""
-    per_epoch = math.ceil(batches_per_epoch / train.accumulation)
+    per_epoch = math.ceil(batches_per_epoch / train.gradient_accumulation_steps)
     limits = []
     if train.epochs is not None:
         limits.append(math.ceil(train.epochs * per_epoch))
@@ -44,17 +44,17 @@ def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[in
     """Return the steps after which the choosing split is evaluated. The last step is one of them, except with `eval_steps`, if it has multiples."""
     if train.eval_steps is not None:
         return set(range(train.eval_steps, total + 1, train.eval_steps)) or {total}
-    if train.evaluations is None:
+    if train.num_evals is None:
         return {*range(per_epoch, total + 1, per_epoch), total}
-    return {round(total * (k + 1) / train.evaluations) for k in range(train.evaluations)} | {total}
+    return {round(total * (k + 1) / train.num_evals) for k in range(train.num_evals)} | {total}
 
 
-def build_optimizer(adapted: Adapted, optim: OptimSettings) -> Optimizer:
+def build_optimizer(adapted: AdaptedModel, optim: OptimSettings) -> Optimizer:
     """AdamW with two learning rates: the method's and the head's. Fused: one call for all parameters, however many there are.
 
     What decays is pulled towards zero: of a free block towards no rotation at all. Of an angle zero is the identity.
     """
-    spared = set() if optim.decay_biases else _biases_and_norms(adapted.model)
+    spared = set() if optim.weight_decay_on_biases else _biases_and_norms(adapted.model)
     rates, decays = (optim.lr, optim.head_lr), (optim.weight_decay, 0.0)
     groups = [{"params": [], "lr": rate, "weight_decay": decay} for decay in decays for rate in rates]
     for name, parameter in adapted.model.named_parameters():
@@ -73,9 +73,9 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LR
     rounded = {"up": math.ceil, "down": math.floor}[optim.warmup_rounding]
     warmup = rounded(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
     warmup = min(warmup, total)
-    if optim.floor:
+    if optim.min_lr:
         # transformers' own would end each group at the same share of its rate.
-        floors = [optim.floor / group["lr"] for group in optimizer.param_groups]
+        floors = [optim.min_lr / group["lr"] for group in optimizer.param_groups]
         return LambdaLR(optimizer, [partial(_cosine_to, floor, warmup, total) for floor in floors])
     name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)

@@ -16,7 +16,7 @@ from rich.live import Live
 from qgoft.config.settings import DECODER_SUITES, RunSettings, method_label
 from qgoft.console import CHANNEL, RunState, say
 from qgoft.records import write_atomically
-from qgoft.train.loggers import open_boards
+from qgoft.train.loggers import open_loggers
 
 # Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
@@ -110,10 +110,10 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
 class Tracker:
     """Passes what `fit` logs to the bar, to history.jsonl and to the boards. Only the main process tells."""
 
-    def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress, boards: Path | None = None):
+    def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress, loggers: Path | None = None):
         self.settings, self.progress = settings, progress
         self.is_main = accelerator.is_main_process
-        self.boards = open_boards(settings, boards or folder) if self.is_main else []
+        self.loggers = open_loggers(settings, loggers or folder) if self.is_main else []
         self.path = folder / "history.jsonl"
         self.file = self._open() if self.is_main else None
         self.lines: list[str] = []
@@ -135,8 +135,8 @@ class Tracker:
             kept = {name: value for name, value in line.items() if name != "total"}
             self.lines.append(json.dumps(kept))
             self.file.write(self.lines[-1] + "\n")
-            for board in self.boards:
-                board.log(_scalars(kept), step)
+            for logger in self.loggers:
+                logger.log(_scalars(kept), step)
 
     def rewind(self, lines: list[str]) -> None:
         """The history is that of a checkpoint."""
@@ -149,9 +149,9 @@ class Tracker:
         told = [json.loads(line) for line in lines]
         if told:
             self.progress.goes_on(told[-1]["step"])
-        for board in self.boards:
+        for logger in self.loggers:
             for line in told:
-                board.log(_scalars(line), line["step"])
+                logger.log(_scalars(line), line["step"])
 
     def close(self) -> None:
         self.progress.close()
@@ -167,5 +167,5 @@ class Tracker:
         else:
             text = f"{record['status']}: {record['reason']}"
         self.progress.say(f"{run_name(self.settings)}  seed {record['seed']}  {text}")
-        for board in self.boards:  # the record is written by now: what a board does may take long, or go wrong
-            board.finish({n: m["value"] for n, m in record["metrics"].items() if m["value"] is not None}, record)
+        for logger in self.loggers:  # the record is written by now: what a board does may take long, or go wrong
+            logger.finish({n: m["value"] for n, m in record["metrics"].items() if m["value"] is not None}, record)

@@ -7,11 +7,11 @@ from typing import Any
 
 from qgoft.config.settings import settings_from_record
 from qgoft.errors import QgoftError
-from qgoft.methods import unload
+from qgoft.methods import merge_and_unload
 from qgoft.run_id import identify
-from qgoft.tasks.evaluate import Measured
+from qgoft.tasks.evaluate import Metric
 from qgoft.train.distributed import place
-from qgoft.train.run import prepare, report_parts
+from qgoft.train.run import predict_test_sets, prepare
 from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
 
 
@@ -23,7 +23,7 @@ def rescore(
     data_root: str | None = None,
     task_path: str | None = None,
     ask_judge: bool = False,
-) -> tuple[dict[str, Any], dict[str, Measured]]:
+) -> tuple[dict[str, Any], dict[str, Metric]]:
     """The record of a run folder, and its metrics measured anew.
 
     Args:
@@ -55,19 +55,19 @@ def rescore(
         data=dataclasses.replace(settings.data, root=data_root),
         task=dataclasses.replace(settings.task, path=task_path),
     )
-    identity = identify(settings)
-    check_base(record, identity.model, "name the right one with --model-path")
-    here, there = identity.data.fingerprint, record["provenance"]["data"]["fingerprint"]
+    run_id = identify(settings)
+    check_base(record, run_id.model, "name the right one with --model-path")
+    here, there = run_id.data.fingerprint, record["provenance"]["data"]["fingerprint"]
     if here != there:
         raise QgoftError(
             f"the rows here have checksum {here[:12]}, those of the run {there[:12]}; name the right ones with --data-root or --task-path"
         )
     # What a decoder writes goes to a scratch folder: the answers and judgments of the run stay as they are.
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(settings, dataclasses.replace(identity, folder=Path(scratch)))
+        prepared = prepare(settings, dataclasses.replace(run_id, folder=Path(scratch)))
         check_adapter(record, folder)
         load_trained(prepared.adapted, folder / "adapter")
         if merge:
-            prepared.adapted.model = unload(prepared.adapted)
+            prepared.adapted.model = merge_and_unload(prepared.adapted)
         place(prepared.adapted.model, prepared.accelerator)
-        return record, prepared.suite.measure(report_parts(prepared))
+        return record, prepared.suite.compute_metrics(predict_test_sets(prepared))

@@ -12,30 +12,30 @@ from torch import Tensor
 
 from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
-from qgoft.methods import Adapted
+from qgoft.methods import AdaptedModel
 from qgoft.train.checkpoint import KEPT, checkpoint_bytes, total_bytes
-from qgoft.train.distributed import is_divided
+from qgoft.train.distributed import is_sharded
 
 
-def _trained(adapted: Adapted) -> list[Tensor]:
+def _trained(adapted: AdaptedModel) -> list[Tensor]:
     """All parameters that are trained, the head included."""
     return [p for p in adapted.model.parameters() if p.requires_grad]
 
 
-def disk_bytes(adapted: Adapted, settings: RunSettings) -> int:
+def disk_bytes(adapted: AdaptedModel, settings: RunSettings) -> int:
     """What a run writes at the most at one time: the adapter, and its checkpoints, one of them not yet under its name."""
     trained = _trained(adapted)
-    checkpoints = 0 if settings.results.checkpoint_seconds is None else KEPT + 1
+    checkpoints = 0 if settings.results.checkpoint_interval is None else KEPT + 1
     return total_bytes(trained) + checkpoints * checkpoint_bytes(trained)
 
 
-def device_bytes(adapted: Adapted) -> int:
+def device_bytes(adapted: AdaptedModel) -> int:
     """What lies on the device through a whole training: all weights, and for the trained ones gradients and moments."""
     gradients_and_moments = 3 * total_bytes(_trained(adapted))
     return total_bytes([*adapted.model.parameters(), *adapted.model.buffers()]) + gradients_and_moments
 
 
-def check_room(adapted: Adapted, settings: RunSettings, accelerator: Accelerator) -> None:
+def check_resources(adapted: AdaptedModel, settings: RunSettings, accelerator: Accelerator) -> None:
     """Refuse a run that must fail for want of room.
 
     Raises:
@@ -46,18 +46,18 @@ def check_room(adapted: Adapted, settings: RunSettings, accelerator: Accelerator
     needed, free = disk_bytes(adapted, settings), shutil.disk_usage(root).free
     if free < needed:
         raise QgoftError(
-            f"results.root={settings.results.root} has {spell_bytes(free)} free, and this run writes {spell_bytes(needed)} (adapter and "
-            "checkpoints); free space, set results.root to another folder, or results.checkpoint_seconds=null for none"
+            f"results.root={settings.results.root} has {format_bytes(free)} free, and this run writes {format_bytes(needed)} (adapter and "
+            "checkpoints); free space, set results.root to another folder, or results.checkpoint_interval=null for none"
         )
-    if accelerator.device.type != "cuda" or is_divided(accelerator):
+    if accelerator.device.type != "cuda" or is_sharded(accelerator):
         return
     needed, there = device_bytes(adapted), torch.cuda.get_device_properties(accelerator.device).total_memory
     if there < needed:
         raise QgoftError(
-            f"{settings.model.name} with {settings.method.name} needs {spell_bytes(needed)} for weights, gradients and AdamW alone, and the device "
-            f"has {spell_bytes(there)}; take a method that trains less, or divide the model (ACCELERATE=fsdp2)"
+            f"{settings.model.name} with {settings.method.name} needs {format_bytes(needed)} for weights, gradients and AdamW alone, and the device "
+            f"has {format_bytes(there)}; take a method that trains less, or divide the model (ACCELERATE=fsdp2)"
         )
 
 
-def spell_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

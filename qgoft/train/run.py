@@ -29,57 +29,57 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qgoft import records
 from qgoft.config.settings import RunSettings
-from qgoft.errors import DISK_ERRORS, Diverged, QgoftError, one_line
+from qgoft.errors import DISK_ERRORS, Diverged, QgoftError, format_exception
 from qgoft.lease import Lease, LeaseLost
-from qgoft.methods import Adapted, apply_method, merged
+from qgoft.methods import AdaptedModel, apply_method, merged_for_eval
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.models import check_fit
-from qgoft.run_id import CHECKPOINT, Identity, identify, world_size
+from qgoft.run_id import CHECKPOINT, RunId, identify, world_size
 from qgoft.tasks.base import TextSuite
-from qgoft.tasks.evaluate import LOWER_IS_BETTER, Measured, Outcome
+from qgoft.tasks.evaluate import LOWER_IS_BETTER, Metric, Predictions
 from qgoft.tasks.registry import Suite, build_suite
-from qgoft.train.checkpoint import Checkpoints, Resumed
-from qgoft.train.distributed import check_sharding, gather_state, place, whole
+from qgoft.train.checkpoint import CheckpointManager, Resumed
+from qgoft.train.distributed import check_sharding, gather_state, place, unsharded
 from qgoft.train.environment import check_accelerator, check_environment
-from qgoft.train.interrupts import Stops
+from qgoft.train.interrupts import SignalHandler
 from qgoft.train.loop import fit
 from qgoft.train.memory import peak_memory, reset_peak_memory
 from qgoft.train.optim import check_schedule, count_steps
 from qgoft.train.progress import Progress, Tracker
-from qgoft.train.resources import check_room
-from qgoft.train.shared_training import fit_or_load, from_main, note_signs, trained_checksum, training_key
-from qgoft.train.training_state import Fitted
+from qgoft.train.resources import check_resources
+from qgoft.train.shared_training import from_main, save_svd_signs, train_or_load, trained_checksum, training_key
+from qgoft.train.training_state import TrainResult
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAIT = timedelta(days=2)  # of the processes of a run for each other; torchrun ends them all where one fails
 FINAL = ("done", "diverged")  # to go on from a checkpoint would come to the same
-MODE_OF_SCORES = {"last": None, "best_validation": "choose", "best_reported": "report"}
+MODE_OF_SCORES = {"last": None, "best_validation": "validation", "best_reported": "test"}
 
 
 @dataclasses.dataclass
-class Prepared:
+class RunContext:
     """Everything loaded and checked; from here on a failure leaves a record."""
 
     settings: RunSettings
-    identity: Identity
+    run_id: RunId
     suite: Suite
-    adapted: Adapted
+    adapted: AdaptedModel
     accelerator: Accelerator
     lease: Lease | None = None
     resumed: list[Resumed] = dataclasses.field(default_factory=list)
     stop: KeyboardInterrupt | None = None
 
-    def check_lease(self) -> None:
+    def assert_lease_held(self) -> None:
         """Assert that this process may still write, if it is the one that writes.
 
         Raises:
             LeaseLost: another process holds the run now.
         """
         if self.lease is not None:
-            self.lease.check()
+            self.lease.assert_held()
 
 
-def run(settings: RunSettings, *, patience: float = 0.0, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def run(settings: RunSettings, *, acquire_timeout: float = 0.0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Do one run, or return the record of a finished one. Resumes from the last checkpoint if the run was interrupted.
 
     Args:
@@ -93,52 +93,52 @@ def run(settings: RunSettings, *, patience: float = 0.0, overrides: Sequence[str
         LeaseLost: the lease of this process expired, and another process has taken the run over.
         KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended the run, after its state was saved.
     """
-    _made_with()  # before anything takes long: the repository may change while this process runs the code that it has loaded
-    with _disk_errors(settings), Stops() as stops:
-        identity = identify(settings)
-        if identity.is_done:
-            identity.clear()
-            return identity.read() or {}
-        with _lease(identity, patience) as lease:
-            if identity.is_done:  # another sweep was faster
-                return identity.read() or {}
+    _run_provenance()  # before anything takes long: the repository may change while this process runs the code that it has loaded
+    with _disk_errors(settings), SignalHandler() as signals:
+        run_id = identify(settings)
+        if run_id.is_done:
+            run_id.delete_checkpoints()
+            return run_id.read() or {}
+        with _lease(run_id, acquire_timeout) as lease:
+            if run_id.is_done:  # another sweep was faster
+                return run_id.read() or {}
             if lease is not None:
                 lease.adopt()
-                identity.take_failure()  # of an earlier attempt
-                identity = dataclasses.replace(identity, folder=lease.workspace)
+                run_id.pop_rank_failure()  # of an earlier attempt
+                run_id = dataclasses.replace(run_id, folder=lease.workspace)
             began = time.perf_counter()
-            prepared = prepare(settings, identity, lease)
-            record, tracker = _run_prepared(prepared, time.perf_counter() - began, stops)
+            context = prepare(settings, run_id, lease)
+            record, tracker = _run_prepared(context, time.perf_counter() - began, signals)
             if lease is not None:
-                lease.check()
+                lease.assert_held()
                 record["overrides"] = sorted(overrides)
                 records.write_record(lease.workspace, record)
                 lease.publish(leave=(CHECKPOINT,) if record["status"] in FINAL else ())
             tracker.finish(record)
-        if prepared.stop is not None:
-            raise prepared.stop
+        if context.stop is not None:
+            raise context.stop
         return record
 
 
 @contextmanager
-def _lease(identity: Identity, patience: float) -> Iterator[Lease | None]:
+def _lease(run_id: RunId, acquire_timeout: float) -> Iterator[Lease | None]:
     """The main process of a run holds its lease."""
     if int(os.environ.get("RANK", "0")):
         yield None
         return
     try:
-        identity.folder.mkdir(parents=True, exist_ok=True)
+        run_id.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise QgoftError(f"cannot make {identity.folder.parent}: {error.strerror}; set results.root to another directory") from error
-    with Lease(identity.folder, patience=patience) as lease:
+        raise QgoftError(f"cannot make {run_id.folder.parent}: {error.strerror}; set results.root to another directory") from error
+    with Lease(run_id.folder, acquire_timeout=acquire_timeout) as lease:
         try:
             yield lease
         except Exception:
-            lease.check()  # a workspace that another process took over is not found
+            lease.assert_held()  # a workspace that another process took over is not found
             raise
 
 
-def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = None) -> Prepared:
+def prepare(settings: RunSettings, run_id: RunId, lease: Lease | None = None) -> RunContext:
     """Load rows, weights and method, and check that they fit.
 
     Args:
@@ -149,12 +149,12 @@ def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = Non
         QgoftError: something does not fit.
     """
     accelerator = build_accelerator(settings)
-    identity = dataclasses.replace(identity, folder=from_main(identity.folder, accelerator))
+    run_id = dataclasses.replace(run_id, folder=from_main(run_id.folder, accelerator))
     set_seed(settings.seed)
-    suite = build_suite(settings, identity)
+    suite = build_suite(settings, run_id)
     if settings.train.group_by_length and suite.train_lengths is None:
         raise QgoftError(f"train.group_by_length=true: the rows of suite {settings.task.suite} have no lengths here; leave it out")
-    model = suite.build_model(settings, identity.model.folder)
+    model = suite.build_model(settings, run_id.model.folder)
     if isinstance(suite, TextSuite):
         check_fit(suite.tokenizer, model, settings.train.max_length, settings.model.name)
     if settings.train.gradient_checkpointing:
@@ -170,8 +170,8 @@ def prepare(settings: RunSettings, identity: Identity, lease: Lease | None = Non
     total, per_epoch = count_steps(settings.train, batches)
     check_schedule(settings.train, settings.optim, total, per_epoch)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=total)
-    check_room(adapted, settings, accelerator)
-    return Prepared(settings, identity, suite, adapted, accelerator, lease)
+    check_resources(adapted, settings, accelerator)
+    return RunContext(settings, run_id, suite, adapted, accelerator, lease)
 
 
 def build_accelerator(settings: RunSettings) -> Accelerator:
@@ -180,13 +180,13 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
     check_environment()
     AcceleratorState._reset_state()
     on_cpu = not torch.cuda.is_available()
-    if settings.train.precision == "fp16" and on_cpu:
+    if settings.train.mixed_precision == "fp16" and on_cpu:
         # accelerate would train in float32 without a word.
-        raise QgoftError("train.precision=fp16 does not work on this machine, which has no CUDA device; use no or bf16")
+        raise QgoftError("train.mixed_precision=fp16 does not work on this machine, which has no CUDA device; use no or bf16")
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=settings.train.precision,
-        gradient_accumulation_steps=settings.train.accumulation,
+        mixed_precision=settings.train.mixed_precision,
+        gradient_accumulation_steps=settings.train.gradient_accumulation_steps,
         # One process may wait for a training that another run makes, or ask a judge, while the others wait for it.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
     )
@@ -202,58 +202,58 @@ def _batch_per_process(settings: RunSettings, accelerator: Accelerator) -> int:
     return size // processes
 
 
-def train_loader(prepared: Prepared) -> DataLoader:
+def train_loader(context: RunContext) -> DataLoader:
     """Shuffled by the run's seed."""
-    generator = torch.Generator().manual_seed(prepared.settings.seed)
-    size = _batch_per_process(prepared.settings, prepared.accelerator)
-    suite, drop_last = prepared.suite, prepared.settings.train.drop_last
-    if prepared.settings.train.group_by_length:
+    generator = torch.Generator().manual_seed(context.settings.seed)
+    size = _batch_per_process(context.settings, context.accelerator)
+    suite, drop_last = context.suite, context.settings.train.drop_last
+    if context.settings.train.group_by_length:
         assert suite.train_lengths is not None
         # Groups of a whole step, so that the order of the rows does not depend on how a step is divided.
-        of_step = prepared.settings.train.batch_size * prepared.settings.train.accumulation
+        of_step = context.settings.train.batch_size * context.settings.train.gradient_accumulation_steps
         sampler = LengthGroupedSampler(of_step, lengths=suite.train_lengths, generator=generator)
         return DataLoader(suite.train, batch_size=size, sampler=sampler, drop_last=drop_last, collate_fn=suite.collate)
     return DataLoader(suite.train, batch_size=size, shuffle=True, drop_last=drop_last, collate_fn=suite.collate, generator=generator)
 
 
-def report_parts(prepared: Prepared) -> dict[str, Outcome]:
+def predict_test_sets(context: RunContext) -> dict[str, Predictions]:
     """Predictions and scores on every reported set."""
-    suite = prepared.suite
-    return {name: suite.evaluate(f"report:{name}", prepared.adapted.model, prepared.accelerator) for name in suite.reported}
+    suite = context.suite
+    return {name: suite.evaluate(f"test:{name}", context.adapted.model, context.accelerator) for name in suite.test_sets}
 
 
-def chooser(prepared: Prepared) -> Callable[[], float | None] | None:
+def build_selector(context: RunContext) -> Callable[[], float | None] | None:
     """Scores the part that the selection rule looks at; None for `last`."""
-    suite, part = prepared.suite, MODE_OF_SCORES[prepared.settings.selection]
+    suite, part = context.suite, MODE_OF_SCORES[context.settings.selection]
     if part is None:
         return None
 
     def choose() -> float | None:
-        with whole(prepared.adapted.model), merged(prepared.adapted):
-            if part == "report":
-                return suite.measure(report_parts(prepared))[prepared.settings.task.primary].value
-            return suite.choosing_score(suite.evaluate(part, prepared.adapted.model, prepared.accelerator))
+        with unsharded(context.adapted.model), merged_for_eval(context.adapted):
+            if part == "test":
+                return suite.compute_metrics(predict_test_sets(context))[context.settings.task.primary].value
+            return suite.selection_score(suite.evaluate(part, context.adapted.model, context.accelerator))
 
     return choose
 
 
-def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, dict[str, Any] | None, bool]:
+def _train(context: RunContext, tracker: Tracker, signals: SignalHandler) -> tuple[TrainResult, dict[str, Any] | None, bool]:
     """Train, or load the training that other tasks of this suite share; then also what the record says about it, and whether it was loaded."""
-    settings, adapted, accelerator, suite = prepared.settings, prepared.adapted, prepared.accelerator, prepared.suite
-    key = None if suite.shared_training is None else training_key(settings, prepared.identity, suite.shared_training)
+    settings, adapted, accelerator, suite = context.settings, context.adapted, context.accelerator, context.suite
+    key = None if suite.shared_training is None else training_key(settings, context.run_id, suite.shared_training)
 
-    def watch() -> float | None:
-        with whole(adapted.model):
+    def measure_drift() -> float | None:
+        with unsharded(adapted.model):
             return _finite(orthogonality_error(adapted.model))
 
-    def train(folder: Path, check: Callable[[], None]) -> Fitted:
-        checkpoints = Checkpoints(
+    def train(folder: Path, check: Callable[[], None]) -> TrainResult:
+        checkpoints = CheckpointManager(
             folder / CHECKPOINT,
             accelerator,
-            every=settings.results.checkpoint_seconds,
+            every=settings.results.checkpoint_interval,
             origin=records.code_origin(),
             hardware=_hardware(),
-            tell=tracker.progress.say,
+            notify=tracker.progress.say,
             lines=lambda: tracker.lines,
             rewind=tracker.rewind,
             check=check,
@@ -263,26 +263,28 @@ def _train(prepared: Prepared, tracker: Tracker, stops: Stops) -> tuple[Fitted, 
             check()
             tracker.log(line)
 
-        fitted = fit(adapted, train_loader(prepared), settings, accelerator, chooser(prepared), log, watch, checkpoints, stops)
-        fitted.note_memory()
-        prepared.resumed = checkpoints.resumed
-        return fitted
+        result = fit(
+            adapted, train_loader(context), settings, accelerator, build_selector(context), log, measure_drift, checkpoints, signals
+        )
+        result.note_memory()
+        context.resumed = checkpoints.resumed
+        return result
 
     if key is None:
-        return train(prepared.identity.folder, prepared.check_lease), None, False
+        return train(context.run_id.folder, context.assert_lease_held), None, False
 
     def made() -> dict[str, Any]:
-        return {"run": prepared.identity.key, **_made_with(), "resumed": [dataclasses.asdict(part) for part in prepared.resumed]}
+        return {"run": context.run_id.key, **_run_provenance(), "resumed": [dataclasses.asdict(part) for part in context.resumed]}
 
     folder = trained_folder(settings, key)
-    fitted, by = fit_or_load(folder, prepared.identity.folder, adapted, accelerator, train, made, lambda to: save_adapter(prepared, to))
+    result, by = train_or_load(folder, context.run_id.folder, adapted, accelerator, train, made, lambda to: save_adapter(context, to))
     is_loaded = by is not None
     if is_loaded:
         place(adapted.model, accelerator)
     suite.weights = trained_checksum(folder / "adapter")
     # An earlier attempt of this very run may have made it, and ended before it was scored.
-    is_own = (by or {}).pop("run", None) == prepared.identity.key
-    return fitted, {"key": key, "shared": is_loaded and not is_own, **({"by": by} if by else {})}, is_loaded
+    is_own = (by or {}).pop("run", None) == context.run_id.key
+    return result, {"key": key, "shared": is_loaded and not is_own, **({"by": by} if by else {})}, is_loaded
 
 
 def trained_folder(settings: RunSettings, key: str) -> Path:
@@ -290,26 +292,26 @@ def trained_folder(settings: RunSettings, key: str) -> Path:
     return Path(settings.results.root) / "trained" / key
 
 
-def _run_prepared(prepared: Prepared, setup: float, stops: Stops) -> tuple[dict[str, Any], Tracker]:
-    settings, folder = prepared.settings, prepared.identity.folder
+def _run_prepared(context: RunContext, setup: float, signals: SignalHandler) -> tuple[dict[str, Any], Tracker]:
+    settings, folder = context.settings, context.run_id.folder
     started = _now()
-    fitted, outcomes, status, reason, training, is_loaded = None, {}, "done", None, None, False
-    boards = None if prepared.lease is None else prepared.lease.folder
-    tracker = Tracker(settings, folder, prepared.accelerator, Progress(settings), boards)
+    result, predictions, status, reason, training, is_loaded = None, {}, "done", None, None, False
+    loggers = None if context.lease is None else context.lease.folder
+    tracker = Tracker(settings, folder, context.accelerator, Progress(settings), loggers)
     reset_peak_memory()
     try:
-        fitted, training, is_loaded = _train(prepared, tracker, stops)
-        with whole(prepared.adapted.model), merged(prepared.adapted):
-            outcomes = report_parts(prepared)
-        prepared.check_lease()
+        result, training, is_loaded = _train(context, tracker, signals)
+        with unsharded(context.adapted.model), merged_for_eval(context.adapted):
+            predictions = predict_test_sets(context)
+        context.assert_lease_held()
         if training is not None and is_loaded:
             # As it was saved: AdaLoRA's, which was cut down to its budget, would be cut down once more.
-            if prepared.accelerator.is_main_process:
+            if context.accelerator.is_main_process:
                 shutil.copytree(trained_folder(settings, training["key"]) / "adapter", folder / "adapter", dirs_exist_ok=True)
         else:
-            save_adapter(prepared, folder / "adapter")
-        if prepared.accelerator.is_main_process:
-            _write_predictions(folder / "predictions.jsonl.gz", outcomes)
+            save_adapter(context, folder / "adapter")
+        if context.accelerator.is_main_process:
+            _write_predictions(folder / "predictions.jsonl.gz", predictions)
     except LeaseLost:
         raise
     except QgoftError as error:  # such as a judge that did not answer: what is missing is said in words
@@ -317,71 +319,71 @@ def _run_prepared(prepared: Prepared, setup: float, stops: Stops) -> tuple[dict[
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        status, reason = "oom", f"{one_line(error)}; {_smaller(settings, is_trained=fitted is not None)}"
+        status, reason = "oom", f"{format_exception(error)}; {_smaller(settings, is_trained=result is not None)}"
     except KeyboardInterrupt as stop:
-        status, reason, prepared.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
+        status, reason, context.stop = "interrupted", str(stop) or "stopped from the keyboard", stop
     except OSError as error:
-        prepared.check_lease()
+        context.assert_lease_held()
         if error.errno in DISK_ERRORS:
             raise
-        status, reason = "failed", one_line(error)
+        status, reason = "failed", format_exception(error)
         traceback.print_exc()
     except Exception as error:  # the record must say what happened, whatever it was
-        prepared.check_lease()
-        status, reason = "failed", one_line(error)
+        context.assert_lease_held()
+        status, reason = "failed", format_exception(error)
         traceback.print_exc()
     finally:
         tracker.close()
-    metrics = prepared.suite.measure(outcomes) if outcomes else {}
+    metrics = context.suite.compute_metrics(predictions) if predictions else {}
     if status == "done" and metrics[settings.task.primary].value is None:
         status, reason = "diverged", f"{settings.task.primary} is undefined: the predictions are all alike"
-    if prepared.accelerator.num_processes > 1:
-        status, reason = _of_all_processes(prepared, status, reason)
+    if context.accelerator.num_processes > 1:
+        status, reason = _of_all_processes(context, status, reason)
     # Of training: scoring holds copies of merged weights and writes many answers at a time.
-    peak = peak_memory() if fitted is None else fitted.peak_memory
-    return _record(prepared, started, setup, fitted, metrics, status, reason, training, peak), tracker
+    peak = peak_memory() if result is None else result.peak_memory
+    return _record(context, started, setup, result, metrics, status, reason, training, peak), tracker
 
 
-def _of_all_processes(prepared: Prepared, status: str, reason: str | None) -> tuple[str, str | None]:
+def _of_all_processes(context: RunContext, status: str, reason: str | None) -> tuple[str, str | None]:
     """What went wrong, where it did: the process that fails leaves word, since the others end by a signal or a closed connection."""
-    if not prepared.accelerator.is_main_process:
+    if not context.accelerator.is_main_process:
         if status in ("failed", "oom"):
-            prepared.identity.leave_failure(prepared.accelerator.process_index, status, str(reason))
+            context.run_id.write_rank_failure(context.accelerator.process_index, status, str(reason))
         return status, reason
     if status in ("failed", "interrupted"):
-        return prepared.identity.take_failure() or (status, reason)
+        return context.run_id.pop_rank_failure() or (status, reason)
     return status, reason
 
 
-def _examples_a_step(prepared: Prepared) -> float:
+def _examples_a_step(context: RunContext) -> float:
     """Rows a step, on average over an epoch, whose last batch may be small."""
-    train, rows = prepared.settings.train, len(prepared.suite.train)
-    whole, rest = divmod(rows, train.batch_size)
-    _, per_epoch = count_steps(train, whole + (rest > 0 and not train.drop_last))
-    return (whole * train.batch_size if train.drop_last else rows) / per_epoch
+    train, rows = context.settings.train, len(context.suite.train)
+    unsharded, rest = divmod(rows, train.batch_size)
+    _, per_epoch = count_steps(train, unsharded + (rest > 0 and not train.drop_last))
+    return (unsharded * train.batch_size if train.drop_last else rows) / per_epoch
 
 
 def _record(
-    prepared: Prepared,
+    context: RunContext,
     started: str,
     setup: float,
-    fitted: Fitted | None,
-    metrics: dict[str, Measured],
+    result: TrainResult | None,
+    metrics: dict[str, Metric],
     status: str,
     reason: str | None,
     training: dict[str, Any] | None,
     peak: int | None,
 ) -> dict[str, Any]:
-    settings, adapted, identity = prepared.settings, prepared.adapted, prepared.identity
-    seconds, steps = (fitted.seconds, fitted.steps) if fitted else (None, None)
-    examples = steps * _examples_a_step(prepared) if steps else None
-    data, model = identity.data, identity.model
-    with whole(adapted.model):
-        max_error = _finite(orthogonality_error(adapted.model)) if fitted else None
-        penalty = _finite(adapted.penalty(adapted.model).item()) if fitted and adapted.penalty else None
+    settings, adapted, run_id = context.settings, context.adapted, context.run_id
+    seconds, steps = (result.seconds, result.steps) if result else (None, None)
+    examples = steps * _examples_a_step(context) if steps else None
+    data, model = run_id.data, run_id.model
+    with unsharded(adapted.model):
+        max_error = _finite(orthogonality_error(adapted.model)) if result else None
+        penalty = _finite(adapted.penalty(adapted.model).item()) if result and adapted.penalty else None
     return {
         "schema": records.SCHEMA,
-        "key": identity.key,
+        "key": run_id.key,
         "protocol": settings.protocol,
         "suite": settings.task.suite,
         "task": settings.task.name,
@@ -395,7 +397,7 @@ def _record(
         "primary": settings.task.primary,
         "metrics": {name: {**dataclasses.asdict(m), "higher_is_better": name not in LOWER_IS_BETTER} for name, m in metrics.items()},
         "selection": settings.selection,
-        "selected": {"step": fitted.best_step if fitted else None, "score": fitted.best_score if fitted else None},
+        "best_checkpoint": {"step": result.best_step if result else None, "score": result.best_score if result else None},
         "params": {"trainable": adapted.trainable, "head": adapted.head, "total": adapted.total},
         "cost": {
             "setup_seconds": setup,
@@ -411,18 +413,16 @@ def _record(
         "finished": _now(),
         "settings": _public_settings(settings),
         # Of a run that failed, answers may be of an earlier attempt.
-        **(
-            {"files": {**records.file_checksums(identity.folder), **records.adapter_checksums(identity.folder)}} if status == "done" else {}
-        ),
+        **({"files": {**records.file_checksums(run_id.folder), **records.adapter_checksums(run_id.folder)}} if status == "done" else {}),
         "provenance": {
-            **_made_with(),
+            **_run_provenance(),
             "data": {
                 "source": data.source,
                 "revision": data.revision,
                 "fingerprint": data.fingerprint,
-                "rows": prepared.suite.rows,
-                "subset": prepared.suite.is_subset,
-                **({"repairs": prepared.suite.repairs} if prepared.suite.repairs else {}),
+                "rows": context.suite.rows,
+                "subset": context.suite.is_subset,
+                **({"data_fixes": context.suite.data_fixes} if context.suite.data_fixes else {}),
             },
             "model": {
                 "source": model.source,
@@ -430,7 +430,7 @@ def _record(
                 "sha256": model.sha256,
                 **({} if model.files is None else {"files": model.files}),
             },
-            **({"resumed": [dataclasses.asdict(part) for part in prepared.resumed]} if prepared.resumed else {}),
+            **({"resumed": [dataclasses.asdict(part) for part in context.resumed]} if context.resumed else {}),
             **({} if training is None else {"training": training}),
         },
     }
@@ -438,11 +438,11 @@ def _record(
 
 def _smaller(settings: RunSettings, *, is_trained: bool) -> str:
     """What takes less memory for the same training."""
-    size, times = settings.train.batch_size, settings.train.accumulation
+    size, times = settings.train.batch_size, settings.train.gradient_accumulation_steps
     if is_trained:
         return f"it was trained, and being scored: set train.eval_batch_size={max(1, settings.train.eval_batch_size // 2)}"
     if size % 2 == 0:
-        return f"the same batch in halves: train.batch_size={size // 2} train.accumulation={2 * times}"
+        return f"the same batch in halves: train.batch_size={size // 2} train.gradient_accumulation_steps={2 * times}"
     return (
         "train.gradient_checkpointing=true needs less" if not settings.train.gradient_checkpointing else "this model needs a larger device"
     )
@@ -462,9 +462,9 @@ def _public_settings(settings: RunSettings) -> dict[str, Any]:
     return data
 
 
-def save_adapter(prepared: Prepared, folder: Path) -> None:
+def save_adapter(context: RunContext, folder: Path) -> None:
     """What was trained: peft's own format, or the freed parameters as safetensors. Never pickle. All processes call it, the main one writes."""
-    adapted, accelerator = prepared.adapted, prepared.accelerator
+    adapted, accelerator = context.adapted, context.accelerator
     state = gather_state(adapted.model)
     if not accelerator.is_main_process:
         return
@@ -480,16 +480,16 @@ def save_adapter(prepared: Prepared, folder: Path) -> None:
         # peft writes where the base model lay on this machine; the record states its checksum instead.
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text())
-        config["base_model_name_or_path"] = prepared.settings.model.hub or prepared.settings.model.name
+        config["base_model_name_or_path"] = context.settings.model.hub or context.settings.model.name
         for name in ("target_modules", "exclude_modules"):  # sets, whose order varies between processes
             if isinstance(config.get(name), list):
                 config[name] = sorted(config[name])
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "README.md").unlink(missing_ok=True)
-        note_signs(adapted, folder)
+        save_svd_signs(adapted, folder)
 
 
-def _save_weights(adapted: Adapted, state: dict[str, Tensor] | None, folder: Path) -> None:
+def _save_weights(adapted: AdaptedModel, state: dict[str, Tensor] | None, folder: Path) -> None:
     if adapted.is_peft:
         with warnings.catch_warnings():
             if adapted.model.peft_config["default"].peft_type == PeftType.ADALORA:
@@ -502,10 +502,10 @@ def _save_weights(adapted: Adapted, state: dict[str, Tensor] | None, folder: Pat
     save_file(trained, folder / "trained.safetensors")
 
 
-def _write_predictions(path: Path, outcomes: dict[str, Outcome]) -> None:
+def _write_predictions(path: Path, predictions: dict[str, Predictions]) -> None:
     with gzip.GzipFile(path, "wb", mtime=0) as raw:
-        for name, outcome in outcomes.items():
-            for idx, prediction, label in zip(outcome.ids, outcome.predictions, outcome.labels, strict=True):
+        for name, found in predictions.items():
+            for idx, prediction, label in zip(found.ids, found.predictions, found.labels, strict=True):
                 line = {"set": name, "idx": idx, "prediction": prediction, "label": label}
                 raw.write((json.dumps(line) + "\n").encode())
 
@@ -534,7 +534,7 @@ def _hardware() -> dict[str, Any]:
     return records.hardware(device=device, threads=torch.get_num_threads(), processes=world_size())
 
 
-def _made_with() -> dict[str, Any]:
+def _run_provenance() -> dict[str, Any]:
     """Code, packages and hardware of this process."""
     return {
         **records.code_provenance(REPOSITORY),

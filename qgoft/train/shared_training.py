@@ -25,38 +25,38 @@ from torch import Tensor
 from qgoft.config.settings import RunSettings, settings_of_training
 from qgoft.errors import QgoftError
 from qgoft.lease import Lease, LeaseHeld
-from qgoft.methods import Adapted
+from qgoft.methods import AdaptedModel
 from qgoft.records import adapter_checksums, compute_key, file_sha256, hub_commit, read_record, write_atomically
-from qgoft.run_id import CHECKPOINT, Identity, world_size
+from qgoft.run_id import CHECKPOINT, RunId, world_size
 from qgoft.tasks.sources import ModelFiles
-from qgoft.train.training_state import Fitted
-from qgoft.tuners.psoft import read_signs, take_signs
+from qgoft.train.training_state import TrainResult
+from qgoft.tuners.psoft import apply_svd_signs, read_svd_signs
 
 # Seconds between two looks at a training that another run makes.
 PATIENCE = 1.0
 STATE, HISTORY, SIGNS = "trained.json", "history.jsonl", "signs.json"
 
 
-def training_key(settings: RunSettings, identity: Identity, rows: str) -> str:
+def training_key(settings: RunSettings, run_id: RunId, rows: str) -> str:
     """Key of a training from its settings, the checksum of its rows and prompts, and those of the base model."""
     return compute_key(
         settings_of_training(settings),
         world_size=world_size(),
         data_fingerprint=rows,
-        model_sha256=identity.model.sha256,
-        model_files=identity.model.files,
+        model_sha256=run_id.model.sha256,
+        model_files=run_id.model.files,
     )
 
 
-def fit_or_load(
+def train_or_load(
     folder: Path,
     run_folder: Path,
-    adapted: Adapted,
+    adapted: AdaptedModel,
     accelerator: Accelerator,
-    fit: Callable[[Path, Callable[[], None]], Fitted],
+    fit: Callable[[Path, Callable[[], None]], TrainResult],
     made: Callable[[], dict[str, Any]],
     save: Callable[[Path], None],
-) -> tuple[Fitted, dict[str, Any] | None]:
+) -> tuple[TrainResult, dict[str, Any] | None]:
     """Train and publish the result in `folder`, or load the result that is there.
 
     Args:
@@ -69,15 +69,15 @@ def fit_or_load(
     with _only_one(folder, accelerator) as lease:
         found = from_main(_read(folder), accelerator)
         if found is not None:
-            fitted, by = found
+            result, by = found
             load_trained(adapted, folder / "adapter")
             if accelerator.is_main_process and (folder / HISTORY).is_file():
                 shutil.copyfile(folder / HISTORY, run_folder / HISTORY)
-            return fitted, by
+            return result, by
         if lease is not None:
             lease.adopt()
         workspace = from_main(folder if lease is None else lease.workspace, accelerator)
-        fitted = fit(workspace, (lambda: None) if lease is None else lease.check)
+        result = fit(workspace, (lambda: None) if lease is None else lease.assert_held)
         if accelerator.is_main_process:
             shutil.rmtree(workspace / "adapter", ignore_errors=True)
         save(workspace / "adapter")
@@ -85,11 +85,11 @@ def fit_or_load(
             if (run_folder / HISTORY).is_file():
                 shutil.copyfile(run_folder / HISTORY, workspace / HISTORY)
             # Without this file nothing in the directory counts, and its checksums are checked before the adapter is used.
-            state = {**dataclasses.asdict(fitted), "made": made(), "files": adapter_checksums(workspace)}
+            state = {**dataclasses.asdict(result), "made": made(), "files": adapter_checksums(workspace)}
             write_atomically(workspace / STATE, json.dumps(state, indent=1) + "\n")
             lease.publish(leave=(CHECKPOINT,), last=STATE)
         accelerator.wait_for_everyone()  # all of them read what was trained
-        return fitted, None
+        return result, None
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def check_adapter(record: dict[str, Any], folder: Path) -> None:
             )
 
 
-def load_trained(adapted: Adapted, folder: Path) -> None:
+def load_trained(adapted: AdaptedModel, folder: Path) -> None:
     """Put saved parameters into a model of the same method on the same base.
 
     Raises:
@@ -158,7 +158,7 @@ def load_trained(adapted: Adapted, folder: Path) -> None:
             check_values(state)
             report: Any = set_peft_model_state_dict(adapted.model, state)
             if (folder / SIGNS).is_file():
-                take_signs(adapted.model, json.loads((folder / SIGNS).read_text()))
+                apply_svd_signs(adapted.model, json.loads((folder / SIGNS).read_text()))
             missing = [name for name in report.missing_keys if name in {n for n, p in adapted.model.named_parameters() if p.requires_grad}]
         else:
             wanted = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
@@ -188,14 +188,14 @@ def check_values(state: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} holds values that are not finite")
 
 
-def note_signs(adapted: Adapted, folder: Path) -> None:
+def save_svd_signs(adapted: AdaptedModel, folder: Path) -> None:
     """Say beside a saved adapter that keeps no factors which signs these had."""
-    signs = read_signs(adapted.model)
+    signs = read_svd_signs(adapted.model)
     if signs:
         write_atomically(folder / SIGNS, json.dumps(signs, indent=0) + "\n")
 
 
-def _take_ranks(adapted: Adapted, folder: Path) -> None:
+def _take_ranks(adapted: AdaptedModel, folder: Path) -> None:
     """AdaLoRA saves what its budget left of each matrix; peft cuts a model down to it where its configuration says so."""
     saved = json.loads((folder / "adapter_config.json").read_text())
     if saved.get("rank_pattern"):
@@ -207,19 +207,19 @@ def trained_checksum(folder: Path) -> str:
     return "".join(file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
 
 
-def _read(folder: Path) -> tuple[Fitted, dict[str, Any]] | None:
+def _read(folder: Path) -> tuple[TrainResult, dict[str, Any]] | None:
     """Return the training in a directory, or None if there is none, or its adapter is not the one that was saved."""
     try:
         state = json.loads((folder / STATE).read_text())
         by = state.pop("made", {})  # trainings of earlier versions have none
         files = state.pop("files", None)
-        fitted = Fitted.from_plain(state)
+        result = TrainResult.from_plain(state)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     if files is not None and files != adapter_checksums(folder):
         print(f"qgoft: {folder / 'adapter'} is not the adapter that was trained; it is trained again", file=sys.stderr, flush=True)
         return None
-    return fitted, by
+    return result, by
 
 
 def from_main(value: Any, accelerator: Accelerator) -> Any:

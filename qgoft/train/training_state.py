@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from qgoft.methods import Adapted
+from qgoft.methods import AdaptedModel
 from qgoft.train.memory import peak_memory
 
 Tensors = dict[str, Tensor]
@@ -25,7 +25,7 @@ Plain = dict[str, Any]  # what JSON holds without loss
 
 
 @dataclass
-class Fitted:
+class TrainResult:
     """What a finished loop says about itself. `seconds` is training alone, without the evaluations; `peak_memory` is in bytes, the most of all its
     parts where it was gone on with."""
 
@@ -42,13 +42,13 @@ class Fitted:
         self.peak_memory = max(peaks, default=None)
 
     @classmethod
-    def from_plain(cls, data: Plain) -> "Fitted":
+    def from_plain(cls, data: Plain) -> "TrainResult":
         """Raises TypeError, KeyError or ValueError where the data are not such."""
         return cls(**{**data, "scores": [(step, score) for step, score in data["scores"]]})
 
 
 @dataclass
-class Training:
+class TrainingState:
     """A training between two optimiser steps.
 
     Attributes:
@@ -59,12 +59,12 @@ class Training:
         best: the trained parameters of the best score.
     """
 
-    adapted: Adapted
+    adapted: AdaptedModel
     optimizer: Optimizer
     schedule: LRScheduler
     accelerator: Accelerator
     generator: torch.Generator
-    fitted: Fitted = field(default_factory=lambda: Fitted(0, 0.0))
+    result: TrainResult = field(default_factory=lambda: TrainResult(0, 0.0))
     best: Tensors | None = None
     epoch: int = 0
     batches: int = 0
@@ -76,21 +76,21 @@ class Training:
     def __post_init__(self) -> None:
         self.trained = {name: p for name, p in self.adapted.model.named_parameters() if p.requires_grad}
 
-    def go_on(self) -> None:
+    def start_timer(self) -> None:
         """The clock runs."""
         self._since = time.perf_counter()
 
-    def pause(self) -> None:
+    def stop_timer(self) -> None:
         """The clock stands."""
         if self._since is not None:
-            self.fitted.seconds += time.perf_counter() - self._since
+            self.result.seconds += time.perf_counter() - self._since
         self._since = None
 
-    def keep_best(self, score: float) -> None:
-        self.fitted.best_step, self.fitted.best_score = self.fitted.steps, score
+    def save_best(self, score: float) -> None:
+        self.result.best_step, self.result.best_score = self.result.steps, score
         self.best = {name: p.detach().clone() for name, p in self.trained.items()}
 
-    def take_best(self) -> None:
+    def restore_best(self) -> None:
         """The model ends with its best parameters, where something chose."""
         if self.best is not None:
             _copy(self.trained, self.best)
@@ -104,16 +104,16 @@ class Training:
         tensors: Tensors = {f"trained.{name}": p.detach() for name, p in self.trained.items()}
         if self.best is not None and not self.is_over:
             tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        self.fitted.note_memory()
+        self.result.note_memory()
         plain: Plain = {
-            "fitted": dataclasses.asdict(self.fitted),
+            "fitted": dataclasses.asdict(self.result),
             "epoch": self.epoch,
             "batches": self.batches,
             "is_scored": self.is_scored,
             "is_over": self.is_over,
         }
-        if self.adapted.memory is not None:
-            remembered, plain["memory"] = self.adapted.memory.read(self.adapted.model)
+        if self.adapted.extra_state is not None:
+            remembered, plain["memory"] = self.adapted.extra_state.read(self.adapted.model)
             tensors |= {f"memory.{name}": value for name, value in remembered.items()}
         if not self.is_over:
             state = self.optimizer.state_dict()
@@ -141,11 +141,11 @@ class Training:
         self.best = _below(tensors, "best.") or None
         if self.best is not None:
             self.best = {name: value.to(self.trained[name].device) for name, value in self.best.items()}
-        self.fitted = Fitted.from_plain(plain["fitted"])
+        self.result = TrainResult.from_plain(plain["fitted"])
         self.epoch, self.batches = plain["epoch"], plain["batches"]
         self.is_scored, self.is_over = plain["is_scored"], plain["is_over"]
-        if self.adapted.memory is not None:
-            self.adapted.memory.write(self.adapted.model, _below(tensors, "memory."), plain["memory"])
+        if self.adapted.extra_state is not None:
+            self.adapted.extra_state.write(self.adapted.model, _below(tensors, "memory."), plain["memory"])
         if not self.is_over:
             states: dict[int, Tensors] = {}
             for name, value in _below(tensors, "optimizer.").items():

@@ -58,7 +58,7 @@ class _CalledCheck:
             )
 
 
-class Widening(BaseTuner):
+class AdapterDtypeMixin(BaseTuner):
     """A tuner whose 16-bit parameters become float32 and nothing else."""
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +103,7 @@ def check_onloaded(base: nn.Module) -> None:
         )
 
 
-class Merging(BaseTunerLayer):
+class MergeableLayer(BaseTunerLayer):
     """A layer whose adapters amount to another weight; `_merge_into_weight` and `has_adapter` are the layer's own.
 
     Merging puts a new Parameter in the place of the weight, since the old one may be shared: a tied `lm_head`, or two layers with one weight.
@@ -115,7 +115,7 @@ class Merging(BaseTunerLayer):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_unmerged": None}
 
-    def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
+    def _merge_into_weight(self, adapter_name: str, *, reverse: bool) -> Tensor:
         """The weight as the base layer stores it, with one adapter put in, or taken out."""
         raise NotImplementedError
 
@@ -140,7 +140,7 @@ class Merging(BaseTunerLayer):
         for name in names:
             if not self.has_adapter(name):
                 continue
-            weight = self._merge_into_weight(name, undo=False)
+            weight = self._merge_into_weight(name, reverse=False)
             if safe_merge and not torch.isfinite(weight).all():
                 base.weight = before
                 del self.merged_adapters[count:]
@@ -163,7 +163,7 @@ class Merging(BaseTunerLayer):
         while self.merged_adapters:
             name = self.merged_adapters[-1]
             if shared is None:
-                base.weight = nn.Parameter(self._merge_into_weight(name, undo=True), requires_grad=base.weight.requires_grad)
+                base.weight = nn.Parameter(self._merge_into_weight(name, reverse=True), requires_grad=base.weight.requires_grad)
             self.merged_adapters.pop()
         if shared is not None:
             base.weight = shared

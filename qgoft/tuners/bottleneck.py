@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qgoft.tuners.layerwise import LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_choice, linear_shape
+from qgoft.tuners.layerwise import LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_setting, linear_shape
 
 # Houlsby et al. (2019) and Pfeiffer et al. (2021), with the activations of AdaLoRA's code.
 ACTIVATIONS = {"houlsby": nn.functional.silu, "pfeiffer": nn.functional.relu}
@@ -47,7 +47,7 @@ class BottleneckConfig(LayerwiseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice(self, "form", ACTIVATIONS)
+        check_setting(self, "form", ACTIVATIONS)
         if self.r < 1:
             raise ValueError(f"BottleneckConfig(r={self.r}): allowed are 1 and more")
 

@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_choice, check_dropout
+from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_dropout, check_setting
 
 
 @dataclass
@@ -40,9 +40,9 @@ class FactConfig(LayerwiseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice(self, "layout", ("code", "formula"))
+        check_setting(self, "layout", ("code", "formula"))
         check_dropout(self)
-        check_choice(self, "form", ("tt", "tk"))
+        check_setting(self, "form", ("tt", "tk"))
         if self.r < 1:
             raise ValueError(f"FactConfig(r={self.r}): allowed are 1 and more")
 

@@ -20,7 +20,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qgoft.tuners._base import Merging, Widening, check_onloaded, normalize_lists, sort_sets
+from qgoft.tuners._base import AdapterDtypeMixin, MergeableLayer, check_onloaded, normalize_lists, sort_sets
 
 
 @dataclass
@@ -143,10 +143,10 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
         warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
 
 
-class WeightLayer(Merging, LayerwiseLayer):
-    """Adapters that amount to another weight; `changed` says which."""
+class WeightLayer(MergeableLayer, LayerwiseLayer):
+    """Adapters that amount to another weight; `merged_weight` says which."""
 
-    def changed(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
+    def merged_weight(self, weight: Tensor, adapter_name: str, *, reverse: bool) -> Tensor:
         """The weight [n, d] with one adapter put in, or taken out again."""
         raise NotImplementedError
 
@@ -165,8 +165,8 @@ class WeightLayer(Merging, LayerwiseLayer):
         stored = weight.data.T if isinstance(self.base_layer, Conv1D) else weight.data
         return stored.to(torch.promote_types(stored.dtype, torch.float32))
 
-    def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
-        weight = self.changed(self.pretrained_weight(), adapter_name, undo=undo)
+    def _merge_into_weight(self, adapter_name: str, *, reverse: bool) -> Tensor:
+        weight = self.merged_weight(self.pretrained_weight(), adapter_name, reverse=reverse)
         weight = weight.T if isinstance(self.base_layer, Conv1D) else weight
         return weight.to(self.base_layer.weight.dtype).contiguous()
 
@@ -182,9 +182,9 @@ class DeltaLayer(WeightLayer):
         """D x [..., n], without D where that is cheaper."""
         raise NotImplementedError
 
-    def changed(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
+    def merged_weight(self, weight: Tensor, adapter_name: str, *, reverse: bool) -> Tensor:
         delta = self.get_delta(adapter_name).to(weight.dtype)
-        return weight - delta if undo else weight + delta
+        return weight - delta if reverse else weight + delta
 
     def adapt(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         h = self.base_layer(x, *args, **kwargs)
@@ -194,7 +194,7 @@ class DeltaLayer(WeightLayer):
         return h
 
 
-class LayerwiseModel(Widening):
+class LayerwiseModel(AdapterDtypeMixin):
     """A pretrained model whose target layers carry adapters of one kind."""
 
     layer_class: ClassVar[type[LayerwiseLayer]]
@@ -247,7 +247,7 @@ def _refuse_mixed(asked: nn.Module, adapter_names: Any) -> None:
         raise ValueError(f"{type(asked).__name__} cannot take several adapters in one batch; run them one after the other")
 
 
-def check_choice(config: LayerwiseConfig, name: str, allowed: Collection[str]) -> None:
+def check_setting(config: LayerwiseConfig, name: str, allowed: Collection[str]) -> None:
     """
     Raises:
         ValueError: the setting of this name is not one of `allowed`.

@@ -48,9 +48,9 @@ class OftFullLayer(WeightLayer):
         parts = x.unflatten(-1, (len(rotations), -1))
         return torch.einsum("...qi,qij->...qj" if transpose else "...qj,qij->...qi", parts, rotations).flatten(-2)
 
-    def changed(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
+    def merged_weight(self, weight: Tensor, adapter_name: str, *, reverse: bool) -> Tensor:
         # W R on rows of W is R^T on the features of each row.
-        return self.rotate(weight, adapter_name, transpose=not undo)
+        return self.rotate(weight, adapter_name, transpose=not reverse)
 
     def adapt(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         # Merging in order gives W R1 R2, so the last adapter meets x first.

@@ -16,13 +16,13 @@ ADAPTER = "default"
 
 
 @torch.no_grad()
-def read_signs(model: nn.Module) -> dict[str, str]:
+def read_svd_signs(model: nn.Module) -> dict[str, str]:
     """Of every adapted layer the signs of its singular vectors, those of the largest entries of B's columns: `+-+...`, r of them."""
     return {name: "".join("+" if sign else "-" for sign in _is_positive(layer)) for name, layer in _layers(model)}
 
 
 @torch.no_grad()
-def take_signs(model: nn.Module, signs: dict[str, str]) -> None:
+def apply_svd_signs(model: nn.Module, svd_signs: dict[str, str]) -> None:
     """Make of parameters that were trained beside singular vectors of other signs those that belong to the vectors here: R becomes D R D.
 
     An adapter is R alone, and its factors are decomposed anew wherever it is loaded; another library gives other signs.
@@ -32,7 +32,7 @@ def take_signs(model: nn.Module, signs: dict[str, str]) -> None:
     """
     for name, layer in _layers(model):
         here, rotation = _is_positive(layer), layer.psoft_R[ADAPTER]
-        there = signs.get(name, "")
+        there = svd_signs.get(name, "")
         if len(there) != len(here):
             raise ValueError(f"the signs of the factors of {name} are not there")
         turned = torch.tensor([1.0 if (sign == "+") == is_positive else -1.0 for sign, is_positive in zip(there, here, strict=True)])

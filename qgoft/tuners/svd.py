@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_choice, check_dropout, check_rank
+from qgoft.tuners.layerwise import DeltaLayer, LayerwiseConfig, LayerwiseLayer, LayerwiseModel, check_dropout, check_rank, check_setting
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -34,8 +34,8 @@ def singular_factors(weight: Tensor, r: int, iterations: int | None = None) -> F
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(weight, q=r, niter=iterations)
     largest = u.abs().argmax(0, keepdim=True)
-    signs = u.gather(0, largest).sign()
-    return u * signs, s, v * signs
+    svd_signs = u.gather(0, largest).sign()
+    return u * svd_signs, s, v * svd_signs
 
 
 class SingularLayer(DeltaLayer):
@@ -68,7 +68,7 @@ class LoraXsConfig(LayerwiseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice(self, "singular_values", ("input", "output"))
+        check_setting(self, "singular_values", ("input", "output"))
         check_dropout(self)
 
 

@@ -175,7 +175,7 @@ def test_qgoft_keeps_one_copy_of_every_input_and_less_than_a_sixteenth_more():
             rivals.pass_gradients_below(module, shape)
             kept[rival.name] = saved_bytes(module, lambda module=module: module(**inputs).sum())
     different_inputs = 4 * rows * (d + d + d + 4 * d)
-    matrices = 6 * 4 * sum(count * width**2 for width, count in factors.geometry(4 * d)) * 2
+    matrices = 6 * 4 * sum(count * width**2 for width, count in factors.stage_sizes(4 * d)) * 2
     for name in ("qgoft", "goft"):
         assert kept[name] - kept["frozen"] <= different_inputs * (1 + 1 / factors.BLOCK_WIDTH) + matrices
 
@@ -319,7 +319,7 @@ def test_readme_quotes_the_committed_records():
 )
 def test_unknown_words_are_refused_in_one_line(script, words, message, capsys):
     with pytest.raises(SystemExit) as end:
-        _ending.leave(lambda: script.main(words))
+        _ending.run_cli(lambda: script.main(words))
     said = capsys.readouterr().err
     assert end.value.code == 2
     assert said.count("\n") == 1

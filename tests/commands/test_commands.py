@@ -22,7 +22,7 @@ from qgoft.sweep import display as _display
 from qgoft.sweep import plan as _plan
 from qgoft.train.progress import Progress
 
-SHORT = ["train.max_steps=2", "train.evaluations=1"]
+SHORT = ["train.max_steps=2", "train.num_evals=1"]
 
 
 def make(repository, *words):
@@ -62,7 +62,7 @@ def test_known_variables_of_make(repository):
 def test_mistakes_are_told_while_planning(words, message):
     for parse, first in (
         (lambda words: suite.plan(suite.parse(words)), "glue"),
-        (lambda words: paper.narrowing(paper.parse(words)), "table1"),
+        (lambda words: paper.item_filter(paper.parse(words)), "table1"),
     ):
         if "--tasks" in words and first == "table1":
             continue
@@ -150,8 +150,8 @@ def test_the_home_directory():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("optim.clip=-1", "optim.clip is -1.0; allowed are positive"),
-        ("optim.clip=0", "optim.clip is 0.0"),
+        ("optim.max_grad_norm=-1", "optim.max_grad_norm is -1.0; allowed are positive"),
+        ("optim.max_grad_norm=0", "optim.max_grad_norm is 0.0"),
         ("++model.name=meta-llama/Llama", "model.name is 'meta-llama/Llama'; letters, digits"),
         ("optim.warmup=1e9", "optim.warmup is 1000000000.0; allowed are 0 to 10,000,000"),
         ("optim.warmup=-1", "optim.warmup is -1.0; allowed are 0 to"),
@@ -159,13 +159,13 @@ def test_the_home_directory():
         ("optim.lr=nan", "optim.lr is nan; a finite number is needed"),
         ("optim.lr=inf", "optim.lr is inf"),
         ("optim.lr=-1", "optim.lr is -1.0"),
-        ("train.evaluations=1000", "train.evaluations is 1000; allowed are 1 to 500"),
+        ("train.num_evals=1000", "train.num_evals is 1000; allowed are 1 to 500"),
         ("train.eval_batch_size=0", "train.eval_batch_size is 0"),
         ("train.max_length=1", "train.max_length is 1; allowed are 4 and more"),
         ("train.epochs=0", "train.epochs is 0.0"),
-        ("train.held_out=-1", "train.held_out is -1"),
+        ("train.holdout_rows=-1", "train.holdout_rows is -1"),
         ("method.penalty=-1", "method.penalty is -1.0"),
-        ("results.checkpoint_seconds=-1", "results.checkpoint_seconds is -1.0"),
+        ("results.checkpoint_interval=-1", "results.checkpoint_interval is -1.0"),
         ("judge.temperature=3", "judge.temperature is 3.0; allowed are 0 to 2"),
         ("seed=4294967296", "seed is 4294967296"),
         ("++method.options.scal=4", "method.options.scal: method qgoft has no such option; it has none"),
@@ -224,7 +224,7 @@ def test_output_that_cannot_be_written_costs_nothing(repository, tmp_path):
     with open("/dev/full", "w") as full:
         assert run_suite(repository, tmp_path, stdout=full, stderr=full).returncode == 0
     (record,) = records.read_records(tmp_path / "runs")
-    assert (record["status"], record["overrides"]) == ("done", ["train.evaluations=1", "train.max_steps=2"])
+    assert (record["status"], record["overrides"]) == ("done", ["train.max_steps=2", "train.num_evals=1"])
 
 
 def test_a_reader_that_leaves_costs_nothing(repository, tmp_path):

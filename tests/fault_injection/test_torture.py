@@ -40,12 +40,12 @@ def test_it_would_see_a_wrong_result(repository, tmp_path):
 
 
 def test_status_says_from_where_a_run_goes_on(tmp_path):
-    identity = identify(compose_settings([f"results.root={tmp_path}"]))
-    assert identity.state() == ("planned", "")
-    (identity.folder / "checkpoint").mkdir(parents=True)
+    run_id = identify(compose_settings([f"results.root={tmp_path}"]))
+    assert run_id.state() == ("planned", "")
+    (run_id.folder / "checkpoint").mkdir(parents=True)
     for step in (90, 120):
-        (identity.folder / "checkpoint" / f"step-{step:08}.safetensors").touch()
-    assert identity.state() == ("planned", "goes on after step 120")
+        (run_id.folder / "checkpoint" / f"step-{step:08}.safetensors").touch()
+    assert run_id.state() == ("planned", "goes on after step 120")
 
 
 @pytest.mark.parametrize("words", [["faults"], ["blows", "--number", "1"]])

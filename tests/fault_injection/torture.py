@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from qgoft.cli import Parser, exit_code, leave
+from qgoft.cli import Parser, exit_code, run_cli
 from qgoft.config.compose import REPOSITORY, compose_settings
 from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
@@ -44,7 +44,7 @@ from qgoft.run_id import checkpoint_step, identify
 TASKS, PICTURES, ROWS = ("rte", "stsb", "mrpc", "sst2"), "dtd", 32
 METHODS = ("qgoft", "lora", "adalora", "full", "goft")
 STEPS = 8
-SHORT = (f"train.max_steps={STEPS}", "train.evaluations=2", "train.batch_size=4", "results.checkpoint_seconds=0")
+SHORT = (f"train.max_steps={STEPS}", "train.num_evals=2", "train.batch_size=4", "results.checkpoint_interval=0")
 # What a record may tell differently when the same run is made again.
 PARTS = ("record", "weights", "predictions", "history")  # of an outcome
 STRUCK = "[struck]"
@@ -61,10 +61,10 @@ def short_runs(root: Path, data: Path) -> list[RunSettings]:
         for split in ("train", "validation", "test"):
             write_rows(pocket_files("glue", task) / f"{split}.parquet", data / task / f"{split}.parquet")
     write_pictures(pocket_files("vtab", PICTURES), data / PICTURES)
-    texts = [[f"task=glue/{task}", f"method={method}", "train.drop_hidden=0.1"] for task in TASKS for method in METHODS]
-    pictures = [[f"task=vtab/{PICTURES}", f"method={method}"] for method in METHODS]
+    texts = [[f"task=glue/{task}", f"method={method}", "train.hidden_dropout=0.1"] for task in TASKS for method in METHODS]
+    images = [[f"task=vtab/{PICTURES}", f"method={method}"] for method in METHODS]
     return [
-        compose_settings([*words, "data.source=hub", f"data.root={data}", f"results.root={root}", *SHORT]) for words in (*texts, *pictures)
+        compose_settings([*words, "data.source=hub", f"data.root={data}", f"results.root={root}", *SHORT]) for words in (*texts, *images)
     ]
 
 
@@ -239,7 +239,7 @@ def signalled(rng: random.Random, folder: Path) -> Iterator[None]:
         return function(*arguments, **named)
 
     # In a step, in the scoring in between, in the scoring at the end.
-    target, name, highest = rng.choice([(fit, "backward", STEPS), (run, "report_parts", 1), (run, "merged", 3)])
+    target, name, highest = rng.choice([(fit, "backward", STEPS), (run, "predict_test_sets", 1), (run, "merged_for_eval", 3)])
     with mock.patch.object(target, name, _nth(rng, highest, getattr(target, name), send)):
         yield
 
@@ -399,32 +399,32 @@ class Torment:
     def strike(self) -> None:
         """One run: up to three faults, one of them perhaps a damage to what it left; then it is gone on with and compared."""
         settings = self.rng.choice(self.runs)
-        identity = identify(settings)
-        if identity.key not in self.expected:
+        run_id = identify(settings)
+        if run_id.key not in self.expected:
             self._finish(settings)
-            self.expected[identity.key] = outcome(identity.folder)
+            self.expected[run_id.key] = outcome(run_id.folder)
         self.blows: list[str] = []
-        others = {key: text for key, text in self._records().items() if key != identity.key}
+        others = {key: text for key, text in self._records().items() if key != run_id.key}
         what = f"{settings.method.name} on {settings.task.name}"
         if self.rng.random() < 0.15:
             self._damage_a_record(settings, what)
         else:
-            shutil.rmtree(identity.folder)
+            shutil.rmtree(run_id.folder)
         for _ in range(self.rng.randint(1, 3)):
             fault = self.rng.choice(self.faults)
-            if identity.is_done:  # what struck before let it finish
-                shutil.rmtree(identity.folder)
+            if run_id.is_done:  # what struck before let it finish
+                shutil.rmtree(run_id.folder)
             result = in_child(lambda fault=fault: self._struck(settings, fault), self.log)  # type: ignore[misc]
             self._check_told(fault, result, settings, what)
             if self.rng.random() < 0.3:
                 self._damage_what_is_left(settings, what)
         told = self._finish(settings).told
-        found, expected = outcome(identity.folder), self.expected[identity.key]
+        found, expected = outcome(run_id.folder), self.expected[run_id.key]
         differing = [name for name, one, two in zip(PARTS, found, expected, strict=True) if one != two]
         self._check(not differing, f"{what} after {', '.join(self.blows)}: {', '.join(differing)} differ; at last it told: {told[-300:]}")
-        self._check(not list(identity.folder.glob("checkpoint/*")), f"{what}: a checkpoint is left of a run that is done")
+        self._check(not list(run_id.folder.glob("checkpoint/*")), f"{what}: a checkpoint is left of a run that is done")
         self._check(
-            {key: text for key, text in self._records().items() if key != identity.key} == others, f"{what}: other records have changed"
+            {key: text for key, text in self._records().items() if key != run_id.key} == others, f"{what}: other records have changed"
         )
 
     def _struck(self, settings: RunSettings, fault: Fault) -> None:
@@ -458,10 +458,10 @@ class Torment:
         self._check(identify(settings).state()[0] == "torn", f"{what}: a damaged record counts")
 
     def _damage_what_is_left(self, settings: RunSettings, what: str) -> None:
-        identity = identify(settings)
-        folder = identity.folder
+        run_id = identify(settings)
+        folder = run_id.folder
         kind = self.rng.choice(["checkpoint", "lease", "rows", "history"])
-        checkpoints = identity.checkpoints()
+        checkpoints = run_id.checkpoints()
         if kind == "checkpoint" and checkpoints:
             damage(self.rng, checkpoints[-1])
             self._note("damaged checkpoint")
@@ -470,7 +470,7 @@ class Torment:
         elif kind == "lease" and folder.is_dir():
             (folder / "lease.7.json").write_text(json.dumps({**this_machine(), "pid": 2**22 - 1}))
             self._note("lease of a dead process")
-            self._check(identity.state()[0] != "running", f"{what}: a lease that nobody holds keeps the run from going on")
+            self._check(run_id.state()[0] != "running", f"{what}: a lease that nobody holds keeps the run from going on")
         elif kind == "rows":
             self._note("damaged picture" if settings.task.suite == "vtab" else "damaged rows")
             of_task = self.data / settings.task.name
@@ -485,7 +485,7 @@ class Torment:
             self._note("damaged history")
             before = (folder / "history.jsonl").read_bytes()
             damage(self.rng, folder / "history.jsonl")
-            if identity.is_done and (folder / "history.jsonl").read_bytes() != before:
+            if run_id.is_done and (folder / "history.jsonl").read_bytes() != before:
                 problems = find_records(folder).problems
                 self._check(
                     any("history.jsonl: it is not as the run left it" in p for p in problems), f"{what}: a changed curve is not named"
@@ -534,7 +534,7 @@ def kill_sweeps(arguments: argparse.Namespace) -> int:
     rng = random.Random(arguments.seed)
     clear(arguments.folder)
     # A run of its own would be over before a checkpoint is due.
-    words = ["glue", "--method", arguments.method, "--jobs", "2", "results.checkpoint_seconds=1", *arguments.overrides]
+    words = ["glue", "--method", arguments.method, "--jobs", "2", "results.checkpoint_interval=1", *arguments.overrides]
     if sweep(words, arguments.folder / "whole").wait():
         raise QgoftError(f"the undisturbed sweep failed; see {arguments.folder / 'whole.log'}")
     began, struck, starts = time.monotonic(), Counter[str](), 0
@@ -562,12 +562,12 @@ def kill_sweeps(arguments: argparse.Namespace) -> int:
 
 def measure_costs(arguments: argparse.Namespace) -> int:
     """A checkpoint a second (the default is one in thirty), at most 3% of the time; then a run is killed behind its first one and begun again."""
-    from qgoft.train.checkpoint import Checkpoints
+    from qgoft.train.checkpoint import CheckpointManager
     from qgoft.train.quiet import quiet_libraries
 
     quiet_libraries()
     spent: list[float] = []
-    save = Checkpoints.save
+    save = CheckpointManager.save
 
     def timed(*words: Any) -> bool:
         began = time.monotonic()
@@ -577,8 +577,8 @@ def measure_costs(arguments: argparse.Namespace) -> int:
             spent.append(time.monotonic() - began)
 
     clear(arguments.folder)
-    words = [f"method={arguments.method}", "task=glue/rte", "results.checkpoint_seconds=1", *arguments.overrides]
-    with mock.patch.object(Checkpoints, "save", timed):
+    words = [f"method={arguments.method}", "task=glue/rte", "results.checkpoint_interval=1", *arguments.overrides]
+    with mock.patch.object(CheckpointManager, "save", timed):
         for number in range(arguments.number):
             spent.clear()
             settings = compose_settings([*words, f"results.root={arguments.folder / str(number)}"])
@@ -587,19 +587,19 @@ def measure_costs(arguments: argparse.Namespace) -> int:
             print(f"{len(spent)} checkpoints in {seconds:.1f} s took {sum(spent):.3f} s, {100 * sum(spent) / seconds:.2f}%", flush=True)
     for number in range(arguments.number):
         root = arguments.folder / f"killed{number}"
-        identity = identify(compose_settings([*words, f"results.root={root}"]))
+        run_id = identify(compose_settings([*words, f"results.root={root}"]))
         process = single_run([*words, f"results.root={root}"])
-        while not identity.checkpoints():
+        while not run_id.checkpoints():
             if process.poll() is not None:
                 raise QgoftError("a run ended before its first checkpoint")
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        last = checkpoint_step(identity.checkpoints()[-1])
+        last = checkpoint_step(run_id.checkpoints()[-1])
         began = time.monotonic()
         process = single_run([*words, f"results.root={root}"])
         # The new attempt rewrites the curve from its checkpoint, and then resumes.
-        while max((step for place in identity.folder.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
+        while max((step for place in run_id.folder.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
             if process.poll() is not None:
                 raise QgoftError("a run that was to go on has ended")
             time.sleep(0.01)
@@ -694,4 +694,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(lambda: main(sys.argv[1:]), interrupted="interrupted")
+    run_cli(lambda: main(sys.argv[1:]), interrupted="interrupted")

@@ -23,8 +23,8 @@ def wrap(name, variant, model, targets, **options):
     method = REGISTRY[name]
     modules = dict(model.named_modules())
     shapes = [method.shape_of(modules[target]) for target in targets]
-    if method.prepare:
-        method.prepare()
+    if method.setup:
+        method.setup()
     config = method.config(parse_variant(method, variant), Context(shapes, 100, options))
     config.target_modules = set(targets)
     return peft.get_peft_model(model, config).eval()

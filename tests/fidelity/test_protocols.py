@@ -16,7 +16,7 @@ from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.tasks.decoder.generate import cut_at
 from qgoft.tasks.decoder.prompts import Template, prompt_rules
-from qgoft.tasks.splits import halve, hold_out
+from qgoft.tasks.splits import holdout_split, split_in_half
 from qgoft.tasks.vtab.images import PixelBatch, decode
 from qgoft.train.optim import build_schedule, evaluation_steps
 
@@ -32,13 +32,13 @@ def settings(*words):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_psoft_halves_follow_the_seed(count, seed):
     """np.random.seed(seed); np.random.shuffle(arange(n)): the first floor(n / 2) choose."""
-    first, second = halve(Dataset.from_dict({"row": list(range(count))}), seed)
+    first, second = split_in_half(Dataset.from_dict({"row": list(range(count))}), seed)
     np.random.seed(seed)
     order = np.arange(count)
     np.random.shuffle(order)
     assert list(first["row"]) == order[: count // 2].tolist()
     assert list(second["row"]) == order[count // 2 :].tolist()
-    assert settings("protocol=psoft_iclr26", "task=glue/mrpc", "method=psoft").splits == "seeded_halves"
+    assert settings("protocol=psoft_iclr26", "task=glue/mrpc", "method=psoft").eval_scheme == "seeded_halves"
 
 
 def test_psoft_warmup_is_truncated():
@@ -81,7 +81,7 @@ def test_vtab_images(protocol, method, resample, mean, deviation):
 def test_psoft_vtab_dropout_is_the_adapters(method):
     """Table 11's dropout of 0.1 is --peft_dropout."""
     s = settings("protocol=psoft_iclr26", "task=vtab/dtd", f"method={method}")
-    assert (s.method.options["dropout"], s.train.drop_hidden) == (0.1, None)
+    assert (s.method.options["dropout"], s.train.hidden_dropout) == (0.1, None)
 
 
 @pytest.mark.parametrize(("protocol", "scale"), [("psoft_iclr26", 1.0), ("goft_icml24", 2.0), ("pocket", 2.0)])
@@ -114,7 +114,7 @@ def test_llama_factory_prompts():
     template = Template(*TEMPLATE, prompt_rules(s.task.options))
     assert template.prompt("one", "two") == "I one\ntwo\n\n### Response:\n"
     assert [s.task.options[name] for name in ("new_tokens", "temperature", "top_p", "top_k")] == [512, 0.95, 0.7, 50]
-    assert (s.train.max_length, s.train.batch_size * s.train.accumulation, s.train.group_by_length) == (1024, 128, False)
+    assert (s.train.max_length, s.train.batch_size * s.train.gradient_accumulation_steps, s.train.group_by_length) == (1024, 128, False)
 
 
 def test_prompt_rules_refuse_what_they_do_not_know():
@@ -129,13 +129,18 @@ def test_prompt_rules_refuse_what_they_do_not_know():
 def test_commonsense_training():
     """Loss on all tokens, 120 rows held out with seed 42, a look every 80 steps with the best loss kept, but not for BOFT."""
     s = settings("protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft")
-    assert (s.train.loss_on, s.train.held_out, s.train.eval_steps, s.selection) == ("all", 120, 80, "best_validation")
-    assert (s.train.precision, s.train.group_by_length, s.task.options["num_beams"], s.task.options["new_tokens"]) == ("bf16", False, 4, 32)
+    assert (s.train.loss_on, s.train.holdout_rows, s.train.eval_steps, s.selection) == ("all", 120, 80, "best_validation")
+    assert (s.train.mixed_precision, s.train.group_by_length, s.task.options["num_beams"], s.task.options["new_tokens"]) == (
+        "bf16",
+        False,
+        4,
+        32,
+    )
     assert settings("protocol=psoft_iclr26", "task=commonsense/boolq", "method=boft").selection == "last"
     assert evaluation_steps(s.train, 700, 234) == {80, 160, 240, 320, 400, 480, 560, 640}
     assert evaluation_steps(s.train, 60, 20) == {60}
     rows = Dataset.from_dict({"row": list(range(500))})
-    train, held = hold_out(rows, 120)
+    train, held = holdout_split(rows, 120)
     expected = np.random.default_rng(42).permutation(500)
     assert list(held["row"]) == expected[:120].tolist()
     assert sorted([*train["row"], *held["row"]]) == list(range(500))
@@ -144,7 +149,7 @@ def test_commonsense_training():
 def test_vtab_offers_both_readings_of_the_training_set():
     """GOFT's G.2 trains on the 800, FacT's framework on all 1,000."""
     words = ["protocol=goft_icml24", "task=vtab/dtd", "method=goft"]
-    assert settings(*words).splits == "whole"
-    assert settings(*words, "splits=train800").splits == "train800"
+    assert settings(*words).eval_scheme == "whole"
+    assert settings(*words, "eval_scheme=train800").eval_scheme == "train800"
     with pytest.raises(QgoftError, match="no rows left to choose on"):
-        settings(*words, "splits=train800", "selection=best_validation")
+        settings(*words, "eval_scheme=train800", "selection=best_validation")

@@ -330,7 +330,7 @@ def test_a_dead_endpoint_ends_it_and_the_rest_is_asked_later(endpoint, tmp_path)
 def test_repeats_and_other_answers(endpoint, tmp_path):
     endpoint.script = ["[[2]]", "[[8]]", "[[9]]"]
     path, asked = tmp_path / "judgments.jsonl", questions(1)
-    judge_answers(asked, ["a"], endpoint.settings(repeats=3), JudgmentFile(path, {"answers": "x"}), PROMPTS, print)
+    judge_answers(asked, ["a"], endpoint.settings(num_ratings=3), JudgmentFile(path, {"answers": "x"}), PROMPTS, print)
     assert len(endpoint.seen) == 3
     assert endpoint.seen[0][2]["messages"][1]["content"] == "Q: question 0 R: reference A: a"
     # Other answers: nothing of before is taken over.

@@ -38,14 +38,14 @@ def added(blocks, repository, tmp_path, monkeypatch):
 def test_three_moves_make_a_method(added, tmp_path):
     words = re.search(r'ARGS="(.*?)"', added["sh"])[1].split()
     settings = _settings.compose_settings(
-        [f"method={METHOD}", "task=glue/rte", *words, "train.max_steps=6", "train.evaluations=1", f"results.root={tmp_path}"]
+        [f"method={METHOD}", "task=glue/rte", *words, "train.max_steps=6", "train.num_evals=1", f"results.root={tmp_path}"]
     )
     record = run(settings)
     assert (record["status"], record["method"], record["variant"]) == ("done", METHOD, "r64")
     # Its row of a table is marked: the recipe is another method's.
-    cell = _plan.Cell((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
+    cell = _plan.PlannedRun((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
     assert _tables.is_altered(cell)
-    assert record["params"]["trainable"] == REGISTRY[METHOD].count(SHAPES, {"r": 64}) == sum(n + 64 for n, _ in SHAPES)
+    assert record["params"]["trainable"] == REGISTRY[METHOD].num_params(SHAPES, {"r": 64}) == sum(n + 64 for n, _ in SHAPES)
 
 
 def test_without_a_recipe_it_says_so(added):

@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.methods import merged, unload
+from qgoft.methods import merge_and_unload, merged_for_eval
 from qgoft.models import load_classifier
 from qgoft.pocket.weights import weights_folder
 from tests.methods.test_methods import METHODS, build, ids
@@ -32,7 +32,7 @@ def test_merged_predicts_the_same_and_leaves_no_trace(method):
     adapted.model.eval()
     before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
     plain = adapted.model(ids()).logits
-    with merged(adapted):
+    with merged_for_eval(adapted):
         # What is not linear in its input cannot be part of a weight, and is left where it is.
         assert all(layer.merged == getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted))
         inside = adapted.model(ids()).logits
@@ -52,9 +52,9 @@ def test_unloaded_is_a_plain_model_that_predicts_the_same(method):
     names = set(load_classifier(compose_settings(["task=glue/rte"]), weights_folder("pocket-deberta")).state_dict())
     if not all(getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted)):
         with pytest.raises(QgoftError, match="cannot be put into the weights"):
-            unload(adapted)
+            merge_and_unload(adapted)
         return
-    plain = unload(adapted)
+    plain = merge_and_unload(adapted)
     assert set(plain.state_dict()) == names
     torch.testing.assert_close(plain(ids()).logits, expected, rtol=1e-4, atol=2e-5)
 
@@ -64,7 +64,7 @@ def test_an_error_inside_puts_the_weights_back():
     _, adapted = build("qgoft")
     move(adapted)
     before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="in the middle"), merged(adapted):
+    with pytest.raises(RuntimeError, match="in the middle"), merged_for_eval(adapted):
         raise RuntimeError("in the middle")
     assert not any(layer.merged for layer in tuner_layers(adapted))
     assert all(torch.equal(value, before[name]) for name, value in adapted.model.state_dict().items())
@@ -74,5 +74,5 @@ def test_an_error_inside_puts_the_weights_back():
 def test_half_precision_stays_unmerged_since_merging_would_round():
     _, adapted = build("qgoft")
     adapted.model.bfloat16()
-    with merged(adapted):
+    with merged_for_eval(adapted):
         assert not any(layer.merged for layer in tuner_layers(adapted))

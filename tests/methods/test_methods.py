@@ -63,7 +63,7 @@ def ids():
 )
 def test_promised_counts_on_the_papers_shapes(method, variant, shapes, expected):
     entry = REGISTRY[method]
-    assert entry.count(shapes, parse_variant(entry, variant)) == expected
+    assert entry.num_params(shapes, parse_variant(entry, variant)) == expected
 
 
 def test_bitfit_on_deberta_v3_base():
@@ -72,7 +72,7 @@ def test_bitfit_on_deberta_v3_base():
     spec = compose_settings(["protocol=goft_icml24", "method=bitfit"])
     adapted = apply_method(model, spec.model, spec.method, total_steps=1)
     assert adapted.trainable == 102_912
-    assert len(find_targets(model, spec.model.targets["all_linear"])) == 72
+    assert len(find_targets(model, spec.model.target_sets["all_linear"])) == 72
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,7 +149,7 @@ def test_oft_is_exact_and_oft_v2_is_not():
 
 def test_a_broken_promise_is_an_error(monkeypatch):
     entry = REGISTRY["lora"]
-    monkeypatch.setitem(REGISTRY, "lora", Method("lora", entry.letters, lambda shapes, values: 7, entry.config))
+    monkeypatch.setitem(REGISTRY, "lora", Method("lora", entry.hparams, lambda shapes, values: 7, entry.config))
     with pytest.raises(RuntimeError, match="promises 7 trainable parameters over 18 layers, but the built model has 41,472"):
         build("lora")
 
@@ -175,7 +175,7 @@ def test_a_broken_promise_is_an_error(monkeypatch):
         ),
         (
             "qgoft",
-            ["model=pocket_deberta", "model.targets.all_linear=nothing.*"],
+            ["model=pocket_deberta", "model.target_sets.all_linear=nothing.*"],
             "no linear layer of this DebertaV2ForSequenceClassification matches",
         ),
     ],
@@ -189,7 +189,7 @@ def test_a_head_that_is_not_there():
     settings = compose_settings(["task=glue/rte"])
     model = load_classifier(settings, weights_folder("pocket-deberta"))
     with pytest.raises(QgoftError, match="no module named lm_head"):
-        apply_method(model, dataclasses.replace(settings.model, head=["lm_head"]), settings.method, total_steps=1)
+        apply_method(model, dataclasses.replace(settings.model, head_modules=["lm_head"]), settings.method, total_steps=1)
 
 
 def test_names_are_taken_once():
@@ -235,7 +235,7 @@ def test_what_is_freed_of_a_16_bit_model_trains_in_float32():
 @pytest.mark.parametrize("method", ["adalora", "bitfit", "boft", "fact_tk", "h_adapter", "lora", "psoft", "qgoft"])
 def test_a_16_bit_encoder_trains_in_float32(method):
     """peft widens adapters alone: a head of 16 bits would lose most of its steps."""
-    settings = compose_settings([f"method={method}", "task=glue/rte", "model.dtype=bfloat16", "train.precision=bf16"])
+    settings = compose_settings([f"method={method}", "task=glue/rte", "model.dtype=bfloat16", "train.mixed_precision=bf16"])
     adapted = apply_method(load_classifier(settings, weights_folder("pocket-deberta")), settings.model, settings.method, total_steps=1)
     trained = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}

@@ -65,7 +65,7 @@ def test_a_run_keeps_its_trace(tmp_path):
             f"method={method}",
             "task=glue/rte",
             "train.max_steps=6",
-            "train.evaluations=3",
+            "train.num_evals=3",
             f"results.root={tmp_path}",
             "selection=last",
         ]

@@ -13,7 +13,7 @@ from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.methods.registry import REGISTRY, parse_variant
 from qgoft.train.run import run
 from qgoft.tuners import PsoftOutputConfig
-from qgoft.tuners.psoft import read_signs, take_signs
+from qgoft.tuners.psoft import apply_svd_signs, read_svd_signs
 from tests.methods.test_methods import build, ids
 
 SIZES = {
@@ -114,12 +114,12 @@ def test_an_adapter_is_taken_over_to_singular_vectors_of_other_signs(method, var
         return model
 
     model = built()
-    expected, signs = model(input_ids=ids()).logits, read_signs(model)
+    expected, signs = model(input_ids=ids()).logits, read_svd_signs(model)
     monkeypatch.setattr(torch.linalg, "svd", with_other_signs(torch.linalg.svd, of_rows=True))
     monkeypatch.setattr(torch, "svd_lowrank", with_other_signs(torch.svd_lowrank, of_rows=False))
     elsewhere = built()
     assert (elsewhere(input_ids=ids()).logits - expected).abs().max() > 1e-3
-    take_signs(elsewhere, signs)
+    apply_svd_signs(elsewhere, signs)
     torch.testing.assert_close(elsewhere(input_ids=ids()).logits, expected)
 
 
@@ -127,7 +127,7 @@ def test_ranks_of_tables_17_and_18():
     entry = REGISTRY["psoft"]
     shapes = 12 * [(768, 768)] * 4 + 12 * [(3072, 768), (768, 3072)]
     for rank, printed in {1: 144, 2: 360, 4: 1008, 32: 40320, 512: 9492480}.items():
-        assert entry.count(shapes, parse_variant(entry, f"r{rank}")) == printed
+        assert entry.num_params(shapes, parse_variant(entry, f"r{rank}")) == printed
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_gamma_holds_r_near_an_orthogonal_matrix(tmp_path):
     found = {}
     for gamma in (0.0, 1.0):
         words = ["method=lora_xs", "method.variant=r16-pissa", f"method.penalty={gamma}", "task=glue/rte", "optim.lr=1e-2"]
-        record = run(compose_settings([*words, "train.max_steps=30", "train.evaluations=1", "selection=last", f"results.root={tmp_path}"]))
+        record = run(compose_settings([*words, "train.max_steps=30", "train.num_evals=1", "selection=last", f"results.root={tmp_path}"]))
         assert record["params"]["trainable"] == 18 * 256
         found[gamma] = record["orthogonality"]
     assert found[1.0]["penalty"] < 0.5 * found[0.0]["penalty"]

@@ -57,9 +57,9 @@ def test_what_it_does_not_fit():
     ("words", "is_random"),
     [
         (["task=glue/rte"], False),
-        (["task=glue/rte", "train.drop_hidden=0.1"], True),
-        (["task=squad/v1", "train.drop_hidden=0.1"], True),
-        (["task=glue/rte", "train.drop_classifier=0.5"], True),
+        (["task=glue/rte", "train.hidden_dropout=0.1"], True),
+        (["task=squad/v1", "train.hidden_dropout=0.1"], True),
+        (["task=glue/rte", "train.classifier_dropout=0.5"], True),
     ],
 )
 def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
@@ -74,10 +74,10 @@ def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=math/gsm8k", "train.drop_hidden=0.1"], "train.drop_hidden=0.1: the architecture llama has no hidden_dropout_prob"),
-        (["task=math/gsm8k", "train.drop_classifier=0.1"], "the architecture llama has no classifier_dropout"),
+        (["task=math/gsm8k", "train.hidden_dropout=0.1"], "train.hidden_dropout=0.1: the architecture llama has no hidden_dropout_prob"),
+        (["task=math/gsm8k", "train.classifier_dropout=0.1"], "the architecture llama has no classifier_dropout"),
         (["task=glue/rte", "train.drop_path=0.1"], "train.drop_path=0.1 needs the blocks of a ViT"),
-        (["task=glue/rte", "train.held_out=8"], "train.held_out=8 is for decoders"),
+        (["task=glue/rte", "train.holdout_rows=8"], "train.holdout_rows=8 is for decoders"),
         (["task=vtab/digits", "train.group_by_length=true"], "the rows of suite vtab have no lengths here"),
     ],
 )

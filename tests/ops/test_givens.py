@@ -184,7 +184,7 @@ def test_saves_its_input_and_nothing_else_that_grows(d, transpose):
         givens.mix_pairs(x, blocks, transpose=transpose)
     assert {t.data_ptr() for t in saved if t.numel() >= rows} >= {x.data_ptr()}
     others = {t.data_ptr(): t.numel() for t in saved if t.data_ptr() != x.data_ptr()}
-    assert sum(others.values()) <= sum(2 * count * width**2 for width, count in factors.geometry(d))
+    assert sum(others.values()) <= sum(2 * count * width**2 for width, count in factors.stage_sizes(d))
 
 
 def test_fresh_memory_is_never_read(monkeypatch):
@@ -212,7 +212,7 @@ def test_shapes_alone_can_be_computed():
     for linear in (False, True):
         x, blocks = torch.empty(3, 70, device="meta", requires_grad=True), torch.empty(69, 2, 2, device="meta", requires_grad=True)
         if linear:
-            y = givens.mixed_linear(x, givens.build_factors(blocks, 70), torch.empty(5, 70, device="meta"), None)
+            y = givens.rotated_linear(x, givens.build_factors(blocks, 70), torch.empty(5, 70, device="meta"), None)
         else:
             y = givens.mix_pairs(x, blocks)
         y.sum().backward()

@@ -17,31 +17,31 @@ def expected_output(x, blocks, weight, bias):
     return (x @ givens.reference_matrix(blocks, x.shape[-1])) @ weight.T + bias
 
 
-@pytest.mark.parametrize("path", EXACT_PATHS)
+@pytest.mark.parametrize("backend", EXACT_PATHS)
 @pytest.mark.parametrize(("rows", "d", "outputs"), SHAPES)
-def test_equals_reference_with_gradients(rows, d, outputs, path):
+def test_equals_reference_with_gradients(rows, d, outputs, backend):
     """More rows than outputs and fewer: both sides on which the rotation may be computed."""
     blocks, x = random_blocks(d).requires_grad_(), random_rows(rows, d).requires_grad_()
     weight, bias, cotangent = random_rows(outputs, d, seed=4), random_rows(outputs, seed=5), random_rows(rows, outputs, seed=6)
     expected = expected_output(x, blocks, weight, bias)
     expected_grads = torch.autograd.grad(expected, (x, blocks), cotangent)
-    with givens.force_path(path):
-        h = givens.mixed_linear(x, givens.build_factors(blocks, d), weight, bias)
+    with givens.force_backend(backend):
+        h = givens.rotated_linear(x, givens.build_factors(blocks, d), weight, bias)
         grads = torch.autograd.grad(h, (x, blocks), cotangent)
     assert (h - expected).abs().max() < 1e-12 * max(1.0, expected.abs().max().item())
     for ours, theirs in zip(grads, expected_grads, strict=True):
         assert (ours - theirs).abs().max() < 1e-12 * max(1.0, theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("path", EXACT_PATHS)
+@pytest.mark.parametrize("backend", EXACT_PATHS)
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("d", [2, 7, 96, 100, 1021])
-def test_every_path_of_mix_pairs(d, transpose, path):
+def test_every_path_of_mix_pairs(d, transpose, backend):
     blocks, x, cotangent = random_blocks(d).requires_grad_(), random_rows(5, d).requires_grad_(), random_rows(5, d, seed=2)
     dense = givens.reference_matrix(blocks, d)
     expected = x @ (dense if transpose else dense.T)
     expected_grads = torch.autograd.grad(expected, (x, blocks), cotangent)
-    with givens.force_path(path):
+    with givens.force_backend(backend):
         y = givens.mix_pairs(x, blocks, transpose=transpose)
         grads = torch.autograd.grad(y, (x, blocks), cotangent)
     for ours, theirs in zip((y, *grads), (expected, *expected_grads), strict=True):
@@ -49,7 +49,7 @@ def test_every_path_of_mix_pairs(d, transpose, path):
 
 
 def test_unknown_path_is_refused():
-    with pytest.raises(ValueError, match="allowed are trees"), givens.force_path("fast"):
+    with pytest.raises(ValueError, match="allowed are trees"), givens.force_backend("fast"):
         pass
 
 
@@ -58,7 +58,7 @@ def test_unknown_path_is_refused():
 def test_result_does_not_depend_on_the_pieces(d, transpose, monkeypatch):
     results = []
     for piece in (1, 2**30):
-        monkeypatch.setattr(tree, "PIECE", piece)
+        monkeypatch.setattr(tree, "CHUNK", piece)
         blocks, x = random_blocks(d).requires_grad_(), random_rows(150, d).requires_grad_()
         y = givens.mix_pairs(x, blocks, transpose=transpose)
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, blocks))))
@@ -70,12 +70,12 @@ def test_result_does_not_depend_on_the_pieces(d, transpose, monkeypatch):
 @pytest.mark.parametrize("d", [2, 7, 64, 100, 1021])
 def test_factors_of_many_layers_are_those_of_each(d, layers):
     stacked = torch.stack([random_blocks(d, seed=seed) for seed in range(layers)]).requires_grad_()
-    together, tape = factors.grow(stacked.detach(), d)
+    together, tape = factors.build_forward(stacked.detach(), d)
     cotangent = factors.Factors(tuple(torch.randn_like(stage) for stage in together.stages))
-    grad = factors.pull_back(tape, cotangent)
+    grad = factors.build_backward(tape, cotangent)
     for index in range(layers):
         blocks = stacked[index].detach().requires_grad_()
-        with givens.force_path("graph"):
+        with givens.force_backend("graph"):
             alone = givens.build_factors(blocks, d)
         for stage, all_of_it in zip(alone.stages, together.stages, strict=True):
             assert torch.equal(stage, all_of_it[index])
@@ -89,9 +89,9 @@ def test_weight_without_bias_as_a_transposed_view_and_any_leading_shape(rows, ou
     d, blocks = 33, random_blocks(33)
     stored = random_rows(d, outputs)
     x = random_rows(2, rows, d)
-    h = givens.mixed_linear(x, givens.build_factors(blocks, d), stored.T)
+    h = givens.rotated_linear(x, givens.build_factors(blocks, d), stored.T)
     torch.testing.assert_close(h, expected_output(x, blocks, stored.T, 0), rtol=1e-12, atol=1e-11)
-    empty = givens.mixed_linear(x[:0], givens.build_factors(blocks, d), stored.T)
+    empty = givens.rotated_linear(x[:0], givens.build_factors(blocks, d), stored.T)
     assert empty.shape == (0, rows, outputs)
 
 
@@ -102,7 +102,7 @@ def test_precision(rows, outputs, dtype, tolerance):
     blocks = random_blocks(d, rotations=True, dtype=torch.float32).requires_grad_()
     x, weight, cotangent = (random_rows(*s, dtype=dtype, seed=i) for i, s in enumerate([(rows, d), (outputs, d), (rows, outputs)]))
     x.requires_grad_()
-    h = givens.mixed_linear(x, givens.build_factors(blocks, d), weight)
+    h = givens.rotated_linear(x, givens.build_factors(blocks, d), weight)
     grads = torch.autograd.grad(h, (x, blocks), cotangent)
     exact_x, exact_blocks = x.detach().double().requires_grad_(), blocks.detach().double().requires_grad_()
     exact = expected_output(exact_x, exact_blocks, weight.double(), 0)
@@ -121,7 +121,7 @@ def test_saves_nothing_but_its_input():
     known = {t.data_ptr() for t in (x, weight, *built.stages)}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        givens.mixed_linear(x, built, weight)
+        givens.rotated_linear(x, built, weight)
     assert saved
     assert {t.data_ptr() for t in saved} <= known
 
@@ -129,4 +129,4 @@ def test_saves_nothing_but_its_input():
 def test_a_weight_that_wants_a_gradient_is_refused():
     built = givens.build_factors(random_blocks(6), 6)
     with pytest.raises(ValueError, match="freeze both"):
-        givens.mixed_linear(torch.zeros(2, 6), built, torch.zeros(3, 6, requires_grad=True))
+        givens.rotated_linear(torch.zeros(2, 6), built, torch.zeros(3, 6, requires_grad=True))

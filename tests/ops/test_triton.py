@@ -34,7 +34,7 @@ def test_equals_reference_with_gradients(d, rows, transpose):
     x, blocks = random_rows(rows, d, dtype=torch.float32).to(DEVICE).requires_grad_(), random_blocks(d, dtype=torch.float32).to(DEVICE)
     blocks.requires_grad_()
     g = random_rows(rows, d, dtype=torch.float32, seed=2).to(DEVICE)
-    with givens.force_path("triton"):
+    with givens.force_backend("triton"):
         y = givens.mix_pairs(x, blocks, transpose=transpose)
         ours = (y, *torch.autograd.grad(y, (x, blocks), g))
     assert_near(ours, exact(x, blocks, g, transpose=transpose), 2e-6)
@@ -46,7 +46,7 @@ def test_half_precision_is_rounded_once(dtype, bound):
     x, blocks = random_rows(9, d, dtype=dtype).to(DEVICE).requires_grad_(), random_blocks(d, rotations=True, dtype=torch.float32).to(DEVICE)
     blocks.requires_grad_()
     g = random_rows(9, d, dtype=dtype, seed=2).to(DEVICE)
-    with givens.force_path("triton"):
+    with givens.force_backend("triton"):
         y = givens.mix_pairs(x, blocks)
         ours = (y, *torch.autograd.grad(y, (x, blocks), g))
     assert (y.dtype, ours[1].dtype, ours[2].dtype) == (dtype, dtype, torch.float32)
@@ -59,8 +59,8 @@ def test_layer_behind(rows, outputs):
     x, blocks = random_rows(rows, d, dtype=torch.float32).to(DEVICE).requires_grad_(), random_blocks(d, dtype=torch.float32).to(DEVICE)
     blocks.requires_grad_()
     weight, g = random_rows(outputs, d, dtype=torch.float32, seed=3).to(DEVICE), random_rows(rows, outputs, dtype=torch.float32).to(DEVICE)
-    with givens.force_path("triton"):
-        h = givens.mixed_linear(x, givens.build_factors(blocks, d), weight)
+    with givens.force_backend("triton"):
+        h = givens.rotated_linear(x, givens.build_factors(blocks, d), weight)
         ours = (h, *torch.autograd.grad(h, (x, blocks), g))
     exact_x, exact_blocks = x.detach().double().requires_grad_(), blocks.detach().double().requires_grad_()
     theirs = exact_x @ givens.reference_matrix(exact_blocks, d) @ weight.double().T
@@ -73,9 +73,9 @@ def test_tuner_with_the_kernels(variant):
     from tests.tuners.test_factor_cache import grads_of, make, rows
 
     results = []
-    for path in ("trees", "triton"):
+    for backend in ("trees", "triton"):
         model = make(variant).to(DEVICE)
-        with givens.force_path(path):
+        with givens.force_backend(backend):
             y = model(rows().to(DEVICE))
             y.square().sum().backward()
         results.append({"y": y.detach(), **grads_of(model)})
@@ -90,19 +90,19 @@ def test_gradients_are_the_same_every_time_and_no_rows_are_fine():
     from qgoft.ops.givens import triton_kernels
 
     g = random_rows(50, d, dtype=torch.float32, seed=2).to(DEVICE)
-    results = [triton_kernels.gradients(x, g, blocks, overwrite=False, need_input=True) for _ in range(2)]
+    results = [triton_kernels.backward(x, g, blocks, overwrite=False, need_input=True) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    empty, _ = triton_kernels.gradients(x[:0], g[:0], blocks, overwrite=False, need_input=True)
+    empty, _ = triton_kernels.backward(x[:0], g[:0], blocks, overwrite=False, need_input=True)
     assert empty.shape == blocks.shape
     assert not empty.any()
-    assert triton_kernels.turn(x[:0], blocks).shape == (0, d)
+    assert triton_kernels.forward(x[:0], blocks).shape == (0, d)
 
 
 def test_self_check_passes_and_would_notice(monkeypatch):
     from qgoft.ops.givens import triton_kernels
 
     assert triton_kernels.self_check(torch.device(DEVICE)) < triton_kernels.TOLERANCE
-    monkeypatch.setattr(triton_kernels, "turn", lambda rows, blocks: rows)
+    monkeypatch.setattr(triton_kernels, "forward", lambda rows, blocks: rows)
     assert triton_kernels.self_check(torch.device(DEVICE)) > triton_kernels.TOLERANCE
 
 
@@ -116,8 +116,8 @@ def test_kernels_compile_to_machine_code_of_a_gpu_that_is_not_here():
     from qgoft.ops.givens import triton_kernels as k
 
     layout = {"d": 1000, "D": 1024, "LEVELS": 10, "ROWS": 8}
-    gradients = [(k._gradients_kernel, {"NEED_INPUT": True, "TRANSPOSE": transpose}) for transpose in (False, True)]
-    for kernel, more in ((k._turn_kernel, {}), (k._turn_back_kernel, {}), *gradients):
+    gradients = [(k._backward_kernel, {"NEED_INPUT": True, "TRANSPOSE": transpose}) for transpose in (False, True)]
+    for kernel, more in ((k._forward_kernel, {}), (k._transpose_kernel, {}), *gradients):
         constants = {**layout, **more}
         kinds = {"blocks": "*fp32", "partial": "*fp32", "N": "i32", "tiles": "i32"}
         signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in kernel.arg_names}

@@ -19,11 +19,11 @@ def test_every_task_of_vtab_has_a_twin():
 def test_pictures_follow_the_seed_and_the_label(name):
     draw, classes = TASKS[name]
 
-    def pictures(seed):
+    def images(seed):
         random = np.random.default_rng(seed)
         return np.stack([finish(draw(random, label), random, NOISE) for label in range(classes)])
 
-    one, again, other = pictures(0), pictures(0), pictures(1)
+    one, again, other = images(0), images(0), images(1)
     assert one.shape == (classes, SIZE, SIZE, 3)
     assert one.dtype == np.uint8
     assert np.array_equal(one, again)
@@ -37,7 +37,7 @@ def test_splits_are_seeded_and_apart(monkeypatch):
     again, _ = generate_pictures("svhn", "train800")
     test, _ = generate_pictures("svhn", "test")
     assert np.array_equal(train, again)
-    assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in test}
+    assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
     assert set(labels) <= set(range(10))
 
 

@@ -28,7 +28,7 @@ def write(root, writer, barrier):
                     record["settings"]["seed"] = writer
                     (root / name / "history.jsonl").write_text(f'{{"step": 1, "total": 1, "loss": {writer}.{turn}}}\n')
                     record["files"] = records.file_checksums(root / name)
-                    lease.check()
+                    lease.assert_held()
                     records.write_record(root / name, record)
             except (LeaseHeld, LeaseLost):
                 continue

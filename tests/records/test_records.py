@@ -18,7 +18,7 @@ SETTINGS = dataclasses.asdict(compose_settings(["task=glue/cola", "method=qgoft"
 RECORD = {
     "schema": 1, "key": "a" * 64, "protocol": "pocket", "suite": "glue", "task": "cola", "task_version": SETTINGS["task"]["version"],
     "method": "qgoft", "variant": "qgoft", "model": "pocket-deberta", "seed": 0, "status": "done", "reason": None, "primary": "matthews",
-    "metrics": {"matthews": {"value": 66.3, "higher_is_better": True, "n": 2000, "standard_error": 1.5, "majority": 0.0}},
+    "metrics": {"matthews": {"value": 66.3, "higher_is_better": True, "n": 2000, "standard_error": 1.5, "majority_baseline": 0.0, "computed_by": "qgoft.tasks.metrics.compute_score"}},
     "selection": "best_validation", "params": {"trainable": 10296, "head": 9506, "total": 415612},
     "cost": {"seconds": 11.9, "steps": 300, "seconds_per_step": 0.034, "examples_per_second": 941, "peak_memory_bytes": None},
     "orthogonality": {"max_error": 0.03, "penalty": 0.0004}, "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:12+00:00",

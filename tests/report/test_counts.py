@@ -11,7 +11,7 @@ from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
 from qgoft.report.items import ITEMS
 from qgoft.report.published import load_figures
-from qgoft.sweep.plan import Narrowing, compose_seeded, read_items
+from qgoft.sweep.plan import ItemFilter, compose_seeded, read_items
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ def test_items_adapt_the_layers_that_the_printed_counts_are_of(protocol):
     seen = 0
     for name in read_items(protocol):
         item = ITEMS.get(name)
-        if item is None or item.unprinted or not item.is_comparable(protocol) or (item.paper, item.table) not in expected:
+        if item is None or item.no_published_values or not item.is_comparable(protocol) or (item.paper, item.table) not in expected:
             continue
-        (part,) = plan_items([name], Narrowing(protocol, seeds=("0",)))
-        plain = next(words for words, _ in part.words if {"method=lora", "method=psoft"} & set(words))  # no layers of its own
+        (part,) = plan_items([name], ItemFilter(protocol, seeds=("0",)))
+        plain = next(words for words, _ in part.overrides if {"method=lora", "method=psoft"} & set(words))  # no layers of its own
         (cell,) = compose_seeded([(plain, ("0",))], 1)
         place = (model_files()[cell.settings.model.name], cell.settings.method.targets)
         assert place in expected[item.paper, item.table], name

@@ -12,7 +12,7 @@ from qgoft.commands import report
 from qgoft.records import RecordError, find_records, validate, write_record
 from qgoft.report.items import item_of
 from qgoft.report.page import Section, build_page, rerun_words
-from qgoft.report.rows import Library, collect_rows, score_tables
+from qgoft.report.rows import RecordLibrary, collect_rows, score_tables
 from qgoft.report.table import Table
 from qgoft.sweep import plan as _plan
 from tests.records.test_records import RECORD
@@ -41,15 +41,15 @@ def changed(record, path, value):
 
 def show(root):
     """Everything that is made of records."""
-    (cell,) = _plan.compose_cells([("protocol=pocket", "task=glue/cola", "method=qgoft")], ["0"], 1)
-    library = Library.read(root)
-    tables = score_tables("glue", "pocket", collect_rows([cell], library.shelf), library, item_of("glue", "pocket"))
+    (cell,) = _plan.compose_runs([("protocol=pocket", "task=glue/cola", "method=qgoft")], ["0"], 1)
+    library = RecordLibrary.read(root)
+    tables = score_tables("glue", "pocket", collect_rows([cell], library.index), library, item_of("glue", "pocket"))
     for table in tables:
         table.terminal(80), table.markdown(), table.latex(), table.csv()
-    _plan.known_seconds(library.shelf.records, "pocket")
-    sections = [Section("a", "b", tables), report.machine_section(library.shelf.records, library.problems)]
-    other = report.unopened(library.shelf.records, sections)
-    return build_page("t", "l", [*sections, *([other] if other else [])], library.shelf.records, library.folders, {})
+    _plan.mean_seconds(library.index.records, "pocket")
+    sections = [Section("a", "b", tables), report.machine_section(library.index.records, library.problems)]
+    other = report.unopened(library.index.records, sections)
+    return build_page("t", "l", [*sections, *([other] if other else [])], library.index.records, library.folders, {})
 
 
 @pytest.mark.parametrize("status", ["done", "oom"])

@@ -25,7 +25,7 @@ def record(number, **changes):
     made = copy.deepcopy(RECORD)
     made.update(key=f"{number:064x}", **changes)
     made["settings"] = {
-        "model": {"init": "pretrained", "targets": {}},
+        "model": {"init": "pretrained", "target_sets": {}},
         "method": {"penalty": 0.05, "targets": "all_linear"},
         "train": {"max_steps": 300, "epochs": None},
         "optim": {"lr": 0.01},
@@ -45,9 +45,9 @@ def page(tmp_path):
     lines = [{"step": i, "loss": 1 / i} for i in range(1, 101)] + [{"step": 100, "score": 80.0}, {"step": 50, "score": 70.0}]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7')
     rows = [["goft", "9.5"], ["  published", "9.0"], ["lora", "80.1 ±0.3"], ["  published", "8.0"], ["qgoft", "-"], [f"x{EVIL}", "70"]]
-    table = Table("t", f"scores {EVIL}", ["method", "CoLA"], rows, notes=[EVIL], marks={(2, 1): "best"})
+    table = Table("t", f"scores {EVIL}", ["method", "CoLA"], rows, notes=[EVIL], highlights={(2, 1): "best"})
     units = Table("u", "sizes", ["", "#Param"], [["a", "8.03B"], ["b", "14.3M"], ["c", "72K"], ["d", "1,024"], ["e", "62e3de8d72"]])
-    table.runs = {(0, 1): [records[0]["key"]], (2, 1): [r["key"] for r in records], (4, 1): ["f" * 64]}
+    table.sources = {(0, 1): [records[0]["key"]], (2, 1): [r["key"] for r in records], (4, 1): ["f" * 64]}
     section = Section("a b", f"section {EVIL}", [table], text=EVIL)
     other = Section("other", "the same name", [units, units.__class__("t", "again", ["", "x"], [["goft", "1"]])])
     return build_page("title", "lead", [section, other], records, {records[0]["key"]: folder}, {RECORD["model"]: "the_model"})
@@ -136,7 +136,7 @@ def test_the_command_composes_to_the_same_settings():
             "train.max_steps=7",
             "train.batch_size=8",
             "optim.head_lr=0.5",
-            "train.precision=no",
+            "train.mixed_precision=no",
         ],
         ["task=math/gsm8k", "method=lora", "++model.dtype=bfloat16", "++task.options.new_tokens=5"],
         ["task=instruct/vicuna", "method=lora", "++task.options.temperature=0.7", "train.eval_batch_size=64"],

@@ -15,7 +15,7 @@ from qgoft.report.cost import PRINTED, cost_tables, read_bench
 from qgoft.report.items import ITEMS
 from qgoft.report.orthogonality import build_trace_table, read_traces
 from qgoft.report.score_table import Row, build_paired, build_table
-from qgoft.report.significance import Redrawn
+from qgoft.report.significance import Bootstrap
 from qgoft.sweep import plan as _plan
 
 # Numbers with a point that nobody measured: versions, sections, and names of data sets.
@@ -126,7 +126,7 @@ def rows_behind(measured, table):
 def test_quoted_tables_are_those_of_the_records(repository, measured):
     """Drawn again from the committed records, without the settings of each having to be composed."""
     again = {}
-    redrawn = Redrawn(measured.folders)
+    bootstrap = Bootstrap(measured.folders)
     for name in {*(found.table for found in all_quotes(repository)), *(block.table for block in blocks(repository))}:
         stem, _, protocol = name.removesuffix("-paired").partition("-small")
         if stem in ITEMS and name not in again:
@@ -134,7 +134,7 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
             table = name.removesuffix("-paired")
             rows = rows_behind(measured, table)
             again[table] = build_table(item.suite, protocol, rows, item=item)
-            again[f"{table}-paired"] = build_paired(table, rows, item, redrawn)
+            again[f"{table}-paired"] = build_paired(table, rows, item, bootstrap)
         elif name.startswith("orthogonality-"):
             _, suite, protocol = name.split("-")
             again[name] = build_trace_table(read_traces(measured, protocol, suite), protocol, suite)

@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_to(repository, tmp_path, monkeypatch, c
     told = _tables.write_tables([Table("t", "title", ["a"])], tmp_path)
     assert told == f"not written: {tmp_path}/tables: Read-only file system"
     with pytest.raises(SystemExit) as ending:
-        _ending.leave(lambda: len(str((tmp_path / "out").mkdir())))
+        _ending.run_cli(lambda: len(str((tmp_path / "out").mkdir())))
     assert ending.value.code == 2
     assert capsys.readouterr().err == (
         f"qgoft: cannot open or write {tmp_path}/out: Read-only file system; free space or choose another folder\n"

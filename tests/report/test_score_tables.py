@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from qgoft.config.settings import SELECTIONS, SPLITS
+from qgoft.config.settings import EVAL_SCHEMES, SELECTIONS
 from qgoft.records import code_checksum
 from qgoft.report.items import BESIDE, ITEMS, TABLE3
 from qgoft.report.published import load_rows
@@ -22,9 +22,18 @@ def record(task, value, *, protocol="goft_icml24", method="qgoft", variant=None,
     made.update(
         protocol=protocol, task=task, method=method, variant=variant or method, seed=seed, primary="score", selection="last", **changes
     )
-    made["metrics"] = {"score": {"value": value, "higher_is_better": True, "n": 100, "standard_error": 1.0, "majority": 50.0}}
+    made["metrics"] = {
+        "score": {
+            "value": value,
+            "higher_is_better": True,
+            "n": 100,
+            "standard_error": 1.0,
+            "majority_baseline": 50.0,
+            "computed_by": "qgoft.tasks.metrics.compute_score",
+        }
+    }
     made["model"] = changes.get("model", "deberta-v3-base")
-    made["settings"] = {"model": {"init": init}, "splits": "validation", "method": {"source": "table 5"}}
+    made["settings"] = {"model": {"init": init}, "eval_scheme": "validation", "method": {"lr_source": "table 5"}}
     made["provenance"]["data"]["subset"] = subset
     return made
 
@@ -45,12 +54,12 @@ def test_measured_published_and_difference():
     assert lines["majority class"][1] == "50.0"
 
 
-@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize("splits", EVAL_SCHEMES)
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_every_way_to_divide_the_rows_and_to_choose_has_its_words(splits, selection):
     """VTAB's own protocol trains on all thousand rows, which once ended its table in a traceback."""
     made = record("dtd", 70.0)
-    made["settings"]["splits"], made["selection"] = splits, selection
+    made["settings"]["eval_scheme"], made["selection"] = splits, selection
     table = build_table("vtab", "goft_icml24", [Row("qgoft", {"dtd": [made]})])
     assert table.notes[0].startswith("n = 1 seed; ")
 
@@ -143,7 +152,7 @@ def test_the_peak_of_a_shared_training_is_that_of_the_run_that_trained():
         made["cost"]["peak_memory_bytes"] = peaks[task]
         made["provenance"]["training"] = {"key": "one", "shared": task == "math"}
         made["provenance"]["hardware"] = {**made["provenance"]["hardware"], "device": "cuda"}
-    (memory,) = ITEMS["psoft-table4"].beside
+    (memory,) = ITEMS["psoft-table4"].extra_columns
     assert scores_of(Row("lora@r8", records), memory) == [pytest.approx(8, rel=0.1)]
 
 
@@ -174,7 +183,7 @@ def test_a_printed_row_without_a_variant_is_that_of_the_method(method, variant, 
 def test_a_loss_keeps_the_places_that_are_printed():
     """PSOFT's table 16 tells 0.9283 from 0.9276."""
     made = record("gsm8k", 60.0, protocol="psoft_iclr26", method="psoft", suite="math")
-    made["selected"] = {"step": 5, "score": -0.91573}
+    made["best_checkpoint"] = {"step": 5, "score": -0.91573}
     item = ITEMS["psoft-table16"]
     table = build_table("math", "psoft_iclr26", [Row("psoft", {"gsm8k": [made]})], item=item)
     assert "0.9157" in rows_of(table)["psoft"]
@@ -191,7 +200,7 @@ def test_a_training_that_several_tasks_share_costs_once_and_memory_is_a_gpu_s():
         one["cost"] |= {"seconds": seconds, "peak_memory_bytes": 5e9}
         one["provenance"]["training"] = {"key": key, "shared": False}
     row = Row("psoft", {one["task"]: [one] for one in made})
-    minutes, memory = (next(c for c in item.beside if c.printed == name) for name in ("minutes", "memory_gb"))
+    minutes, memory = (next(c for c in item.extra_columns if c.printed == name) for name in ("minutes", "memory_gb"))
     assert sorted(scores_of(row, minutes)) == [1.0, 3.0]
     made[0]["provenance"]["hardware"]["device"] = "cpu"
     assert memory.value(made[0]) is None
@@ -256,10 +265,16 @@ def test_real_digits_stand_outside_the_average():
 
 def test_squad_has_two_metrics_of_one_run():
     made = record("v1", 0.0, suite="squad")
-    one = {"higher_is_better": True, "n": 100, "standard_error": 1.0, "majority": None}
+    one = {
+        "higher_is_better": True,
+        "n": 100,
+        "standard_error": 1.0,
+        "majority_baseline": None,
+        "computed_by": "qgoft.tasks.metrics.compute_score",
+    }
     made["metrics"] = {"exact_match": {"value": 87.0, **one}, "f1": {"value": 93.0, **one}}
     made["primary"] = "f1"
-    made["provenance"]["data"]["repairs"] = {"training answers found elsewhere than stated": 2}
+    made["provenance"]["data"]["data_fixes"] = {"training answers found elsewhere than stated": 2}
     table = build_table("squad", "goft_icml24", [Row("qgoft", {"v1": [made]})])
     lines = rows_of(table)
     assert lines["qgoft"] == ["10,296", "87.0", "93.0"]
@@ -309,7 +324,14 @@ def test_every_suite_and_protocol_has_a_file_of_its_own():
 
 
 def test_table_2_joins_two_tasks():
-    metric = {"value": 5.5, "higher_is_better": True, "n": 80, "standard_error": 0.2, "majority": None}
+    metric = {
+        "value": 5.5,
+        "higher_is_better": True,
+        "n": 80,
+        "standard_error": 0.2,
+        "majority_baseline": None,
+        "computed_by": "qgoft.tasks.metrics.compute_score",
+    }
     vicuna = record("vicuna", 0.0, method="goft", model="llama-2-7b", suite="instruct")
     vicuna["primary"], vicuna["metrics"] = "score", {"score": metric}
     table = build_table("instruct", "goft_icml24", [Row("goft", {"vicuna": [vicuna]})])

@@ -11,7 +11,7 @@ import scipy.stats
 
 from qgoft.report.items import ITEMS, Column
 from qgoft.report.score_table import Row, build_paired, build_table
-from qgoft.report.significance import DRAWS, SCORES, Redrawn, difference, interval, read_answers, sign_test
+from qgoft.report.significance import DRAWS, SCORES, Bootstrap, difference, interval, read_answers, sign_test
 from qgoft.tasks.metrics import compute_score
 from tests.records.test_records import RECORD
 
@@ -46,9 +46,16 @@ class Shop:
         value = 100 * float(np.mean([p == r for p, r in zip(predictions, labels, strict=True)]))
         record.update(key=key, method=method, variant=method, seed=seed, task=task, protocol="pocket", primary="accuracy")
         record["metrics"] = {
-            "accuracy": {"value": value, "higher_is_better": True, "n": len(labels), "standard_error": 1.0, "majority": None}
+            "accuracy": {
+                "value": value,
+                "higher_is_better": True,
+                "n": len(labels),
+                "standard_error": 1.0,
+                "majority_baseline": None,
+                "computed_by": "qgoft.tasks.metrics.compute_score",
+            }
         }
-        record["settings"] = {"model": {"init": "pretrained"}, "splits": "test", "method": {"source": "own"}}
+        record["settings"] = {"model": {"init": "pretrained"}, "eval_scheme": "test", "method": {"lr_source": "own"}}
         return record
 
 
@@ -84,7 +91,7 @@ def test_scores_of_drawn_items_are_the_metrics_of_those_items():
 
 
 def test_the_interval_of_an_accuracy_is_that_of_theory(shop):
-    drawn = Redrawn(shop.folders).column(RTE, [shop.run("a", 0, 0.8)])
+    drawn = Bootstrap(shop.folders).column(RTE, [shop.run("a", 0, 0.8)])
     assert drawn.scores.shape == (1 + DRAWS, 1)
     assert drawn.scores[0, 0] == pytest.approx(80)
     assert drawn.scores.mean() == pytest.approx(80, abs=0.3)
@@ -100,18 +107,18 @@ def test_mnli_is_drawn_from_the_part_that_its_metric_is_of(shop, part, share):
     write(shop.folders[record["key"]], predictions, labels, ["matched"] * 100 + ["mismatched"] * 100)
     record["primary"] = f"accuracy_{part}"
     record["metrics"] = {record["primary"]: {"value": 100 * share, "n": 100, "higher_is_better": True}}
-    drawn = Redrawn(shop.folders).column(Column("mnli", "MNLI", "mnli"), [record])
+    drawn = Bootstrap(shop.folders).column(Column("mnli", "MNLI", "mnli"), [record])
     assert drawn.scores[0, 0] == pytest.approx(100 * share)
 
 
 def test_a_clear_difference_and_none(shop):
-    redrawn = Redrawn(shop.folders)
+    bootstrap = Bootstrap(shop.folders)
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
-    gap = difference(redrawn.column(RTE, good), redrawn.column(RTE, bad))
+    gap = difference(bootstrap.column(RTE, good), bootstrap.column(RTE, bad))
     assert gap.low > 10
     assert gap.is_above
     same = [shop.run("c", s, 0.9) for s in range(3)]  # the same seeds err on the same items
-    none = difference(redrawn.column(RTE, good), redrawn.column(RTE, same))
+    none = difference(bootstrap.column(RTE, good), bootstrap.column(RTE, same))
     assert (none.low, none.high) == (0, 0)
     assert not none.is_above
 
@@ -142,8 +149,8 @@ def test_parts_of_tasks_trained_apart_add_up():
 
 
 def test_one_seed_claims_no_order(shop):
-    redrawn = Redrawn(shop.folders)
-    gap = difference(redrawn.column(RTE, [shop.run("a", 0, 0.9)]), redrawn.column(RTE, [shop.run("b", 0, 0.6)]))
+    bootstrap = Bootstrap(shop.folders)
+    gap = difference(bootstrap.column(RTE, [shop.run("a", 0, 0.9)]), bootstrap.column(RTE, [shop.run("b", 0, 0.6)]))
     assert gap.low > 20
     assert not gap.is_above
 
@@ -155,27 +162,27 @@ def test_tasks_of_one_training_are_no_more_seeds(shop):
         {c.task: [shop.run(name, seed, share, c.task) for seed, share in enumerate(shares)] for c in item.columns}
         for name, shares in (("a", (0.9, 0.7)), ("b", (0.8, 0.65)))
     ]
-    redrawn = Redrawn(shop.folders)
-    shared, apart = (redrawn.average_difference(i, *rows) for i in (item, replace(item, suite="glue")))
+    bootstrap = Bootstrap(shop.folders)
+    shared, apart = (bootstrap.average_difference(i, *rows) for i in (item, replace(item, suite="glue")))
     assert shared.mean == pytest.approx(apart.mean) == pytest.approx(7.5)
     assert (shared.high - shared.low) > 2 * (apart.high - apart.low)
-    paired = build_paired("psoft-table5", [Row(name, row) for name, row in zip("ab", rows, strict=True)], item, redrawn)
+    paired = build_paired("psoft-table5", [Row(name, row) for name, row in zip("ab", rows, strict=True)], item, bootstrap)
     assert paired.rows[0][-2:] == ["0/8", "-"]
 
 
 def test_what_cannot_be_compared_is_not(shop):
-    redrawn = Redrawn(shop.folders)
+    bootstrap = Bootstrap(shop.folders)
     zero, one = [shop.run("a", 0, 0.9)], [shop.run("b", 1, 0.7)]
-    assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, one)) is None, "other seeds"
+    assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, one)) is None, "other seeds"
     fewer = [shop.run("c", 0, 0.7, labels=shop.labels[:300])]
-    assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, fewer)) is None, "other items"
+    assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, fewer)) is None, "other items"
     for kind, name in (("data", "fingerprint"), ("model", "sha256")):
         other = shop.run("b", 0, 0.7)
-        assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, [other])) is not None
+        assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, [other])) is not None
         other["provenance"][kind][name] = "f" * 64
-        assert difference(redrawn.column(RTE, zero), redrawn.column(RTE, [other])) is None, f"another {name}"
-    assert redrawn.column(RTE, [shop.run("d", 0, 0.7, answers=False)]) is None
-    assert redrawn.column(RTE, []) is None
+        assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, [other])) is None, f"another {name}"
+    assert bootstrap.column(RTE, [shop.run("d", 0, 0.7, answers=False)]) is None
+    assert bootstrap.column(RTE, []) is None
 
 
 def test_torn_answers_are_none(tmp_path):
@@ -190,7 +197,7 @@ def test_torn_answers_are_none(tmp_path):
 
 def test_texts_and_answers_that_were_not_given(shop):
     record = shop.run("a", 0, 0, labels=["yes", "no", "yes", "no"], predictions=["yes", None, "no", "no"])
-    drawn = Redrawn(shop.folders).column(RTE, [record])
+    drawn = Bootstrap(shop.folders).column(RTE, [record])
     assert drawn.scores.mean() == pytest.approx(50, abs=3)
 
 
@@ -208,14 +215,14 @@ def rows_of(shop, shares):
 def test_the_best_is_bold_only_where_the_order_holds(shop):
     rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6})
     rows.append(Row("d", {task: [shop.run("d", s, 0.797, task, draw=100) for s in range(3)] for task in ("qnli", "rte")}))
-    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
-    assert {place for place, mark in table.marks.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
-    assert "second" not in table.marks.values(), "b and d are not told apart"
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
+    assert {place for place, mark in table.highlights.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
+    assert "second" not in table.highlights.values(), "b and d are not told apart"
     assert "**95.0 ±0.0**" in table.markdown()
     assert r"\textbf{95.0 $\pm$0.0}" in table.latex()
     rows[0].is_altered = True
-    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
-    assert not again.marks, "an altered row is never the best"
+    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
+    assert not again.highlights, "an altered row is never the best"
 
 
 def test_the_best_is_above_every_row_and_not_the_next_alone(shop):
@@ -226,9 +233,11 @@ def test_the_best_is_above_every_row_and_not_the_next_alone(shop):
         rows[1].records[task].extend(shop.run("b", s, 0.8, task) for s in (3, 4))
     shares = (0.99, 0.5, 0.98, 0.5, 0.95)
     rows.append(Row("c", {task: [shop.run("c", s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")}))
-    redrawn = Redrawn(shop.folders)
-    with_two, with_three = (build_table("glue", "pocket", some, item=ITEMS["flexibility"], redrawn=redrawn) for some in (rows[:2], rows))
-    assert (with_two.marks[0, 4], with_three.marks) == ("best", {})
+    bootstrap = Bootstrap(shop.folders)
+    with_two, with_three = (
+        build_table("glue", "pocket", some, item=ITEMS["flexibility"], bootstrap=bootstrap) for some in (rows[:2], rows)
+    )
+    assert (with_two.highlights[0, 4], with_three.highlights) == ("best", {})
 
 
 def test_a_higher_mean_of_more_seeds_is_not_the_best_against_the_interval(shop):
@@ -237,22 +246,22 @@ def test_a_higher_mean_of_more_seeds_is_not_the_best_against_the_interval(shop):
         Row(name, {task: [shop.run(name, s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")})
         for name, shares in (("a", (0.6, 0.6, 0.9, 0.9, 0.9)), ("b", (0.7, 0.7)))
     ]
-    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders))
-    assert table.marks == {}
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
+    assert table.highlights == {}
 
 
 def test_second_is_underlined(shop):
     table = build_table(
-        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], redrawn=Redrawn(shop.folders)
+        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders)
     )
-    assert table.marks[1, 4] == "second"
+    assert table.highlights[1, 4] == "second"
     assert "<u>80.0</u>" in table.markdown()
     assert r"\underline{80.0}" in table.latex()
 
 
 def test_the_table_of_differences(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
-    table = build_paired("flexibility", rows, ITEMS["flexibility"], Redrawn(shop.folders))
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.folders))
     assert table.title.endswith("each row minus b")
     assert table.columns[0] == "minus b"
     ((name, *cells),) = table.rows
@@ -265,7 +274,7 @@ def test_a_row_of_fewer_seeds_takes_none_from_the_others(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.8, "c": 0.95})
     for task, found in rows[2].records.items():
         rows[2].records[task] = found[:1]
-    table = build_paired("flexibility", rows, ITEMS["flexibility"], Redrawn(shop.folders))
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.folders))
     assert table.title.endswith("minus b"), "c is higher, with one seed"
     assert [row[0] for row in table.rows] == ["a", "c"]
     assert table.rows[0][-2] == "0/6"
@@ -277,7 +286,7 @@ def test_two_scores_of_one_run_are_one_pair(shop):
         row.records = {"v1": row.records["rte"]}
         for record in row.all():
             record["metrics"] |= {"exact_match": record["metrics"]["accuracy"], "f1": record["metrics"]["accuracy"]}
-    table = build_paired("table4", rows, ITEMS["table4"], Redrawn(shop.folders))
+    table = build_paired("table4", rows, ITEMS["table4"], Bootstrap(shop.folders))
     assert table.rows[0][-2:] == ["3/0", "0.25"]
 
 
@@ -291,21 +300,21 @@ def test_rows_on_one_subset_are_compared_and_never_marked(shop):
     rows = [on_a_subset(row) for row in rows_of(shop, {"goft": 0.6, "qgoft": 0.9})]
     del rows[0].records["qnli"]
     item = ITEMS["flexibility"]
-    redrawn = Redrawn(shop.folders)
-    table = build_paired("flexibility", rows, item, redrawn)
+    bootstrap = Bootstrap(shop.folders)
+    table = build_paired("flexibility", rows, item, bootstrap)
     assert table.title.endswith("minus qgoft"), "the best of the column that both have"
     (row,) = table.rows
     assert row[0] == "goft"
     assert row[table.columns.index("RTE")].startswith("-30.0 (")
     assert row[table.columns.index("QNLI")] == "-"
     assert "subsets of the official data" in table.notes
-    assert not build_table("glue", "pocket", rows, item=item, redrawn=redrawn).marks
+    assert not build_table("glue", "pocket", rows, item=item, bootstrap=bootstrap).highlights
 
 
 def test_rows_on_unlike_subsets_are_not_compared(shop):
     goft, qgoft = rows_of(shop, {"goft": 0.6, "qgoft": 0.9})
     table = build_paired(
-        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Redrawn(shop.folders)
+        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Bootstrap(shop.folders)
     )
     (row,) = table.rows
     assert {row[table.columns.index(title)] for title in ("QNLI", "RTE", "Avg")} == {"-"}
@@ -317,8 +326,8 @@ def test_cells_open_their_runs_and_failures_are_shown(shop):
     row.failed = {"rte": [{**shop.run("a", 3, 0.9), "status": "oom"}]}
     lost = Row("b", {}, planned={"rte": 1}, failed={"rte": [{**shop.run("b", 0, 0.9), "status": "diverged"}]})
     table = build_table("glue", "pocket", [row, lost], item=ITEMS["flexibility"])
-    assert len(table.runs[0, 2]) == 3
-    assert len(table.runs[0, 3]) == 4
+    assert len(table.sources[0, 2]) == 3
+    assert len(table.sources[0, 3]) == 4
     assert table.rows[0][3] == "90.0 ±0.0 [3 of 4, 1 oom]", "a mean of those that did not fail says so"
     assert table.rows[1][3] == "diverged"
     row.planned = {"qnli": 5, "rte": 5}
@@ -341,13 +350,13 @@ def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, p
         record["settings"] = {"task": {"options": {"scoring": scoring}}}
         record.update(suite=suite, primary=metric)
         record["metrics"] = {metric: {"value": expected, "higher_is_better": True, "n": len(labels)}}
-    redrawn = Redrawn(shop.folders)
-    drawn = redrawn.column(Column(task, task, task, metric), made)
+    bootstrap = Bootstrap(shop.folders)
+    drawn = bootstrap.column(Column(task, task, task, metric), made)
     assert drawn.same[0] == (0, 1)
     assert drawn.scores[0] == pytest.approx([expected] * 2, abs=1e-3)
     assert 0 < drawn.scores[1:].std() < 50
     write(shop.folders[made[0]["key"]], [[1]] * len(labels), labels)
-    assert Redrawn(shop.folders).column(Column(task, task, task, metric), made) is None
+    assert Bootstrap(shop.folders).column(Column(task, task, task, metric), made) is None
 
 
 @pytest.mark.parametrize(
@@ -360,5 +369,5 @@ def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, p
 def test_committed_answers_scored_again_give_the_committed_score(repository, name, metric):
     folder = repository / "results" / "measured" / "pocket" / name
     record = json.loads((folder / "record.json").read_text())
-    drawn = Redrawn({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])
+    drawn = Bootstrap({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])
     assert drawn.scores[0, 0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)

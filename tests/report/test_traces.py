@@ -24,11 +24,7 @@ def root(tmp_path_factory):
         ["method=qgoft", "method.penalty=0.5"],
         ["method=goft", "model=pocket_deberta_random"],
     ):
-        run(
-            compose_settings(
-                [*words, "task=glue/rte", "train.max_steps=4", "train.evaluations=2", "selection=last", f"results.root={root}"]
-            )
-        )
+        run(compose_settings([*words, "task=glue/rte", "train.max_steps=4", "train.num_evals=2", "selection=last", f"results.root={root}"]))
     return root
 
 

@@ -30,10 +30,10 @@ from qgoft.report.score_table import build_table
 from qgoft.run_id import key_from_record
 from qgoft.sweep import launch as _sweep
 from qgoft.sweep import plan as _plan
-from qgoft.sweep.launch import Means, in_good_order, processes
+from qgoft.sweep.launch import ExecutorOptions, processes, schedule_order
 from qgoft.train.run import run
 
-SHORT = ["train.max_steps=4", "train.evaluations=1"]
+SHORT = ["train.max_steps=4", "train.num_evals=1"]
 PROTOCOL = {"goft-icml2024": "goft_icml24", "psoft-iclr2026": "psoft_iclr26"}
 
 
@@ -51,7 +51,7 @@ def command(repository, tmp_path, *words):
 
 def words_of(name, **ask):
     item = _plan.read_items(ask.get("protocol", "pocket"))[name]
-    return _plan.item_words(item, _plan.Narrowing(**{"protocol": "pocket", **ask}))
+    return _plan.item_overrides(item, _plan.ItemFilter(**{"protocol": "pocket", **ask}))
 
 
 def test_every_item_has_a_target_and_a_way_to_be_printed(repository):
@@ -71,7 +71,7 @@ def test_every_item_that_the_issue_names():
 
 def test_items_without_published_values_say_why():
     own = {*paper.own_items("pocket"), *paper.own_items("small")}
-    assert {name: item.unprinted for name, item in ITEMS.items() if item.unprinted} == {
+    assert {name: item.no_published_values for name, item in ITEMS.items() if item.no_published_values} == {
         "flexibility": CHART,
         "lambda": CHART,
         **dict.fromkeys(own, OWN),
@@ -79,7 +79,9 @@ def test_items_without_published_values_say_why():
 
 
 def measured_cells(*words, seeds=("0", "1", "2")):
-    ask = paper.narrowing(paper.parse(["table1", "--method", "goft", "--tasks", "rte", "--seeds", ",".join(seeds), "--jobs", "1", *words]))
+    ask = paper.item_filter(
+        paper.parse(["table1", "--method", "goft", "--tasks", "rte", "--seeds", ",".join(seeds), "--jobs", "1", *words])
+    )
     (part,) = paper.plan_items(["table1"], ask)
     (cells,) = paper.compose_parts([part], 1)
     return part, ask, cells
@@ -87,12 +89,12 @@ def measured_cells(*words, seeds=("0", "1", "2")):
 
 def rows_from(found, *words, **more):
     part, ask, cells = measured_cells(*words, **more)
-    return paper.rows_of(part, cells, ask, _tables.Library(_plan.Shelf(found), {}))
+    return paper.rows_of(part, cells, ask, _tables.RecordLibrary(_plan.RecordIndex(found), {}))
 
 
 @pytest.fixture(scope="module")
 def goft_on_rte():
-    found = _tables.Library.read(_tables.MEASURED).shelf.records  # read once a process
+    found = _tables.RecordLibrary.read(_tables.MEASURED).index.records  # read once a process
     return [r for r in found if (r["protocol"], r["method"], r["variant"], r["task"]) == ("pocket", "goft", "goft", "rte")]
 
 
@@ -123,35 +125,35 @@ def test_runs_on_official_rows_are_none_of_the_twin(goft_on_rte):
 def test_a_cell_that_is_asked_for_twice_counts_once(goft_on_rte):
     part, ask, cells = measured_cells(seeds=("0", "0", "1"))
     assert [cell.settings.seed for cell in cells] == [0, 1]
-    (row,) = paper.rows_of(part, [*cells, *cells], ask, _tables.Library(_plan.Shelf(goft_on_rte), {}))
+    (row,) = paper.rows_of(part, [*cells, *cells], ask, _tables.RecordLibrary(_plan.RecordIndex(goft_on_rte), {}))
     assert [len(row.all()), row.planned] == [2, {"rte": 2}]
 
 
 @pytest.mark.parametrize(
     ("word", "is_altered"),
-    [("results.root=elsewhere", False), ("model.path=a", False), ("+wandb.mode=offline", False), ("optim.clip=2.0", True)],
+    [("results.root=elsewhere", False), ("model.path=a", False), ("+wandb.mode=offline", False), ("optim.max_grad_norm=2.0", True)],
 )
 def test_only_what_moves_a_number_alters_a_row(goft_on_rte, word, is_altered):
     part, ask, cells = measured_cells()
     ask = dataclasses.replace(ask, overrides=(word,))
-    part = dataclasses.replace(part, words=tuple(((*words, word), seeds) for words, seeds in part.words))
-    cells = [dataclasses.replace(cell, words=(*cell.words, word)) for cell in cells]
-    (row,) = paper.rows_of(part, cells, ask, _tables.Library(_plan.Shelf(goft_on_rte), {}))
+    part = dataclasses.replace(part, overrides=tuple(((*words, word), seeds) for words, seeds in part.overrides))
+    cells = [dataclasses.replace(cell, overrides=(*cell.overrides, word)) for cell in cells]
+    (row,) = paper.rows_of(part, cells, ask, _tables.RecordLibrary(_plan.RecordIndex(goft_on_rte), {}))
     assert row.is_altered is is_altered
 
 
 @pytest.mark.parametrize(
     ("words", "is_altered"),
     [
-        (["train.batch_size=16", "train.accumulation=2", "train.gradient_checkpointing=true"], False),
+        (["train.batch_size=16", "train.gradient_accumulation_steps=2", "train.gradient_checkpointing=true"], False),
         (["train.batch_size=16"], True),
-        (["train.batch_size=16", "train.accumulation=2", "optim.clip=2.0"], True),
+        (["train.batch_size=16", "train.gradient_accumulation_steps=2", "optim.max_grad_norm=2.0"], True),
     ],
 )
 def test_a_batch_in_passes_is_the_same_training(words, is_altered):
     """As a run that is out of memory advises."""
     own = ["task=glue/rte", "method=goft", "seed=0"]
-    cell = _plan.Cell((*own, *words), compose_settings([*own, *words]))
+    cell = _plan.PlannedRun((*own, *words), compose_settings([*own, *words]))
     assert _tables.is_altered(cell) is is_altered
     assert _tables._is_altered_by(set(words), cell) is is_altered
 
@@ -223,10 +225,10 @@ def test_items_are_narrowed():
 
 def test_all_items_are_narrowed_to_those_that_have_what_is_asked():
     """`make fetch TASKS=v1` and `make paper TASKS=v1`."""
-    parts = paper.plan_items(["all"], _plan.Narrowing("pocket", tasks=("v1",)))
-    assert [part.item.name for part in parts if part.words] == ["table4"]
+    parts = paper.plan_items(["all"], _plan.ItemFilter("pocket", tasks=("v1",)))
+    assert [part.item.name for part in parts if part.overrides] == ["table4"]
     with pytest.raises(QgoftError, match=r"has no task 'wnli'"):
-        paper.plan_items(["all"], _plan.Narrowing("pocket", tasks=("wnli",)))
+        paper.plan_items(["all"], _plan.ItemFilter("pocket", tasks=("wnli",)))
 
 
 def test_cells_that_a_protocol_lacks_are_told():
@@ -234,9 +236,9 @@ def test_cells_that_a_protocol_lacks_are_told():
     assert {words[1] for words, _ in asked} == {f"task=glue/{t}" for t in ("sst2", "cola", "qnli", "rte", "mrpc", "stsb")}
     assert "bitfit on glue/cola: no row in the paper's table 2" in left_out
     with pytest.raises(QgoftError, match=r"protocol small has nothing of item table3: .*no image encoder; change PROTOCOL"):
-        paper.plan_items(["table3"], _plan.Narrowing("small"))
+        paper.plan_items(["table3"], _plan.ItemFilter("small"))
     with pytest.raises(QgoftError, match="unknown item 'table99'"):
-        paper.plan_items(["table99"], _plan.Narrowing("pocket"))
+        paper.plan_items(["table99"], _plan.ItemFilter("pocket"))
 
 
 def test_settings_that_were_composed_are_kept(tmp_path, monkeypatch):
@@ -244,7 +246,7 @@ def test_settings_that_were_composed_are_kept(tmp_path, monkeypatch):
     asked = [words for words, _ in words_of("table1", tasks=("rte", "cola"))[0]]
     first = _plan.compose_all(asked, 1)
     (kept,) = (tmp_path / "settings").glob("*.json")
-    monkeypatch.setattr(_plan, "composed", None)  # nothing is composed again, wherever the results go
+    monkeypatch.setattr(_plan, "compose_cached", None)  # nothing is composed again, wherever the results go
     again = _plan.compose_all([(*words, "results.root=there") for words in asked], 1)
     assert [s.results.root for s in again] == ["there"] * len(asked)
     assert [repr(s).replace("'there'", "'results'") for s in again] == [repr(s) for s in first]
@@ -256,22 +258,22 @@ def test_settings_that_were_composed_are_kept(tmp_path, monkeypatch):
 
 def test_one_seed_of_everything_first_and_one_training_once(monkeypatch):
     asked = [(f"task={task}", f"method={method}") for method in ("qgoft", "lora") for task in ("math/gsm8k", "math/math")]
-    cells = _plan.compose_cells(asked, ["0", "1"], 1)
-    order = in_good_order(dict(enumerate(cells)))
+    cells = _plan.compose_runs(asked, ["0", "1"], 1)
+    order = schedule_order(dict(enumerate(cells)))
     assert [cell.settings.seed for _, cell in order] == [0] * 4 + [1] * 4
     assert [cell.settings.method.name for _, cell in order[:4]] == ["qgoft", "lora", "qgoft", "lora"]
     assert [cell.settings.task.name for _, cell in order[:4]] == ["gsm8k", "gsm8k", "math", "math"]
 
 
 def test_commands_of_several_processes():
-    assert "--nproc_per_node=2" in processes(Means(1, nproc=2))
-    assert any(word.endswith("fsdp2.yaml") for word in processes(Means(1, nproc=2, accelerate="fsdp2")))
+    assert "--nproc_per_node=2" in processes(ExecutorOptions(1, nproc=2))
+    assert any(word.endswith("fsdp2.yaml") for word in processes(ExecutorOptions(1, nproc=2, accelerate="fsdp2")))
 
 
 def test_expected_time(tmp_path):
-    cells = _plan.compose_cells([("task=glue/rte", "method=lora")], ["0", "1"], 1)
+    cells = _plan.compose_runs([("task=glue/rte", "method=lora")], ["0", "1"], 1)
     assert _plan.expected_seconds(cells, [], "pocket") == 2 * _plan.TYPICAL_SECONDS["pocket"]["glue"]
-    other = _plan.compose_cells([("task=glue/rte", "method=lora", "protocol=goft_icml24")], ["0"], 1)
+    other = _plan.compose_runs([("task=glue/rte", "method=lora", "protocol=goft_icml24")], ["0"], 1)
     assert _plan.expected_seconds(other, [], "goft_icml24") is None
     record = {
         "protocol": "pocket",
@@ -285,8 +287,8 @@ def test_expected_time(tmp_path):
     assert _plan.expected_seconds(cells, seen, "pocket") == 10, "a clock that went backwards says nothing"
     resumed = {**seen[0], "provenance": {"resumed": [{}]}, "cost": {"setup_seconds": 1.0, "seconds": 99.0}}
     assert _plan.expected_seconds(cells, [resumed], "pocket") == 200, "the beginning is that of its last part"
-    assert _plan.spell_time(59) == "0 min 59 s"
-    assert _plan.spell_time(7260) == "2 h 01 min"
+    assert _plan.format_duration(59) == "0 min 59 s"
+    assert _plan.format_duration(7260) == "2 h 01 min"
 
 
 @pytest.mark.slow
@@ -339,8 +341,8 @@ def test_a_killed_worker_is_begun_again(repository, tmp_path):
 @pytest.mark.slow
 def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, capsys):
     """Before a run has a record: a decomposition that does not converge, a promise that is broken, no memory for the weights."""
-    cells = _plan.compose_cells([("task=glue/rte", "method=qgoft"), ("task=glue/cola", "method=qgoft")], ["0"], 1)
-    identities = [SimpleNamespace(is_done=False, folder=Path("nowhere"), key=str(n)) for n in range(2)]
+    cells = _plan.compose_runs([("task=glue/rte", "method=qgoft"), ("task=glue/cola", "method=qgoft")], ["0"], 1)
+    run_ids = [SimpleNamespace(is_done=False, folder=Path("nowhere"), key=str(n)) for n in range(2)]
 
     def train(settings, words):
         if settings.task.name == "rte":
@@ -348,29 +350,29 @@ def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, cap
         return {"status": "done", "reason": None}
 
     monkeypatch.setattr("qgoft.sweep.worker.train", train)
-    (bad,) = _sweep.sweep(cells, identities, Means(1))
+    (bad,) = _sweep.sweep(cells, run_ids, ExecutorOptions(1))
     assert (bad.number, bad.status, bad.reason) == (0, "failed", "RuntimeError: SVD did not converge")
     assert "2 of 2 runs ended, 1 of them not done" in capsys.readouterr().err
 
 
 def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch, tmp_path):
-    cell = _plan.compose_cells([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
+    cell = _plan.compose_runs([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
     for state, status in ((("running", "process 8 on a"), "held"), (("done", ""), "done"), (("planned", ""), "refused")):
         monkeypatch.setattr(_sweep, "processes", lambda means: ["false"])
-        identity = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None, take_failure=lambda: None)
-        assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)).status == status
+        run_id = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None, pop_rank_failure=lambda: None)
+        assert _sweep._run_in_processes(0, cell, run_id, ExecutorOptions(1, nproc=2)).status == status
     # What an earlier attempt left does not speak for this one.
     old = {"status": "interrupted", "started": "yesterday"}
     left = [("oom", "process 1: no memory"), None]
     interrupted = ("interrupted", "stopped from the keyboard")
-    identity = SimpleNamespace(state=lambda: interrupted, folder=tmp_path, read=lambda: old, take_failure=left.pop)
-    outcome = _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2))
+    run_id = SimpleNamespace(state=lambda: interrupted, folder=tmp_path, read=lambda: old, pop_rank_failure=left.pop)
+    outcome = _sweep._run_in_processes(0, cell, run_id, ExecutorOptions(1, nproc=2))
     assert (outcome.status, outcome.reason) == ("refused", "it ended with exit code 1 and left no record; see above")
-    outcome = _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2))
+    outcome = _sweep._run_in_processes(0, cell, run_id, ExecutorOptions(1, nproc=2))
     assert (outcome.status, outcome.reason) == ("oom", "process 1: no memory")
     monkeypatch.setattr(_sweep, "processes", lambda means: pytest.fail("started beside another one"))
     (tmp_path / "lease.0.json").write_text(json.dumps({"host": "elsewhere", "pid": 8}))
-    assert _sweep._run_in_processes(0, cell, identity, Means(1, nproc=2)) == _sweep.Outcome(0, "held", "process 8 on elsewhere")
+    assert _sweep._run_in_processes(0, cell, run_id, ExecutorOptions(1, nproc=2)) == _sweep.RunOutcome(0, "held", "process 8 on elsewhere")
 
 
 class Marked:
@@ -385,22 +387,22 @@ class Marked:
         return (self.folder / "done").is_file()
 
 
-def sweep_of(monkeypatch, folders, run_cell, **means):
+def sweep_of(monkeypatch, folders, execute_run, **means):
     """A sweep of two processes whose runs are a function of their number."""
-    cells = _plan.compose_cells([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(folders))], 1)
-    monkeypatch.setattr(_sweep, "run_cell", run_cell)
-    return _sweep.sweep(cells, folders, Means(2, **means))
+    cells = _plan.compose_runs([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(folders))], 1)
+    monkeypatch.setattr(_sweep, "execute_run", execute_run)
+    return _sweep.sweep(cells, folders, ExecutorOptions(2, **means))
 
 
 def test_of_runs_that_were_killed_together_the_one_that_did_it_is_known(monkeypatch, tmp_path, capsys):
     """The system kills a process for want of memory, and the pool goes down with all runs that it had begun."""
     marked = [Marked(tmp_path / str(n)) for n in range(3)]
 
-    def run_cell(number, cell):
+    def execute_run(number, cell):
         import os
         import time
 
-        from qgoft.sweep.launch import Outcome
+        from qgoft.sweep.launch import RunOutcome
 
         (tmp_path / str(number) / "lease.0.json").write_text("{}")
         while not (tmp_path / "0" / "lease.0.json").is_file() or not (tmp_path / "1" / "lease.0.json").is_file():
@@ -409,9 +411,9 @@ def test_of_runs_that_were_killed_together_the_one_that_did_it_is_known(monkeypa
             os.kill(os.getpid(), 9)
         time.sleep(0.5)
         (tmp_path / str(number) / "done").touch()
-        return Outcome(number, "done", "")
+        return RunOutcome(number, "done", "")
 
-    (bad,) = sweep_of(monkeypatch, marked, run_cell)
+    (bad,) = sweep_of(monkeypatch, marked, execute_run)
     assert (bad.number, bad.status) == (1, "failed")
     assert "its process was killed 2 times" in bad.reason
     assert [one.is_done for one in marked] == [True, False, True]
@@ -419,33 +421,33 @@ def test_of_runs_that_were_killed_together_the_one_that_did_it_is_known(monkeypa
 
 
 def test_processes_that_die_before_any_run_end_the_sweep(monkeypatch, tmp_path):
-    def run_cell(number, cell):
+    def execute_run(number, cell):
         import os
 
         os.kill(os.getpid(), 9)
 
     with pytest.raises(QgoftError, match=r"killed 2 times before one had begun a run.*try fewer JOBS"):
-        sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(2)], run_cell)
+        sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(2)], execute_run)
 
 
 def test_failfast_has_what_runs_save_itself(monkeypatch, tmp_path):
-    def run_cell(number, cell):
+    def execute_run(number, cell):
         import time
 
-        from qgoft.sweep.launch import Outcome
-        from qgoft.train.interrupts import Stops
+        from qgoft.sweep.launch import RunOutcome
+        from qgoft.train.interrupts import SignalHandler
 
         (tmp_path / str(number) / "begun").touch()
         if number == 0:
             while not (tmp_path / "1" / "begun").is_file():
                 time.sleep(0.01)
-            return Outcome(0, "diverged", "a test")
-        with contextlib.suppress(KeyboardInterrupt), Stops() as stops, stops.later():
-            while stops.asked is None:
+            return RunOutcome(0, "diverged", "a test")
+        with contextlib.suppress(KeyboardInterrupt), SignalHandler() as signals, signals.defer():
+            while signals.pending is None:
                 time.sleep(0.01)
-        return Outcome(number, "interrupted", "saved")
+        return RunOutcome(number, "interrupted", "saved")
 
-    found = {o.number: o.status for o in sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(4)], run_cell, failfast=True)}
+    found = {o.number: o.status for o in sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(4)], execute_run, failfast=True)}
     assert (found[0], found[1], found[3]) == ("diverged", "interrupted", "planned")
     assert found[2] in ("interrupted", "planned")
 
@@ -453,7 +455,7 @@ def test_failfast_has_what_runs_save_itself(monkeypatch, tmp_path):
 class Cluster:
     """What submitit's executor is asked, and jobs that come to what they are told."""
 
-    def __init__(self, monkeypatch, array=1001, ends=lambda number: _sweep.Outcome(number, "done", ""), refuses=None):
+    def __init__(self, monkeypatch, array=1001, ends=lambda number: _sweep.RunOutcome(number, "done", ""), refuses=None):
         self.asked, self.parameters, self.arrays, self.cancelled, self.refuses = {}, {}, [], [], refuses
         self.ends = ends
         helpers = SimpleNamespace(as_completed=list)
@@ -489,8 +491,8 @@ class Cluster:
 
 def of_cluster(cluster, tmp_path, count, *words, launcher="submitit_slurm", **means):
     asked = [("task=glue/rte", "method=qgoft", f"results.root={tmp_path}", *words)]
-    cells = _plan.compose_cells(asked, [str(seed) for seed in range(count)], 1)
-    return _sweep.sweep(cells, [None] * count, Means(4, launcher=launcher, **means))
+    cells = _plan.compose_runs(asked, [str(seed) for seed in range(count)], 1)
+    return _sweep.sweep(cells, [None] * count, ExecutorOptions(4, launcher=launcher, **means))
 
 
 def test_more_jobs_than_slurm_takes_in_an_array_are_several(monkeypatch, tmp_path):
@@ -508,14 +510,18 @@ def test_what_sbatch_does_not_take_is_one_line(monkeypatch, tmp_path):
 
 
 def test_only_what_keeps_checkpoints_is_queued_again_after_its_time(monkeypatch, tmp_path):
-    for words, means, times in (((), {}, _sweep.REQUEUES), (("results.checkpoint_seconds=null",), {}, 0), ((), {"accelerate": "fsdp2"}, 0)):
+    for words, means, times in (
+        ((), {}, _sweep.REQUEUES),
+        (("results.checkpoint_interval=null",), {}, 0),
+        ((), {"accelerate": "fsdp2"}, 0),
+    ):
         cluster = Cluster(monkeypatch)
         of_cluster(cluster, tmp_path, 1, *words, **means)
         assert cluster.asked["slurm_max_num_timeout"] == times
 
 
 def test_failfast_on_a_cluster_says_what_was_not_begun(monkeypatch, tmp_path):
-    cluster = Cluster(monkeypatch, ends=lambda number: _sweep.Outcome(number, "diverged", "a test"))
+    cluster = Cluster(monkeypatch, ends=lambda number: _sweep.RunOutcome(number, "diverged", "a test"))
     found = of_cluster(cluster, tmp_path, 3, failfast=True)
     assert [(o.number, o.status) for o in found] == [(0, "diverged"), (1, "planned"), (2, "planned")]
     assert cluster.cancelled == [0, 1, 2]
@@ -525,7 +531,7 @@ def test_ctrl_c_cancels_the_jobs_that_the_sweep_waits_for(monkeypatch, tmp_path,
     def stop(number):
         if number:
             raise KeyboardInterrupt
-        return _sweep.Outcome(0, "done", "")
+        return _sweep.RunOutcome(0, "done", "")
 
     cluster = Cluster(monkeypatch, ends=stop)
     with pytest.raises(KeyboardInterrupt):
@@ -555,26 +561,26 @@ def test_jobs_of_this_machine_see_its_gpus(monkeypatch, given, asked, seen):
     monkeypatch.setenv(_sweep.GPUS, given or "")
     if given is None:
         monkeypatch.delenv(_sweep.GPUS)
-    job = _sweep.Job(0, None, Means(1, launcher="submitit_local", overrides=asked), None)
+    job = _sweep.Job(0, None, ExecutorOptions(1, launcher="submitit_local", overrides=asked), None)
     monkeypatch.setenv(_sweep.GPUS, "0" if asked else "")
-    monkeypatch.setattr(_sweep, "run_cell", lambda *_: _sweep.Outcome(0, "done", str(os.environ.get(_sweep.GPUS))))
+    monkeypatch.setattr(_sweep, "execute_run", lambda *_: _sweep.RunOutcome(0, "done", str(os.environ.get(_sweep.GPUS))))
     assert job().reason == str(seen)
 
 
 def test_processes_that_left_after_a_signal_begin_again(monkeypatch):
     """submitit lets SIGTERM pass; a run of several processes has saved itself and left."""
-    came = [_sweep.Outcome(0, status, "") for status in ("done", "interrupted", "interrupted")]
+    came = [_sweep.RunOutcome(0, status, "") for status in ("done", "interrupted", "interrupted")]
     monkeypatch.setattr(_sweep, "_run_in_processes", lambda *_: came.pop())
-    assert _sweep.Job(0, None, Means(1, nproc=2), None)().status == "done"
-    monkeypatch.setattr(_sweep, "run_cell", lambda *_: _sweep.Outcome(0, "interrupted", ""))
-    assert _sweep.Job(0, None, Means(1), None)().status == "interrupted"
+    assert _sweep.Job(0, None, ExecutorOptions(1, nproc=2), None)().status == "done"
+    monkeypatch.setattr(_sweep, "execute_run", lambda *_: _sweep.RunOutcome(0, "interrupted", ""))
+    assert _sweep.Job(0, None, ExecutorOptions(1), None)().status == "interrupted"
 
 
 def test_words_that_are_added_to_the_launcher_are_the_launchers():
-    words = ["+hydra.launcher.additional_parameters.reservation=x", "hydra.launcher.partition=p", "optim.clip=2"]
-    assert _command.run_words(words) == ["optim.clip=2"]
+    words = ["+hydra.launcher.additional_parameters.reservation=x", "hydra.launcher.partition=p", "optim.max_grad_norm=2"]
+    assert _command.run_overrides(words) == ["optim.max_grad_norm=2"]
     arguments = SimpleNamespace(overrides=words, launcher="submitit_slurm", nproc=1, accelerate="", failfast=False, detach=False)
-    assert _command.means_of(arguments, 1).overrides == tuple(words[:2])
+    assert _command.executor_options(arguments, 1).overrides == tuple(words[:2])
 
 
 def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
@@ -584,9 +590,9 @@ def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
         for method in ("lora", "full")
         for task in ("boolq", "piqa")
     ]
-    cells = _plan.compose_cells(asked, ["0", "1"], 1)
+    cells = _plan.compose_runs(asked, ["0", "1"], 1)
     cluster = Cluster(monkeypatch)
-    _sweep.sweep(cells, [None] * len(cells), Means(len(cells), launcher="submitit_local", detach=True))
+    _sweep.sweep(cells, [None] * len(cells), ExecutorOptions(len(cells), launcher="submitit_local", detach=True))
     every = [cells[number].settings for array in cluster.arrays for number in array]
     submitted = [(settings.seed, settings.method.name, settings.task.name) for settings in every]
     of_a_seed = [("lora", "boolq"), ("full", "boolq"), ("lora", "piqa"), ("full", "piqa")]
@@ -625,7 +631,7 @@ def test_mistakes_about_launchers(repository, tmp_path, words, message):
 def test_failures_are_all_named_at_the_end(repository, tmp_path):
     code, out, err = command(
         repository, tmp_path, "flexibility", "--method", "lora,qgoft", "--tasks", "rte", "--seeds", "0", "--jobs", "1", "optim.lr=1.0e+18",
-        "optim.clip=null", "selection=last", *SHORT,
+        "optim.max_grad_norm=null", "selection=last", *SHORT,
     )  # fmt: skip
     assert code == 1
     named = [line for line in err.splitlines() if "is not done: diverged" in line]
@@ -636,7 +642,7 @@ def test_failures_are_all_named_at_the_end(repository, tmp_path):
 def test_failfast_leaves_the_rest(repository, tmp_path):
     code, _, err = command(
         repository, tmp_path, "flexibility", "--method", "lora,qgoft", "--tasks", "rte", "--seeds", "0", "--jobs", "1", "--failfast",
-        "optim.lr=1.0e+18", "optim.clip=null", "selection=last", *SHORT,
+        "optim.lr=1.0e+18", "optim.max_grad_norm=null", "selection=last", *SHORT,
     )  # fmt: skip
     assert code == 1
     assert len(records.read_records(tmp_path / "runs")) == 1
@@ -675,14 +681,14 @@ def test_items_without_runs_print_what_is_published(repository, tmp_path):
 
 def test_looking_and_fetching_go_on_past_what_cannot_be_had(tmp_path, capsys):
     words = [("task=glue/rte",), ("protocol=psoft_iclr26", "task=math/math", "method=lora", f"data.root={tmp_path}", "data.source=hub")]
-    cells = [_plan.Cell(some, compose_settings([*some, f"results.root={tmp_path}"])) for some in words]
+    cells = [_plan.PlannedRun(some, compose_settings([*some, f"results.root={tmp_path}"])) for some in words]
     problems = {}
-    keyed, identities = _plan.identify_all([*cells, cells[1]], 1, problems)
+    keyed, run_ids = _plan.identify_all([*cells, cells[1]], 1, problems)
     assert [cell.settings.task.full_name for cell in keyed] == ["glue/rte"]
-    assert len(identities) == 1
+    assert len(run_ids) == 1
     (name,) = problems
     assert name == f"math/math with {cells[1].settings.model.name}"
-    assert _command.tell_problems({**problems, "math/gsm8k": problems[name]}) == 2
+    assert _command.print_problems({**problems, "math/gsm8k": problems[name]}) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"qgoft: left out {name}, math/gsm8k: ")
     with pytest.raises(QgoftError):

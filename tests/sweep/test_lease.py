@@ -13,7 +13,7 @@ import pytest
 from qgoft.config.compose import compose_settings
 from qgoft.lease import Lease, LeaseHeld, LeaseLost, this_machine
 from qgoft.records import write_record
-from qgoft.run_id import Identity
+from qgoft.run_id import RunId
 from qgoft.tasks import sources
 from qgoft.tasks.sources import DataFiles, ModelFiles
 from tests.records.test_records import RECORD
@@ -30,8 +30,8 @@ def test_one_holder_and_it_is_named(tmp_path):
     with Lease(tmp_path / "run"):
         with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on "), Lease(tmp_path / "run"):
             pass
-        assert f"process {os.getpid()}" in Lease(tmp_path / "run").holder()
-    assert Lease(tmp_path / "run").holder() is None
+        assert f"process {os.getpid()}" in Lease(tmp_path / "run").owner()
+    assert Lease(tmp_path / "run").owner() is None
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -40,7 +40,7 @@ def test_of_a_dead_process_of_this_machine_it_is_free_at_once(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 9
     assert list(tmp_path.glob("lease.*.json"))
     with Lease(tmp_path) as lease:
-        lease.check()
+        lease.assert_held()
         assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.1.json"]
 
 
@@ -52,33 +52,36 @@ def test_two_dead_ones_do_not_bar_the_way(tmp_path):
     for number in (0, 1):
         (tmp_path / f"lease.{number}.json").write_text(content)
     with Lease(tmp_path) as lease:
-        lease.check()
+        lease.assert_held()
         assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.2.json"]
 
 
 def test_of_another_machine_it_is_void_when_it_shows_no_life_for_long_enough(tmp_path):
     foreign(tmp_path)
-    with pytest.raises(LeaseHeld), Lease(tmp_path, expiry=0.2):
+    with pytest.raises(LeaseHeld), Lease(tmp_path, lease_duration=0.2):
         pass
     time.sleep(0.1)
     foreign(tmp_path, beats=1)  # a sign of life: waiting begins anew
-    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, expiry=0.2):
+    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, lease_duration=0.2):
         pass
     time.sleep(0.3)
-    with Lease(tmp_path, expiry=0.2) as lease:
-        lease.check()
+    with Lease(tmp_path, lease_duration=0.2) as lease:
+        lease.assert_held()
 
 
 def test_one_entry_may_take_its_time(tmp_path):
     """A new process, such as the same command on another node, must look twice."""
     foreign(tmp_path)
-    with Lease(tmp_path, expiry=0.3, heartbeat=0.05, patience=2) as lease:
-        lease.check()
+    with Lease(tmp_path, lease_duration=0.3, heartbeat_interval=0.05, acquire_timeout=2) as lease:
+        lease.assert_held()
     foreign(tmp_path, number=5)
     signs = threading.Timer(0.2, foreign, (tmp_path,), {"beats": 1, "number": 5})
     signs.start()
     began = time.monotonic()
-    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, expiry=30, heartbeat=0.05, patience=30):
+    with (
+        pytest.raises(LeaseHeld, match="process 1 on elsewhere"),
+        Lease(tmp_path, lease_duration=30, heartbeat_interval=0.05, acquire_timeout=30),
+    ):
         pass
     assert time.monotonic() - began < 10, "a sign of life ends the waiting"
     signs.join()
@@ -88,13 +91,13 @@ def test_a_number_of_a_process_means_nothing_in_another_container(tmp_path, monk
     """Containers of one machine may share its name, and each counts its processes from 1."""
     content = {"token": "theirs", **this_machine(), "pid": 2**22 + 1, "beats": 0}
     (tmp_path / "lease.0.json").write_text(json.dumps({**content, "space": "another boot pid:[1]"}))
-    assert Lease(tmp_path).holder() is not None
+    assert Lease(tmp_path).owner() is not None
     (tmp_path / "lease.0.json").write_text(json.dumps(content))
-    assert Lease(tmp_path).holder() is None, "no such process here"
+    assert Lease(tmp_path).owner() is None, "no such process here"
 
 
 def test_one_bad_moment_of_the_file_system_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
-    with Lease(tmp_path, heartbeat=0.05) as lease:
+    with Lease(tmp_path, heartbeat_interval=0.05) as lease:
         look, bad = lease._files, [OSError(116, "stale file handle")]
         monkeypatch.setattr(lease, "_files", lambda: look() if not bad else (_ for _ in ()).throw(bad.pop()))
         before = lease.beats
@@ -109,22 +112,22 @@ def test_its_age_is_counted_by_the_own_clock(tmp_path):
     foreign(tmp_path)
     for moment in (0, time.time() + 86400):
         os.utime(tmp_path / "lease.0.json", (moment, moment))
-        with pytest.raises(LeaseHeld), Lease(tmp_path, expiry=5):
+        with pytest.raises(LeaseHeld), Lease(tmp_path, lease_duration=5):
             pass
 
 
 def test_who_was_taken_for_dead_is_told(tmp_path):
-    with Lease(tmp_path, heartbeat=0.05) as lease:
+    with Lease(tmp_path, heartbeat_interval=0.05) as lease:
         foreign(tmp_path, number=1)
         time.sleep(0.2)
         assert lease.is_lost
         with pytest.raises(LeaseLost, match="took this run over"):
-            lease.check()
+            lease.assert_held()
     assert (tmp_path / "lease.1.json").is_file(), "the other's lease is left alone"
 
 
 def test_a_heartbeat_changes_the_file(tmp_path):
-    with Lease(tmp_path, heartbeat=0.05):
+    with Lease(tmp_path, heartbeat_interval=0.05):
         before = (tmp_path / "lease.0.json").read_text()
         time.sleep(0.3)
         assert (tmp_path / "lease.0.json").read_text() != before
@@ -164,13 +167,13 @@ def test_of_threads_that_find_a_void_lease_one_takes_over(tmp_path):
     for turn in range(10):
         folder = tmp_path / str(turn)
         foreign(folder)
-        Lease(folder, expiry=0.1).holder()  # seen once
+        Lease(folder, lease_duration=0.1).owner()  # seen once
         time.sleep(0.11)
         inside, most, wins = [], [], []
 
         def take(folder=folder, inside=inside, most=most, wins=wins):
             try:
-                with Lease(folder, expiry=0.1):
+                with Lease(folder, lease_duration=0.1):
                     inside.append(1)
                     most.append(len(inside))
                     time.sleep(0.005)
@@ -190,37 +193,37 @@ def test_of_threads_that_find_a_void_lease_one_takes_over(tmp_path):
 
 
 def test_a_run_of_another_machine_that_is_silent_for_long_is_not_shown_as_running(tmp_path):
-    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    run_id = RunId(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
     lease = tmp_path / "lease.0.json"
     lease.write_text(json.dumps({"host": "node7", "pid": 12, "beats": 3}))
-    assert identity.state() == ("running", "process 12 on node7")
+    assert run_id.state() == ("running", "process 12 on node7")
     hours_ago = time.time() - 3 * 3600
     os.utime(lease, (hours_ago, hours_ago))
-    assert identity.state() == ("planned", "process 12 on node7 began it and has shown no sign of life for 3.0 h")
+    assert run_id.state() == ("planned", "process 12 on node7 began it and has shown no sign of life for 3.0 h")
 
 
 def test_what_a_process_of_a_run_says_when_it_fails_is_taken_once(tmp_path):
-    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
-    assert identity.take_failure() is None
-    identity.leave_failure(3, "failed", "connection closed")
-    identity.leave_failure(1, "oom", "no memory")
+    run_id = RunId(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    assert run_id.pop_rank_failure() is None
+    run_id.write_rank_failure(3, "failed", "connection closed")
+    run_id.write_rank_failure(1, "oom", "no memory")
     (tmp_path / "failure.2.json").write_text('{"status": "oo')
-    assert identity.take_failure() == ("oom", "process 1: no memory")
-    assert identity.take_failure() is None
+    assert run_id.pop_rank_failure() == ("oom", "process 1: no memory")
+    assert run_id.pop_rank_failure() is None
 
 
 def test_states_of_a_run(tmp_path):
-    identity = Identity(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
-    assert identity.state() == ("planned", "")
+    run_id = RunId(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
+    assert run_id.state() == ("planned", "")
     with Lease(tmp_path):
-        assert identity.state()[0] == "running"
+        assert run_id.state()[0] == "running"
     (tmp_path / "record.json").write_text('{"key": "cut sh')
-    assert identity.state()[0] == "torn"
-    assert not identity.is_done, "a torn record is made again"
+    assert run_id.state()[0] == "torn"
+    assert not run_id.is_done, "a torn record is made again"
     write_record(tmp_path, {**RECORD, "status": "oom", "reason": "too large"})
-    assert identity.state() == ("oom", "too large")
+    assert run_id.state() == ("oom", "too large")
     write_record(tmp_path, RECORD)
-    assert identity.state() == ("done", "")
+    assert run_id.state() == ("done", "")
 
 
 def test_of_a_hubs_folder_what_is_always_fetched_counts(tmp_path, monkeypatch):
@@ -229,8 +232,8 @@ def test_of_a_hubs_folder_what_is_always_fetched_counts(tmp_path, monkeypatch):
         (tmp_path / name).write_text("{}")
     monkeypatch.setattr(sources, "_download", lambda *_: tmp_path)
     model = compose_settings(["protocol=goft_icml24", "method=qgoft", "task=glue/mrpc"]).model
-    before = sources.find_model(model).files
+    before = sources.resolve_model(model).files
     (tmp_path / "chat_template.jinja").write_text("of another program")
-    assert sources.find_model(model).files == before
+    assert sources.resolve_model(model).files == before
     (tmp_path / "tokenizer.json").write_text("another one")
-    assert sources.find_model(model).files not in (before, None)
+    assert sources.resolve_model(model).files not in (before, None)

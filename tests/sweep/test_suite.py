@@ -21,7 +21,7 @@ from qgoft.report import rows as _tables
 from qgoft.sweep import plan as _plan
 from qgoft.train.run import run
 
-SHORT = ["train.max_steps=4", "train.evaluations=1"]
+SHORT = ["train.max_steps=4", "train.num_evals=1"]
 
 
 def command(repository, tmp_path, *words):
@@ -125,9 +125,9 @@ def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
     run(short)
     found = records.read_records(tmp_path / "runs")
     (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte"]))
-    assert _plan.Shelf(found).find(cell) is None, "a truncated run is not the protocol's"
+    assert _plan.RecordIndex(found).find(cell) is None, "a truncated run is not the protocol's"
     (same,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
-    assert _plan.Shelf(found).find(same)["key"] == found[0]["key"]
+    assert _plan.RecordIndex(found).find(same)["key"] == found[0]["key"]
 
 
 def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
@@ -141,15 +141,15 @@ def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
             rows.select(range(first, first + 32)).to_parquet(folder / f"{split}.parquet")
         words = ["task=glue/rte", f"results.root={tmp_path}", "data.source=hub", f"data.root={folder.parent}", *SHORT]
         found.append(run(compose_settings(words)))
-    shelf = _plan.Shelf(records.read_records(tmp_path / "runs"))
+    index = _plan.RecordIndex(records.read_records(tmp_path / "runs"))
     for record, name in zip(found, ("a", "b"), strict=True):
         words = ["glue", "--tasks", "rte", "--data", str(tmp_path / name), "data.source=hub", *SHORT]
-        (cell,) = _plan.name_origins(suite.plan(suite.parse(words)))
-        (row,) = _tables.collect_rows([cell], shelf)
+        (cell,) = _plan.resolve_named_paths(suite.plan(suite.parse(words)))
+        (row,) = _tables.collect_rows([cell], index)
         assert [made["key"] for made in row.all()] == [record["key"]]
         assert row.others == 1
     (unnamed,) = suite.plan(suite.parse(["glue", "--tasks", "rte", "data.source=hub", *SHORT]))
-    (row,) = _tables.collect_rows([unnamed], shelf)
+    (row,) = _tables.collect_rows([unnamed], index)
     assert (len(row.all()), row.others) == (1, 1)
 
 
@@ -158,10 +158,10 @@ def test_a_record_whose_settings_are_none_today_is_named_and_left_out(tmp_path, 
     run(settings)
     (made,) = records.read_records(tmp_path / "runs")
     (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
-    made["settings"]["optim"]["floor"] = 1e-5  # of a linear schedule, which an earlier version let pass
-    assert _plan.Shelf([made]).find(cell) is None
+    made["settings"]["optim"]["min_lr"] = 1e-5  # of a linear schedule, which an earlier version let pass
+    assert _plan.RecordIndex([made]).find(cell) is None
     said = capsys.readouterr().err
-    assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings are none today: optim.floor=" in said
+    assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings are none today: optim.min_lr=" in said
 
 
 def test_status_and_fetch(repository, tmp_path):
@@ -179,7 +179,7 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
         "task=glue/rte",
         "method=qgoft",
         "optim.lr=1.0e+18,0.01",
-        "optim.clip=null",
+        "optim.max_grad_norm=null",
         "selection=last",
         *SHORT,
         f"results.root={tmp_path}",
@@ -193,7 +193,7 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
 def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
     """SIGKILL to the parent: its workers notice, save their runs and end, before a run of thousands of steps has."""
     words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
-    settings = [f"results.root={tmp_path}", "train.max_steps=100000", "train.evaluations=1", "results.checkpoint_seconds=1"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=100000", "train.num_evals=1", "results.checkpoint_interval=1"]
     sweep = subprocess.Popen([*words, *settings], stderr=subprocess.DEVNULL, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
     began = time.monotonic()
     while len(list(tmp_path.glob("runs/*/attempt-*/checkpoint/step-*.safetensors"))) < 2:
@@ -215,7 +215,7 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
     """SIGTERM to the sweep alone, as soon as one of its workers has a checkpoint and the other may still be starting: what runs is saved, nothing
     is left running, and the same command goes on from there. So many steps that none is at its reporting by then."""
     words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
-    settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.evaluations=1", "results.checkpoint_seconds=0"]
+    settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.num_evals=1", "results.checkpoint_interval=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     sweep = subprocess.Popen(
         [*words, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository, env=environment
@@ -263,7 +263,7 @@ def test_helpers_compose_and_draw_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "helpers"))
     cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora", "--jobs", "2"]))
     assert len(cells) >= _plan.MANY
-    assert [cell.settings for cell in cells] == [_plan.composed(cell.words[:-1]) for cell in cells]
+    assert [cell.settings for cell in cells] == [_plan.compose_cached(cell.overrides[:-1]) for cell in cells]
     few = [cell for cell in cells if cell.settings.task.name in ("cola", "rte")]
     _plan.generate(few, 2)
     drawn = {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte") if is_generated("glue", name)}

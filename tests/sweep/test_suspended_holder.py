@@ -29,7 +29,7 @@ def rows(tmp_path_factory):
 
 
 def settings(root, rows):
-    words = ["train.max_steps=6", "train.evaluations=2", "results.checkpoint_seconds=0"]
+    words = ["train.max_steps=6", "train.num_evals=2", "results.checkpoint_interval=0"]
     return compose_settings([f"results.root={root}", "task=glue/stsb", "data.source=hub", f"data.root={rows}", *words])
 
 
@@ -76,7 +76,7 @@ def snapshot(folder):
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_suspended_holder_changes_nothing(tmp_path, rows, monkeypatch, moment):
-    monkeypatch.setattr(Lease.__init__, "__kwdefaults__", {"heartbeat": 0.05, "expiry": 0.4, "patience": 0.0})
+    monkeypatch.setattr(Lease.__init__, "__kwdefaults__", {"heartbeat_interval": 0.05, "lease_duration": 0.4, "acquire_timeout": 0.0})
     s = settings(tmp_path, rows)
     place, name, how = MOMENTS[moment]
     child = os.fork()
@@ -95,7 +95,7 @@ def test_a_suspended_holder_changes_nothing(tmp_path, rows, monkeypatch, moment)
         assert os.WIFSTOPPED(state), "the process ended before the moment came"
         monkeypatch.setattr(ledger, "this_machine", on_another_host("two"))
         folder = identify(s).folder
-        record = run(s, patience=20)
+        record = run(s, acquire_timeout=20)
         assert record["status"] == "done"
         before = snapshot(folder)
         os.kill(child, signal.SIGCONT)
@@ -116,16 +116,16 @@ def test_a_suspended_holder_changes_nothing(tmp_path, rows, monkeypatch, moment)
 
 
 def test_both_alive_do_not_remove_each_others_files(tmp_path):
-    with Lease(tmp_path, heartbeat=3600) as old:
+    with Lease(tmp_path, heartbeat_interval=3600) as old:
         (old.workspace / "history.jsonl").write_text("one")
-        with pytest.raises(LeaseHeld), Lease(tmp_path, expiry=0.05):
+        with pytest.raises(LeaseHeld), Lease(tmp_path, lease_duration=0.05):
             pass
         time.sleep(0.1)
-        with Lease(tmp_path, expiry=0.05) as new:
+        with Lease(tmp_path, lease_duration=0.05) as new:
             assert (new.workspace / "history.jsonl").read_text() == "one"
             old.workspace.mkdir()  # as a library does that creates missing directories
             (old.workspace / "history.jsonl").write_text("two")
-            for write in (old.check, old.adopt, old.publish):
+            for write in (old.assert_held, old.adopt, old.publish):
                 with pytest.raises(LeaseLost):
                     write()
             old.__exit__(None, None, None)
@@ -136,10 +136,10 @@ def test_both_alive_do_not_remove_each_others_files(tmp_path):
 
 def test_a_holder_that_is_suspended_after_publishing_leaves_the_next_attempt_alone(tmp_path, monkeypatch):
     """The run was interrupted, so the next holder has moved the published files into its own workspace, and works there."""
-    with Lease(tmp_path, heartbeat=3600) as old:
+    with Lease(tmp_path, heartbeat_interval=3600) as old:
         (old.workspace / "history.jsonl").write_text("one")
         (old.workspace / "checkpoint").mkdir()
-        new = Lease(tmp_path, expiry=0.05)
+        new = Lease(tmp_path, lease_duration=0.05)
         with pytest.raises(LeaseHeld):
             new.__enter__()
         rename = Lease._rename
@@ -154,9 +154,9 @@ def test_a_holder_that_is_suspended_after_publishing_leaves_the_next_attempt_alo
         monkeypatch.setattr(Lease, "_rename", rename_and_sleep)
         old.publish(leave=("checkpoint",))
         with pytest.raises(LeaseLost):
-            old.check()
+            old.assert_held()
         assert (new.workspace / "history.jsonl").read_text() == "one"
-        new.check()
+        new.assert_held()
         new.__exit__(None, None, None)
 
 

@@ -16,7 +16,7 @@ from qgoft.errors import QgoftError
 from qgoft.tasks import read as parts
 from qgoft.tasks import sources
 from qgoft.tasks.decoder.vicuna import Vicuna
-from qgoft.tasks.glue.data import _read, count_repairs
+from qgoft.tasks.glue.data import _read, count_data_fixes
 from qgoft.tasks.read import read_json, read_parquet, read_rows
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.squad.data import read_rows as read_questions
@@ -198,7 +198,7 @@ def test_what_is_odd_about_rows_is_counted():
         "test": Dataset.from_dict({"input_ids": [[3], [4], [3]], "labels": [1, 1, 1], "idx": [0, 1, 1]}),
         "validation": Dataset.from_dict({"input_ids": [[5], [6]], "labels": [0, 1], "idx": [0, 1]}),
     }
-    assert count_repairs(RTE, data) == {
+    assert count_data_fixes(RTE, data) == {
         "rows of test that are in train": 2,
         "rows of test with an idx that comes twice": 1,
         "classes that test does not have": 1,
@@ -229,7 +229,7 @@ def vicuna(folder, questions, references=()):
     (folder / "references.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in references))
     files = {name: (folder / f"{name}.jsonl",) for name in ("question", "references")}
     task = compose_settings(["task=instruct/vicuna"]).task
-    suite = SimpleNamespace(settings=SimpleNamespace(task=task), identity=SimpleNamespace(data=SimpleNamespace(files=files)))
+    suite = SimpleNamespace(settings=SimpleNamespace(task=task), run_id=SimpleNamespace(data=SimpleNamespace(files=files)))
     suite.questions = Vicuna._fastchat_questions(suite)
     Vicuna._check_numbers(suite)
     return suite.questions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qgoft.config.settings import TaskSettings
-from qgoft.tasks.evaluate import Outcome
+from qgoft.tasks.evaluate import Predictions
 from qgoft.tasks.glue.suite import combine
 from qgoft.tasks.metrics import Scores, majority_score, standard_error
 
@@ -66,17 +66,17 @@ def task(**changes):
 
 def test_two_sets_are_averaged_and_kept():
     outcomes = {
-        "matched": Outcome([0, 1], [0, 0], [0, 0], {"accuracy": 100.0}),
-        "mismatched": Outcome([0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1], {"accuracy": 50.0}),
+        "matched": Predictions([0, 1], [0, 0], [0, 0], {"accuracy": 100.0}),
+        "mismatched": Predictions([0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1], {"accuracy": 50.0}),
     }
     found = combine(task(), outcomes, [0, 0, 1])
     assert {name: m.value for name, m in found.items()} == {"accuracy_matched": 100.0, "accuracy_mismatched": 50.0, "accuracy": 75.0}
     assert found["accuracy"].n == 6
     assert found["accuracy"].standard_error == pytest.approx(12.5)
-    assert found["accuracy"].majority == pytest.approx((100 + 75) / 2)
+    assert found["accuracy"].majority_baseline == pytest.approx((100 + 75) / 2)
 
 
 def test_one_named_set_stands_for_the_task():
     """PSOFT's halves of MNLI report mismatched alone."""
-    found = combine(task(primary="accuracy_mismatched"), {"mismatched": Outcome([0, 1], [0, 1], [0, 0], {"accuracy": 50.0})}, [0])
+    found = combine(task(primary="accuracy_mismatched"), {"mismatched": Predictions([0, 1], [0, 1], [0, 0], {"accuracy": 50.0})}, [0])
     assert found["accuracy_mismatched"].value == found["accuracy"].value == 50.0

@@ -12,7 +12,7 @@ from qgoft.errors import QgoftError
 from qgoft.models import load_classifier
 from qgoft.pocket.weights import weights_folder
 from qgoft.tasks.model_files import check_directory, weight_files, weights_sha256
-from qgoft.tasks.sources import find_model
+from qgoft.tasks.sources import resolve_model
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_an_adapter_next_to_the_weights_is_refused(model, name):
     (model / name).write_text("{}")
     settings = compose_settings(["task=glue/rte", f"model.path={model}"])
     with pytest.raises(QgoftError, match=rf"{name}: transformers would load this adapter on top of the weights"):
-        find_model(settings.model)
+        resolve_model(settings.model)
 
 
 def test_a_configuration_that_names_other_weights_is_refused(model):

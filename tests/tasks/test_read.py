@@ -15,7 +15,7 @@ from qgoft.tasks import sources
 from qgoft.tasks.model_files import WEIGHT_PATTERNS
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.read import read_rows
-from qgoft.tasks.sources import find_parts, remote_size, repositories
+from qgoft.tasks.sources import remote_size, repositories, resolve_files
 
 ROWS = [{"question": "q1", "answer": "#### 1"}, {"question": "q2", "answer": "#### 2"}]
 LINES = "\n".join(map(json.dumps, ROWS)) + "\n"
@@ -56,13 +56,13 @@ def test_damage_is_one_line(tmp_path, name, content, message):
 def test_a_part_that_no_hub_has(tmp_path):
     s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft"])
     with pytest.raises(QgoftError, match=r"train part of commonsense/boolq is on no hub .* commonsense/commonsense_15k/train"):
-        find_parts(s.task, s.data)
+        resolve_files(s.task, s.data)
 
 
 def test_a_directory_that_lacks_a_part(tmp_path):
     s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft", f"data.root={tmp_path}"])
     with pytest.raises(QgoftError, match="no train part of commonsense/boolq; needed is <root>/commonsense/commonsense_15k/train"):
-        find_parts(s.task, s.data)
+        resolve_files(s.task, s.data)
 
 
 def test_the_repositories_of_a_task():

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from qgoft.cli import Parser, leave
+from qgoft.cli import Parser, run_cli
 from qgoft.config.compose import choices, compose_settings
 
 FILE = Path(__file__).resolve().parent / "loss_curves.json"
@@ -78,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_cli(main)

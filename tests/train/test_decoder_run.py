@@ -14,15 +14,15 @@ from qgoft.errors import QgoftError
 from qgoft.models import load_decoder, load_tokenizer
 from qgoft.pocket.weights import weights_folder
 from qgoft.run_id import identify
-from qgoft.tasks.decoder.generate import AnswerFile, Writing, write_answers
+from qgoft.tasks.decoder.generate import AnswerFile, GenerationSettings, write_answers
 from qgoft.tasks.decoder.mmlu import Mmlu
-from qgoft.tasks.decoder.suite import IGNORED
+from qgoft.tasks.decoder.suite import IGNORE_INDEX
 from qgoft.tasks.registry import build_suite
 from qgoft.train import run as run_module
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
 
-SHORT = ["train.max_steps=6", "train.evaluations=1"]
+SHORT = ["train.max_steps=6", "train.num_evals=1"]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,14 @@ def test_rows_held_out_or_without_room_are_of_the_official_ones(root):
     s = settings_for(root, "commonsense/boolq", "train.max_length=24")
     suite = build_suite(s, identify(s))
     assert suite.rows["train"] < 1982
-    assert any("fills the length" in what for what in suite.repairs)
+    assert any("fills the length" in what for what in suite.data_fixes)
     assert not suite.is_subset
 
 
 def test_rows_are_not_held_out_beside_a_validation_part(root):
     """They would move nothing, and would be in the key."""
-    with pytest.raises(QgoftError, match=r"train\.held_out=8, but commonsense/boolq has a validation part, which chooses"):
-        run(settings_for(root, "commonsense/boolq", "train.held_out=8"))
+    with pytest.raises(QgoftError, match=r"train\.holdout_rows=8, but commonsense/boolq has a validation part, which chooses"):
+        run(settings_for(root, "commonsense/boolq", "train.holdout_rows=8"))
 
 
 def test_the_second_loads_the_same_adapter(root, first):
@@ -83,7 +83,7 @@ def test_a_run_that_ended_after_its_own_training_has_not_loaded_another_s(tmp_pa
     """A judge that fails, or a signal while answers are written: the same command finds what it trained itself."""
     s = settings_for(tmp_path, "commonsense/boolq", "seed=7")
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "report_parts", lambda prepared: 1 / 0)
+        patch.setattr(run_module, "predict_test_sets", lambda prepared: 1 / 0)
         assert run(s)["status"] == "failed"
     record = run(s)
     assert record["status"] == "done"
@@ -191,9 +191,9 @@ def test_the_loss_counts_the_answer_and_the_end(root):
     assert words[prompt - 1] == "[RESP]"
     assert words[-1] == "</s>"
     length = len(row["input_ids"])
-    assert (batch["labels"][0, :prompt] == IGNORED).all()
+    assert (batch["labels"][0, :prompt] == IGNORE_INDEX).all()
     assert batch["labels"][0, prompt:length].tolist() == row["input_ids"][prompt:]
-    assert (batch["labels"][0, length:] == IGNORED).all()
+    assert (batch["labels"][0, length:] == IGNORE_INDEX).all()
     assert batch["attention_mask"][0].sum() == length
 
 
@@ -221,7 +221,7 @@ PROMPTS = [f"[INST] what is {n} + 2 ? [RESP] " for n in range(1, 11)]
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_are_taken_up_where_a_kill_left_them(writer, tmp_path, temperature):
     model, tokenizer = writer
-    writing = Writing(max_new_tokens=8, temperature=temperature, top_p=0.9, batch_size=4, seed=3)
+    writing = GenerationSettings(max_new_tokens=8, temperature=temperature, top_p=0.9, batch_size=4, seed=3)
     whole = write_answers(model, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
     assert len(whole) == len(PROMPTS)
     file = AnswerFile(tmp_path / "a", "answers", "w", 0)
@@ -241,7 +241,7 @@ def test_batching_does_not_change_an_answer(writer, tmp_path):
     prompts = [*PROMPTS, "[INST] repeat the sentence [INP] mary gives tom two apples in the park . [RESP] "]
     found = []
     for size in (1, 8):
-        writing = Writing(max_new_tokens=8, temperature=0.0, top_p=1.0, batch_size=size, seed=0)
+        writing = GenerationSettings(max_new_tokens=8, temperature=0.0, top_p=1.0, batch_size=size, seed=0)
         found.append(write_answers(model, prompts, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path, f"b{size}", "w", 0)))
     assert found[0] == found[1]
 
@@ -249,7 +249,7 @@ def test_batching_does_not_change_an_answer(writer, tmp_path):
 def test_mmlu_of_a_real_decoder_is_refused_in_several_processes_before_anything_is_trained(monkeypatch):
     suite = object.__new__(Mmlu)
     suite.settings = compose_settings(["task=instruct/mmlu", "protocol=goft_icml24", "method=goft", "task.options.prompt=lm_eval"])
-    suite.identity = SimpleNamespace(data=SimpleNamespace(files={"template": ()}))
+    suite.run_id = SimpleNamespace(data=SimpleNamespace(files={"template": ()}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(QgoftError, match="instruct/mmlu is scored by lm-eval, which runs in one process, and this run has 2; set NPROC=1"):
         suite.load_task()
@@ -274,22 +274,22 @@ def test_loss_on_all_tokens(root):
         s = settings_for(root, "commonsense/boolq", f"train.loss_on={loss_on}")
         suite = build_suite(s, identify(s))
         batch = suite.collate([suite.train[i] for i in range(4)])
-        is_labelled = batch["labels"] != IGNORED
+        is_labelled = batch["labels"] != IGNORE_INDEX
         expected = batch["attention_mask"].bool()
         if loss_on == "answer":
             prompts = torch.tensor([suite.train[i]["prompt"] for i in range(4)])
             expected &= torch.arange(expected.shape[1]) >= prompts[:, None]
         assert torch.equal(is_labelled, expected)
         assert torch.equal(batch["labels"][is_labelled], batch["input_ids"][is_labelled])
-        losses[loss_on] = suite.evaluate("choose", load_decoder(s, weights_folder("pocket-llama")), Accelerator()).scores["loss"]
+        losses[loss_on] = suite.evaluate("validation", load_decoder(s, weights_folder("pocket-llama")), Accelerator()).scores["loss"]
     assert abs(losses["all"] - losses["answer"]) > 0.05
 
 
 def test_eval_steps_evaluate_at_multiples(tmp_path):
-    record = run(settings_for(tmp_path, "commonsense/boolq", "train.evaluations=null", "train.eval_steps=2", "train.max_steps=5"))
+    record = run(settings_for(tmp_path, "commonsense/boolq", "train.num_evals=null", "train.eval_steps=2", "train.max_steps=5"))
     lines = [json.loads(line) for line in (tmp_path / "runs" / record["key"] / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "score" in line] == [2, 4]
-    assert record["selected"]["step"] in (2, 4)
+    assert record["best_checkpoint"]["step"] in (2, 4)
 
 
 def test_mmlu_prompts_of_llama_factory(root, monkeypatch):

@@ -21,7 +21,7 @@ from qgoft.train import run as run_module
 from qgoft.train.distributed import check_sharding
 from tests._processes import join_run, run_in_two
 
-WORDS = ["task=math/gsm8k", "train.max_steps=4", "train.evaluations=2", "train.accumulation=2", "task.options.new_tokens=4"]
+WORDS = ["task=math/gsm8k", "train.max_steps=4", "train.num_evals=2", "train.gradient_accumulation_steps=2", "task.options.new_tokens=4"]
 
 
 def divide(accelerator):
@@ -36,10 +36,10 @@ def divide(accelerator):
 def worker(rank, port, root, method):
     join_run(rank, port)
     build = run_module.build_accelerator
-    for is_divided in (False, True):
-        if is_divided:
+    for is_sharded in (False, True):
+        if is_sharded:
             run_module.build_accelerator = lambda settings: divide(build(settings))
-        run_module.run(compose_settings([f"results.root={root / str(is_divided)}", f"method={method}", *WORDS]))
+        run_module.run(compose_settings([f"results.root={root / str(is_sharded)}", f"method={method}", *WORDS]))
         torch.distributed.barrier()
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py
 
@@ -59,16 +59,16 @@ def found(root):
 def test_divided_weights_train_like_whole_ones(method, tmp_path):
     """Also after an evaluation in the middle, for which the weights come together and are divided again."""
     run_in_two(worker, tmp_path, method)
-    whole, divided = found(tmp_path / "False"), found(tmp_path / "True")
+    unsharded, divided = found(tmp_path / "False"), found(tmp_path / "True")
     assert divided[0]["status"] == "done"
-    assert divided[0]["key"] == whole[0]["key"]
-    assert divided[0]["metrics"] == whole[0]["metrics"]
-    assert divided[1] == whole[1]
-    for ours, theirs in zip(divided[2], whole[2], strict=True):
+    assert divided[0]["key"] == unsharded[0]["key"]
+    assert divided[0]["metrics"] == unsharded[0]["metrics"]
+    assert divided[1] == unsharded[1]
+    for ours, theirs in zip(divided[2], unsharded[2], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
-    assert divided[3].keys() == whole[3].keys()
+    assert divided[3].keys() == unsharded[3].keys()
     for name, tensor in divided[3].items():
-        torch.testing.assert_close(tensor, whole[3][name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, unsharded[3][name], rtol=1e-3, atol=1e-4)
 
 
 def fake_accelerator(**state):
@@ -82,7 +82,7 @@ def deepspeed(stage):
 
 def test_deepspeed_is_told_the_settings_of_the_run():
     accelerator = deepspeed(2)
-    check_sharding(accelerator, compose_settings(["train.accumulation=4", "optim.clip=0.5"]), per_process=8)
+    check_sharding(accelerator, compose_settings(["train.gradient_accumulation_steps=4", "optim.max_grad_norm=0.5"]), per_process=8)
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     assert config["gradient_clipping"] == 0.5
     assert config["gradient_accumulation_steps"] == 4

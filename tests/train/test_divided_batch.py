@@ -13,7 +13,7 @@ from qgoft.train.loop import count_items
 from qgoft.train.run import prepare, run, train_loader
 from tests._processes import join_run, run_in_two
 
-WORDS = ["train.max_steps=6", "train.evaluations=1", "selection=last"]
+WORDS = ["train.max_steps=6", "train.num_evals=1", "selection=last"]
 # Not SQuAD: the loss of the libraries' head is over all positions of a batch, padding too, so it depends on the longest of its rows.
 CASES = [
     ("task=glue/rte", "method=qgoft"),
@@ -51,7 +51,7 @@ def assert_alike(one, other):
 @pytest.mark.parametrize("words", CASES, ids=lambda words: words[0].removeprefix("task="))
 def test_two_passes_train_like_one(tmp_path, words):
     run(compose_settings([f"results.root={tmp_path}/one", *WORDS, *words]))
-    run(compose_settings([f"results.root={tmp_path}/two", *WORDS, *words, "train.batch_size=16", "train.accumulation=2"]))
+    run(compose_settings([f"results.root={tmp_path}/two", *WORDS, *words, "train.batch_size=16", "train.gradient_accumulation_steps=2"]))
     assert_alike(trained(tmp_path / "one"), trained(tmp_path / "two"))
 
 
@@ -59,7 +59,7 @@ def test_an_epoch_that_ends_within_a_step(tmp_path):
     """1000 rows: two steps of 384, and one of 232 in passes of 128 and 104."""
     words = ["task=glue/rte", "method=qgoft", "selection=last", "train.epochs=1", "train.max_steps=null"]
     run(compose_settings([f"results.root={tmp_path}/one", *words, "train.batch_size=384"]))
-    run(compose_settings([f"results.root={tmp_path}/three", *words, "train.batch_size=128", "train.accumulation=3"]))
+    run(compose_settings([f"results.root={tmp_path}/three", *words, "train.batch_size=128", "train.gradient_accumulation_steps=3"]))
     assert_alike(trained(tmp_path / "one"), trained(tmp_path / "three"))
 
 

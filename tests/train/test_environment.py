@@ -29,9 +29,9 @@ def test_switched_off_they_are_allowed(monkeypatch, value):
 
 def test_accumulation_of_the_environment(monkeypatch):
     said = refuse(monkeypatch, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})
-    assert said.startswith("train.accumulation=1, but accelerate uses 4, from ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    assert said.startswith("train.gradient_accumulation_steps=1, but accelerate uses 4, from ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
-    build_accelerator(compose_settings(["train.accumulation=2"]))
+    build_accelerator(compose_settings(["train.gradient_accumulation_steps=2"]))
 
 
 @pytest.mark.parametrize(

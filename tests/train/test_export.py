@@ -31,7 +31,7 @@ print(json.dumps(model(**batch).logits.argmax(-1).tolist()))
 
 
 def train(root, *words):
-    settings = compose_settings([f"results.root={root}", "task=glue/rte", "train.max_steps=8", "train.evaluations=1", *words])
+    settings = compose_settings([f"results.root={root}", "task=glue/rte", "train.max_steps=8", "train.num_evals=1", *words])
     record = run(settings)
     return root / "runs" / record["key"], settings
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from qgoft.train.interrupts import Stopped, Stops
+from qgoft.train.interrupts import SignalHandler, Stopped
 
 
 @pytest.fixture
@@ -20,16 +20,16 @@ def held():
 def test_it_arrives_when_the_run_begins(held):
     signal.raise_signal(signal.SIGTERM)  # does nothing yet
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped), Stops():
+    with pytest.raises(Stopped), SignalHandler():
         pytest.fail("the run began")
     assert signal.getsignal(signal.SIGTERM) is handler
     assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_it_arrives_within_and_not_between_runs(held):
-    with Stops() as stops, stops.later():
+    with SignalHandler() as signals, signals.defer():
         signal.raise_signal(signal.SIGTERM)
-        assert stops.asked == signal.SIGTERM
+        assert signals.pending == signal.SIGTERM
     signal.raise_signal(signal.SIGTERM)
     assert signal.sigpending() & {signal.SIGTERM}
 
@@ -39,19 +39,19 @@ def test_the_first_signal_says_who_acts_on_it():
     queued = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))
     try:
-        with Stops() as stops:
-            with stops.later():
+        with SignalHandler() as signals:
+            with signals.defer():
                 signal.raise_signal(signal.SIGUSR2)
-                stops._when -= 60
+                signals._received_at -= 60
                 with pytest.raises(Stopped):
                     signal.raise_signal(signal.SIGTERM)
-            stops.give_way()
+            signals.raise_pending()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert queued == [signal.SIGUSR2]
 
 
 def test_nothing_is_held_back_where_nothing_was():
-    with Stops():
+    with SignalHandler():
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

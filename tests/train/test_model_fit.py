@@ -33,7 +33,7 @@ def settings(model, tmp_path, *words):
             f"model.path={model}",
             f"results.root={tmp_path / 'results'}",
             "train.max_steps=2",
-            "train.evaluations=1",
+            "train.num_evals=1",
             *words,
         ]
     )

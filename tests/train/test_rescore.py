@@ -11,7 +11,7 @@ from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.records import base_model, read_record, write_record
 from qgoft.run_id import identify, key_from_record
-from qgoft.tasks.evaluate import Measured
+from qgoft.tasks.evaluate import Metric
 from qgoft.train import rescore as rescore_module
 from qgoft.train.export import export_run
 from qgoft.train.rescore import rescore
@@ -64,7 +64,7 @@ def test_tokenizer_and_configuration_of_a_directory_belong_to_the_run(tmp_path):
     (tmp_path / "same" / "trainer_state.json").write_text("{}")
     path = tmp_path / "other" / "tokenizer_config.json"
     path.write_text(path.read_text().replace("{", '{"note": "another", ', 1))
-    words = [f"results.root={tmp_path}", "task=glue/rte", "method=linear", "train.max_steps=2", "train.evaluations=1", "selection=last"]
+    words = [f"results.root={tmp_path}", "task=glue/rte", "method=linear", "train.max_steps=2", "train.num_evals=1", "selection=last"]
     one, same, other = (compose_settings([*words, f"model.path={tmp_path / name}"]) for name in ("one", "same", "other"))
     assert identify(one).key == identify(same).key != identify(other).key
     record = run(one)
@@ -155,7 +155,7 @@ def test_the_command_has_a_tolerance_for_each_unit(finished, monkeypatch, capsys
     words = [str(finished["qgoft"])]
     assert script.main(words) == 0
     assert "unmerged: the same" in capsys.readouterr().out
-    measured = {"loss": Measured(1.15, 1, None, None)}
+    measured = {"loss": Metric(1.15, 1, None, None, "")}
     monkeypatch.setattr(rescore_module, "rescore", lambda *_, **__: ({"metrics": {"loss": {"value": 1.0}}}, measured))
     assert script.main(words) == 1
     assert "apart 0.1500, allowed 0.002" in capsys.readouterr().out

@@ -27,8 +27,8 @@ from qgoft.train import loop as fit_module
 from qgoft.train import progress as progress_module
 from qgoft.train import run as run_module
 from qgoft.train import training_state as state_module
-from qgoft.train.checkpoint import Checkpoints
-from qgoft.train.interrupts import Stopped, Stops
+from qgoft.train.checkpoint import CheckpointManager
+from qgoft.train.interrupts import SignalHandler, Stopped
 from qgoft.train.loop import fit
 from qgoft.train.run import prepare, run, train_loader
 from tests._processes import join_run, run_in_two
@@ -36,7 +36,13 @@ from tests.fault_injection.torture import write_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Dropout everywhere, two looks, the last of them at the end.
-SHORT = ["train.max_steps=6", "train.evaluations=2", "train.drop_hidden=0.1", "train.drop_classifier=0.1", "results.checkpoint_seconds=0"]
+SHORT = [
+    "train.max_steps=6",
+    "train.num_evals=2",
+    "train.hidden_dropout=0.1",
+    "train.classifier_dropout=0.1",
+    "results.checkpoint_interval=0",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +134,7 @@ def test_the_peak_of_memory_is_of_all_parts(tmp_path, monkeypatch):
     assert run(s)["cost"]["peak_memory_bytes"] == 2**50
 
 
-def fitted(s, folder, last=None):
+def result(s, folder, last=None):
     """Train, up to a step if asked; the trained parameters, the history, from where it was gone on."""
     prepared = prepare(s, identify(s))
     lines = []
@@ -144,7 +150,7 @@ def fitted(s, folder, last=None):
     def written():
         return [json.dumps(line) for line in lines]
 
-    checkpoints = Checkpoints(folder, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
+    checkpoints = CheckpointManager(folder, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
     # A score that draws, as an evaluation may, and that falls: what was best before the break must be kept over it.
     result = fit(
         prepared.adapted,
@@ -162,11 +168,11 @@ def fitted(s, folder, last=None):
 
 def assert_fit_goes_on(tmp_path, s, breaks):
     """Broken off while the steps of `breaks` are logged, each time after the step before was saved."""
-    whole, history, _ = fitted(s, tmp_path / "whole")
+    whole, history, _ = result(s, tmp_path / "whole")
     for last in breaks:
         with pytest.raises(Killed):
-            fitted(s, tmp_path / "broken", last)
-    trained, lines, resumed = fitted(s, tmp_path / "broken")
+            result(s, tmp_path / "broken", last)
+    trained, lines, resumed = result(s, tmp_path / "broken")
     assert [part.step for part in resumed] == [last - 1 for last in breaks]
     assert lines == history
     assert trained.keys() == whole.keys()
@@ -179,19 +185,20 @@ ALL_METHODS = [name for name in method_names() if name not in ("base", "linear")
 @pytest.mark.parametrize("method", [*ALL_METHODS, "linear"])
 def test_every_method_goes_on_to_the_same_bits(tmp_path, method):
     """For AdaLoRA, while its budget falls."""
-    s = settings(tmp_path, f"method={method}", "train.max_steps=6", "train.evaluations=3", "train.batch_size=4")
+    s = settings(tmp_path, f"method={method}", "train.max_steps=6", "train.num_evals=3", "train.batch_size=4")
     assert_fit_goes_on(tmp_path, s, [4])
 
 
-DECODER = ["data.source=pocket", "data.root=null", "train.drop_hidden=null", "train.drop_classifier=null", "method=lora"]
+DECODER = ["data.source=pocket", "data.root=null", "train.hidden_dropout=null", "train.classifier_dropout=null", "method=lora"]
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("train.accumulation=2", "train.drop_last=true"), ("task=math/gsm8k", "train.group_by_length=true", *DECODER)]
+    "more",
+    [(), ("train.gradient_accumulation_steps=2", "train.drop_last=true"), ("task=math/gsm8k", "train.group_by_length=true", *DECODER)],
 )
 def test_the_order_of_rows_goes_on_too(tmp_path, more):
     """At the start of an epoch, within it, and at its very end; several times in one run."""
-    s = settings(tmp_path, "train.max_steps=9", "train.evaluations=9", "train.batch_size=10", *more)
+    s = settings(tmp_path, "train.max_steps=9", "train.num_evals=9", "train.batch_size=10", *more)
     assert_fit_goes_on(tmp_path, s, [2, 5, 9])
 
 
@@ -237,7 +244,7 @@ def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, mome
         if moment == "step":
             patch.setattr(fit_module, "backward", signalling(fit_module.backward, 4))
         else:
-            patch.setattr(run_module, "merged", signalling(run_module.merged, {"scoring": 2, "reporting": 3}[moment]))
+            patch.setattr(run_module, "merged_for_eval", signalling(run_module.merged_for_eval, {"scoring": 2, "reporting": 3}[moment]))
         with pytest.raises(Stopped) as stop:
             run(s)
     assert stop.value.number == signal.SIGTERM
@@ -276,18 +283,18 @@ def ctrl_c():
 @pytest.mark.usefixtures("ctrl_c")
 def test_who_ignores_a_signal_goes_on_ignoring_it():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Stops() as stops, stops.later():
+    with SignalHandler() as signals, signals.defer():
         os.kill(os.getpid(), signal.SIGINT)
-        assert stops.asked is None
+        assert signals.pending is None
 
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_at_once():
-    with Stops() as stops, stops.later():
+    with SignalHandler() as signals, signals.defer():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # the same, passed on by whoever started us
-        assert stops.asked == signal.SIGINT
-        stops._when -= 10
+        assert signals.pending == signal.SIGINT
+        signals._received_at -= 10
         with pytest.raises(Stopped, match="stopped from the keyboard"):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -297,12 +304,12 @@ def test_who_took_the_signal_before_is_asked_after_saving():
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     try:
-        with Stops() as stops, stops.later():
+        with SignalHandler() as signals, signals.defer():
             os.kill(os.getpid(), signal.SIGUSR2)
             assert not seen
-            stops.give_way(" after step 3")
+            signals.raise_pending(" after step 3")
             assert seen == [signal.SIGUSR2]
-            assert stops.asked is None
+            assert signals.pending is None
     finally:
         signal.signal(signal.SIGUSR2, before)
 
@@ -318,7 +325,7 @@ def test_submitit_is_asked_after_saving_at_every_moment(tmp_path, whole, monkeyp
             sys.exit(-1)
 
     before = signal.signal(signal.SIGUSR2, take)
-    target, name, calls = {"step": (fit_module, "backward", (4, 6)), "scoring": (run_module, "merged", (1, 3))}[moment]
+    target, name, calls = {"step": (fit_module, "backward", (4, 6)), "scoring": (run_module, "merged_for_eval", (1, 3))}[moment]
     try:
         with monkeypatch.context() as patch:
             patch.setattr(target, name, signalling(getattr(target, name), *calls, number=signal.SIGUSR2))
@@ -345,7 +352,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch
     record = run(s)
     told = capfd.readouterr().err
     assert "step-00000005.safetensors is damaged and not used" in told
-    assert "step-00000004.safetensors is damaged and not used (Damaged: its checksum does not hold)" in told
+    assert "step-00000004.safetensors is damaged and not used (CorruptCheckpoint: its checksum does not hold)" in told
     assert record["provenance"]["resumed"][0]["step"] == 3
     assert_same(remains(s), whole)
 
@@ -396,7 +403,7 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, whole, monkeypatch, ca
 
 
 def test_checkpoints_can_be_left_out(tmp_path, whole, monkeypatch):
-    s = settings(tmp_path, "results.checkpoint_seconds=null")
+    s = settings(tmp_path, "results.checkpoint_interval=null")
     break_off(monkeypatch, s, 5)
     assert not (identify(s).folder / "checkpoint").exists()
     run(s)
@@ -406,7 +413,7 @@ def test_checkpoints_can_be_left_out(tmp_path, whole, monkeypatch):
 def test_writing_takes_a_small_share_of_the_time(tmp_path):
     """However long a write takes, the next one waits until it is 3% of the time."""
     prepared = prepare(settings(tmp_path), identify(settings(tmp_path)))
-    checkpoints = Checkpoints(tmp_path, prepared.accelerator, every=1.0, origin={}, hardware={})
+    checkpoints = CheckpointManager(tmp_path, prepared.accelerator, every=1.0, origin={}, hardware={})
     checkpoints._last = time.monotonic() - 20
     assert checkpoints.is_due
     checkpoints.cost = 1.0

@@ -26,13 +26,13 @@ from qgoft.lease import Lease
 from qgoft.models import load_classifier
 from qgoft.run_id import identify
 from qgoft.train import loop as fit_module
-from qgoft.train import resources as room
+from qgoft.train import resources as resources
 from qgoft.train import run as run_module
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
 
-SHORT = ["train.max_steps=6", "train.evaluations=2"]
+SHORT = ["train.max_steps=6", "train.num_evals=2"]
 
 
 def settings(tmp_path, *words):
@@ -89,17 +89,17 @@ def test_reloaded_and_merged_adapter_scores_as_the_run_did(tmp_path, method):
     """The saved adapter, in a new model, unmerged and merged, gives the predictions of the record."""
     s = settings(tmp_path, f"method={method}", "task=glue/rte")
     run(s)
-    identity = identify(s)
-    with gzip.open(identity.folder / "predictions.jsonl.gz", "rt") as file:
+    run_id = identify(s)
+    with gzip.open(run_id.folder / "predictions.jsonl.gz", "rt") as file:
         recorded = [json.loads(line)["prediction"] for line in file]
-    prepared = prepare(s, identity)
+    prepared = prepare(s, run_id)
     suite = prepared.suite
-    model = peft.PeftModel.from_pretrained(suite.build_model(s, identity.model.folder), identity.folder / "adapter").eval()
-    assert suite.evaluate("report:", model, prepared.accelerator).predictions == recorded
-    again = suite.evaluate("report:", model.merge_and_unload(), prepared.accelerator).predictions
+    model = peft.PeftModel.from_pretrained(suite.build_model(s, run_id.model.folder), run_id.folder / "adapter").eval()
+    assert suite.evaluate("test:", model, prepared.accelerator).predictions == recorded
+    again = suite.evaluate("test:", model.merge_and_unload(), prepared.accelerator).predictions
     # Rounding may turn an item whose two logits are equal to seven digits; no more than that.
     assert sum(a != b for a, b in zip(again, recorded, strict=True)) <= 2
-    assert "/" not in json.loads((identity.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert "/" not in json.loads((run_id.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
 def test_methods_without_an_adapter_keep_what_they_trained(tmp_path):
@@ -111,7 +111,7 @@ def test_methods_without_an_adapter_keep_what_they_trained(tmp_path):
 
 def test_best_validation_keeps_the_best_weights(tmp_path, monkeypatch):
     """The scores are made to fall: the model must end as it was at the first look."""
-    s = settings(tmp_path, "train.max_steps=4", "train.evaluations=4")
+    s = settings(tmp_path, "train.max_steps=4", "train.num_evals=4")
     seen = []
     fixed = iter([0.9, 0.8, 0.7, 0.6])
 
@@ -122,7 +122,7 @@ def test_best_validation_keeps_the_best_weights(tmp_path, monkeypatch):
 
         return look
 
-    monkeypatch.setattr(run_module, "chooser", score)
+    monkeypatch.setattr(run_module, "build_selector", score)
     kept = {}
     monkeypatch.setattr(run_module, "save_adapter", lambda prepared, folder: kept.update(prepared=prepared))
     run(s)
@@ -155,7 +155,7 @@ def test_penalty_is_weighed_and_pulls_the_blocks_back(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path):
-    s = settings(tmp_path, "optim.lr=1.0e+18", "optim.head_lr=1.0e+18", "optim.clip=null", "optim.warmup=0")
+    s = settings(tmp_path, "optim.lr=1.0e+18", "optim.head_lr=1.0e+18", "optim.max_grad_norm=null", "optim.warmup=0")
     record = run(s)
     assert record["status"] == "diverged"
     assert "step" in record["reason"] or "undefined" in record["reason"]
@@ -187,7 +187,7 @@ def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, err
     record = identify(s).read()
     assert record["status"] == status
     assert record["reason"]
-    assert ("train.batch_size=16 train.accumulation=2" in record["reason"]) == (status == "oom")
+    assert ("train.batch_size=16 train.gradient_accumulation_steps=2" in record["reason"]) == (status == "oom")
     assert record["metrics"] == {}
     assert record["cost"]["steps"] is None
     assert run(s)["status"] in ("done", "diverged")
@@ -198,20 +198,25 @@ def test_too_little_room_is_told_before_anything_is_trained(tmp_path, monkeypatc
     prepared = prepare(s, identify(s))
     trained = 4 * (prepared.adapted.trainable + prepared.adapted.head)
     # Adapter, two checkpoints and one that is being written, each of four copies.
-    assert room.disk_bytes(prepared.adapted, s) == 13 * trained
-    assert room.device_bytes(prepared.adapted) >= 4 * trained
-    assert room.device_bytes(prepared.adapted) < 4 * trained + 4 * prepared.adapted.total
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 13 * trained + 1, 13 * trained - 1))
+    assert resources.disk_bytes(prepared.adapted, s) == 13 * trained
+    assert resources.device_bytes(prepared.adapted) >= 4 * trained
+    assert resources.device_bytes(prepared.adapted) < 4 * trained + 4 * prepared.adapted.total
+    monkeypatch.setattr(
+        resources.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 13 * trained + 1, 13 * trained - 1)
+    )
     with pytest.raises(QgoftError, match=r"MB free, and this run writes .* MB"):
         run(s)
     assert not (identify(s).folder / "record.json").exists()
-    run(settings(tmp_path, "method=full", "results.checkpoint_seconds=null"))  # the adapter alone has room
+    run(settings(tmp_path, "method=full", "results.checkpoint_interval=null"))  # the adapter alone has room
     gpu = SimpleNamespace(device=torch.device("cuda"), distributed_type=DistributedType.NO)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
-    for total, message in ((room.device_bytes(prepared.adapted), None), (room.device_bytes(prepared.adapted) - 1, "ACCELERATE=fsdp2")):
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    for total, message in (
+        (resources.device_bytes(prepared.adapted), None),
+        (resources.device_bytes(prepared.adapted) - 1, "ACCELERATE=fsdp2"),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, total=total: SimpleNamespace(total_memory=total))
         with nullcontext() if message is None else pytest.raises(QgoftError, match=message):
-            room.check_room(prepared.adapted, s, gpu)
+            resources.check_resources(prepared.adapted, s, gpu)
 
 
 def test_a_full_disk_is_one_line_and_no_record(tmp_path, monkeypatch):
@@ -245,10 +250,10 @@ def test_predictions_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
     fit = run_module.fit
 
     def fit_and_break(adapted, *arguments):
-        fitted = fit(adapted, *arguments)
+        result = fit(adapted, *arguments)
         with torch.no_grad():
             next(p for n, p in adapted.model.named_parameters() if n in adapted.head_names).fill_(torch.nan)
-        return fitted
+        return result
 
     monkeypatch.setattr(run_module, "fit", fit_and_break)
     record = run(s)
@@ -302,7 +307,7 @@ def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
     s = settings(tmp_path)
     prepared = prepare(s, identify(s))
     assert run_module._examples_a_step(prepared) == 1000 / 32
-    prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, accumulation=3))
+    prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, gradient_accumulation_steps=3))
     assert run_module._examples_a_step(prepared) == 1000 / 11
     prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, drop_last=True))
     assert run_module._examples_a_step(prepared) == 32
@@ -321,7 +326,7 @@ def test_biases_and_norms_decay_where_the_protocol_says_so(tmp_path):
 
 def test_a_16_bit_encoder_needs_autocast(tmp_path):
     with pytest.raises(
-        QgoftError, match=r"model.dtype=bfloat16: its head is trained in float32, and without autocast .* set train.precision=bf16"
+        QgoftError, match=r"model.dtype=bfloat16: its head is trained in float32, and without autocast .* set train.mixed_precision=bf16"
     ):
         settings(tmp_path, "model.dtype=bfloat16")
 
@@ -329,8 +334,8 @@ def test_a_16_bit_encoder_needs_autocast(tmp_path):
 def test_fp16_without_a_device_is_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine can train in fp16")
-    with pytest.raises(QgoftError, match=r"train.precision=fp16 does not work"):
-        run(settings(tmp_path, "train.precision=fp16"))
+    with pytest.raises(QgoftError, match=r"train.mixed_precision=fp16 does not work"):
+        run(settings(tmp_path, "train.mixed_precision=fp16"))
 
 
 def test_damaged_config_and_tokenizer_are_one_line(tmp_path):
@@ -403,13 +408,13 @@ def test_gradient_checkpointing_scores_alike(tmp_path):
 
 @pytest.mark.slow
 def test_bf16_trains(tmp_path):
-    assert run(settings(tmp_path, "train.precision=bf16"))["status"] in ("done", "diverged")
+    assert run(settings(tmp_path, "train.mixed_precision=bf16"))["status"] in ("done", "diverged")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft's, of the names it wrote itself
 def test_adalora_prunes(tmp_path):
-    s = settings(tmp_path, "method=adalora", "train.max_steps=30", "train.evaluations=3", "task=glue/rte")
+    s = settings(tmp_path, "method=adalora", "train.max_steps=30", "train.num_evals=3", "task=glue/rte")
     record = run(s)
     assert record["status"] == "done"
     values = {n: t for n, t in load_file(identify(s).folder / "adapter" / "adapter_model.safetensors").items() if "lora_E" in n}
@@ -420,10 +425,12 @@ def test_adalora_prunes(tmp_path):
 
 
 def test_steps_and_looks():
-    train = compose_settings(["train.epochs=3", "train.max_steps=null", "train.evaluations=null", "train.accumulation=2"]).train
+    train = compose_settings(
+        ["train.epochs=3", "train.max_steps=null", "train.num_evals=null", "train.gradient_accumulation_steps=2"]
+    ).train
     assert count_steps(train, 15) == (24, 8)
     assert evaluation_steps(train, 24, 8) == {8, 16, 24}
-    short = compose_settings(["train.epochs=3", "train.max_steps=5", "train.evaluations=2"]).train
+    short = compose_settings(["train.epochs=3", "train.max_steps=5", "train.num_evals=2"]).train
     assert count_steps(short, 15) == (5, 15)
     assert evaluation_steps(short, 5, 15) == {2, 5}
 
@@ -431,7 +438,7 @@ def test_steps_and_looks():
 def test_the_device_and_the_parts(tmp_path):
     s = settings(tmp_path)
     prepared = prepare(s, identify(s))
-    outcome = prepared.suite.evaluate("choose", prepared.adapted.model, prepared.accelerator)
+    outcome = prepared.suite.evaluate("validation", prepared.adapted.model, prepared.accelerator)
     assert len(outcome.predictions) == 500
     assert set(outcome.predictions) <= {0, 1}
 
@@ -489,7 +496,7 @@ def test_two_processes(tmp_path, repository):
         "--nproc_per_node=2",
         str(repository / "scripts" / "train.py"),
     ]
-    words = ["train.epochs=0.25", "train.max_steps=null", "train.evaluations=1", f"results.root={tmp_path}", "task=glue/rte"]
+    words = ["train.epochs=0.25", "train.max_steps=null", "train.num_evals=1", f"results.root={tmp_path}", "task=glue/rte"]
     subprocess.run([*command, *words], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=repository)
     (record,) = records.read_records(tmp_path)
     assert record["provenance"]["hardware"]["processes"] == 2
@@ -508,7 +515,7 @@ def test_a_floor_is_the_end_of_every_rate():
     """GOFT's VTAB recipe ends at 1e-5; a head that trains ten times as fast ends there too. Against the textbook formula."""
     body, head = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = torch.optim.AdamW([{"params": [body], "lr": 1e-3}, {"params": [head], "lr": 1e-2}])
-    optim = OptimSettings(lr=1e-3, head_lr=1e-2, weight_decay=0.0, warmup=10, schedule="cosine", clip=None, floor=1e-5)
+    optim = OptimSettings(lr=1e-3, head_lr=1e-2, weight_decay=0.0, warmup=10, schedule="cosine", max_grad_norm=None, min_lr=1e-5)
     schedule = build_schedule(optimizer, optim, 110)
     seen = []
     for _ in range(110):
@@ -527,8 +534,8 @@ def test_a_floor_is_the_end_of_every_rate():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["optim.floor=1e-5"], "optim.floor=1e-05 is where a cosine ends, and optim.schedule is linear"),
-        (["train.drop_hidden=1.5"], "train.drop_hidden is 1.5; allowed are 0 and more, below 1"),
+        (["optim.min_lr=1e-5"], "optim.min_lr=1e-05 is where a cosine ends, and optim.schedule is linear"),
+        (["train.hidden_dropout=1.5"], "train.hidden_dropout is 1.5; allowed are 0 and more, below 1"),
     ],
 )
 def test_settings_without_effect_or_meaning_are_refused(words, message):

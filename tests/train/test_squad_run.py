@@ -16,7 +16,7 @@ from qgoft.tasks.squad.scoring import exact_match_and_f1
 from qgoft.train.rescore import rescore
 from qgoft.train.run import run
 
-SHORT = ["task=squad/v1", "train.max_steps=12", "train.evaluations=2"]
+SHORT = ["task=squad/v1", "train.max_steps=12", "train.num_evals=2"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_record_and_predictions(done):
     assert set(record["metrics"]) == {"exact_match", "f1"}
     assert record["metrics"]["f1"]["n"] == 2000
     assert 0 < record["metrics"]["f1"]["standard_error"] < 2
-    assert record["metrics"]["f1"]["majority"] is None
+    assert record["metrics"]["f1"]["majority_baseline"] is None
     assert record["params"]["trainable"] == 10296
     assert record["params"]["head"] == 96 * 2 + 2
     assert record["provenance"]["data"]["rows"] == {"train": 1000, "validation": 500, "test": 2000}
@@ -90,10 +90,10 @@ def test_another_encoder_on_a_directory_with_damaged_rows(tmp_path, bert):
     assert record["status"] == "done"
     data = record["provenance"]["data"]
     assert data["subset"]
-    assert data["repairs"].pop("questions of validation that are in train") > 0
-    assert data["repairs"] == {"training answers that are not in their passage (target: none)": 3}
+    assert data["data_fixes"].pop("questions of validation that are in train") > 0
+    assert data["data_fixes"] == {"training answers that are not in their passage (target: none)": 3}
     assert record["metrics"]["f1"]["n"] == 20
-    assert record["settings"]["splits"] == "validation"
+    assert record["settings"]["eval_scheme"] == "validation"
 
 
 def test_a_tokenizer_without_offsets_is_refused(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from qgoft.run_id import identify
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run, train_loader
 
-SHORT = ["train.max_steps=6", "train.evaluations=2"]
+SHORT = ["train.max_steps=6", "train.num_evals=2"]
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,11 @@ def test_record(done):
     assert record["status"] == "done"
     assert record["primary"] == "accuracy"
     assert record["metrics"]["accuracy"]["n"] == 797
-    assert record["metrics"]["accuracy"]["majority"] == pytest.approx(10, abs=2)
+    assert record["metrics"]["accuracy"]["majority_baseline"] == pytest.approx(10, abs=2)
     assert record["params"]["head"] == 96 * 10 + 10
     assert record["params"]["trainable"] == 4 * (5 * 4 * 95 + 4 * 383)
     assert record["provenance"]["data"]["rows"] == {"train800": 800, "val200": 200, "test": 797}
-    assert record["provenance"]["data"]["repairs"] == {"pictures of mode L, read as RGB": 1797}
+    assert record["provenance"]["data"]["data_fixes"] == {"pictures of mode L, read as RGB": 1797}
 
 
 def test_the_saved_adapter_scores_the_same_merged_too(done):

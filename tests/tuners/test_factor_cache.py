@@ -63,7 +63,7 @@ def expected_grads(model, losses):
     """The same through ordinary autograd, layer by layer."""
     model = copy.deepcopy(model)
     model.zero_grad()
-    with givens.force_path("graph"):
+    with givens.force_backend("graph"):
         for loss in losses:
             loss(model).backward()
     return grads_of(model)
@@ -76,8 +76,8 @@ def square(seed=1):
 @pytest.fixture
 def count_builds(monkeypatch):
     builds = []
-    grow = shared.grow
-    monkeypatch.setattr(shared, "grow", lambda blocks, d: builds.append((len(blocks), d)) or grow(blocks, d))
+    build_forward = shared.build_forward
+    monkeypatch.setattr(shared, "build_forward", lambda blocks, d: builds.append((len(blocks), d)) or build_forward(blocks, d))
     return builds
 
 
@@ -173,7 +173,7 @@ def test_no_write_to_a_parameter_leaves_stale_factors(write):
         if p.requires_grad:
             write(p)
     after = model(rows())
-    with givens.force_path("graph"):
+    with givens.force_backend("graph"):
         torch.testing.assert_close(after, model(rows()))
     assert (after - before).abs().max() > 1e-3
 
@@ -224,8 +224,8 @@ def test_copies_and_pickles_are_independent():
     for other in (copied, loaded):
         torch.testing.assert_close(other(rows()), model(rows()))
         layers = [m for m in other.modules() if isinstance(m, GoftLayer)]
-        assert {id(layer.shared) for layer in layers} == {id(layers[0].shared)}
-        assert layers[0].shared is not next(m for m in model.modules() if isinstance(m, GoftLayer)).shared
+        assert {id(layer.factor_cache) for layer in layers} == {id(layers[0].factor_cache)}
+        assert layers[0].factor_cache is not next(m for m in model.modules() if isinstance(m, GoftLayer)).factor_cache
         with torch.no_grad():
             layers[0].goft_blocks["default"].add_(1.0)
         assert (other(rows()) - model(rows())).abs().max() > 1e-3
@@ -234,10 +234,10 @@ def test_copies_and_pickles_are_independent():
 def test_a_copy_of_one_layer_is_not_one_of_all():
     model = make()
     copied = copy.deepcopy(model.base_model.model.layers[0].up)
-    assert copied.shared.layers == [copied]
+    assert copied.factor_cache.layers == [copied]
     torch.testing.assert_close(copied(rows()), model.base_model.model.layers[0].up(rows()))
     del model
-    assert copied.shared.layers == [copied]
+    assert copied.factor_cache.layers == [copied]
 
 
 def test_autograd_grad_and_hooks_see_the_parameters():
@@ -259,7 +259,7 @@ def test_old_builds_are_freed():
     gc.disable()
     try:
         square()(model).backward()
-        store = next(m for m in model.modules() if isinstance(m, GoftLayer)).shared
+        store = next(m for m in model.modules() if isinstance(m, GoftLayer)).factor_cache
         trees = [weakref.ref(current.build.factors.stages[0]) for current in store._current.values()]
         with torch.no_grad():
             for p in model.parameters():

@@ -29,7 +29,7 @@ from transformers import (
 
 import qgoft
 from qgoft import GoftConfig, OrthogonalityPenaltyCallback, orthogonality_penalty
-from qgoft.methods import merged
+from qgoft.methods import merged_for_eval
 from qgoft.ops.givens import identity_blocks, mix_pairs
 from qgoft.tuners import GoftLayer
 from qgoft.tuners.trainer_callback import add_penalty_gradient
@@ -374,7 +374,7 @@ def test_an_evaluation_leaves_a_shared_weight_shared():
     model[1].weight = model[0].weight
     wrapped = adapted(model, ["0"])
     weight = wrapped.base_model.model[1].weight
-    with merged(SimpleNamespace(model=wrapped)):
+    with merged_for_eval(SimpleNamespace(model=wrapped)):
         assert wrapped.base_model.model[0].get_base_layer().weight is not weight
     assert wrapped.base_model.model[0].get_base_layer().weight is weight
 

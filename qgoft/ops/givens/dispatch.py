@@ -11,15 +11,15 @@ from torch import Tensor
 
 # trees: stages of small matrices on pieces of rows; triton: all levels of a row on the chip of a GPU, from the 2x2 blocks themselves;
 # graph: differentiable operations alone, which a compiler can trace.
-PATHS = ("trees", "triton", "graph")
+BACKENDS = ("trees", "triton", "graph")
 _forced: list[str] = []
 
 
 @contextmanager
-def force_path(name: str) -> Iterator[None]:
-    """Use one path whatever the input, as tests and benchmarks need it. Names are those of `PATHS`."""
-    if name not in PATHS:
-        raise ValueError(f"unknown path {name!r} of the Givens operator; allowed are {', '.join(PATHS)}")
+def force_backend(name: str) -> Iterator[None]:
+    """Use one path whatever the input, as tests and benchmarks need it. Names are those of `BACKENDS`."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown path {name!r} of the Givens operator; allowed are {', '.join(BACKENDS)}")
     _forced.append(name)
     try:
         yield
@@ -27,25 +27,25 @@ def force_path(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def choose_path(*tensors: Tensor) -> str:
+def choose_backend(*tensors: Tensor) -> str:
     """How these rows and blocks are multiplied."""
     if _forced:
         return _forced[-1]
-    if torch.compiler.is_compiling() or is_functorch():
+    if torch.compiler.is_compiling() or is_functorch_active():
         return "graph"
     # The kernels compute in float32.
-    if all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_works():
+    if all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_available():
         return "triton"
     return "trees"
 
 
-def is_functorch() -> bool:
+def is_functorch_active() -> bool:
     """Return True inside torch.func.grad, vmap and their like, which need operations that they know."""
     return torch._C._functorch.maybe_current_level() is not None
 
 
 @functools.cache
-def triton_works() -> bool:
+def triton_available() -> bool:
     """Whether the kernels give the product on this machine's GPU: tried once, on a small case, before the first use."""
     if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return False
@@ -62,12 +62,12 @@ def triton_works() -> bool:
     return True
 
 
-def goes_through_weight(rows: int, outputs: int) -> bool:
+def should_rotate_weight(rows: int, outputs: int) -> bool:
     """Return True if W (R^T x) is computed as (W R^T) x. A rotated row costs the same on either side, so the side with fewer rows is rotated."""
     return outputs <= rows
 
 
-def can_share(parameter: Tensor) -> bool:
+def can_cache_factors(parameter: Tensor) -> bool:
     """Whether the factors of a layer may be kept between calls: not while a compiler traces, and only where comparing values with those
     the factors were made from does not wait for a device."""
-    return choose_path(parameter) == "trees" and parameter.device.type == "cpu" and type(parameter) in (Tensor, torch.nn.Parameter)
+    return choose_backend(parameter) == "trees" and parameter.device.type == "cpu" and type(parameter) in (Tensor, torch.nn.Parameter)

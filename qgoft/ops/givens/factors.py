@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qgoft.ops.givens.dispatch import choose_path
-from qgoft.ops.givens.index_cache import keep_table
+from qgoft.ops.givens.dispatch import choose_backend
+from qgoft.ops.givens.index_cache import cached_index
 from qgoft.ops.givens.reference import check_blocks
 
 # Measured on two CPU cores: trees of 16 and 32 cost the same, 16 keep half the matrices; up to 128 coordinates are
@@ -28,13 +28,13 @@ class Factors(NamedTuple):
     """
 
     stages: tuple[Tensor, ...]
-    path: str = "trees"
+    backend: str = "trees"
 
     def to(self, dtype: torch.dtype) -> "Factors":
         """Matrices in the dtype of the rows; blocks stay as they are, since the kernels compute in float32."""
-        if self.path == "triton":
+        if self.backend == "triton":
             return self
-        return Factors(tuple(stage.to(dtype) for stage in self.stages), self.path)
+        return Factors(tuple(stage.to(dtype) for stage in self.stages), self.backend)
 
 
 class _Level(NamedTuple):
@@ -45,19 +45,19 @@ class _Level(NamedTuple):
     present: int
 
 
-class Tape(NamedTuple):
+class BuildContext(NamedTuple):
     """The levels of each stage, and where their rows went."""
 
     levels: list[list[_Level]]
     places: list[Tensor]
 
-    def select(self, layers: Tensor) -> "Tape":
+    def select(self, layers: Tensor) -> "BuildContext":
         """The tape of some of the layers, given by their indexes."""
         chosen = [[_Level(level.blocks[layers], level.children[layers], level.present) for level in stage] for stage in self.levels]
-        return Tape(chosen, self.places)
+        return BuildContext(chosen, self.places)
 
 
-def geometry(d: int) -> list[tuple[int, int]]:
+def stage_sizes(d: int) -> list[tuple[int, int]]:
     """Width of the trees and their number, stage by stage."""
     stages = []
     while d > LAST_WIDTH:
@@ -67,7 +67,7 @@ def geometry(d: int) -> list[tuple[int, int]]:
     return [*stages, (d, 1)]
 
 
-def build_factors(blocks: Tensor, d: int, path: str | None = None) -> Factors:
+def build_factors(blocks: Tensor, d: int, backend: str | None = None) -> Factors:
     """Factors of the product; differentiable.
 
     Args:
@@ -78,42 +78,42 @@ def build_factors(blocks: Tensor, d: int, path: str | None = None) -> Factors:
         ValueError: the blocks do not belong to width d, or d < 2.
     """
     check_blocks(blocks, d)
-    path = path or choose_path(blocks)
-    if path == "triton":
-        return Factors((blocks,), path)
-    if path == "graph":
-        factors, _ = grow(blocks[None], d)
-        return Factors(tuple(stage[0] for stage in factors.stages), path)
+    backend = backend or choose_backend(blocks)
+    if backend == "triton":
+        return Factors((blocks,), backend)
+    if backend == "graph":
+        factors, _ = build_forward(blocks[None], d)
+        return Factors(tuple(stage[0] for stage in factors.stages), backend)
     return Factors(_Build.apply(blocks, d))
 
 
-def grow(blocks: Tensor, d: int) -> tuple[Factors, Tape]:
+def build_forward(blocks: Tensor, d: int) -> tuple[Factors, BuildContext]:
     """Factors of L layers at once. blocks [L, d-1, 2, 2] -> stages [L, q_s, b_s, b_s]."""
-    stages, tape = [], Tape([], [])
-    for width, count in geometry(d):
+    stages, context = [], BuildContext([], [])
+    for width, count in stage_sizes(d):
         padded = _next_power_of_two(width)
-        matrices, levels, used = _grow(blocks, d, padded, count)
+        matrices, levels, used = _build_stage(blocks, d, padded, count)
         stages.append(matrices[:, :, :width, :width])
-        tape.levels.append(levels)
-        tape.places.append(_places(padded, count, blocks.device))
+        context.levels.append(levels)
+        context.places.append(_flat_positions(padded, count, blocks.device))
         blocks, d = blocks[:, used:], count
-    return Factors(tuple(stages)), tape
+    return Factors(tuple(stages)), context
 
 
-def pull_back(tape: Tape, grad: Factors) -> Tensor:
+def build_backward(context: BuildContext, grad: Factors) -> Tensor:
     """Gradient of the blocks [L, d-1, 2, 2] from that of the factors."""
     parts = []
-    for levels, places, stage in zip(tape.levels, tape.places, grad.stages, strict=True):
+    for levels, places, stage in zip(context.levels, context.places, grad.stages, strict=True):
         missing = (1 << len(levels)) - stage.shape[-1]
         if missing:
             stage = torch.nn.functional.pad(stage, (0, missing, 0, missing))
-        parts += _shrink(levels, stage, places)
+        parts += _stage_backward(levels, stage, places)
     return torch.cat(parts, 1)
 
 
-def pull_back_in_graph(source: Tensor | list[Tensor], blocks: Tensor, d: int, grads: list[Tensor]) -> tuple[Tensor, ...]:
+def build_backward_in_graph(source: Tensor | list[Tensor], blocks: Tensor, d: int, grads: list[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of the sources of blocks [L, d-1, 2, 2], as differentiable functions."""
-    return torch.autograd.grad(grow(blocks, d)[0].stages, source, grads, create_graph=True)
+    return torch.autograd.grad(build_forward(blocks, d)[0].stages, source, grads, create_graph=True)
 
 
 class _Build(torch.autograd.Function):
@@ -121,7 +121,7 @@ class _Build(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, blocks: Tensor, d: int) -> tuple[Tensor, ...]:
-        factors, ctx.tape = grow(blocks[None], d)
+        factors, ctx.context = build_forward(blocks[None], d)
         ctx.save_for_backward(blocks)
         ctx.width = d
         return tuple(stage[0] for stage in factors.stages)
@@ -130,15 +130,15 @@ class _Build(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():  # create_graph=True
             (blocks,) = ctx.saved_tensors
-            return pull_back_in_graph(blocks, blocks[None], ctx.width, [grad[None] for grad in grads])[0], None
-        return pull_back(ctx.tape, Factors(tuple(grad[None] for grad in grads)))[0], None
+            return build_backward_in_graph(blocks, blocks[None], ctx.width, [grad[None] for grad in grads])[0], None
+        return build_backward(ctx.context, Factors(tuple(grad[None] for grad in grads)))[0], None
 
 
 def _next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _grow(blocks: Tensor, d: int, width: int, count: int) -> tuple[Tensor, list[_Level], int]:
+def _build_stage(blocks: Tensor, d: int, width: int, count: int) -> tuple[Tensor, list[_Level], int]:
     """Matrices [L, count, width, width] of the first log2(width) levels, the levels, and how many blocks they took.
 
     Only the root of a subtree is still needed by the levels above it, so a level turns the root rows of two subtrees, each of
@@ -161,12 +161,12 @@ def _grow(blocks: Tensor, d: int, width: int, count: int) -> tuple[Tensor, list[
         finished.append(rows[:, :, 1].reshape(layers, -1))
         used, stride = used + present, 2 * stride
     values = torch.cat((root, *finished), 1)
-    flat = blocks.new_zeros(layers, count * width * width).index_copy(1, _places(width, count, blocks.device), values)
+    flat = blocks.new_zeros(layers, count * width * width).index_copy(1, _flat_positions(width, count, blocks.device), values)
     return flat.view(layers, count, width, width), levels, used
 
 
-def _shrink(levels: list[_Level], grad: Tensor, places: Tensor) -> list[Tensor]:
-    """The reverse of `_grow`: gradients of the blocks of each level [L, present, 2, 2], lowest level first."""
+def _stage_backward(levels: list[_Level], grad: Tensor, places: Tensor) -> list[Tensor]:
+    """The reverse of `_build_stage`: gradients of the blocks of each level [L, present, 2, 2], lowest level first."""
     layers = len(grad)
     pieces = grad.reshape(layers, -1)[:, places].view(layers, len(levels) + 1, -1)
     root, parts = pieces[:, 0], []
@@ -187,9 +187,9 @@ def _pad_with_identities(level: Tensor, count: int) -> Tensor:
     return torch.cat((level, identity), 1)
 
 
-@keep_table
-def _places(width: int, count: int, device: torch.device) -> Tensor:
-    """Where `_grow` puts its rows: flat positions in [count, width, width], in the order root, level 1, level 2, ..."""
+@cached_index
+def _flat_positions(width: int, count: int, device: torch.device) -> Tensor:
+    """Where `_build_stage` puts its rows: flat positions in [count, width, width], in the order root, level 1, level 2, ..."""
     tree = torch.arange(count)[:, None, None] * width * width
     column = torch.arange(width)
     parts = [(tree + column).reshape(-1)]

@@ -11,7 +11,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def keep_table(function: Callable[P, T]) -> Callable[P, T]:
+def cached_index(function: Callable[P, T]) -> Callable[P, T]:
     """Cache the result by the arguments. Made outside inference mode, so that it may be used in training later."""
     kept: Callable[P, T] = functools.lru_cache(maxsize=256)(torch.inference_mode(False)(function))  # type: ignore[assignment]
 

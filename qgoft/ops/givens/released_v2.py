@@ -9,7 +9,7 @@ no rotation. PSOFT's published GOFT and qGOFT rows were run with it.
 import torch
 from torch import Tensor
 
-from qgoft.ops.givens.index_cache import keep_table
+from qgoft.ops.givens.index_cache import cached_index
 from qgoft.ops.givens.reference import check_blocks, pairs
 
 
@@ -19,7 +19,7 @@ def check_even(d: int) -> None:
         raise ValueError(f"width d is {d}; the released second version pairs neighbours and needs an even width; use goft or qgoft")
 
 
-@keep_table
+@cached_index
 def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Indices into (blocks flattened, then 1, then 0) of c and t, and where t has the other sign: [levels, d] tables, largest stride first."""
     levels = (d - 1).bit_length()

@@ -39,7 +39,7 @@ def _load_blocks(blocks, first, d: tl.constexpr, D: tl.constexpr, level: tl.cons
 
 
 @triton.jit
-def _finished(D: tl.constexpr, level: tl.constexpr):
+def _finished_columns(D: tl.constexpr, level: tl.constexpr):
     """The coordinate that each node of a level finishes, [1, nodes]."""
     return (tl.arange(0, D >> (level + 1)) * (2 << level) + (1 << level))[None, :]
 
@@ -50,13 +50,13 @@ def _pairs_of(d: tl.constexpr, level: tl.constexpr):
 
 
 @triton.jit
-def _climb(root, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
+def _split_pairs(root, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
     """The two inputs of every pair of a level: [ROWS, 2 * nodes] -> twice [ROWS, nodes]."""
     return tl.split(tl.reshape(root, (ROWS, D >> (level + 1), 2)))
 
 
 @triton.jit
-def _descend(upper, done, a, b, c, e, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
+def _join_pairs(upper, done, a, b, c, e, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
     """The transposed block on every node: twice [ROWS, nodes] -> [ROWS, 2 * nodes]."""
     return tl.reshape(tl.join(a * upper + c * done, b * upper + e * done), (ROWS, D >> level))
 
@@ -67,16 +67,16 @@ def _add_to(place, value, present):
 
 
 @triton.jit
-def _turn_kernel(x, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr):
+def _forward_kernel(x, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
     inside = row < N
     column = tl.arange(0, D)[None, :]
     root = tl.load(x + row * d + column, mask=inside & (column < d), other=0.0).to(tl.float32)
     first = 0
     for level in tl.static_range(LEVELS):
-        even, odd = _climb(root, ROWS, D, level)
+        even, odd = _split_pairs(root, ROWS, D, level)
         a, b, c, e = _load_blocks(blocks, first, d, D, level)
-        second = _finished(D, level)
+        second = _finished_columns(D, level)
         tl.store(y + row * d + second, (c * even + e * odd).to(y.dtype.element_ty), mask=inside & (second < d))
         root = a * even + b * odd
         first += _pairs_of(d, level)
@@ -84,7 +84,7 @@ def _turn_kernel(x, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.c
 
 
 @triton.jit
-def _turn_back_kernel(g, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr):
+def _transpose_kernel(g, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
     inside = row < N
     root = tl.load(g + row * d, mask=inside, other=0.0).to(tl.float32)
@@ -92,15 +92,15 @@ def _turn_back_kernel(g, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS:
     for level in tl.static_range(LEVELS - 1, -1, -1):
         first -= _pairs_of(d, level)
         a, b, c, e = _load_blocks(blocks, first, d, D, level)
-        second = _finished(D, level)
+        second = _finished_columns(D, level)
         done = tl.load(g + row * d + second, mask=inside & (second < d), other=0.0).to(tl.float32)
-        root = _descend(root, done, a, b, c, e, ROWS, D, level)
+        root = _join_pairs(root, done, a, b, c, e, ROWS, D, level)
     column = tl.arange(0, D)[None, :]
     tl.store(y + row * d + column, root.to(y.dtype.element_ty), mask=inside & (column < d))
 
 
 @triton.jit
-def _gradients_kernel(
+def _backward_kernel(
     x,
     g,
     blocks,
@@ -129,7 +129,7 @@ def _gradients_kernel(
         odds = ()
         first = 0
         for level in tl.static_range(LEVELS):
-            even, odd = _climb(root, ROWS, D, level)
+            even, odd = _split_pairs(root, ROWS, D, level)
             a, b, c, e = _load_blocks(blocks, first, d, D, level)
             evens = evens + (even,)
             odds = odds + (odd,)
@@ -140,7 +140,7 @@ def _gradients_kernel(
         for level in tl.static_range(LEVELS - 1, -1, -1):
             first -= _pairs_of(d, level)
             a, b, c, e = _load_blocks(blocks, first, d, D, level)
-            second = _finished(D, level)
+            second = _finished_columns(D, level)
             done = tl.load(g + row * d + second, mask=inside & (second < d), other=0.0).to(tl.float32)
             node = tl.arange(0, D >> (level + 1))
             present = node * (2 << level) + (1 << level) < d
@@ -149,7 +149,7 @@ def _gradients_kernel(
             _add_to(place + 1, tl.sum(upper * odds[level], 0), present)
             _add_to(place + 2, tl.sum(done * evens[level], 0), present)
             _add_to(place + 3, tl.sum(done * odds[level], 0), present)
-            upper = _descend(upper, done, a, b, c, e, ROWS, D, level)
+            upper = _join_pairs(upper, done, a, b, c, e, ROWS, D, level)
         # `out` may be `g` or `x`: every thread has read before one writes. And the next tile adds to sums that are written.
         tl.debug_barrier()
         if NEED_INPUT:
@@ -157,7 +157,7 @@ def _gradients_kernel(
                 first = 0
                 for level in tl.static_range(LEVELS):
                     a, b, c, e = _load_blocks(blocks, first, d, D, level)
-                    second = _finished(D, level)
+                    second = _finished_columns(D, level)
                     done = c * evens[level] + e * odds[level]
                     tl.store(out + row * d + second, done.to(out.dtype.element_ty), mask=inside & (second < d))
                     first += _pairs_of(d, level)
@@ -173,14 +173,14 @@ def _layout(rows: Tensor) -> dict[str, int]:
     return {"d": d, "D": width, "LEVELS": (d - 1).bit_length(), "ROWS": tall, "num_warps": 4 if width * tall <= 2048 else 8}
 
 
-def turn(rows: Tensor, blocks: Tensor) -> Tensor:
+def forward(rows: Tensor, blocks: Tensor) -> Tensor:
     """R on every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
-    return _launch(_turn_kernel, rows, blocks)
+    return _launch(_forward_kernel, rows, blocks)
 
 
-def turn_back(rows: Tensor, blocks: Tensor) -> Tensor:
+def transpose(rows: Tensor, blocks: Tensor) -> Tensor:
     """R^T on every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
-    return _launch(_turn_back_kernel, rows, blocks)
+    return _launch(_transpose_kernel, rows, blocks)
 
 
 def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
     return out
 
 
-def gradients(
+def backward(
     rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, need_input: bool, transpose: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of y = R x: of the blocks [d-1, 2, 2] in float32, and of x.
@@ -214,7 +214,7 @@ def gradients(
     partial = torch.zeros(programs, len(blocks), 2, 2, dtype=torch.float32, device=rows.device)
     if len(rows):
         with torch.cuda.device_of(rows):
-            _gradients_kernel[(programs,)](
+            _backward_kernel[(programs,)](
                 rows,
                 grads,
                 blocks,
@@ -239,11 +239,11 @@ def self_check(device: torch.device) -> float:
         exact_rows, exact_blocks = rows.double().requires_grad_(), blocks.double().requires_grad_()
         exact = exact_rows @ reference_matrix(exact_blocks, d).T
         exact_grads = torch.autograd.grad(exact, (exact_rows, exact_blocks), grads.double())
-    grad_blocks, grad_rows = gradients(rows, grads.clone(), blocks, overwrite=True, need_input=True)
-    same_blocks, turned = gradients(rows.clone(), grads, blocks, overwrite=True, need_input=True, transpose=True)
+    grad_blocks, grad_rows = backward(rows, grads.clone(), blocks, overwrite=True, need_input=True)
+    same_blocks, turned = backward(rows.clone(), grads, blocks, overwrite=True, need_input=True, transpose=True)
     pairs = (
-        (turn(rows, blocks), exact),
-        (turn_back(grads, blocks), exact_grads[0]),
+        (forward(rows, blocks), exact),
+        (transpose(grads, blocks), exact_grads[0]),
         (grad_rows, exact_grads[0]),
         (grad_blocks, exact_grads[1]),
         (turned, exact),

@@ -145,10 +145,10 @@ def texture(name: str, random: Random) -> Array:
     return patterns[name]().astype(np.float32)
 
 
-def paint(picture: Array, mask: Array, colour: Array) -> Array:
+def paint(image: Array, mask: Array, colour: Array) -> Array:
     """The picture with a colour [3], or another picture, where the mask is."""
     cover = mask[..., None]
-    return (picture * (1 - cover) + cover * colour).astype(np.float32)
+    return (image * (1 - cover) + cover * colour).astype(np.float32)
 
 
 def colour(random: Random, among: Sequence[int] = range(len(COLOURS))) -> Array:
@@ -162,11 +162,11 @@ def shade(base: Array, random: Random) -> Array:
 
 def ground(random: Random, *, textured: bool = True) -> Array:
     """A dark background, often with a faint pattern."""
-    picture = np.ones((SIZE, SIZE, 3), np.float32) * (random.uniform(0, 0.6, 3) * random.uniform(0.2, 1)).astype(np.float32)
+    image = np.ones((SIZE, SIZE, 3), np.float32) * (random.uniform(0, 0.6, 3) * random.uniform(0.2, 1)).astype(np.float32)
     if textured and random.random() < 0.6:
         pattern = texture(TEXTURES[int(random.integers(len(TEXTURES)))], random)
-        picture = picture + pattern[..., None] * random.uniform(-0.25, 0.25, 3).astype(np.float32)
-    return picture
+        image = image + pattern[..., None] * random.uniform(-0.25, 0.25, 3).astype(np.float32)
+    return image
 
 
 def scatter(random: Random, count: int, apart: float, reach: float = 0.75) -> list[Array]:
@@ -181,6 +181,6 @@ def scatter(random: Random, count: int, apart: float, reach: float = 0.75) -> li
     return places
 
 
-def finish(picture: Array, random: Random, noise: float) -> Array:
+def finish(image: Array, random: Random, noise: float) -> Array:
     """Sensor noise, and eight bits: [SIZE, SIZE, 3] uint8."""
-    return (np.clip(picture + random.normal(0, noise, picture.shape), 0, 1) * 255).round().astype(np.uint8)
+    return (np.clip(image + random.normal(0, noise, image.shape), 0, 1) * 255).round().astype(np.uint8)

@@ -56,12 +56,12 @@ def scene(random: Random) -> tuple[Array, list[int]]:
     found = dict.fromkeys(ATTRIBUTES, -1)
     found["kind"] = kind = int(random.integers(3))
     draw = (_shapes, _pattern, _glyph)[kind]
-    picture = draw(random, found)
-    return finish(picture, random, 0.06), list(found.values())
+    image = draw(random, found)
+    return finish(image, random, 0.06), list(found.values())
 
 
 def _shapes(random: Random, found: dict[str, int]) -> Array:
-    picture = ground(random)
+    image = ground(random)
     found["shape"], found["colour"] = int(random.integers(len(SHAPES))), int(random.integers(len(COLOURS)))
     name, base = SHAPES[found["shape"]], COLOURS[found["colour"]]
     if random.integers(6) == 0:
@@ -70,12 +70,12 @@ def _shapes(random: Random, found: dict[str, int]) -> Array:
         found.update(count=0, x=_bin(x, -0.6, 0.6, 5), y=_bin(y, -0.6, 0.6, 5), size=_bin(size, 0.2, 0.6, 4))
         if name == "ellipse":
             found["angle"] = _bin(angle, 0, math.pi, 6)
-        return paint(picture, outline(name, x, y, size, angle), shade(base, random))
+        return paint(image, outline(name, x, y, size, angle), shade(base, random))
     places = scatter(random, int(random.integers(1, 7)), 0.45, 0.8)
     found["count"] = len(places) - 1
     for x, y in places:
-        picture = paint(picture, outline(name, x, y, random.uniform(0.16, 0.24), random.uniform(0, 2 * math.pi)), shade(base, random))
-    return picture
+        image = paint(image, outline(name, x, y, random.uniform(0.16, 0.24), random.uniform(0, 2 * math.pi)), shade(base, random))
+    return image
 
 
 def _pattern(random: Random, found: dict[str, int]) -> Array:

@@ -77,21 +77,21 @@ def oxford_flowers102(random: Random, label: int) -> Array:
     petals, away, around = 3 + label % 4, np.hypot(X, Y), np.arctan2(Y, X)
     reach = random.uniform(0.5, 0.8) * (0.55 + 0.45 * np.cos(petals * around + random.uniform(0, TURN)))
     flower = np.clip((reach - away) * 8 + 0.5, 0, 1).astype(np.float32)
-    picture = paint(ground(random), flower, shade(COLOURS[(0, 4)[label // 4]], random))
-    return paint(picture, outline("disc", 0, 0, 0.15), COLOURS[3])
+    image = paint(ground(random), flower, shade(COLOURS[(0, 4)[label // 4]], random))
+    return paint(image, outline("disc", 0, 0, 0.15), COLOURS[3])
 
 
 def oxford_iiit_pet(random: Random, label: int) -> Array:
     """Heads that differ in the form of the ears and the distance between them."""
-    picture, fur, size = ground(random), colour(random, (8, 9)), random.uniform(0.4, 0.5)
+    image, fur, size = ground(random), colour(random, (8, 9)), random.uniform(0.4, 0.5)
     ear, apart = ("triangle", "disc", "ellipse")[label % 3], (0.3, 0.5)[label // 3]
     x, y = _place(random, 0.2)
     for side in (-1, 1):
-        picture = paint(picture, outline(ear, x + side * apart, y - 0.9 * size, 0.22, -math.pi / 2), fur)
-    picture = paint(picture, outline("disc", x, y, size), fur)
+        image = paint(image, outline(ear, x + side * apart, y - 0.9 * size, 0.22, -math.pi / 2), fur)
+    image = paint(image, outline("disc", x, y, size), fur)
     for side in (-1, 1):
-        picture = paint(picture, outline("disc", x + 0.17 * side, y - 0.05, 0.07), np.zeros(3, np.float32))
-    return picture
+        image = paint(image, outline("disc", x + 0.17 * side, y - 0.05, 0.07), np.zeros(3, np.float32))
+    return image
 
 
 def svhn(random: Random, label: int) -> Array:
@@ -104,26 +104,26 @@ def svhn(random: Random, label: int) -> Array:
 def sun397(random: Random, label: int) -> Array:
     """A scene: how high the horizon is, and what stands on it."""
     horizon, thing = (-0.4, 0.3)[label % 2], label // 2
-    picture = np.where((horizon > Y)[..., None], random.uniform(0.3, 1, 3), random.uniform(0, 0.7, 3)).astype(np.float32)
+    image = np.where((horizon > Y)[..., None], random.uniform(0.3, 1, 3), random.uniform(0, 0.7, 3)).astype(np.float32)
     for x in random.uniform(-0.8, 0.8, 3):
         if thing == 0:
-            picture = paint(picture, outline("triangle", x, horizon - 0.1, 0.25, math.pi / 2), random.uniform(0, 0.5, 3))
+            image = paint(image, outline("triangle", x, horizon - 0.1, 0.25, math.pi / 2), random.uniform(0, 0.5, 3))
         elif thing == 1:
-            picture = paint(picture, outline("square", x, horizon - 0.15, 0.2), random.uniform(0, 0.5, 3))
+            image = paint(image, outline("square", x, horizon - 0.15, 0.2), random.uniform(0, 0.5, 3))
         else:
-            picture = paint(picture, outline("disc", x, horizon - 0.5, 0.15), random.uniform(0.5, 1, 3))
-    return picture
+            image = paint(image, outline("disc", x, horizon - 0.5, 0.15), random.uniform(0.5, 1, 3))
+    return image
 
 
 def patch_camelyon(random: Random, label: int) -> Array:
     """Cells; in one of two pictures a long nucleus among them, hardly darker than they are."""
-    picture = np.ones((SIZE, SIZE, 3), np.float32) * np.array([0.9, 0.7, 0.85], np.float32)
+    image = np.ones((SIZE, SIZE, 3), np.float32) * np.array([0.9, 0.7, 0.85], np.float32)
     for x, y in random.uniform(-1, 1, (16, 2)):
-        picture = paint(picture, outline("disc", x, y, random.uniform(0.08, 0.16)), shade(np.array([0.45, 0.2, 0.6]), random))
+        image = paint(image, outline("disc", x, y, random.uniform(0.08, 0.16)), shade(np.array([0.45, 0.2, 0.6]), random))
     if label:
         nucleus = outline("ellipse", *_place(random, 0.4), random.uniform(0.2, 0.3), random.uniform(0, math.pi))
-        picture = paint(picture, nucleus, shade(np.array([0.4, 0.16, 0.55]), random))
-    return picture
+        image = paint(image, nucleus, shade(np.array([0.4, 0.16, 0.55]), random))
+    return image
 
 
 def eurosat(random: Random, label: int) -> Array:
@@ -149,26 +149,26 @@ def resisc45(random: Random, label: int) -> Array:
 
 def diabetic_retinopathy(random: Random, label: int) -> Array:
     """Five grades by the number of small spots."""
-    picture = paint(np.zeros((SIZE, SIZE, 3), np.float32), outline("disc", 0, 0, 0.95), shade(np.array([0.8, 0.4, 0.15]), random))
+    image = paint(np.zeros((SIZE, SIZE, 3), np.float32), outline("disc", 0, 0, 0.95), shade(np.array([0.8, 0.4, 0.15]), random))
     for x, y in scatter(random, (0, 2, 4, 7, 11)[label], 0.2):
-        picture = paint(picture, outline("disc", 0.8 * x, 0.8 * y, 0.07), np.array([0.5, 0.05, 0.05]))
-    return picture
+        image = paint(image, outline("disc", 0.8 * x, 0.8 * y, 0.07), np.array([0.5, 0.05, 0.05]))
+    return image
 
 
 def clevr_count(random: Random, label: int) -> Array:
-    picture = ground(random, textured=False)
+    image = ground(random, textured=False)
     for x, y in scatter(random, label + 2, 0.42):
         name = ("disc", "square", "triangle")[int(random.integers(3))]
-        picture = paint(picture, outline(name, x, y, random.uniform(0.13, 0.2), random.uniform(0, TURN)), colour(random, range(8)))
-    return picture
+        image = paint(image, outline(name, x, y, random.uniform(0.13, 0.2), random.uniform(0, TURN)), colour(random, range(8)))
+    return image
 
 
 def clevr_dist(random: Random, label: int) -> Array:
     """How near the nearest object is: its size, beside a small one."""
     near, far = scatter(random, 2, 0.7)
     size = (0.12, 0.2, 0.3, 0.42)[label] * random.uniform(0.9, 1.1)
-    picture = paint(ground(random), outline("square", *far, 0.08), colour(random))
-    return paint(picture, outline("square", *near, size), colour(random))
+    image = paint(ground(random), outline("square", *far, 0.08), colour(random))
+    return paint(image, outline("square", *near, size), colour(random))
 
 
 def dmlab(random: Random, label: int) -> Array:
@@ -179,20 +179,20 @@ def dmlab(random: Random, label: int) -> Array:
         two = one + length * np.array([math.cos(turn), math.sin(turn)])
         if np.abs(two).max() < 0.85:
             break
-    picture = paint(ground(random, textured=False), outline("disc", *one, 0.14), COLOURS[0])
-    return paint(picture, outline("triangle", *two, 0.16), COLOURS[5])
+    image = paint(ground(random, textured=False), outline("disc", *one, 0.14), COLOURS[0])
+    return paint(image, outline("triangle", *two, 0.16), COLOURS[5])
 
 
 def kitti(random: Random, label: int) -> Array:
     """A road to the horizon; how far up it the car is."""
     horizon = random.uniform(-0.5, -0.3)
-    picture = np.where((horizon > Y)[..., None], random.uniform(0.5, 1, 3), random.uniform(0.1, 0.4, 3)).astype(np.float32)
+    image = np.where((horizon > Y)[..., None], random.uniform(0.5, 1, 3), random.uniform(0.1, 0.4, 3)).astype(np.float32)
     depth = np.clip((Y - horizon) / (1 - horizon), 0, 1)
     road = (np.abs(X) < 0.08 + 0.7 * depth) & (horizon < Y)
-    picture = paint(picture, road.astype(np.float32), np.full(3, random.uniform(0.4, 0.6)))
+    image = paint(image, road.astype(np.float32), np.full(3, random.uniform(0.4, 0.6)))
     share = (0.9, 0.6, 0.35, 0.15)[label] * random.uniform(0.93, 1.07)
     x = random.uniform(-0.4, 0.4) * share
-    return paint(picture, outline("square", x, horizon + share * (1 - horizon) - 0.1, 0.08 + 0.25 * share), colour(random, (0, 2, 3, 7)))
+    return paint(image, outline("square", x, horizon + share * (1 - horizon) - 0.1, 0.08 + 0.25 * share), colour(random, (0, 2, 3, 7)))
 
 
 def dsprites_loc(random: Random, label: int) -> Array:
@@ -211,8 +211,8 @@ def dsprites_ori(random: Random, label: int) -> Array:
 def smallnorb_azi(random: Random, label: int) -> Array:
     """The direction of a bar behind a disc, by steps of a sixth of half a turn."""
     turn, (x, y) = label * math.pi / 6 + random.uniform(-0.2, 0.2), _place(random, 0.2)
-    picture = paint(ground(random), outline("bar", x, y, random.uniform(0.35, 0.6), turn), colour(random))
-    return paint(picture, outline("disc", x, y, 0.22), colour(random))
+    image = paint(ground(random), outline("bar", x, y, random.uniform(0.35, 0.6), turn), colour(random))
+    return paint(image, outline("disc", x, y, 0.22), colour(random))
 
 
 def smallnorb_ele(random: Random, label: int) -> Array:

@@ -15,7 +15,7 @@ from qgoft.tasks.evaluate import evaluating
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationSettings:
     """How answers are generated. A temperature of 0 takes the likeliest token, or with several beams the likeliest text."""
 
     max_new_tokens: int
@@ -47,7 +47,12 @@ class AnswerFile:
 
 
 def write_answers(
-    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, writing: Writing, file: AnswerFile
+    model: nn.Module,
+    prompts: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    writing: GenerationSettings,
+    file: AnswerFile,
 ) -> list[str]:
     """One answer per prompt, in their order. Several processes share the prompts.
 
@@ -82,7 +87,7 @@ def _batches(prompts: list[str], tokenizer: PreTrainedTokenizerBase, size: int) 
 
 @torch.no_grad()
 def _write(
-    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, writing: Writing
+    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, writing: GenerationSettings
 ) -> list[str]:
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     batch = tokenizer(prompts, padding=True, return_tensors="pt")

@@ -14,14 +14,14 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 from qgoft.pocket.language.choices import LETTERS
 from qgoft.pocket.language.knowledge import question_words
 from qgoft.run_id import world_size
 from qgoft.tasks.decoder.lm_eval import find_tasks, harness_answers, read_descriptions
 from qgoft.tasks.decoder.mmlu_groups import GROUP_OF, group_accuracies
 from qgoft.tasks.decoder.suite import Decoder
-from qgoft.tasks.evaluate import Measured, Outcome, evaluating
+from qgoft.tasks.evaluate import Metric, Predictions, evaluating
 
 SHOTS = (0, 5)
 DRAW_SEED = 42  # LLaMA-Factory's
@@ -32,7 +32,7 @@ COLUMNS = ["question", "subject", "choices", "answer"]
 class Mmlu(Decoder):
     def load_task(self) -> None:
         self.prompt = str(self.settings.task.options.get("prompt", "lm_eval"))
-        choose("task.options.prompt", self.prompt, ["lm_eval", "llama_factory"], "change task.options.prompt")
+        check_choice("task.options.prompt", self.prompt, ["lm_eval", "llama_factory"], "change task.options.prompt")
         if world_size() > 1 and self.is_real and self.prompt == "lm_eval":
             raise QgoftError(
                 f"{self.settings.task.full_name} is scored by lm-eval, which runs in one process, and this run has {world_size()}; set NPROC=1 for it "
@@ -53,11 +53,11 @@ class Mmlu(Decoder):
     @property
     def is_real(self) -> bool:
         """A real decoder, asked in the words of MMLU."""
-        return "template" in self.identity.data.files
+        return "template" in self.run_id.data.files
 
-    def _checked(self, part: str) -> Dataset:
-        rows = self.read_part(part, COLUMNS)
-        where = f"{self.settings.task.full_name}, {part} part"
+    def _checked(self, split: str) -> Dataset:
+        rows = self.read_part(split, COLUMNS)
+        where = f"{self.settings.task.full_name}, {split} part"
         for i, row in enumerate(rows):
             if row["subject"] not in GROUP_OF:
                 raise QgoftError(f"{where}: row {i} has the subject {row['subject']!r}, which is none of MMLU's; correct the data")
@@ -65,7 +65,7 @@ class Mmlu(Decoder):
                 raise QgoftError(f"{where}: row {i} needs four choices and an answer from 0 to 3; correct the data")
         return rows
 
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
         if self.is_real and self.prompt == "llama_factory":
             letters = [self.tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
             found = {shots: self._letters(self._drawn_prompts(shots), letters, model, accelerator) for shots in SHOTS}
@@ -79,7 +79,7 @@ class Mmlu(Decoder):
             found = {shots: self._letters(prompts[shots], letters, model, accelerator) for shots in SHOTS}
         labels = list(self.questions["answer"])
         ids = [f"{shots}-{i}" for shots in SHOTS for i in range(len(labels))]
-        return Outcome(ids, [number for shots in SHOTS for number in found[shots]], labels * len(SHOTS), {"accuracy": None})
+        return Predictions(ids, [number for shots in SHOTS for number in found[shots]], labels * len(SHOTS), {"accuracy": None})
 
     def _prompt(self, row: dict[str, Any], shots: int) -> str:
         """Examples with their letters, then the question, up to where its letter comes: in the words of the embedded corpus."""
@@ -118,7 +118,7 @@ class Mmlu(Decoder):
             mine = gather_object(mine)
         return [number for _, number in sorted(mine)]
 
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         """mmlu<shots>_<group>, and the average over all questions."""
         (outcome,) = outcomes.values()
         subjects, count = list(self.questions["subject"]), len(self.questions)
@@ -126,13 +126,15 @@ class Mmlu(Decoder):
         examples = [row["answer"] for rows in self.examples.values() for row in rows]
         constant = max(range(len(LETTERS)), key=examples.count)  # the commonest of what may be known beforehand
         for number, shots in enumerate(SHOTS):
-            part = slice(number * count, (number + 1) * count)
-            labels = outcome.labels[part]
-            right = [ours == label for ours, label in zip(outcome.predictions[part], labels, strict=True)]
+            split = slice(number * count, (number + 1) * count)
+            labels = outcome.labels[split]
+            right = [ours == label for ours, label in zip(outcome.predictions[split], labels, strict=True)]
             always = group_accuracies(subjects, [label == constant for label in labels])
             for group, (value, n) in group_accuracies(subjects, right).items():
                 error = 100 * math.sqrt(value / 100 * (1 - value / 100) / n)
-                measured[f"mmlu{shots}_{group}"] = Measured(value, n, error, always[group][0])
+                measured[f"mmlu{shots}_{group}"] = Metric(
+                    value, n, error, always[group][0], "qgoft.tasks.decoder.mmlu_groups.group_accuracies"
+                )
         return measured
 
 

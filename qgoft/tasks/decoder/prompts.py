@@ -14,13 +14,13 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 from qgoft.pocket.language.knowledge import TEMPLATE
 from qgoft.tasks.cache import cached_rows
 
 # Raised by any change of what is read or tokenised here, so that no cached rows of before are used.
 ROWS_VERSION = 1
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class PromptRules:
     input: str = "section"
 
     def __post_init__(self) -> None:
-        choose("task.options.train_prompt.response", self.response, ["newline", "glued"], "change it")
-        choose("task.options.train_prompt.input", self.input, ["section", "appended"], "change it")
+        check_choice("task.options.train_prompt.response", self.response, ["newline", "glued"], "change it")
+        check_choice("task.options.train_prompt.input", self.input, ["section", "appended"], "change it")
 
 
 def prompt_rules(options: dict[str, Any]) -> PromptRules:
@@ -54,7 +54,7 @@ def prompt_rules(options: dict[str, Any]) -> PromptRules:
     """
     given = options.get("train_prompt") or {}
     for name in given:
-        choose("task.options.train_prompt", name, [rule.name for rule in fields(PromptRules)], "rename or remove it")
+        check_choice("task.options.train_prompt", name, [rule.name for rule in fields(PromptRules)], "rename or remove it")
     return PromptRules(**given)
 
 

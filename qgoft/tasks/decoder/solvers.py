@@ -1,16 +1,17 @@
 """Math and commonsense: one training, then free answers from which a result or a label is read."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
 
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 from qgoft.tasks.decoder import answer_parsing as answers
 from qgoft.tasks.decoder import published_rules
-from qgoft.tasks.decoder.suite import Decoder, measure_right
-from qgoft.tasks.evaluate import Measured, Outcome
+from qgoft.tasks.decoder.suite import Decoder
+from qgoft.tasks.evaluate import Metric, Predictions
 
 
 class Rule(NamedTuple):
@@ -19,6 +20,7 @@ class Rule(NamedTuple):
     metric: str
     read: Callable[[str], str | None]
     reference: Callable[[str], str | None]
+    computed_by: str  # dotted name of the function that reads or compares
     is_right: Callable[[str, str], bool] = str.__eq__
 
 
@@ -33,18 +35,30 @@ RULES = {
             "accuracy",
             lambda text: _text(published_rules.read_metamath_number(text)),
             lambda solution: _text(answers.reference_number(solution)),
+            "qgoft.tasks.decoder.published_rules.read_metamath_number",
         ),
         "own": Rule(
             "number_equivalent",
             lambda text: _text(answers.read_number(text)),
             lambda solution: _text(answers.reference_number(solution)),
+            "qgoft.tasks.decoder.answer_parsing.read_number",
         ),
     },
     "formula": {
         "published": Rule(
-            "accuracy", published_rules.read_metamath_formula, published_rules.read_boxed_reference, published_rules.is_equivalent
+            "accuracy",
+            published_rules.read_metamath_formula,
+            published_rules.read_boxed_reference,
+            "qgoft.tasks.decoder.published_rules.is_equivalent",
+            published_rules.is_equivalent,
         ),
-        "own": Rule("math_equivalent", answers.read_formula, answers.boxed, answers.same_formula),
+        "own": Rule(
+            "math_equivalent",
+            answers.read_formula,
+            answers.boxed,
+            "qgoft.tasks.decoder.answer_parsing.same_formula",
+            answers.same_formula,
+        ),
     },
 }
 
@@ -67,7 +81,7 @@ class Solving(Decoder):
     @property
     def scoring(self) -> str:
         scoring = str(self.settings.task.options.get("scoring", "own"))
-        choose("task.options.scoring", scoring, ["own", "published"], "change task.options.scoring")
+        check_choice("task.options.scoring", scoring, ["own", "published"], "change task.options.scoring")
         return scoring
 
     def read_references(self, solutions: list[str]) -> None:
@@ -79,22 +93,33 @@ class Solving(Decoder):
         self.references = [[rule.reference(text) for text in solutions] for rule in self.rules()]
         unread = sum(reference is None for reference in self.references[0])
         if unread:
-            self.repairs |= {"references that the published rule cannot read": unread}
+            self.data_fixes |= {"references that the published rule cannot read": unread}
         lost = sum(all(reference is None for reference in found) for found in zip(*self.references, strict=True))
         if lost:
             name = self.settings.task.full_name
             raise QgoftError(f"{name}: {lost} of {len(solutions)} reference answers hold no result; correct the data")
 
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
         texts = self.write(self.prompts, model, accelerator)
         (first, labels), *others = zip(self.rules(), self.references, strict=True)
         also = {rule.metric: _right(rule, [rule.read(text) for text in texts], references) for rule, references in others}
-        return Outcome(list(range(len(texts))), [first.read(text) for text in texts], labels, {"accuracy": None}, also)
+        return Predictions(list(range(len(texts))), [first.read(text) for text in texts], labels, {"accuracy": None}, also)
 
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
+        """Return the accuracy by each rule, and the share of answers without a result (`no_answer`), in percent."""
         (outcome,) = outcomes.values()
-        right = _right(self.rules()[0], outcome.predictions, outcome.labels)
-        return measure_right(outcome, right, [found is not None for found in outcome.predictions])
+        first, *others = self.rules()
+        count = len(outcome.predictions)
+        right = {"accuracy": _right(first, outcome.predictions, outcome.labels), **outcome.also}
+        computed_by = {"accuracy": first.computed_by, **{rule.metric: rule.computed_by for rule in others}}
+        metrics = {name: _share(sum(items) / count, count, computed_by[name]) for name, items in right.items()}
+        answered = sum(found is not None for found in outcome.predictions)
+        return {**metrics, "no_answer": _share(1 - answered / count, count, "qgoft.tasks.decoder.solvers.Solving.compute_metrics")}
+
+
+def _share(p: float, n: int, computed_by: str) -> Metric:
+    """Return a share of n items in percent, with its binomial standard error."""
+    return Metric(100 * p, n, 100 * math.sqrt(p * (1 - p) / n), None, computed_by)
 
 
 def _right(rule: Rule, found: list[str | None], references: list[str | None]) -> list[bool]:
@@ -126,8 +151,18 @@ class Commonsense(Solving):
 
     def known_rules(self) -> dict[str, Rule]:
         labels = self.settings.task.labels
-        own = Rule("label_named", lambda text: answers.read_choice(text, labels), lambda answer: answer)
-        published = Rule("accuracy", lambda text: published_rules.read_first_label(text, labels), lambda answer: answer)
+        own = Rule(
+            "label_named",
+            lambda text: answers.read_choice(text, labels),
+            lambda answer: answer,
+            "qgoft.tasks.decoder.answer_parsing.read_choice",
+        )
+        published = Rule(
+            "accuracy",
+            lambda text: published_rules.read_first_label(text, labels),
+            lambda answer: answer,
+            "qgoft.tasks.decoder.published_rules.read_first_label",
+        )
         return {"published": published, "own": own}
 
     def load_task(self) -> None:

@@ -15,12 +15,12 @@ from qgoft.config.settings import RunSettings
 from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_decoder
 from qgoft.tasks.base import TextSuite
-from qgoft.tasks.decoder.generate import AnswerFile, Writing, write_answers
-from qgoft.tasks.decoder.prompts import IGNORED, NO_ROOM, prompt_rules, read_template, training_rows
-from qgoft.tasks.evaluate import Measured, Outcome, evaluating
+from qgoft.tasks.decoder.generate import AnswerFile, GenerationSettings, write_answers
+from qgoft.tasks.decoder.prompts import IGNORE_INDEX, NO_ROOM, prompt_rules, read_template, training_rows
+from qgoft.tasks.evaluate import Metric, Predictions, evaluating
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.read import read_rows
-from qgoft.tasks.splits import hold_out
+from qgoft.tasks.splits import holdout_split
 
 TRAINING_PARTS = ("train", "validation", "template")
 
@@ -28,7 +28,7 @@ TRAINING_PARTS = ("train", "validation", "template")
 class Decoder(TextSuite):
     """Training rows, the held-out loss, and `prompts`, which a task answers and scores."""
 
-    head: ClassVar[list[str]] = []
+    head_modules: ClassVar[list[str]] = []
 
     def load(self) -> None:
         if self.tokenizer.eos_token_id is None:
@@ -37,31 +37,31 @@ class Decoder(TextSuite):
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        settings, files = self.settings, self.identity.data
+        settings, files = self.settings, self.run_id.data
         template = files.files["template"][0] if "template" in files.files else None
         self.template = read_template(template, prompt_rules(settings.task.options))
         self.shared_training = checksum(files.parts, [name for name in TRAINING_PARTS if name in files.parts])
         self.whole: dict[str, int] = {}  # rows of a part, with those that have no room
-        rows, choose = self._tokens("train"), None
+        rows, validation = self._tokens("train"), None
         if "validation" in files.files:
-            if settings.train.held_out:
+            if settings.train.holdout_rows:
                 raise QgoftError(
-                    f"train.held_out={settings.train.held_out}, but {settings.task.full_name} has a validation part, which chooses; "
-                    "say train.held_out=0"
+                    f"train.holdout_rows={settings.train.holdout_rows}, but {settings.task.full_name} has a validation part, which chooses; "
+                    "say train.holdout_rows=0"
                 )
-            choose = self._tokens("validation")
-        elif settings.train.held_out:
-            rows, choose = hold_out(rows, settings.train.held_out)
+            validation = self._tokens("validation")
+        elif settings.train.holdout_rows:
+            rows, validation = holdout_split(rows, settings.train.holdout_rows)
         elif settings.selection == "best_validation":
             raise QgoftError(
-                f"selection=best_validation needs rows to choose on, and {settings.task.full_name} has no validation part: set train.held_out to a "
+                f"selection=best_validation needs rows to choose on, and {settings.task.full_name} has no validation part: set train.holdout_rows to a "
                 "number of rows, or selection=last"
             )
         self.train, self.train_lengths = _inputs(rows), [len(ids) for ids in rows["input_ids"]]
-        self.choosing = choose
-        self.rows = {"train": len(rows), **({} if choose is None else {"validation": len(choose)})}
+        self.validation = validation
+        self.rows = {"train": len(rows), **({} if validation is None else {"validation": len(validation)})}
         self.load_task()
-        self.parts = [*(["choose"] if choose is not None else []), "report:"]
+        self.splits = [*(["validation"] if validation is not None else []), "test:"]
         # Rows that are held out or have no room are of the official ones.
         found = {**self.rows, **self.whole}
         self.is_subset = any(found[name] != count for name, count in settings.task.rows.items() if name in found)
@@ -70,19 +70,19 @@ class Decoder(TextSuite):
     def load_task(self) -> None:
         """Read what is scored, and enter its number of items in `rows`."""
 
-    def _tokens(self, part: str) -> Dataset:
+    def _tokens(self, split: str) -> Dataset:
         options = self.settings.task.options
         columns = {name: str(column) for name, column in options["train_columns"].items()}
-        where = f"{self.settings.task.full_name}, {part} part"
-        rows = read_rows(self.identity.data.files[part][0], where, list(columns.values()))
-        depends_on = {"rows": self.identity.data.parts[part], "tokenizer": self.tokenizer_sha256}
+        where = f"{self.settings.task.full_name}, {split} part"
+        rows = read_rows(self.run_id.data.files[split][0], where, list(columns.values()))
+        depends_on = {"rows": self.run_id.data.parts[split], "tokenizer": self.tokenizer_sha256}
         made, damage = training_rows(rows, columns, self.template, self.tokenizer, self.settings.train.max_length, depends_on)
-        self.repairs |= {f"{part}: {what}": count for what, count in damage.items()}
-        self.whole[part] = len(made) + damage.get(NO_ROOM, 0)
+        self.data_fixes |= {f"{split}: {what}": count for what, count in damage.items()}
+        self.whole[split] = len(made) + damage.get(NO_ROOM, 0)
         return made
 
-    def read_part(self, part: str, columns: list[str]) -> Dataset:
-        return read_rows(self.identity.data.files[part][0], f"{self.settings.task.full_name}, {part} part", columns)
+    def read_part(self, split: str, columns: list[str]) -> Dataset:
+        return read_rows(self.run_id.data.files[split][0], f"{self.settings.task.full_name}, {split} part", columns)
 
     @classmethod
     def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
@@ -93,7 +93,7 @@ class Decoder(TextSuite):
         is_all = self.settings.train.loss_on == "all"
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        labels = torch.full((len(rows), longest), IGNORED)
+        labels = torch.full((len(rows), longest), IGNORE_INDEX)
         attention = torch.zeros((len(rows), longest), dtype=torch.long)
         for i, row in enumerate(rows):
             length, prompt = len(row["input_ids"]), 0 if is_all else row["prompt"]
@@ -102,19 +102,19 @@ class Decoder(TextSuite):
             attention[i, :length] = 1
         return {"input_ids": ids, "attention_mask": attention, "labels": labels}
 
-    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        if part == "choose":
-            assert self.choosing is not None
-            losses = self.losses(self.choosing, model, accelerator)
-            return Outcome(list(range(len(losses))), losses, losses, {"loss": sum(losses) / len(losses)})
+    def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
+        if split == "validation":
+            assert self.validation is not None
+            losses = self.losses(self.validation, model, accelerator)
+            return Predictions(list(range(len(losses))), losses, losses, {"loss": sum(losses) / len(losses)})
         return self.score(model, accelerator)
 
-    def choosing_score(self, outcome: Outcome) -> float | None:
+    def selection_score(self, outcome: Predictions) -> float | None:
         """The smaller loss on the answers held out is the better one."""
         loss = outcome.scores["loss"]
         return None if loss is None else -loss
 
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
         """Answer and score the task."""
         raise NotImplementedError
 
@@ -128,8 +128,8 @@ class Decoder(TextSuite):
                 batch = {name: tensor.to(accelerator.device) for name, tensor in self._collate([rows[i] for i in chosen]).items()}
                 labels = batch.pop("labels")[:, 1:]
                 logits = model(**batch).logits[:, :-1].float()
-                each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(1)
-                mine += zip(chosen, (each / (labels != IGNORED).sum(1).clamp(min=1)).tolist(), strict=True)
+                each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none").sum(1)
+                mine += zip(chosen, (each / (labels != IGNORE_INDEX).sum(1).clamp(min=1)).tolist(), strict=True)
         if accelerator.num_processes > 1:
             mine = gather_object(mine)
         found = [loss for _, loss in sorted(mine)]
@@ -140,7 +140,7 @@ class Decoder(TextSuite):
     def write(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[str]:
         """Answers to prompts, kept in the run's folder as they come."""
         options, settings = self.settings.task.options, self.settings
-        writing = Writing(
+        writing = GenerationSettings(
             int(options["new_tokens"]),
             float(options.get("temperature", 0.0)),
             float(options.get("top_p", 1.0)),
@@ -151,7 +151,7 @@ class Decoder(TextSuite):
             tuple(options.get("stop", ())),
         )
         sampled = writing.batch_size if writing.temperature else None
-        file = AnswerFile(self.identity.folder, "answers", self.weights, accelerator.process_index, sampled)
+        file = AnswerFile(self.run_id.folder, "answers", self.weights, accelerator.process_index, sampled)
         accelerator.wait_for_everyone()
         return write_answers(model, prompts, self.tokenizer, accelerator, writing, file)
 
@@ -164,24 +164,32 @@ class Alpaca(Decoder):
     """Instruction tuning by itself: the loss on answers that training has not seen."""
 
     def load_task(self) -> None:
-        if "test" in self.identity.data.files:
+        if "test" in self.run_id.data.files:
             self.reported_rows = self._tokens("test")
-        elif self.choosing is not None and self.settings.selection == "last":
-            self.reported_rows = self.choosing
+        elif self.validation is not None and self.settings.selection == "last":
+            self.reported_rows = self.validation
         else:
             raise QgoftError(
-                "instruct/alpaca reports the loss on rows held out of training: set train.held_out to their number and selection=last, or "
+                "instruct/alpaca reports the loss on rows held out of training: set train.holdout_rows to their number and selection=last, or "
                 "choose instruct/vicuna or instruct/mmlu"
             )
         self.rows["test"] = len(self.reported_rows)
 
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
         losses = self.losses(self.reported_rows, model, accelerator)
-        return Outcome(list(range(len(losses))), losses, [None] * len(losses), {"loss": sum(losses) / len(losses)})
+        return Predictions(list(range(len(losses))), losses, [None] * len(losses), {"loss": sum(losses) / len(losses)})
 
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         (outcome,) = outcomes.values()
-        return {"loss": Measured(outcome.scores["loss"], len(outcome.ids), _error_of_mean(outcome.predictions), None)}
+        return {
+            "loss": Metric(
+                outcome.scores["loss"],
+                len(outcome.ids),
+                _error_of_mean(outcome.predictions),
+                None,
+                "qgoft.tasks.decoder.suite.Decoder.losses",
+            )
+        }
 
 
 def _error_of_mean(values: list[float]) -> float | None:
@@ -190,11 +198,3 @@ def _error_of_mean(values: list[float]) -> float | None:
         return None
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
-def measure_right(outcome: Outcome, right: list[bool], found: list[bool]) -> dict[str, Measured]:
-    """Accuracy, the same by other rules (`outcome.also`), and the share of answers in which no answer was found; all in percent."""
-    count = len(right)
-    also = {name: sum(items) / count for name, items in outcome.also.items()}
-    shares = {"accuracy": sum(right) / count, **also, "no_answer": 1 - sum(found) / count}
-    return {name: Measured(100 * p, count, 100 * math.sqrt(p * (1 - p) / count), None) for name, p in shares.items()}

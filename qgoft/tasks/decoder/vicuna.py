@@ -17,13 +17,13 @@ from qgoft.judge import openai
 from qgoft.judge.ratings import median_ratings
 from qgoft.judge.vicuna import JudgmentFile, Question, judge_answers, read_prompts, unanswered
 from qgoft.tasks.decoder.suite import Decoder
-from qgoft.tasks.evaluate import Measured, Outcome
+from qgoft.tasks.evaluate import Metric, Predictions
 from qgoft.tasks.read import read_json
 
 
 class Vicuna(Decoder):
     def load_task(self) -> None:
-        files, judge = self.identity.data.files, self.settings.judge
+        files, judge = self.run_id.data.files, self.settings.judge
         self.judge_prompts = None
         if "judge_prompts" in files:
             self.judge_prompts = read_prompts(files["judge_prompts"][0])
@@ -43,7 +43,7 @@ class Vicuna(Decoder):
         self.prompts = [self.template.prompt(question.instruction, question.text) for question in self.questions]
 
     def _fastchat_questions(self) -> list[Question]:
-        where, files = self.settings.task.full_name, self.identity.data.files
+        where, files = self.settings.task.full_name, self.run_id.data.files
         references = {}
         for line, row in read_json(files["references"][0], f"{where}, references part"):
             try:
@@ -78,12 +78,12 @@ class Vicuna(Decoder):
                 f"{self.settings.task.full_name}: question_id {twice[0]} comes twice ({len(twice)} such); ratings are kept by it; correct the data"
             )
 
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Outcome:
+    def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
         texts = self.write(self.prompts, model, accelerator)
         box: list[Any] = [None, None]
         if accelerator.is_main_process:
-            folder, settings = self.identity.folder, self.settings
-            judge = {"kind": settings.judge.kind, "model": settings.judge.model, "repeats": settings.judge.repeats}
+            folder, settings = self.run_id.folder, self.settings
+            judge = {"kind": settings.judge.kind, "model": settings.judge.model, "num_ratings": settings.judge.num_ratings}
             tag = {"answers": hashlib.sha256(json.dumps(texts).encode()).hexdigest(), "judge": judge}
             file = JudgmentFile(folder / "judgments.jsonl", tag)
             box[0] = judge_answers(self.questions, texts, settings.judge, file, self.judge_prompts, say)
@@ -102,9 +102,9 @@ class Vicuna(Decoder):
             raise QgoftError("the judge has rated no answer; judgments.jsonl holds what it wrote instead")
         numbers = [question.number for question in rated]
         self.asked, self.failed = box[1]
-        return Outcome(numbers, [ratings[number] for number in numbers], [question.category for question in rated], {"score": None})
+        return Predictions(numbers, [ratings[number] for number in numbers], [question.category for question in rated], {"score": None})
 
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         """The mean rating, that of each category, and the share of judgments that gave no rating, of all that were asked for."""
         (outcome,) = outcomes.values()
         by_category: dict[str, list[float]] = {}
@@ -112,10 +112,10 @@ class Vicuna(Decoder):
             by_category.setdefault(category, []).append(rating)
         measured = {"score": _mean(outcome.predictions)}
         measured |= {f"score_{category}": _mean(ratings) for category, ratings in by_category.items()}
-        measured["unrated"] = Measured(100 * self.failed / self.asked, self.asked, None, None)
+        measured["unrated"] = Metric(100 * self.failed / self.asked, self.asked, None, None, "qgoft.judge.vicuna.judge_answers")
         return measured
 
 
-def _mean(ratings: list[float]) -> Measured:
+def _mean(ratings: list[float]) -> Metric:
     error = statistics.stdev(ratings) / math.sqrt(len(ratings)) if len(ratings) > 1 else None
-    return Measured(statistics.fmean(ratings), len(ratings), error, None)
+    return Metric(statistics.fmean(ratings), len(ratings), error, None, "qgoft.judge.ratings.median_ratings")

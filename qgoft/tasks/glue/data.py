@@ -23,25 +23,25 @@ from qgoft.errors import QgoftError
 from qgoft.tasks.cache import cached_counts, cached_rows
 from qgoft.tasks.read import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
-from qgoft.tasks.splits import halve
+from qgoft.tasks.splits import split_in_half
 
 # Raised by any change of what is read, checked or tokenised here, so that no cached rows of before are used.
 ROWS_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Token ids and labels of one task, not padded. `report` has one entry, or one per validation set of MNLI."""
+class Splits:
+    """Token ids and labels of one task, not padded. `test` has one entry, or one per validation set of MNLI."""
 
     train: Dataset
-    choose: Dataset | None
-    report: dict[str, Dataset]
+    validation: Dataset | None
+    test: dict[str, Dataset]
     rows: dict[str, int]
     is_subset: bool
-    repairs: dict[str, int]
+    data_fixes: dict[str, int]
 
 
-def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Parts:
+def load_splits(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Splits:
     """Read, check, tokenise and divide the rows. Tokenised splits are kept on disk, by checksum of what they are made from.
 
     Returns:
@@ -61,19 +61,19 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
 
     data = {split: tokens(split) for split in files.files}
     counted = {"rows": files.fingerprint, "task": task.full_name, "length": length, "tokens": tokenizer_sha256, "splits": list(data)}
-    repairs = cached_counts({**counted, "version": ROWS_VERSION}, lambda: count_repairs(task, data))
+    data_fixes = cached_counts({**counted, "version": ROWS_VERSION}, lambda: count_data_fixes(task, data))
     rows = {split: len(part) for split, part in data.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
     train = data["train"]
-    if settings.splits == "test":
-        choose = concatenate_datasets([part for split, part in data.items() if split.startswith("validation")])
-        return Parts(train, choose, _named(data, "test"), rows, is_subset, repairs)
-    report = _named(data, "validation")
-    if settings.splits == "validation":
-        return Parts(train, None, report, rows, is_subset, repairs)
+    if settings.eval_scheme == "test":
+        validation = concatenate_datasets([part for split, part in data.items() if split.startswith("validation")])
+        return Splits(train, validation, _named(data, "test"), rows, is_subset, data_fixes)
+    test = _named(data, "validation")
+    if settings.eval_scheme == "validation":
+        return Splits(train, None, test, rows, is_subset, data_fixes)
     name = "mismatched" if task.name == "mnli" else ""
-    first, second = halve(report[name], settings.seed if settings.splits == "seeded_halves" else None)
-    return Parts(train, first, {name: second}, rows, is_subset, repairs)
+    first, second = split_in_half(test[name], settings.seed if settings.eval_scheme == "seeded_halves" else None)
+    return Splits(train, first, {name: second}, rows, is_subset, data_fixes)
 
 
 def _named(data: dict[str, Dataset], split: str) -> dict[str, Dataset]:
@@ -133,7 +133,7 @@ def _read_label(task: TaskSettings, value: Any) -> float | None:
     return int(number) if number == int(number) else None
 
 
-def count_repairs(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, int]:
+def count_data_fixes(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, int]:
     """Return what is odd about the rows and is shown under a table: rows of an evaluation split that training has, ids that come twice, and
     evaluation splits of one class."""
 

@@ -21,7 +21,7 @@ from qgoft.errors import QgoftError
 from qgoft.tasks.cache import cached_counts, cached_rows
 from qgoft.tasks.read import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
-from qgoft.tasks.splits import halve
+from qgoft.tasks.splits import split_in_half
 
 # Raised by any change of what is read, checked or cut into windows here, so that no cached rows of before are used.
 ROWS_VERSION = 1
@@ -31,7 +31,7 @@ AS_GIVEN, MOVED, ABSENT = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """Windows for training, and per part the questions with their windows (`row` is the question's number in the part)."""
 
     train: Dataset
@@ -39,10 +39,10 @@ class Parts:
     windows: dict[str, Dataset]
     rows: dict[str, int]
     is_subset: bool
-    repairs: dict[str, int]
+    data_fixes: dict[str, int]
 
 
-def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Parts:
+def load_splits(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Splits:
     """Read, check and divide the questions, and cut their passages into windows (kept on disk by checksum).
 
     Raises:
@@ -53,7 +53,7 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
 
     def windows(part: str, rows: Callable[[], Dataset]) -> Dataset:
         depends_on = {
-            "rows": [files.fingerprint, task.full_name, settings.splits, part, ROWS_VERSION],
+            "rows": [files.fingerprint, task.full_name, settings.eval_scheme, part, ROWS_VERSION],
             "tokens": [tokenizer_sha256, length, stride, version("tokenizers"), version("transformers")],
         }
         is_training = part == "train"
@@ -61,19 +61,19 @@ def load_parts(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTok
 
     train = windows("train", lambda: read_rows(task, "train", files))
     held = {split: read_rows(task, split, files) for split in files.files if split != "train"}
-    if settings.splits == "test":
-        questions = {"choose": held["validation"], "report:": held["test"]}
-    elif settings.splits == "validation":
-        questions = {"report:": held["validation"]}
+    if settings.eval_scheme == "test":
+        questions = {"validation": held["validation"], "test:": held["test"]}
+    elif settings.eval_scheme == "validation":
+        questions = {"test:": held["validation"]}
     else:
-        halves = halve(held["validation"], settings.seed if settings.splits == "seeded_halves" else None)
-        questions = dict(zip(("choose", "report:"), halves, strict=True))
+        halves = split_in_half(held["validation"], settings.seed if settings.eval_scheme == "seeded_halves" else None)
+        questions = dict(zip(("validation", "test:"), halves, strict=True))
     cut = {name: windows(name, lambda part=part: part) for name, part in questions.items()}
     counted = {"rows": files.fingerprint, "task": task.full_name, "splits": list(held), "version": ROWS_VERSION}
     shared = cached_counts(counted, lambda: count_shared(read_rows(task, "train", files), held))
     rows = {"train": len(set(train["row"])), **{split: len(part) for split, part in held.items()}}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
-    return Parts(train, questions, cut, rows, is_subset, {**count_repairs(train, held), **shared})
+    return Splits(train, questions, cut, rows, is_subset, {**count_data_fixes(train, held), **shared})
 
 
 def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
@@ -225,7 +225,7 @@ def _tokens_of(offsets: list[tuple[int, int]], extent: tuple[int, int], start: i
     return inside[0], inside[-1]
 
 
-def count_repairs(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]:
+def count_data_fixes(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]:
     """What was not as it should be and how often: shown under the table and kept in the record."""
     by_row = dict(zip(train["row"], train["repair"], strict=True))
     found = {

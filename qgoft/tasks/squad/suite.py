@@ -12,43 +12,45 @@ from transformers.utils import ModelOutput
 from qgoft.config.settings import RunSettings
 from qgoft.models import load_backbone
 from qgoft.tasks.base import TextSuite
-from qgoft.tasks.evaluate import Measured, Outcome, forward_rows, token_lengths
-from qgoft.tasks.squad.data import MODEL_INPUT, answers_of, load_parts
+from qgoft.tasks.evaluate import Metric, Predictions, forward_rows, token_lengths
+from qgoft.tasks.squad.data import MODEL_INPUT, answers_of, load_splits
 from qgoft.tasks.squad.scoring import exact_match_and_f1, question_scores
 
 
 class Squad(TextSuite):
-    head: ClassVar[list[str]] = ["qa_outputs"]
+    head_modules: ClassVar[list[str]] = ["qa_outputs"]
 
     def load(self) -> None:
-        parts = load_parts(self.settings, self.identity.data, self.tokenizer, self.tokenizer_sha256)
-        self.questions, self.windows = parts.questions, parts.windows
-        self.train = parts.train.select_columns([name for name in parts.train.column_names if name not in ("row", "repair")])
+        splits = load_splits(self.settings, self.run_id.data, self.tokenizer, self.tokenizer_sha256)
+        self.questions, self.windows = splits.questions, splits.windows
+        self.train = splits.train.select_columns([name for name in splits.train.column_names if name not in ("row", "repair")])
         self.train_lengths = token_lengths(self.train)
-        self.parts = list(parts.questions)
-        self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
+        self.splits = list(splits.questions)
+        self.rows, self.is_subset, self.data_fixes = splits.rows, splits.is_subset, splits.data_fixes
 
     @classmethod
     def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        return load_backbone(settings, folder, AutoModelForQuestionAnswering, cls.head, num_labels=2)
+        return load_backbone(settings, folder, AutoModelForQuestionAnswering, cls.head_modules, num_labels=2)
 
-    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        questions, windows, options = self.questions[part], self.windows[part], self.settings.task.options
+    def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
+        questions, windows, options = self.questions[split], self.windows[split], self.settings.task.options
         rows = windows.select_columns([name for name in windows.column_names if name in MODEL_INPUT])
         logits = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_spans, token_lengths(rows))
         texts = answers_of(questions, windows, logits, n_best=options["n_best"], max_tokens=options["max_answer_tokens"])
         ids, labels = list(questions["id"]), [answers["text"] for answers in questions["answers"]]
         scores = exact_match_and_f1(dict(zip(ids, texts, strict=True)), dict(zip(ids, labels, strict=True)))
-        return Outcome(ids, texts, labels, {name: scores[name] for name in self.settings.task.metrics})
+        return Predictions(ids, texts, labels, {name: scores[name] for name in self.settings.task.metrics})
 
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         (outcome,) = outcomes.values()
         items = np.array([question_scores(text, answers) for text, answers in zip(outcome.predictions, outcome.labels, strict=True)])
         count = len(items)
         errors = 100 * items.std(0, ddof=1) / np.sqrt(count) if count > 1 else [None, None]
         names = ("exact_match", "f1")
         return {
-            name: Measured(outcome.scores[name], count, None if error is None else float(error), None)
+            name: Metric(
+                outcome.scores[name], count, None if error is None else float(error), None, "qgoft.tasks.squad.scoring.question_scores"
+            )
             for name, error in zip(names, errors, strict=True)
         }
 

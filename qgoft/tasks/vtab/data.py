@@ -20,7 +20,7 @@ from qgoft.tasks.cache import cached_rows
 from qgoft.tasks.read import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.vtab.files import read_list
-from qgoft.tasks.vtab.images import DEFAULT_PRESET, Encoded, PictureRows, count_modes, write_examined
+from qgoft.tasks.vtab.images import DEFAULT_PRESET, Encoded, LazyImageDataset, count_image_modes, write_examined
 
 # Raised by any change of how pictures are read, so that no decoded pictures of before are used.
 PICTURES_VERSION = 1
@@ -33,19 +33,19 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """Rows with pixels and labels for training and choosing; the reported pictures are decoded as they are read."""
 
     train: Dataset
-    choose: Dataset | None
-    report: PictureRows
-    report_labels: list[int]
+    validation: Dataset | None
+    test: LazyImageDataset
+    test_labels: list[int]
     rows: dict[str, int]
     is_subset: bool
-    repairs: dict[str, int]
+    data_fixes: dict[str, int]
 
 
-def load_parts(settings: RunSettings, files: DataFiles, size: int) -> Parts:
+def load_splits(settings: RunSettings, files: DataFiles, size: int) -> Splits:
     """Read the lists, decode what is trained on (kept on disk by checksum), and make sure that every reported picture can be decoded.
 
     Args:
@@ -62,25 +62,25 @@ def load_parts(settings: RunSettings, files: DataFiles, size: int) -> Parts:
             "rows": [files.fingerprint, task.full_name, split, classes, PICTURES_VERSION],
             "pixels": [size, with_pixels, version("pillow"), *([] if preset == DEFAULT_PRESET else [preset])],
         }
-        count, picture = open_split(task, split, files)
-        pictures = (picture(i) for i in range(count))
-        return cached_rows(depends_on, lambda path: write_examined(pictures, size, classes, path, preset, with_pixels=with_pixels))
+        count, image = open_split(task, split, files)
+        images = (image(i) for i in range(count))
+        return cached_rows(depends_on, lambda path: write_examined(images, size, classes, path, preset, with_pixels=with_pixels))
 
     parts = {split: examined(split, with_pixels=split != "test") for split in files.files}
     rows = {split: len(part) for split, part in parts.items()}
     is_subset = any(rows[split] != official for split, official in task.rows.items() if split in rows)
-    repairs = {**count_modes(*parts.values()), **count_listed_twice(files)}
+    data_fixes = {**count_image_modes(*parts.values()), **count_listed_twice(files)}
     names = ["pixels", "labels"]
-    train, choose = parts["train800val200" if settings.splits == "whole" else "train800"], parts.get("val200")
-    count, picture = open_split(task, "test", files)
-    return Parts(
+    train, validation = parts["train800val200" if settings.eval_scheme == "whole" else "train800"], parts.get("val200")
+    count, image = open_split(task, "test", files)
+    return Splits(
         train.select_columns(names),
-        None if choose is None else choose.select_columns(names),
-        PictureRows(picture, count, size, preset),
+        None if validation is None else validation.select_columns(names),
+        LazyImageDataset(image, count, size, preset),
         list(parts["test"]["labels"]),
         rows,
         is_subset,
-        repairs,
+        data_fixes,
     )
 
 
@@ -122,7 +122,7 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
             f"{task.full_name}: {path.name} has no rows for split {split}; train.parquet needs 800 rows of train800 and then 200 of val200"
         )
 
-    def picture(i: int) -> Encoded:
+    def image(i: int) -> Encoded:
         row = rows[i]
         return (
             f"{task.full_name}: {path.name}, row {i} of {split}",
@@ -130,4 +130,4 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
             int(row["label"]),
         )
 
-    return len(rows), picture
+    return len(rows), image

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder, made_whole
+from qgoft.pocket.data import atomic_directory, cache_folder
 
 LISTS = ("train800", "val200", "train800val200", "test")
 # What an archive may hold: the hub's has about half a million pictures and 10 GB.
@@ -71,12 +71,12 @@ def read_list(path: Path) -> list[tuple[Path, int]]:
             raise QgoftError(
                 f"{where} of {path.parent.name} is {line!r}; needed is a path, a blank and the number of a class; correct the list"
             )
-        picture = root / name
+        image = root / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise QgoftError(f"{where} of {path.parent.name} names {name}, outside the folder; only pictures below it may be named")
-        if not _is_file(picture):
+        if not _is_file(image):
             raise QgoftError(f"{where} of {path.parent.name} names {name}, which is not there; complete the data")
-        found.append((picture, int(label)))
+        found.append((image, int(label)))
     if not found:
         raise QgoftError(f"{path.name} of {path.parent.name} names no picture; complete the data")
     return found
@@ -96,15 +96,15 @@ def list_checksum(path: Path) -> str:
     """
     listed = read_list(path)
     state = hashlib.sha256()
-    for picture, label in listed:
-        status = picture.stat()
-        state.update(f"{picture} {label} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+    for image, label in listed:
+        status = image.stat()
+        state.update(f"{image} {label} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
     memo = cache_folder() / "checksums" / state.hexdigest()
     if memo.is_file():
         return memo.read_text()
     content = hashlib.sha256()
-    for picture, label in listed:
-        content.update(hashlib.sha256(picture.read_bytes()).digest() + str(label).encode())
+    for image, label in listed:
+        content.update(hashlib.sha256(image.read_bytes()).digest() + str(label).encode())
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
         part = memo.with_name(f"{memo.name}.{os.getpid()}")
@@ -124,7 +124,7 @@ def unpack(archive: Path, revision: str) -> Path:
     folder = cache_folder() / f"vtab-{revision}"
     if not folder.is_dir():
         try:
-            with made_whole(folder) as part:
+            with atomic_directory(folder) as part:
                 _unpack(archive, part)
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last where it is encrypted
             if not folder.is_dir():  # else another process was first

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from qgoft.errors import QgoftError, choose
+from qgoft.errors import QgoftError, check_choice
 
 
 class Preset(NamedTuple):
@@ -40,11 +40,11 @@ def get_preset(name: str) -> Preset:
     Raises:
         QgoftError: an unknown name.
     """
-    choose("task.options.image", name, list(PRESETS), "change task.options.image")
+    check_choice("task.options.image", name, list(PRESETS), "change task.options.image")
     return PRESETS[name]
 
 
-def decode(picture: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tuple[np.ndarray, str]:
+def decode(image: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tuple[np.ndarray, str]:
     """Return an image as [size, size, 3] uint8, resized, and the mode it was stored in.
 
     Grey, palette, transparent and CMYK pictures become RGB by Pillow's conversion.
@@ -52,7 +52,7 @@ def decode(picture: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tu
     Raises:
         OSError and others of NOT_A_PICTURE: it is damaged.
     """
-    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
         mode = opened.mode
         rgb = opened.convert("RGB")
     if rgb.size != (size, size):
@@ -61,7 +61,7 @@ def decode(picture: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tu
 
 
 def write_examined(
-    pictures: Iterator[Encoded], size: int, classes: int, path: Path, preset: str = DEFAULT_PRESET, *, with_pixels: bool
+    images: Iterator[Encoded], size: int, classes: int, path: Path, preset: str = DEFAULT_PRESET, *, with_pixels: bool
 ) -> None:
     """Decode every picture once and write labels and modes, and with them the pixels where they will be read many times.
 
@@ -72,12 +72,12 @@ def write_examined(
     damaged: list[str] = []
     count = 0
     with ArrowWriter(path=str(path), features=features) as writer:
-        for name, picture, label in pictures:
+        for name, image, label in images:
             count += 1
             if not 0 <= label < classes:
                 raise QgoftError(f"{name} has label {label}; allowed are 0 to {classes - 1}; correct the data")
             try:
-                pixels, mode = decode(picture, size, preset)
+                pixels, mode = decode(image, size, preset)
             except NOT_A_PICTURE as error:
                 damaged.append(f"{name} ({error})")
                 continue
@@ -89,24 +89,24 @@ def write_examined(
         )
 
 
-def count_modes(*parts: Dataset) -> dict[str, int]:
+def count_image_modes(*parts: Dataset) -> dict[str, int]:
     """How many pictures were not stored as RGB."""
     modes = Counter(mode for part in parts for mode in part["mode"])
     return {f"pictures of mode {mode}, read as RGB": count for mode, count in sorted(modes.items()) if mode != "RGB"}
 
 
-class PictureRows(TorchDataset):
+class LazyImageDataset(TorchDataset):
     """Pictures decoded when they are asked for: those that are read once."""
 
-    def __init__(self, pictures: Callable[[int], Encoded], count: int, size: int, preset: str = DEFAULT_PRESET):
-        self.pictures, self.count, self.size, self.preset = pictures, count, size, preset
+    def __init__(self, images: Callable[[int], Encoded], count: int, size: int, preset: str = DEFAULT_PRESET):
+        self.images, self.count, self.size, self.preset = images, count, size, preset
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        _, picture, label = self.pictures(index)
-        return {"pixels": decode(picture, self.size, self.preset)[0].tobytes(), "labels": label}
+        _, image, label = self.images(index)
+        return {"pixels": decode(image, self.size, self.preset)[0].tobytes(), "labels": label}
 
 
 class PixelBatch:

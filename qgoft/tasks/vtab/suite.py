@@ -12,55 +12,58 @@ from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
 from qgoft.models import load_backbone
 from qgoft.tasks.base import Suite
-from qgoft.tasks.evaluate import Measured, Outcome, forward_rows
-from qgoft.tasks.vtab.data import load_parts
+from qgoft.tasks.evaluate import Metric, Predictions, forward_rows
+from qgoft.tasks.vtab.data import load_splits
 from qgoft.tasks.vtab.images import DEFAULT_PRESET, PixelBatch
 
 
 class Vtab(Suite):
-    head: ClassVar[list[str]] = ["classifier"]
+    head_modules: ClassVar[list[str]] = ["classifier"]
 
     def load(self) -> None:
-        folder = self.identity.model.folder
+        folder = self.run_id.model.folder
         try:
             size = AutoConfig.from_pretrained(folder, trust_remote_code=False).image_size
         except (OSError, ValueError, AttributeError) as error:
             raise QgoftError(
                 f"config.json in {folder} names no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
             ) from error
-        parts = load_parts(self.settings, self.identity.data, size)
+        splits = load_splits(self.settings, self.run_id.data, size)
         self.collate = PixelBatch(size, self.settings.task.options.get("image", DEFAULT_PRESET))
-        self.train, self.scored = parts.train, {"report:": parts.report}
-        self.labels = {"report:": parts.report_labels}
-        if parts.choose is not None:
-            self.scored["choose"], self.labels["choose"] = parts.choose, list(parts.choose["labels"])
-        self.parts = list(self.scored)
-        self.train_labels = list(parts.train["labels"])
-        self.rows, self.is_subset, self.repairs = parts.rows, parts.is_subset, parts.repairs
+        self.train, self.eval_sets = splits.train, {"test:": splits.test}
+        self.labels = {"test:": splits.test_labels}
+        if splits.validation is not None:
+            self.eval_sets["validation"], self.labels["validation"] = splits.validation, list(splits.validation["labels"])
+        self.splits = list(self.eval_sets)
+        self.train_labels = list(splits.train["labels"])
+        self.rows, self.is_subset, self.data_fixes = splits.rows, splits.is_subset, splits.data_fixes
 
     @classmethod
     def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        return load_backbone(settings, folder, AutoModelForImageClassification, cls.head, num_labels=settings.task.options["classes"])
+        return load_backbone(
+            settings, folder, AutoModelForImageClassification, cls.head_modules, num_labels=settings.task.options["classes"]
+        )
 
-    def evaluate(self, part: str, model: nn.Module, accelerator: Accelerator) -> Outcome:
-        rows, labels, task = self.scored[part], self.labels[part], self.settings.task
+    def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
+        rows, labels, task = self.eval_sets[split], self.labels[split], self.settings.task
         predictions = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_classes)
         from qgoft.tasks.metrics import Scores  # its libraries take half a second to import, which training need not wait for
 
         metric = Scores(task.metrics)
-        return Outcome(list(range(len(labels))), predictions, labels, metric.compute(predictions=predictions, references=labels))
+        return Predictions(list(range(len(labels))), predictions, labels, metric.compute(predictions=predictions, references=labels))
 
-    def measure(self, outcomes: dict[str, Outcome]) -> dict[str, Measured]:
+    def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         from qgoft.tasks.metrics import majority_score, standard_error
 
         (outcome,) = outcomes.values()
         ours, labels = outcome.predictions, outcome.labels
         return {
-            name: Measured(
+            name: Metric(
                 outcome.scores[name],
                 len(labels),
                 standard_error(name, ours, labels),
                 majority_score(name, labels, self.train_labels, is_regression=False),
+                "qgoft.tasks.metrics.compute_score",
             )
             for name in self.settings.task.metrics
         }

@@ -73,7 +73,7 @@ class GoftConfig(PeftConfig):
         return sort_sets(super().to_dict())
 
     @property
-    def is_free(self) -> bool:
+    def has_free_blocks(self) -> bool:
         """Whether the blocks are free 2x2 matrices rather than rotations by an angle."""
         return self.variant in ("qgoft", "qgoft_v2")
 

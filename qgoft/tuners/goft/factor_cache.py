@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from qgoft.ops.givens import Factors, rotation_blocks
-from qgoft.ops.givens.factors import Tape, grow, pull_back, pull_back_in_graph
+from qgoft.ops.givens.factors import BuildContext, build_backward, build_backward_in_graph, build_forward
 
 if TYPE_CHECKING:
     from qgoft.tuners.goft.layer import GoftLayer
 
 
-class Kind(NamedTuple):
+class CacheKey(NamedTuple):
     """What layers must have in common to be built together."""
 
     adapter: str
     width: int
-    is_free: bool
+    has_free_blocks: bool
     angle: str
     dtype: torch.dtype
 
@@ -37,12 +37,12 @@ class Kind(NamedTuple):
 class _Build:
     """One build: the parameters, a copy of their values, and everything made from them. `place` is the index of a layer, by identity."""
 
-    kind: Kind
+    cache_key: CacheKey
     parameters: list[Tensor]
     values: Tensor
     blocks: Tensor
     factors: Factors
-    tape: Tape
+    context: BuildContext
     place: dict[int, int]
 
 
@@ -55,12 +55,12 @@ class _Current:
     taken: set[int] = field(default_factory=set)
 
 
-class SharedFactors:
+class FactorCache:
     """Hands every layer of a tuner its factors."""
 
     def __init__(self) -> None:
         self._layers: list[weakref.ref[GoftLayer]] = []  # a copy of one layer is not one of all
-        self._current: dict[Kind, _Current] = {}
+        self._current: dict[CacheKey, _Current] = {}
         self.has_penalty = False  # the penalty was computed for these layers
         self._watched: tuple[weakref.ref[Tensor], int] | None = None  # a free block and its version at the first training pass
         self._is_divided = False  # FSDP2: a parameter is whole only while its own block is at work
@@ -100,30 +100,32 @@ class SharedFactors:
     def factors(self, layer: "GoftLayer", adapter: str) -> Factors:
         """Factors of one adapter of one layer, differentiable in its parameter."""
         parameter = layer.get_parameter_of(adapter)
-        kind = layer.get_kind(adapter)
-        current = self._current.get(kind)
+        cache_key = layer.get_cache_key(adapter)
+        current = self._current.get(cache_key)
         if current is None or not _is_current(current.build, layer, parameter):
-            current = self._current[kind] = _Current(_build(kind, self._members(kind, layer, parameter)))
+            current = self._current[cache_key] = _Current(_build(cache_key, self._members(cache_key, layer, parameter)))
         build = current.build
         index = build.place[id(layer)]
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return Factors(tuple(stage[index] for stage in build.factors.stages))
         if _is_within_backward():
             # Recomputed by checkpointing. If it is the reentrant one, a node of all layers would tell DDP that the others' gradients have come.
-            return Factors(_Node.apply(build, (index,), parameter))
+            return Factors(_FactorsFunction.apply(build, (index,), parameter))
         if not current.outputs or index in current.taken:
             if not self._is_whole(build):
-                current = self._current[kind] = _Current(_build(kind, self._members(kind, layer, parameter)))
+                current = self._current[cache_key] = _Current(_build(cache_key, self._members(cache_key, layer, parameter)))
                 build, index = current.build, current.build.place[id(layer)]
-            current.outputs = _Node.apply(build, tuple(range(len(build.parameters))), *build.parameters)
+            current.outputs = _FactorsFunction.apply(build, tuple(range(len(build.parameters))), *build.parameters)
             current.taken = set()
         current.taken.add(index)
         return Factors(current.outputs[index :: len(build.parameters)])
 
-    def _members(self, kind: Kind, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
+    def _members(self, cache_key: CacheKey, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
         """The layers to build with; the asking one alone where sharded parameters are only whole inside their own layer."""
-        alike = [other for other in self.layers if other.has_adapter(kind.adapter) and other.get_kind(kind.adapter) == kind]
-        members = [(other, other.get_parameter_of(kind.adapter)) for other in alike]
+        alike = [
+            other for other in self.layers if other.has_adapter(cache_key.adapter) and other.get_cache_key(cache_key.adapter) == cache_key
+        ]
+        members = [(other, other.get_parameter_of(cache_key.adapter)) for other in alike]
         self._is_divided |= any(type(p) not in (Tensor, torch.nn.Parameter) for _, p in members)
         is_together = all(p.device == parameter.device for _, p in members) and any(other is layer for other in alike)
         return members if is_together and not self._is_divided else [(layer, parameter)]
@@ -134,7 +136,7 @@ class SharedFactors:
         if len(build.parameters) == 1:
             return True
         own = {id(layer): layer for layer in self.layers if id(layer) in build.place}
-        return all(own[key].get_parameter_of(build.kind.adapter) is build.parameters[index] for key, index in build.place.items())
+        return all(own[key].get_parameter_of(build.cache_key.adapter) is build.parameters[index] for key, index in build.place.items())
 
 
 def _is_within_backward() -> bool:
@@ -148,20 +150,20 @@ def _is_current(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _build(kind: Kind, members: list[tuple["GoftLayer", Tensor]]) -> _Build:
+def _build(cache_key: CacheKey, members: list[tuple["GoftLayer", Tensor]]) -> _Build:
     parameters = [parameter for _, parameter in members]
     values = torch.stack(parameters)
-    blocks = values if kind.is_free else rotation_blocks(_angle(values, kind))
-    factors, tape = grow(blocks, kind.width)
+    blocks = values if cache_key.has_free_blocks else rotation_blocks(_angle(values, cache_key))
+    factors, context = build_forward(blocks, cache_key.width)
     place = {id(layer): index for index, (layer, _) in enumerate(members)}
-    return _Build(kind, parameters, values, blocks, factors, tape, place)
+    return _Build(cache_key, parameters, values, blocks, factors, context, place)
 
 
-def _angle(theta: Tensor, kind: Kind) -> Tensor:
-    return math.pi * torch.tanh(theta) if kind.angle == "tanh" else theta
+def _angle(theta: Tensor, cache_key: CacheKey) -> Tensor:
+    return math.pi * torch.tanh(theta) if cache_key.angle == "tanh" else theta
 
 
-class _Node(torch.autograd.Function):
+class _FactorsFunction(torch.autograd.Function):
     """Parameters of some layers of a build, given by their places -> the first stage of these layers, then the second ... Nothing is computed:
     it is built already."""
 
@@ -182,23 +184,23 @@ class _Node(torch.autograd.Function):
         result: list[Tensor | None] = [None] * count
         if torch.is_grad_enabled():  # create_graph=True
             own = [build.parameters[ctx.places[index]] for index in reached]
-            blocks = torch.stack(own) if build.kind.is_free else rotation_blocks(_angle(torch.stack(own), build.kind))
-            for index, part in zip(reached, pull_back_in_graph(own, blocks, build.kind.width, arrived), strict=True):
+            blocks = torch.stack(own) if build.cache_key.has_free_blocks else rotation_blocks(_angle(torch.stack(own), build.cache_key))
+            for index, part in zip(reached, build_backward_in_graph(own, blocks, build.cache_key.width, arrived), strict=True):
                 result[index] = part
             return None, None, *result
         is_whole = len(reached) == len(build.parameters)
         rows = slice(None) if is_whole else torch.tensor([ctx.places[index] for index in reached], device=build.values.device)
-        tape = build.tape if is_whole else build.tape.select(rows)
-        grad = pull_back(tape, Factors(tuple(arrived)))
-        if not build.kind.is_free:
-            grad = _grad_of_angle(grad, build.blocks[rows], build.values[rows], build.kind)
+        context = build.context if is_whole else build.context.select(rows)
+        grad = build_backward(context, Factors(tuple(arrived)))
+        if not build.cache_key.has_free_blocks:
+            grad = _grad_of_angle(grad, build.blocks[rows], build.values[rows], build.cache_key)
         for index, part in zip(reached, grad.unbind(), strict=True):
             result[index] = part
         return None, None, *result
 
 
-def _grad_of_angle(grad: Tensor, blocks: Tensor, theta: Tensor, kind: Kind) -> Tensor:
+def _grad_of_angle(grad: Tensor, blocks: Tensor, theta: Tensor, cache_key: CacheKey) -> Tensor:
     """Gradient [L, d-1] of the raw angles from that of the blocks [[cos, -sin], [sin, cos]]."""
     cos, sin = blocks[..., 0, 0], blocks[..., 1, 0]
     turned = (grad[..., 1, 0] - grad[..., 0, 1]) * cos - (grad[..., 0, 0] + grad[..., 1, 1]) * sin
-    return turned * (math.pi * (1 - torch.tanh(theta).square())) if kind.angle == "tanh" else turned
+    return turned * (math.pi * (1 - torch.tanh(theta).square())) if cache_key.angle == "tanh" else turned

@@ -12,25 +12,25 @@ from transformers.pytorch_utils import Conv1D
 
 from qgoft.ops.givens import (
     Factors,
+    apply_factors,
     build_factors,
     count_pairs,
     identity_blocks,
     inverse_blocks,
-    mix_factors,
     mix_neighbours,
     mix_pairs,
-    mixed_linear,
     pairing_matrix,
+    rotated_linear,
     rotation_blocks,
 )
-from qgoft.ops.givens.dispatch import can_share, choose_path
+from qgoft.ops.givens.dispatch import can_cache_factors, choose_backend
 from qgoft.ops.givens.released_v2 import check_even
-from qgoft.tuners._base import Merging, check_onloaded
+from qgoft.tuners._base import MergeableLayer, check_onloaded
 from qgoft.tuners.goft.config import GoftConfig
-from qgoft.tuners.goft.factor_cache import Kind, SharedFactors
+from qgoft.tuners.goft.factor_cache import CacheKey, FactorCache
 
 
-def _is_plain(base: nn.Module) -> bool:
+def _is_plain_linear(base: nn.Module) -> bool:
     """Whether `base` does nothing but W x + b with a frozen weight: no subclass, no quantised or sharded weight, no hook, no patch."""
     tensors = [base.weight] if base.bias is None else [base.weight, base.bias]
     hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
@@ -43,15 +43,15 @@ def _is_plain(base: nn.Module) -> bool:
     )
 
 
-class GoftLayer(Merging):
+class GoftLayer(MergeableLayer):
     """State of the adapters of one layer. `goft_theta` holds angles, `goft_blocks` free blocks, `goft_scale` the norms of GOFT*."""
 
     adapter_layer_names = ("goft_theta", "goft_blocks", "goft_scale")
     other_param_names = ("goft_config",)
 
-    def __init__(self, base_layer: nn.Module, shared: SharedFactors, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Module, factor_cache: FactorCache, **kwargs: Any) -> None:
         self.base_layer = base_layer
-        self.shared = shared
+        self.factor_cache = factor_cache
         self.goft_theta = nn.ParameterDict({})
         self.goft_blocks = nn.ParameterDict({})
         self.goft_scale = nn.ParameterDict({})
@@ -70,7 +70,7 @@ class GoftLayer(Merging):
                 f"GOFT cannot adapt a layer of type {type(base).__name__}; supported are torch.nn.Linear and transformers' Conv1D. "
                 "Name only such layers in target_modules"
             )
-        shared.add(self)
+        factor_cache.add(self)
 
     def update_layer(self, adapter_name: str, config: GoftConfig) -> None:
         """Add one adapter, at the identity unless `config.init_weights` is False."""
@@ -81,7 +81,7 @@ class GoftLayer(Merging):
             check_even(d)
         self.goft_config[adapter_name] = config
         count = count_pairs(d, config.pairing)
-        if config.is_free:
+        if config.has_free_blocks:
             self.goft_blocks[adapter_name] = nn.Parameter(identity_blocks(count))
         else:
             self.goft_theta[adapter_name] = nn.Parameter(torch.zeros(count))
@@ -112,25 +112,25 @@ class GoftLayer(Merging):
         """The angles [d-1] or free blocks [d-1, 2, 2] of an adapter."""
         return self.goft_blocks[adapter_name] if adapter_name in self.goft_blocks else self.goft_theta[adapter_name]
 
-    def get_kind(self, adapter_name: str) -> Kind:
+    def get_cache_key(self, adapter_name: str) -> CacheKey:
         config = self.goft_config[adapter_name]
-        return Kind(adapter_name, self.in_features, config.is_free, config.angle, self.get_parameter_of(adapter_name).dtype)
+        return CacheKey(adapter_name, self.in_features, config.has_free_blocks, config.angle, self.get_parameter_of(adapter_name).dtype)
 
     def get_factors(self, adapter_name: str) -> Factors:
         """R of an adapter as its factors; the scales of GOFT* are part of the trees, R = P_L ... P_1 diag(v)."""
-        if can_share(self.get_parameter_of(adapter_name)):
-            factors = self.shared.factors(self, adapter_name)
+        if can_cache_factors(self.get_parameter_of(adapter_name)):
+            factors = self.factor_cache.factors(self, adapter_name)
         else:
             blocks = self.get_blocks(adapter_name)
             # The kernels take blocks, which cannot carry the scales.
-            path = "trees" if adapter_name in self.goft_scale and choose_path(blocks) == "triton" else None
-            factors = build_factors(blocks, self.in_features, path)
+            backend = "trees" if adapter_name in self.goft_scale and choose_backend(blocks) == "triton" else None
+            factors = build_factors(blocks, self.in_features, backend)
         if adapter_name not in self.goft_scale:
             return factors
         trees, *rest = factors.stages
         count, width, _ = trees.shape
         scale = nn.functional.pad(self.goft_scale[adapter_name], (0, count * width - self.in_features))
-        return Factors((trees * scale.view(count, 1, width), *rest), factors.path)
+        return Factors((trees * scale.view(count, 1, width), *rest), factors.backend)
 
     def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
         """Apply R^T to features, in the dtype of x: P_1^T ... P_L^T x, for GOFT* v * (P_1^T ... P_L^T x)."""
@@ -138,7 +138,7 @@ class GoftLayer(Merging):
             return mix_neighbours(x, self.get_blocks(adapter_name))
         if self.goft_config[adapter_name].pairing != "tree":
             return x @ self._dense(adapter_name).to(x.dtype)
-        return mix_factors(x, self.get_factors(adapter_name), transpose=True)
+        return apply_factors(x, self.get_factors(adapter_name), transpose=True)
 
     def _dense(self, adapter_name: str) -> Tensor:
         """R [d, d] of another pairing than the tree, with the scales of GOFT*, in at least float32."""
@@ -159,18 +159,18 @@ class GoftLayer(Merging):
 class GoftLinear(nn.Module, GoftLayer):
     """GOFT on torch.nn.Linear, or on transformers' Conv1D, whose weight is stored [d, n]."""
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoftConfig, shared: SharedFactors, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoftConfig, factor_cache: FactorCache, **kwargs: Any) -> None:
         super().__init__()
-        GoftLayer.__init__(self, base_layer, shared, **kwargs)
+        GoftLayer.__init__(self, base_layer, factor_cache, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.shared.add(self)
+        self.factor_cache.add(self)
 
-    def _turn(self, weight: Tensor, adapter_name: str, *, undo: bool) -> Tensor:
-        """Return W R^T, or with `undo` W R^-T: [n, d] -> [n, d], computed in at least float32."""
+    def _rotate_weight(self, weight: Tensor, adapter_name: str, *, reverse: bool) -> Tensor:
+        """Return W R^T, or with `reverse` W R^-T: [n, d] -> [n, d], computed in at least float32."""
         blocks = self.get_blocks(adapter_name)
         weight = weight.to(torch.promote_types(weight.dtype, blocks.dtype))
         config = self.goft_config[adapter_name]
@@ -178,13 +178,13 @@ class GoftLinear(nn.Module, GoftLayer):
         if config.pairing != "tree" or config.is_released_version:
             # Neither has a fast product on the rows of a weight.
             matrix = self.get_matrix(adapter_name).to(weight.dtype)
-            return torch.linalg.solve(matrix.T, weight, left=False) if undo else weight @ matrix.T
-        if undo:
-            weight = mix_pairs(weight, inverse_blocks(blocks) if config.is_free else blocks, transpose=True)
+            return torch.linalg.solve(matrix.T, weight, left=False) if reverse else weight @ matrix.T
+        if reverse:
+            weight = mix_pairs(weight, inverse_blocks(blocks) if config.has_free_blocks else blocks, transpose=True)
             return weight if scale is None else weight / scale
         return mix_pairs(weight if scale is None else weight * scale, blocks)
 
-    def _merge_into_weight(self, adapter_name: str, *, undo: bool) -> Tensor:
+    def _merge_into_weight(self, adapter_name: str, *, reverse: bool) -> Tensor:
         base = self.get_base_layer()
         if type(base.weight) is not nn.Parameter or not base.weight.is_floating_point():
             raise TypeError(
@@ -193,19 +193,19 @@ class GoftLinear(nn.Module, GoftLayer):
             )
         stored = base.weight.data
         is_transposed = isinstance(base, Conv1D)
-        turned = self._turn(stored.T if is_transposed else stored, adapter_name, undo=undo)
+        turned = self._rotate_weight(stored.T if is_transposed else stored, adapter_name, reverse=reverse)
         return (turned.T if is_transposed else turned).to(stored.dtype).contiguous()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
         self.was_called = True
         if self.training and not torch.compiler.is_compiling():
-            self.shared.watch(self)
+            self.factor_cache.watch(self)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
         elif adapter_names is not None:
-            x = self._rotate_mixed(x, adapter_names)
+            x = self._rotate_per_example(x, adapter_names)
         elif not self.merged:
             # Merging in order gives W R1^T R2^T, so the last adapter is applied to x first.
             names = [name for name in self.active_adapters if self.has_adapter(name)]
@@ -219,15 +219,15 @@ class GoftLinear(nn.Module, GoftLayer):
         """W (R^T x) + b: in one step if the base layer is a plain frozen one, otherwise by rotating x and calling the layer."""
         base = self.base_layer
         config = self.goft_config[adapter_name]
-        if config.is_released_version or config.pairing != "tree" or args or kwargs or not _is_plain(base):
+        if config.is_released_version or config.pairing != "tree" or args or kwargs or not _is_plain_linear(base):
             return self.base_layer(self.rotate(x, adapter_name), *args, **kwargs)
         weight, bias = base.weight, base.bias
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return mixed_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)
+        return rotated_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)
 
-    def _rotate_mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+    def _rotate_per_example(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         """Each item of the batch through its own adapter; "__base__" and adapters that this layer lacks leave it alone."""
         if self.merged:
             raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first")

@@ -9,13 +9,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from qgoft.tuners._base import Widening
+from qgoft.tuners._base import AdapterDtypeMixin
 from qgoft.tuners.goft.config import GoftConfig
-from qgoft.tuners.goft.factor_cache import SharedFactors
+from qgoft.tuners.goft.factor_cache import FactorCache
 from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
 
 
-class GoftModel(Widening):
+class GoftModel(AdapterDtypeMixin):
     """A pretrained model whose target layers carry GOFT adapters. Made by `peft.get_peft_model(model, GoftConfig(...))`."""
 
     prefix = "goft_"
@@ -39,17 +39,17 @@ class GoftModel(Widening):
             raise TypeError(f"{current_key} already carries a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
         try:
             self._check_parent(parent, target_name, current_key)
-            new_module = GoftLinear(target, adapter_name, goft_config, self._shared_factors())
+            new_module = GoftLinear(target, adapter_name, goft_config, self._get_factor_cache())
         except (TypeError, ValueError) as error:
             raise type(error)(f"{current_key}: {error}") from error
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
 
-    def _shared_factors(self) -> SharedFactors:
+    def _get_factor_cache(self) -> FactorCache:
         # peft replaces layers from inside its own __init__, before one of ours could have made the store.
         if "_shared" not in vars(self):
-            object.__setattr__(self, "_shared", SharedFactors())
+            object.__setattr__(self, "_shared", FactorCache())
         return self._shared
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -100,7 +100,7 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     result is a zero without a gradient.
     """
     for layer, _ in _active(model):
-        layer.shared.has_penalty = True
+        layer.factor_cache.has_penalty = True
     free = [layer.goft_blocks[name] for layer, name in _active(model) if name in layer.goft_blocks]
     if not free:
         device = next((p.device for p in model.parameters()), None)

@@ -12,8 +12,8 @@ from qgoft.pocket.weights import weights_folder
 from qgoft.run_id import identify
 from qgoft.tasks import sources
 from qgoft.tasks.glue import data as glue
-from qgoft.tasks.glue.data import load_parts
-from qgoft.tasks.sources import find_data, split_names
+from qgoft.tasks.glue.data import load_splits
+from qgoft.tasks.sources import resolve_data, split_names
 
 SENTENCES = ["the dog ran .", "a cat slept .", "two birds sang .", "the boy laughed ."]
 
@@ -39,7 +39,7 @@ def settings(root, *words):
 
 def load(s):
     tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
-    return load_parts(s, find_data(s.task, s.data, split_names(s.task, s.splits)), tokenizer, "pocket")
+    return load_splits(s, resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme)), tokenizer, "pocket")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_directory_in_both_layouts(tmp_path):
     write_rte(tmp_path / "a" / "glue" / "rte")
     write_rte(tmp_path / "b" / "rte")
     one, two = settings(tmp_path / "a", "task=glue/rte"), settings(tmp_path / "b", "task=glue/rte")
-    files = [find_data(s.task, s.data, ["train", "validation"]) for s in (one, two)]
+    files = [resolve_data(s.task, s.data, ["train", "validation"]) for s in (one, two)]
     assert files[0].fingerprint == files[1].fingerprint
     assert files[0].source == "directory"
     assert len(load(one).train) == 4
@@ -60,19 +60,19 @@ def test_directory_in_both_layouts(tmp_path):
 def test_halves_are_one_fixed_permutation(tmp_path):
     write_rte(tmp_path / "rte", texts=[f"text {i}" for i in range(41)], labels=[i % 2 for i in range(41)])
     parts = load(settings(tmp_path, "task=glue/rte"))
-    chosen, reported = parts.choose["idx"], parts.report[""]["idx"]
+    chosen, reported = parts.validation["idx"], parts.test[""]["idx"]
     assert (len(chosen), len(reported)) == (20, 21)
     assert sorted([*chosen, *reported]) == list(range(41))
     assert list(chosen) == np.random.default_rng(0).permutation(41)[:20].tolist()
     again = load(settings(tmp_path, "task=glue/rte", "seed=3"))
-    assert list(again.choose["idx"]) == list(chosen)
+    assert list(again.validation["idx"]) == list(chosen)
 
 
 def test_validation_reports_all_and_chooses_nothing(tmp_path):
     write_rte(tmp_path / "rte")
     parts = load(compose_settings(["protocol=goft_icml24", "task=glue/rte", "method=qgoft", f"data.root={tmp_path}"]))
-    assert parts.choose is None
-    assert len(parts.report[""]) == 4
+    assert parts.validation is None
+    assert len(parts.test[""]) == 4
     assert parts.is_subset
 
 
@@ -160,7 +160,7 @@ def test_the_hub_path_reads_a_snapshot(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     s = compose_settings(["protocol=small", "task=glue/rte", "method=qgoft"])
-    files = find_data(s.task, s.data, ["train", "validation"])
+    files = resolve_data(s.task, s.data, ["train", "validation"])
     assert (files.source, files.revision) == ("nyu-mll/glue", sha)
     assert asked["repo_type"] == "dataset"
     assert asked["revision"] == "main"
@@ -207,7 +207,7 @@ def test_tokens_are_those_of_the_tokenizer_and_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(glue, "tokenize", lambda *a: pytest.fail("tokenised again"))
     again = load(s)
     assert again.train[:] == first.train[:]
-    assert again.report[""][:] == first.report[""][:]
+    assert again.test[""][:] == first.test[""][:]
 
 
 def test_other_rows_are_tokenised_anew(tmp_path):
@@ -230,11 +230,21 @@ def test_places_and_logging_do_not_change_the_key(tmp_path):
 def test_every_setting_that_moves_a_number_is_in_the_key():
     s = compose_settings([])
     kept = settings_in_key(s)
-    assert {"protocol", "task", "model", "method", "train", "optim", "splits", "selection", "seed", "judge"} == set(kept)
-    assert {"lr", "head_lr", "weight_decay", "warmup", "schedule", "clip", "floor", "decay_biases", "warmup_rounding"} == set(kept["optim"])
-    assert isinstance(kept["model"]["targets"], str), "the chosen layers, and no others"
+    assert {"protocol", "task", "model", "method", "train", "optim", "eval_scheme", "selection", "seed", "judge"} == set(kept)
+    assert {
+        "lr",
+        "head_lr",
+        "weight_decay",
+        "warmup",
+        "schedule",
+        "max_grad_norm",
+        "min_lr",
+        "weight_decay_on_biases",
+        "warmup_rounding",
+    } == set(kept["optim"])
+    assert isinstance(kept["model"]["target_sets"], str), "the chosen layers, and no others"
     assert "penalty" in kept["method"]
-    assert "precision" in kept["train"]
+    assert "mixed_precision" in kept["train"]
 
 
 def test_real_rows(shared):
@@ -242,8 +252,8 @@ def test_real_rows(shared):
     for task, rows in (("cola", 1043), ("mrpc", 408), ("rte", 277), ("stsb", 1500)):
         s = compose_settings(["protocol=goft_icml24", f"task=glue/{task}", "method=qgoft", f"data.root={shared / 'data'}"])
         parts = load(s)
-        assert len(parts.report[""]) == rows == s.task.rows["validation"]
+        assert len(parts.test[""]) == rows == s.task.rows["validation"]
         assert parts.is_subset
     mnli = load(compose_settings(["protocol=small", "task=glue/mnli", "method=qgoft", f"data.root={shared / 'data'}"]))
-    assert list(mnli.report) == ["mismatched"]
-    assert (len(mnli.choose), len(mnli.report["mismatched"])) == (499, 500)
+    assert list(mnli.test) == ["mismatched"]
+    assert (len(mnli.validation), len(mnli.test["mismatched"])) == (499, 500)

@@ -16,8 +16,8 @@ from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
 from qgoft.pocket.weights import weights_folder
 from qgoft.run_id import identify
-from qgoft.tasks.sources import find_data, split_names
-from qgoft.tasks.squad.data import ABSENT, AS_GIVEN, MOVED, answers_of, best_span, load_parts, place_answer, write_windows
+from qgoft.tasks.sources import resolve_data, split_names
+from qgoft.tasks.squad.data import ABSENT, AS_GIVEN, MOVED, answers_of, best_span, load_splits, place_answer, write_windows
 from qgoft.tasks.squad.scoring import exact_match_and_f1, normalise_answer, question_scores
 
 
@@ -56,7 +56,7 @@ def settings(root, *words):
 
 
 def load(s, tokenizer):
-    return load_parts(s, find_data(s.task, s.data, split_names(s.task, s.splits)), tokenizer, "pocket")
+    return load_splits(s, resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme)), tokenizer, "pocket")
 
 
 LONG = " ".join(
@@ -110,10 +110,10 @@ def test_damaged_rows_are_counted_and_none_is_dropped(tmp_path, tokenizer):
     parts = load(settings(tmp_path), tokenizer)
     assert parts.rows == {"train": 4, "validation": 2}
     assert set(parts.train["row"]) == {0, 1, 2, 3}
-    assert sorted(parts.repairs.values()) == [1, 1, 1, 2]
+    assert sorted(parts.data_fixes.values()) == [1, 1, 1, 2]
     assert parts.is_subset
-    logits = [(np.ones(len(ids)), np.ones(len(ids))) for ids in parts.windows["report:"]["input_ids"]]
-    texts = answers_of(parts.questions["report:"], parts.windows["report:"], logits, n_best=20, max_tokens=30)
+    logits = [(np.ones(len(ids)), np.ones(len(ids))) for ids in parts.windows["test:"]["input_ids"]]
+    texts = answers_of(parts.questions["test:"], parts.windows["test:"], logits, n_best=20, max_tokens=30)
     assert texts[1] == "", "an empty passage has no answer"
     assert texts[0]
 
@@ -234,15 +234,15 @@ def test_the_pocket_passages_are_sound(tokenizer):
     s = compose_settings(["task=squad/v1"])
     parts = load(s, tokenizer)
     assert parts.rows == {"train": 1000, "validation": 500, "test": 2000}
-    assert not parts.repairs
+    assert not parts.data_fixes
     assert not parts.is_subset
-    test = parts.questions["report:"]
+    test = parts.questions["test:"]
     for row in test:
         (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
         assert row["context"][start : start + len(text)] == text
     asked = {(row["context"], row["question"]) for row in test}
     assert len(asked) == 2000
-    assert not asked & {(row["context"], row["question"]) for row in parts.questions["choose"]}
+    assert not asked & {(row["context"], row["question"]) for row in parts.questions["validation"]}
     unknown = tokenizer.unk_token_id
     assert not any(unknown in ids for ids in parts.train["input_ids"]), "every word is in the vocabulary"
     exact = [exact_match_and_f1({r["id"]: r["answers"]["text"][0] for r in test}, {r["id"]: r["answers"]["text"] for r in test})]
@@ -270,7 +270,7 @@ def test_published_predictions_have_their_published_scores(shared, name, exact, 
 
 def test_real_questions(shared, tokenizer):
     s = compose_settings(["protocol=small", "task=squad/v1", "method=qgoft", f"data.root={shared / 'data'}"])
-    files = find_data(s.task, s.data, split_names(s.task, s.splits))
+    files = resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme))
     assert files.files["train"][0].name == "train.parquet", "without the further articles"
     assert [path.name for path in files.files["validation"]] == ["validation.parquet"]
 

@@ -17,9 +17,9 @@ from qgoft.config.settings import settings_in_key
 from qgoft.errors import QgoftError
 from qgoft.run_id import identify
 from qgoft.tasks import sources
-from qgoft.tasks.sources import find_data, split_names
+from qgoft.tasks.sources import resolve_data, split_names
 from qgoft.tasks.vtab import files as picture_files
-from qgoft.tasks.vtab.data import load_parts
+from qgoft.tasks.vtab.data import load_splits
 from qgoft.tasks.vtab.images import PRESETS, PixelBatch, decode
 
 
@@ -40,10 +40,10 @@ def settings(*words):
 
 
 def load(s, size=16):
-    return load_parts(s, find_data(s.task, s.data, split_names(s.task, s.splits)), size)
+    return load_splits(s, resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme)), size)
 
 
-def write_archive(folder, *, pictures=None, lists=None):
+def write_archive(folder, *, images=None, lists=None):
     """Ten pictures for training, three for validation, four for the test."""
     (folder / "images").mkdir(parents=True)
     counts = {"train800": 10, "val200": 3, "test": 4}
@@ -52,7 +52,7 @@ def write_archive(folder, *, pictures=None, lists=None):
     for name, count in counts.items():
         for i in range(count):
             (folder / f"images/{name}_{i}.png").write_bytes(encoded(len(name) * 100 + i))
-    for name, content in (pictures or {}).items():
+    for name, content in (images or {}).items():
         if content is None:
             (folder / "images" / name).unlink()
         else:
@@ -75,21 +75,21 @@ def test_the_archive_layout(tmp_path):
     write_archive(tmp_path / "dtd")
     parts = load(settings(f"data.root={tmp_path}"))
     assert parts.rows == {"train800": 10, "val200": 3, "test": 4}
-    assert (len(parts.train), len(parts.choose), len(parts.report)) == (10, 3, 4)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (10, 3, 4)
     assert parts.is_subset
-    assert not parts.repairs
+    assert not parts.data_fixes
     expected, _ = decode(encoded(800), 16, "vit_processor")
     assert np.array_equal(np.frombuffer(parts.train[0]["pixels"], np.uint8).reshape(16, 16, 3), expected)
     assert list(parts.train["labels"]) == [i % 5 for i in range(10)]
-    assert [parts.report[i]["labels"] for i in range(4)] == parts.report_labels == [0, 1, 2, 3]
+    assert [parts.test[i]["labels"] for i in range(4)] == parts.test_labels == [0, 1, 2, 3]
 
 
 def test_all_thousand_are_trained_on_where_nothing_chooses(tmp_path):
     write_archive(tmp_path / "dtd")
     s = compose_settings(["protocol=goft_icml24", "task=vtab/dtd", "method=qgoft", "model=pocket_vit", f"data.root={tmp_path}"])
     parts = load(s)
-    assert (s.splits, s.selection) == ("whole", "last")
-    assert parts.choose is None
+    assert (s.eval_scheme, s.selection) == ("whole", "last")
+    assert parts.validation is None
     assert len(parts.train) == 13
 
 
@@ -97,7 +97,7 @@ def test_the_parquet_layout_and_a_folder_of_another_name(tmp_path):
     write_tables(tmp_path / "vtab" / "dtd")
     parts = load(settings(f"data.root={tmp_path}"))
     assert parts.rows == {"train800": 800, "val200": 200, "test": 5}
-    assert list(parts.choose["labels"])[:3] == [800 % 47, 801 % 47, 802 % 47]
+    assert list(parts.validation["labels"])[:3] == [800 % 47, 801 % 47, 802 % 47]
     other = settings(f"task.path={tmp_path / 'vtab' / 'dtd'}")
     assert load(other).train[:] == parts.train[:]
     assert identify(other).key == identify(settings(f"data.root={tmp_path}")).key
@@ -135,14 +135,14 @@ def test_other_modes_are_read_as_rgb_and_counted(tmp_path, mode, kind):
     pixels, stored = decode(content, 16)
     assert pixels.shape == (16, 16, 3)
     assert stored == mode
-    write_archive(tmp_path / "dtd", pictures={"train800_3.png": content, "test_1.png": content})
-    assert load(settings(f"data.root={tmp_path}")).repairs == {f"pictures of mode {mode}, read as RGB": 2}
+    write_archive(tmp_path / "dtd", images={"train800_3.png": content, "test_1.png": content})
+    assert load(settings(f"data.root={tmp_path}")).data_fixes == {f"pictures of mode {mode}, read as RGB": 2}
 
 
 @pytest.mark.parametrize("name", ["train800_3.png", "val200_0.png", "test_2.png"])
 @pytest.mark.parametrize("content", [encoded()[:200], b"no picture", b""])
 def test_damaged_pictures_are_named_and_counted_before_anything_is_trained(tmp_path, name, content):
-    write_archive(tmp_path / "dtd", pictures={name: content})
+    write_archive(tmp_path / "dtd", images={name: content})
     with pytest.raises(QgoftError, match=rf"1 of \d+ pictures cannot be decoded, the first is vtab/dtd: {name}"):
         load(settings(f"data.root={tmp_path}"))
 
@@ -196,7 +196,7 @@ def test_the_hubs_zip(tmp_path, monkeypatch):
     zipped(snapshot / "vtab-1k.zip", tmp_path / "data")
     monkeypatch.setattr(sources, "_download", lambda *a: snapshot)
     s = settings()
-    files = find_data(s.task, s.data, split_names(s.task, s.splits))
+    files = resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme))
     assert (files.source, files.revision) == ("XiN0919/VTAB-1k", "abc123")
     assert load(s).rows["train800"] == 10
     (snapshot / "vtab-1k.zip").write_bytes(b"gone")
@@ -260,7 +260,7 @@ def test_real_pictures(shared):
                 f"task=vtab/{name}",
                 "method=qgoft",
                 "model=pocket_vit",
-                f"splits={splits}",
+                f"eval_scheme={splits}",
                 f"selection={selection}",
                 *words,
             ]
@@ -271,4 +271,4 @@ def test_real_pictures(shared):
             assert parts.rows == rows
         else:
             assert parts.rows == {"train800val200": 400, "test": 200}
-        assert max(parts.report_labels) < s.task.options["classes"]
+        assert max(parts.test_labels) < s.task.options["classes"]
