@@ -1,7 +1,7 @@
-"""qgoft: orthogonal fine-tuning by Givens rotations, and the experiments of two papers about it.
+"""qgoft: orthogonal fine-tuning by Givens rotations, and a suite that reproduces the experiments of two papers.
 
-Importing this package makes peft know the adapter type GOFT: at once where peft is already imported, else as soon as it is.
-Nothing heavy is imported here, so that tables can be rebuilt on a machine without torch.
+Importing this package registers the adapter type GOFT with peft: immediately if peft is imported already, otherwise as soon as it is.
+The import itself is light, so that tables can be built on a machine without torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m qgoft COMMAND ...`: commands that have no script of their own."""
+"""`python -m qgoft COMMAND ...`: run a command of `qgoft.commands`."""
 
 import pkgutil
 import sys

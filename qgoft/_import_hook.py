@@ -1,4 +1,4 @@
-"""Run something when another module gets imported, without importing it ourselves."""
+"""Run an action when another module is imported, without importing it here."""
 
 import importlib.abc
 import importlib.util
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Stands in front of the other finders for one module name, and steps aside once that module has been executed."""
+    """Meta path finder for one module name. It removes itself once that module has been executed."""
 
     def __init__(self, module: str, action: Callable[[], Any]):
         self.module, self.action = module, action
@@ -19,7 +19,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != self.module or self.is_searching:
             return None
-        # Looking a module up is not importing it (transformers looks for peft that way): stay until it is really executed.
+        # Finding a module does not execute it (transformers tests for peft that way), so stay until it is executed.
         self.is_searching = True
         try:
             spec = importlib.util.find_spec(fullname)
@@ -40,7 +40,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def call_after_import(module: str, action: Callable[[], Any]) -> None:
-    """Call `action` now if `module` is imported already, else right after its import."""
+    """Call `action` now if `module` is imported already, otherwise right after its import."""
     if module in sys.modules:
         action()
     else:

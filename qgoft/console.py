@@ -1,4 +1,4 @@
-"""Output that never ends a run: a pipe that was closed or a full disk behind a log must not cost the work."""
+"""Console output that cannot end a run: a closed pipe or a full disk behind a log must not cost the training."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Environment variable of a sweep's workers: the directory of the files that the parent displays.
+# Environment variable of sweep workers: directory of the state files that the parent displays.
 CHANNEL = "QGOFT_DISPLAY"
 
 
 class _Guarded:
-    """A text stream whose writes do not raise. After the first that fails, its file descriptor leads nowhere."""
+    """Text stream whose writes do not raise. After the first failure its file descriptor is redirected to /dev/null."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -27,7 +27,7 @@ class _Guarded:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except UnicodeEncodeError:  # a terminal of another encoding
+        except UnicodeEncodeError:  # terminal with another encoding
             encoding = self._stream.encoding or "ascii"
             return self.write(text.encode(encoding, "replace").decode(encoding))
         except (OSError, ValueError):
@@ -81,7 +81,7 @@ class RunState:
     left: float | None  # seconds
 
     def line(self) -> "Table":
-        """Return the run as one line of at most 80 columns; longer texts are cut at the right of their cell."""
+        """Return the run as one line of at most 80 columns; longer texts are truncated within their column."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 

@@ -1,7 +1,6 @@
-"""What a run is, before it is run: its key, its folder, its state; and who works on it. No torch, so that planning takes no time.
+"""Identity of a run: its key, directory and status, known before it starts. Free of torch, so that planning is fast.
 
-The ledger of a sweep is the folder of its runs. A run is planned (nothing there), running (a lease that is alive), or what its record
-says: done, failed, oom, diverged, interrupted. Two sweeps on one folder never run one key at the same time (`Lease`).
+The status of a run comes from its directory: planned (empty), running (an unexpired lease), or the status in its record.
 """
 
 import dataclasses
@@ -19,7 +18,8 @@ from qgoft.lease import ATTEMPTS, Lease, parse, read_text
 from qgoft.records import RecordError, compute_key, read_record, write_atomically
 from qgoft.tasks.sources import DataFiles, ModelFiles, resolve_data, resolve_model, split_names
 
-# After how many seconds by the clock a run of another machine is shown as dead. For showing alone: clocks of machines differ.
+# Seconds without a heartbeat, by the wall clock, after which a run of another host is shown as stale. Display only, since clocks of hosts
+# differ.
 STALE_AFTER = 1800.0
 FAILURES = "failure.*.json"
 CHECKPOINT = "checkpoint"
@@ -27,7 +27,7 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class RunId:
-    """A run tied to the very rows and weights it will use."""
+    """A run tied to the exact rows and weights that it will use."""
 
     key: str
     folder: Path
@@ -50,7 +50,7 @@ class RunId:
 
     @property
     def is_done(self) -> bool:
-        """Whether a whole record says so. A torn one does not: the run is made again and replaces it."""
+        """True if a valid record with status done exists. A run with a corrupt record is repeated."""
         try:
             record = self.read()
         except RecordError:
@@ -58,7 +58,7 @@ class RunId:
         return record is not None and record["status"] == "done"
 
     def delete_checkpoints(self) -> None:
-        """Delete the checkpoints of a finished run, which a kill right after its record leaves."""
+        """Delete the checkpoints of a finished run, which a kill right after writing the record leaves behind."""
         for path in (self.folder / CHECKPOINT, *self.folder.glob(ATTEMPTS)):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -68,11 +68,11 @@ class RunId:
         return sorted((path for place in places for path in checkpoint_files(place)), key=checkpoint_step)
 
     def write_rank_failure(self, rank: int, status: str, reason: str) -> None:
-        """A process of the run, not the one that writes the record, says what went wrong in it."""
+        """Write the failure of a rank that does not write the record."""
         write_atomically(self.folder / f"failure.{rank}.json", json.dumps({"status": status, "reason": f"process {rank}: {reason}"}))
 
     def pop_rank_failure(self) -> tuple[str, str] | None:
-        """(status, reason) that a process of the run left; it is removed."""
+        """Return the (status, reason) that a rank has written, and delete it; None if there is none."""
         found = None
         for path in sorted([*self.folder.glob(FAILURES), *self.folder.glob(f"{ATTEMPTS}/{FAILURES}")], reverse=True):
             left = parse(read_text(path) or "")
@@ -82,7 +82,7 @@ class RunId:
         return found
 
     def state(self) -> tuple[str, str]:
-        """(planned, running, done, failed, ..., torn) and the reason, who runs it, or from where it goes on."""
+        """Return the status (planned, running, done, failed, ..., corrupt) and its reason: the owner, or the step to resume from."""
         try:
             record = self.read()
         except RecordError as error:
@@ -102,13 +102,13 @@ class RunId:
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> RunId:
-    """Locate data and weights (downloading or generating them once) and compute the key.
+    """Locate rows and weights (downloading or generating them once) and compute the key.
 
     Args:
-        processes: of the run, where it is planned from outside; None asks the environment.
+        processes: number of processes of the run; None reads it from the environment.
 
     Raises:
-        QgoftError: data or weights cannot be had.
+        QgoftError: rows or weights are not available.
     """
     data = resolve_data(settings.task, settings.data, split_names(settings.task, settings.eval_scheme))
     model = resolve_model(settings.model)
@@ -118,7 +118,7 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> RunId:
 
 
 def rekey(known: RunId, settings: RunSettings, *, processes: int) -> RunId:
-    """The identity of other settings on the same rows and weights."""
+    """Return the identity of other settings on the same rows and weights."""
     key = _key(settings, processes, known.data, known.model)
     return dataclasses.replace(known, key=key, folder=known.folder.parent / key)
 
@@ -134,7 +134,7 @@ def _key(settings: RunSettings, processes: int, data: DataFiles, model: ModelFil
 
 
 def key_from_record(record: dict[str, Any]) -> str:
-    """The key that this version of the code gives to what a record says."""
+    """Compute the key that the current code gives to the content of a record."""
     made = record["provenance"]
     return compute_key(
         settings_in_key(settings_from_record(record)),
@@ -146,20 +146,20 @@ def key_from_record(record: dict[str, Any]) -> str:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by their step."""
+    """Return the checkpoints in a directory by step."""
     return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
 
 
 def checkpoint_step(path: Path) -> int:
-    """After which step it was made."""
+    """Return the step after which a checkpoint was written."""
     return int(path.stem.removeprefix("step-"))
 
 
 def world_size() -> int:
-    """Return the number of processes of one run, from torchrun's environment.
+    """Return the number of processes of this run, from the environment of torchrun.
 
     Raises:
-        QgoftError: the variable is not such a number.
+        QgoftError: WORLD_SIZE is not a positive integer.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdigit() or int(size) < 1:

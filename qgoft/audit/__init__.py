@@ -1,4 +1,4 @@
-"""Checks of what the papers print, on the transcribed figures alone: anyone can repeat each finding."""
+"""Checks of the papers' printed figures, from the transcribed tables only, so that anyone can repeat each finding."""
 
 from qgoft.audit.averages import check_averages
 from qgoft.audit.counts import check_counts

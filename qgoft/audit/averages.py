@@ -27,7 +27,7 @@ def mean_of_groups(values: Sequence[float]) -> float:
 
 
 def mean_of_questions(values: Sequence[float]) -> float:
-    """MMLU: over questions."""
+    """MMLU: the mean over questions."""
     return sum(value * count for value, count in zip(values, MMLU_QUESTIONS, strict=True)) / sum(MMLU_QUESTIONS)
 
 
@@ -40,13 +40,13 @@ TABLES: dict[tuple[str, str], tuple[str, Rule]] = {
     ("psoft-iclr2026", "table5"): ("the mean of the tasks", plain_mean),
     ("psoft-iclr2026", "table15"): ("the mean of the tasks", plain_mean),
 }
-# Other rules that a row may have been computed by.
+# Other rules by which a row may have been averaged.
 OTHERS: dict[str, Rule] = {"the plain mean": plain_mean}
 
 
 @dataclass(frozen=True)
 class Average:
-    """A printed average, the printed values it is of, and a name for where it stands."""
+    """A printed average, its printed values, and its place in the paper."""
 
     where: str
     values: list[float]
@@ -56,7 +56,7 @@ class Average:
 
 
 def check_averages() -> tuple[list[Finding], int]:
-    """Findings, and how many averages were checked."""
+    """Return the findings, and the number of checked averages."""
     averages = [*_of_tables(), *_of_mmlu()]
     findings = []
     for average in averages:
@@ -64,7 +64,7 @@ def check_averages() -> tuple[list[Finding], int]:
         unit = _unit([*average.values, average.printed])
         if abs(follows - average.printed) <= unit / 2 + 1e-9:
             continue
-        # Each value may be off by half a unit; the average is rounded, or cut off, which takes up to a whole one away.
+        # Each value may be off by half a unit; the average is rounded, or truncated by up to a whole unit.
         is_rounding = -unit - 1e-9 <= follows - average.printed < 1.5 * unit
         other = next((name for name, rule in OTHERS.items() if _could_be(rule, average, unit)), None)
         text = f"{follows:.{_decimals(unit)}f}, {average.said}"
@@ -90,7 +90,7 @@ def _of_tables() -> list[Average]:
 
 
 def _of_mmlu() -> list[Average]:
-    """Table 2 of GOFT has its averages among the values."""
+    """Return the averages of table 2 of GOFT, which are among its values."""
     printed: dict[str, Any] = load_figures("goft-icml2024", "table2")
     found = []
     for name, row in printed["rows"].items():
@@ -103,7 +103,7 @@ def _of_mmlu() -> list[Average]:
 
 
 def _unit(values: Sequence[float]) -> float:
-    """Of the last digit that is printed."""
+    """Return the unit of the last printed digit."""
     return float(10.0 ** min(int(Decimal(str(value)).as_tuple().exponent) for value in values))
 
 

@@ -1,4 +1,4 @@
-"""Printed numbers of trainable parameters, recomputed from the architectures, under what the text states and under what else it may have been."""
+"""Printed numbers of trainable parameters, recomputed from the architectures as the text states and in other plausible ways."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from qgoft.report.counts import EXPLAINED, REASONS, agrees
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to count a printed row: in words, and what it gives."""
+    """One way to count a printed row, and its result."""
 
     words: str
     count: int
@@ -17,10 +17,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class PrintedCount:
-    """A printed count, the reading that the paper's text states, and the others that were tried.
+    """A printed count, the count as the paper's text states it, and the other counts that were tried.
 
     Args:
-        total: parameters of the model, where the count is printed as a share of them.
+        total: parameters of the model, if the count is printed as a percentage.
     """
 
     paper: str
@@ -33,7 +33,7 @@ class PrintedCount:
 
 
 def check_counts(counts: Sequence[PrintedCount]) -> list[Finding]:
-    """Every count that is not what its paper states; with the other reading that gives it, where there is one."""
+    """Return every count that differs from the paper's statement, with the reading that reproduces it, if any."""
     findings = []
     for count in counts:
         if agrees(count.stated.count, count.printed, count.total):

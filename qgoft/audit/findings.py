@@ -1,4 +1,4 @@
-"""What a check finds, and its table."""
+"""Findings of the checks, and their table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from qgoft.report.table import Table
 
 @dataclass(frozen=True)
 class Finding:
-    """One place where what is printed and what follows differ.
+    """One place where a printed value differs from the value that follows.
 
     Args:
-        check: averages, counts, granularity, wins, sizes or operator; also the word that repeats it (`ARGS=--only=<check>`).
+        check: averages, counts, granularity, wins, sizes or operator; `ARGS=--only=<check>` repeats it.
         where: paper, table and row.
-        printed: what stands there.
-        follows: what follows from the rest of what is printed, or from the method's definition.
+        printed: the printed value.
+        follows: the value that follows from the other printed values, or from the method's definition.
         sure: certain (arithmetic), or the strength of the evidence.
-        is_explained: rounding, or what the paper or its source says elsewhere, explains the difference: told, but no inconsistency.
+        is_explained: rounding, or another statement of the paper or its source, explains the difference.
     """
 
     check: str
@@ -28,10 +28,10 @@ class Finding:
 
 
 def build_findings(findings: Sequence[Finding], checked: dict[str, int]) -> list[Table]:
-    """The inconsistencies, and the differences that are explained.
+    """Return the table of inconsistencies and the table of explained differences.
 
     Args:
-        checked: check -> number of figures it looked at.
+        checked: check -> number of checked figures.
     """
     columns = ["where", "printed", "follows", "how sure", "repeat with"]
     tables = []
@@ -50,5 +50,5 @@ def build_findings(findings: Sequence[Finding], checked: dict[str, int]) -> list
 
 
 def tables_break(table: Table, finding: Finding) -> bool:
-    """A line between checks."""
+    """Put a rule between checks."""
     return bool(table.rows) and not table.rows[-1][-1].endswith(f"={finding.check}")

@@ -1,8 +1,8 @@
-"""Whether a row of percentages looks like shares of some small number of items.
+"""Granularity: whether a row of percentages looks like fractions of a small number of items.
 
-An accuracy on n items is k / n. Printed with one decimal, all values are possible from n = 1000 on; for a smaller n some are not. A row
-whose values are possible far more often than chance would have it was probably measured on n items. Every n from 20 to 500 is tried, so the
-probability counts times the number tried.
+An accuracy on n items is k / n. Printed with one decimal, all values are possible for n >= 1000; for smaller n some are not. A row
+whose values are possible far more often than by chance was probably measured on n items. Every n from 20 to 500 is tried, so the
+probability is multiplied by the number of tries.
 """
 
 import math
@@ -22,7 +22,7 @@ TABLES = (("goft-icml2024", "table3"), ("psoft-iclr2026", "table3"))
 
 @dataclass(frozen=True)
 class Grain:
-    """The number of items that explains a row best: how many of its values are shares of it, and how likely that is by chance."""
+    """The number of items that explains a row best: how many values are fractions of it, and their probability by chance."""
 
     items: int
     fitting: int
@@ -36,13 +36,13 @@ class Grain:
 
 @cache
 def shares(items: int) -> frozenset[int]:
-    """The tenths of a percent that k / items can be, rounded half up."""
+    """Return the tenths of a percent that k / items can be, rounded half up."""
     tenth = Decimal("0.1")
     return frozenset(int((Decimal(100 * k) / items).quantize(tenth, ROUND_HALF_UP) * 10) for k in range(items + 1))
 
 
 def find_grain(percentages: Sequence[float]) -> Grain:
-    """The best of all denominators."""
+    """Return the best of all denominators."""
     tenths = [round(value * 10) for value in percentages]
     return min((_grain(tenths, items) for items in DENOMINATORS), key=lambda grain: grain.probability)
 
@@ -56,7 +56,7 @@ def _grain(tenths: Sequence[int], items: int) -> Grain:
 
 
 def check_granularity() -> tuple[list[Finding], int]:
-    """Findings, and how many rows were checked."""
+    """Return the findings, and the number of checked rows."""
     findings, checked = [], 0
     for paper, table in TABLES:
         for name, row in load_figures(paper, table)["rows"].items():

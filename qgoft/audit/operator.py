@@ -1,4 +1,4 @@
-"""The operator as published and as released: is it orthogonal, and is what is merged what was trained?"""
+"""The operator as published and as released: orthogonality, and whether the merged weight equals the trained one."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,21 @@ WIDTH = 768
 
 
 def rotations(width: int, seed: int = 0) -> Tensor:
-    """[width - 1, 2, 2] blocks of unit-normal angles, float64."""
+    """Return blocks [width - 1, 2, 2] of standard normal angles, float64."""
     angles = torch.randn(width - 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     c, s = angles.cos(), angles.sin()
     return torch.stack((torch.stack((c, -s), -1), torch.stack((s, c), -1)), -2)
 
 
 def orthogonality_error(matrix: Tensor) -> float:
-    """max |R^T R - I| of a matrix [d, d]."""
+    """Return max |R^T R - I| of a matrix [d, d]."""
     return (matrix.T @ matrix - torch.eye(len(matrix), dtype=matrix.dtype)).abs().max().item()
 
 
 def released_merge_matrix(blocks: Tensor, width: int) -> Tensor:
-    """[width, width]: what the second release merges. It runs the levels in the other order than its forward, smallest stride first."""
+    """Return the matrix [width, width] that the second release merges. Its levels are in the reverse order of its forward, smallest stride
+    first.
+    """
     alone = []
     first = 0
     for level in range((width - 1).bit_length()):
@@ -38,7 +40,7 @@ def released_merge_matrix(blocks: Tensor, width: int) -> Tensor:
 
 
 def check_operator() -> tuple[list[Finding], int]:
-    """Findings, and how many operators were looked at."""
+    """Return the findings, and the number of checked operators."""
     blocks = rotations(WIDTH)
     published, forward = reference_matrix(blocks, WIDTH), released_reference_matrix(blocks, WIDTH)
     merged = released_merge_matrix(blocks, WIDTH)

@@ -1,4 +1,4 @@
-"""Sizes of data sets as printed, against the official ones."""
+"""Printed sizes of data sets, compared with the official ones."""
 
 import re
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from qgoft.report.published import load_figures
 
 
 def check_sizes(official: Mapping[str, tuple[int, int]]) -> tuple[list[Finding], int]:
-    """Findings, and how many sizes were checked.
+    """Return the findings, and the number of checked sizes.
 
     Args:
-        official: task of GLUE -> rows of training and of validation.
+        official: GLUE task -> rows of training and of validation.
     """
     printed = load_figures("goft-icml2024", "table6")
     findings, checked = [], 0
@@ -25,7 +25,7 @@ def check_sizes(official: Mapping[str, tuple[int, int]]) -> tuple[list[Finding],
 
 
 def could_be(shown: str, rows: int) -> bool:
-    """Whether a number of rows may be printed so: 872 as it is, 8.5k or 8.6k for 8,551 (cut off or rounded)."""
+    """Return True if a number of rows may be printed so: 872 exactly, 8.5k or 8.6k for 8,551 (truncated or rounded)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", shown)
     if match is None:
         raise ValueError(f"{shown!r} is no size; the forms are 872 and 8.5k")

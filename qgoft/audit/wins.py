@@ -1,4 +1,4 @@
-"""Win, tie and loss counts must sum to the questions that were asked."""
+"""Win, tie and loss counts, which must sum to the number of questions."""
 
 from qgoft.audit.findings import Finding
 from qgoft.report.published import load_figures
@@ -7,7 +7,7 @@ QUESTIONS = 80
 
 
 def check_wins() -> tuple[list[Finding], int]:
-    """Findings, and how many rows were checked."""
+    """Return the findings, and the number of checked rows."""
     rows = load_figures("goft-icml2024", "figure3")["rows"]
     findings = [
         Finding(

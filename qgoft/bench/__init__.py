@@ -1,1 +1,1 @@
-"""Time and memory of a training step, every rival in one run."""
+"""Time and memory of a training step, for all contenders in one run."""

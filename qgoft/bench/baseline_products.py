@@ -1,7 +1,7 @@
-"""Two ways in which others compute the product, in our own few lines, to be compared with: not used anywhere else.
+"""Two other ways to compute the product, for comparison only.
 
-Both go level by level over all d features of all rows, which is what makes them slow and large: ceil(log2 d) passes, each keeping its input
-for backward, where the tree needs one pass over a row and keeps one.
+Both process all d features of all rows level by level, which makes them slow and large: ceil(log2 d) passes that each save their input
+for backward, whereas the tree reads a row once and saves it once.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from qgoft.ops.givens.index_cache import cached_index
 
 @cached_index
 def sparse_levels(d: int, device: torch.device) -> list[tuple[slice, Tensor, Tensor]]:
-    """Per level: its blocks, the [2, entries] positions of its sparse d x d matrix, and the order that sorts the entries by row."""
+    """Return per level: its blocks, the [2, entries] positions of its sparse d x d matrix, and the order that sorts the entries by row."""
     found, first, stride = [], 0, 1
     while stride < d:
         i = torch.arange(0, d - stride, 2 * stride)
@@ -31,7 +31,7 @@ def sparse_levels(d: int, device: torch.device) -> list[tuple[slice, Tensor, Ten
 
 
 def mix_sparse(x: Tensor, blocks: Tensor, *, layout: torch.layout = torch.sparse_coo) -> Tensor:
-    """y = P_L ... P_1 x as a chain of sparse matrix products (GOFT, section 4.1). x [..., d], blocks [d-1, 2, 2] -> [..., d]."""
+    """Compute y = P_L ... P_1 x as a chain of sparse matrix products (GOFT, section 4.1). x [..., d], blocks [d-1, 2, 2] -> [..., d]."""
     d = x.shape[-1]
     y = x.reshape(-1, d).T
     for level, where, order in sparse_levels(d, x.device):
@@ -58,8 +58,9 @@ def _released_places(d: int, device: torch.device) -> list[tuple[slice, Tensor, 
 
 
 def mix_neighbours_by_level(x: Tensor, blocks: Tensor) -> Tensor:
-    """The second release's forward as released: one elementwise pass and one swap of neighbours over all of x a level, largest stride
-    first. x [..., d], blocks [d-1, 2, 2] -> [..., d]; equal to `mix_neighbours`."""
+    """Compute the second release's forward as released: per level one elementwise pass and one swap of neighbours over all of x, largest
+    stride first. x [..., d], blocks [d-1, 2, 2] -> [..., d]; equal to `mix_neighbours`.
+    """
     d = x.shape[-1]
     sign = torch.tensor([-1.0, 1.0], device=x.device, dtype=x.dtype).repeat(d // 2)
     y = x
@@ -73,7 +74,7 @@ def mix_neighbours_by_level(x: Tensor, blocks: Tensor) -> Tensor:
 
 
 class MixedLinear(nn.Module):
-    """A frozen layer behind one of the two, as an adapter that starts at the identity: 4(d-1) trained entries, or d-1 angles."""
+    """A frozen layer after one of the two products, as an adapter that starts at the identity: 4(d-1) trained entries, or d-1 angles."""
 
     def __init__(self, base: nn.Linear, mix: Callable[[Tensor, Tensor], Tensor], *, has_free_blocks: bool = True):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Who is timed: every method on the same frozen weights, through the same entry as in training."""
+"""Contenders: every method on the same frozen weights, through the same registry as in training."""
 
 import copy
 import re
@@ -23,12 +23,12 @@ class Rival:
     """One way to adapt a module.
 
     Attributes:
-        method: entry and variant in the registry of methods; None for those that only stand here.
-        mix: replaces the layers by `MixedLinear` over this product.
-        is_free: of `mix`, whether it trains whole blocks or angles.
-        divide: the part of the batch it is timed with on a CPU; it is alone beside the reference, since it needs much memory.
-        in_models: whether it is timed on whole models by default; the slowest are timed on layers and blocks alone.
-        is_printed: timed by default where the table of a shape prints it (`Shape.printed`), and nowhere else.
+        method: entry and variant in the registry of methods; None for products that exist only here.
+        mix: replaces the layers by `MixedLinear` with this product.
+        has_free_blocks: whether `mix` trains free blocks instead of angles.
+        divide: fraction of the batch used on a CPU; such a contender is timed only with the reference, because it needs much memory.
+        in_models: timed on whole models by default; the slowest contenders are timed on layers and blocks only.
+        is_printed: by default timed only for shapes whose published table lists it (`Shape.printed`).
     """
 
     name: str
@@ -59,13 +59,13 @@ RIVALS = [
     Rival("boft b=4 m=4", ("boft", "b4m4"), is_printed=True),
     Rival("boft b=2 m=2", ("boft", "b2m2"), is_printed=True),
     *(Rival(f"psoft r={r}", ("psoft", f"r{r}"), is_printed=True) for r in (32, 64, 128, 256, 512)),
-    # Of whole decoders, whose full decompositions would take longer than all that is timed.
+    # For whole decoders, whose full decompositions would take longer than everything that is timed.
     *(Rival(f"psoft r={r}", ("psoft", f"r{r}-svd10"), is_printed=True) for r in (168, 194, 352, 424)),
 ]
 
 
 def put_on(rival: Rival, base: nn.Module, shape: Shape) -> nn.Module:
-    """The module with the rival on its layers, in training mode; the frozen weights are shared with `base`."""
+    """Return the module with the contender on its layers, in training mode; the frozen weights are shared with `base`."""
     share = {} if rival.name == "full" else {id(p): p for p in base.parameters()}
     module = copy.deepcopy(base, share).train()
     head = {id(p) for name, p in module.named_parameters() if set(name.split(".")) & set(shape.head)}
@@ -80,7 +80,7 @@ def put_on(rival: Rival, base: nn.Module, shape: Shape) -> nn.Module:
             parent, _, child = name.rpartition(".")
             owner = module.get_submodule(parent)
             setattr(owner, child, MixedLinear(getattr(owner, child), rival.mix, has_free_blocks=rival.has_free_blocks))
-    # Heads are trained by every rival; copies, since the weights are shared.
+    # Every contender trains the head; it is copied, since the weights are shared.
     for name in shape.head:
         setattr(module, name, copy.deepcopy(getattr(module, name)).requires_grad_(True))
     assert not head & {id(p) for p in module.parameters() if p.requires_grad}
@@ -99,7 +99,7 @@ def _wrap(method: tuple[str, str], module: nn.Module, shape: Shape, targets: dic
 
 
 def pass_gradients_below(module: nn.Module, shape: Shape) -> None:
-    """Let backward go down to the input of the first adapted layer for every rival alike, as in the middle of a larger model."""
+    """Let backward reach the input of the first adapted layer for every contender, as in the middle of a larger model."""
     first = next(name for name, _ in module.named_modules() if re.search(rf"(^|\.)({shape.targets})$", name))
     module.get_submodule(first).register_forward_pre_hook(_want_gradient)
 
@@ -111,7 +111,7 @@ def _want_gradient(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Product:
-    """The product alone, without a layer: what `make bench` times against the sparse chain and over the widths."""
+    """The product without a layer: `make bench` times it against the sparse chain and over the widths."""
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -125,6 +125,6 @@ PRODUCTS = [
 
 
 def product_inputs(rows: int, d: int, device: str) -> tuple[Tensor, Tensor]:
-    """Rows [rows, d] and blocks [d-1, 2, 2] near the identity, both wanting gradients."""
+    """Return rows [rows, d] and blocks [d-1, 2, 2] near the identity, both requiring gradients."""
     blocks = identity_blocks(d - 1, device=device) + 0.1 * torch.randn(d - 1, 2, 2, device=device)
     return torch.randn(rows, d, device=device, requires_grad=True), blocks.requires_grad_()

@@ -1,7 +1,7 @@
-"""Interleaved timing: every repeat runs all rivals once, so that a slow moment of a shared machine falls on all of them. On whole models every
-rival has a process of its own, since what the C library does with memory depends on all that a process has done before.
+"""Interleaved timing: every repeat runs all contenders once, so that a slow moment of a shared machine affects all of them. On whole models
+every contender has its own process, because the C library's memory management depends on the history of a process.
 
-What is compared is the ratio to LoRA r=8 within a repeat (qgoft.report.bench).
+The reported figure is the ratio to LoRA r=8 within a repeat (qgoft.report.bench).
 """
 
 import gc
@@ -21,16 +21,16 @@ from qgoft.config.settings import MethodSettings
 from qgoft.methods.registry import REGISTRY, Penalty, parse_variant
 
 PENALTY = 0.01
-# The gradient of a sparse matrix is computed densely, in d x d: beyond this width it takes seconds.
+# The gradient of a sparse matrix is dense, d x d: beyond this width it takes seconds.
 SPARSE_WIDTH = 3072
 Report = Callable[[str], None]
 
 
 @dataclass
 class Timing:
-    """One rival on one shape: seconds of every repeat, bytes kept for backward, and the most alive in a step, weights included.
+    """One contender on one shape: seconds of every repeat, bytes saved for backward, and peak bytes of a step including weights.
 
-    Forward includes the penalty where there is one; update is AdamW, what the method does after a step, and clearing the gradients.
+    Forward includes the penalty, if any; update is AdamW, the method's after_step, and clearing the gradients.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Timing:
 
 
 class Runner:
-    """A rival on a module, ready to step."""
+    """A contender on a module, ready to step."""
 
     def __init__(self, rival: Rival, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str):
         self.module = put_on(rival, base, shape)
@@ -56,7 +56,7 @@ class Runner:
         self.count = 0
         size = next(iter(inputs.values())).shape[0]
         self.step()
-        # The second step's peak: gradients and the optimiser's state exist by then, as in all later ones.
+        # The peak of the second step: from then on gradients and the optimiser state exist.
         peak = peak_bytes(self._alive(), self.step, device)
         self.timing = Timing(rival.name, sum(p.numel() for p in free), size, saved_bytes(self.module, self.loss), peak)
         if self.optimizer:
@@ -75,7 +75,7 @@ class Runner:
         return loss + self.weight * self.penalty(self.module) if self.penalty else loss
 
     def step(self) -> tuple[float, float, float]:
-        """Seconds of forward, backward and update."""
+        """Return the seconds of forward, backward and update."""
         laps = [_now(self.device)]
         loss = self.loss()
         laps.append(_now(self.device))
@@ -96,7 +96,7 @@ class Runner:
 
 
 def _asked_of_a_step(rival: Rival) -> tuple[Callable[[nn.Module, int], None] | None, Penalty | None, float]:
-    """What a method does after a step, and what it adds to the loss with which weight, as in training."""
+    """Return the method's after_step, penalty and penalty weight, as in training."""
     if rival.method is None:
         return None, None, 0.0
     entry = REGISTRY[rival.method[0]]
@@ -111,12 +111,12 @@ def _now(device: str) -> float:
 
 
 def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool, divided: bool = True) -> list[tuple[list[Rival], int]]:
-    """Who is timed in turns with whom, and with which batch; the reference is in every group.
+    """Return which contenders are timed together, and with which batch; the reference is in every group.
 
     Args:
-        apart: one group for each rival, as whole models need it: every process keeps gigabytes. A rival that needs much memory is always
-            timed by itself beside the reference.
-        divided: whether such a rival gets a part of the batch.
+        apart: one group per contender, as whole models need it: every process holds gigabytes. A contender that needs much memory is always
+            timed with the reference only.
+        divided: use the contender's fraction of the batch.
     """
     reference = next(rival for rival in RIVALS if rival.name == REFERENCE)
     others = [rival for rival in rivals if rival is not reference]
@@ -127,7 +127,7 @@ def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool, divided: bo
 
 
 def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
-    """Time rivals on one shape in this process, interleaved."""
+    """Time contenders on one shape in this process, interleaved."""
     runners = []
     for rival in rivals:
         report(f"{shape.name}: {rival.name}, memory")
@@ -139,7 +139,7 @@ def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, d
 
 
 def build_runner(rival: Rival, shape: Shape, batch: int, device: str, *, base: nn.Module | None = None) -> Runner:
-    """A rival on a shape with random weights of seed 0, or on the weights of `base`."""
+    """Build a contender on a shape with random weights of seed 0, or on the weights of `base`."""
     torch.manual_seed(0)
     with torch.device(device):
         base = base or shape.build()
@@ -150,14 +150,14 @@ def build_runner(rival: Rival, shape: Shape, batch: int, device: str, *, base: n
 
 
 def turns(count: int, repeats: int) -> Iterator[int]:
-    """Whose turn it is: all of them in every round, in an order that turns, so that nobody always runs after the same neighbour."""
+    """Yield the order of the contenders: all of them in every round, rotated so that none always follows the same other one."""
     for repeat in range(repeats):
         for index in range(count):
             yield (index + repeat) % count
 
 
 def serve(channel: Connection, shape: Shape, rival: Rival, batch: int, device: str) -> None:
-    """One rival in a process of its own, with its own heap as in training: a step for every True, the timing at the end."""
+    """Run one contender in its own process, with its own heap as in training: a step for every True, the timing at the end."""
     runner = build_runner(rival, shape, batch, device)
     runner.step()
     channel.send(None)
@@ -168,10 +168,10 @@ def serve(channel: Connection, shape: Shape, rival: Rival, batch: int, device: s
 
 
 def measure_in_turns(channels: list[Connection], names: list[str], repeats: int, report: Report) -> list[dict[str, Any]]:
-    """The other end of `serve`: let the processes step one after the other.
+    """Let the processes of `serve` step one after the other.
 
     Raises:
-        EOFError, ConnectionError: one of them has died.
+        EOFError, ConnectionError: a process has died.
     """
     for channel in channels:
         channel.recv()
@@ -185,7 +185,7 @@ def measure_in_turns(channels: list[Connection], names: list[str], repeats: int,
 
 
 def join_rounds(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Timings of the same rivals in several rounds of processes, as one: all repeats, and the most bytes seen."""
+    """Combine the timings of several rounds of processes: all repeats, and the maximum of the bytes."""
     joined = [dict(timing) for timing in rounds[0]]
     for timings in rounds[1:]:
         for ours, theirs in zip(joined, timings, strict=True):
@@ -197,7 +197,7 @@ def join_rounds(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
-    """Forward and backward of the product alone, by the tree at every width, and by the chain of sparse matrices up to 3072."""
+    """Time forward and backward of the product: the tree at every width, and the chain of sparse matrices up to 3072."""
     runs = [(d, product) for d in widths for product in PRODUCTS if product.name == "tree" or d <= SPARSE_WIDTH]
     found: list[dict[str, Any]] = [{"width": d, "name": product.name, "rows": rows, "seconds": []} for d, product in runs]
     prepared = {d: product_inputs(rows, d, device) for d in widths}

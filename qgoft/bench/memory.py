@@ -1,4 +1,4 @@
-"""Bytes: what autograd keeps, and the most that is alive at once."""
+"""Memory: bytes saved by autograd, and peak bytes of live tensors."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make and the garbage of Python lets go: on a CPU, what a GPU's allocator would report.
+    """Count the storages that operations allocate and Python frees: on a CPU, what a GPU's allocator would report.
 
-    Scratch space inside one operation is not seen, for no rival. Attributes: now, peak, in bytes.
+    Scratch space inside an operation is not counted, for any contender. Attributes: now, peak, in bytes.
     """
 
     def __init__(self, alive: Iterable[Tensor] = ()):
@@ -53,12 +53,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(alive: Iterable[Tensor], step: Callable[[], object], device: str) -> int:
-    """The most bytes alive during one call of `step`; `alive` - weights, the optimiser's state, inputs - counts from the start."""
+    """Return the peak of live bytes during one call of `step`; `alive` (weights, optimiser state, inputs) counts from the start."""
     if device != "cuda":
         with LiveBytes(alive) as mode:
             step()
         return mode.peak
-    # Other rivals' tensors are on the device too: only what this step adds to its own counts.
+    # Other contenders' tensors are on the device too, so only the increase during this step is added.
     own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -69,12 +69,12 @@ def peak_bytes(alive: Iterable[Tensor], step: Callable[[], object], device: str)
 
 
 def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for backward beside the weights, each storage once."""
+    """Return the bytes that autograd saves for backward besides the weights, counting each storage once."""
     weights = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> None:
-        # Nothing is handed back: a node that held its own output would be a circle that nobody frees.
+        # Return a new object: a node that held its own output would be a reference cycle.
         parts = [tensor]
         if tensor.is_sparse:
             parts = [tensor._indices(), tensor._values()]

@@ -1,6 +1,6 @@
-"""What is timed: single layers, one transformer block, and whole models of published shape with random weights.
+"""Shapes to time: single layers, a transformer block, and whole models of published shape with random weights.
 
-Small vocabularies stand for the real ones: an embedding is looked up, not adapted, and its size would only fill the memory.
+Vocabularies are small: an embedding is not adapted, and its size would only use memory.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ VOCABULARY = 1000
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing to time.
+    """One shape to time.
 
     Attributes:
         part: layer, block or model.
-        build: makes the module with random weights.
-        inputs: makes the keyword arguments of one forward from a batch size.
+        build: builds the module with random weights.
+        inputs: returns the keyword arguments of one forward for a batch size.
         batch: items in a batch.
         targets: regular expression for the full names of the adapted layers.
-        head: names of the modules that are trained in any case.
-        item: published table that holds figures of this shape.
-        printed: rivals of that table that are not timed everywhere.
+        head: names of the modules that are always trained.
+        item: published table with figures of this shape.
+        printed: contenders of that table that are not timed everywhere.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Shape:
 
 
 class Layer(nn.Module):
-    """A single linear layer, and the mean of its squared output for a loss."""
+    """A single linear layer, with the mean of its squared output as the loss."""
 
     def __init__(self, d: int, n: int):
         super().__init__()
@@ -53,7 +53,7 @@ class Layer(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: four projections of width d, and two layers of 4d between."""
+    """A pre-norm transformer block: four projections of width d, and two feed-forward layers of width 4d."""
 
     def __init__(self, d: int, heads: int):
         super().__init__()
@@ -85,7 +85,7 @@ def block(d: int, heads: int, batch: int, length: int) -> Shape:
 
 
 def deberta(batch: int, length: int, *, layers: int = 12) -> Shape:
-    """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
+    """Build DeBERTaV3-base: width 768, 12 heads, relative positions in 256 buckets."""
 
     def build() -> nn.Module:
         return build_deberta(VOCABULARY, layers)
@@ -99,7 +99,7 @@ def deberta(batch: int, length: int, *, layers: int = 12) -> Shape:
 
 
 def vit(batch: int, *, layers: int = 12) -> Shape:
-    """ViT-B/16 at 224 x 224: 197 tokens, 768 wide, 12 heads."""
+    """Build ViT-B/16 at 224 x 224: 197 tokens, width 768, 12 heads."""
 
     def build() -> nn.Module:
         return ViTForImageClassification(ViTConfig(num_hidden_layers=layers, num_labels=100))
@@ -122,7 +122,7 @@ def llama(
     heads: int = 32,
     key_heads: int = 8,
 ) -> Shape:
-    """A LLaMA decoder, by default as wide as LLaMA-3.2-1B; all seven linear layers of every block are adapted."""
+    """Build a LLaMA decoder, by default as wide as LLaMA-3.2-1B; all seven linear layers of every block are adapted."""
 
     def build() -> nn.Module:
         return build_llama(width, between, layers, heads, key_heads, VOCABULARY)
@@ -132,7 +132,7 @@ def llama(
 
 
 def _words(length: int) -> Callable[[int], dict[str, Tensor]]:
-    """Makes rows of which every word is predicted."""
+    """Return rows of which every token is predicted."""
 
     def inputs(size: int) -> dict[str, Tensor]:
         ids = torch.randint(0, VOCABULARY, (size, length))
@@ -150,8 +150,9 @@ DECODER_TARGETS = {
 
 
 def decoder(title: str, architecture: str, targets: str, *printed: str, batch: int = 4, length: int = 512) -> Shape:
-    """One pass of a training of PSOFT's decoders in their true shape, vocabulary included. The batch of 64 is made of such passes: how the paper
-    divides it is not stated."""
+    """One forward and backward pass of PSOFT's decoders in their true shape, including the vocabulary. The batch of 64 consists of such
+    passes; the paper does not state how it is divided.
+    """
 
     name = f"{title}, {targets}, {batch} x {length} of a batch of 64"
     shape = Shape(name, "model", ARCHITECTURES[architecture], _words(length), batch, DECODER_TARGETS[targets])
@@ -159,12 +160,12 @@ def decoder(title: str, architecture: str, targets: str, *printed: str, batch: i
 
 
 def beside(item: str, shape: Shape, *printed: str) -> Shape:
-    """A shape of a published table, with the rivals of that table."""
+    """Return a shape of a published table, with the contenders of that table."""
     return replace(shape, item=item, printed=printed)
 
 
 def cpu_shapes() -> list[Shape]:
-    """What two cores time in some minutes."""
+    """Return the shapes that two cores time in a few minutes."""
     return [
         layer(768, 768, 16, 128, of="DeBERTaV3-base, query"),
         layer(768, 3072, 16, 128, of="DeBERTaV3-base, intermediate"),
@@ -178,7 +179,7 @@ def cpu_shapes() -> list[Shape]:
 
 
 def paper_shapes() -> list[Shape]:
-    """The shapes of PSOFT's tables 19-22 and figure 4 (b) and of GOFT's table 10, and layers of the papers' decoders. For a GPU."""
+    """Return the shapes of PSOFT's tables 19-22 and figure 4 (b), of GOFT's table 10, and layers of the papers' decoders. For a GPU."""
     of_layer = (*RELEASED, "boft b=4 m=4", *(f"psoft r={r}" for r in (32, 64, 128, 256, 512)))
     shapes = [beside("psoft-iclr2026/table19", layer(4096, 4096, 64, 512, of="PSOFT table 19"), *of_layer)]
     shapes += [layer(d, n, 16, 512, of=of) for of, sizes in DECODER_LAYERS.items() for d, n in sizes]

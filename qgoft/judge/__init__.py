@@ -1,1 +1,1 @@
-"""Rating answers: who rates (rule, openai), what a rating is, and what is made of ratings. Three files of JSON lines join the steps."""
+"""Rating of answers: judges (rule, openai), parsing of ratings, and scores from ratings. The steps exchange JSON lines."""

@@ -1,4 +1,4 @@
-"""A judge without a model: the share of right words. Exact, and every rating says what it was made of."""
+"""Judge without a model: word F1 against reference answers. Exact, with a reason for every rating."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from qgoft.judge.ratings import HIGHEST, LOWEST
 
 
 def rate(answer: str, right: list[str]) -> tuple[float, str]:
-    """10 for one of the right answers; else 1 to 9 by the best F1 of its words with one of them, rounded. Also the reason, in words."""
+    """Return 10 for a reference answer, otherwise 1 to 9 by the best word F1 with one of them, rounded; and the reason."""
     words = answer.split()
     best, nearest = max(((_f1(words, one.split()), one) for one in right), key=lambda pair: pair[0])
     if words in [one.split() for one in right]:

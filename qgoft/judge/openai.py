@@ -1,7 +1,7 @@
-"""A judge behind an endpoint that speaks OpenAI's chat protocol: a hosted model, or any local server.
+"""Judge behind an endpoint of OpenAI's chat protocol: a hosted model or any local server.
 
-The key is read from OPENAI_API_KEY when it is needed. It is sent to the host of `judge.url` only, never to one that this host redirects to,
-and is replaced in everything that is kept or printed of an answer.
+The key is read from OPENAI_API_KEY when needed. It is sent only to the host of `judge.url`, never to the target of a redirect, and is
+removed from everything that is stored or printed of an answer.
 """
 
 import http.client
@@ -24,40 +24,40 @@ from qgoft.errors import QgoftError
 
 KEY, HOSTED = "OPENAI_API_KEY", "api.openai.com"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-# Bytes of an answer: a judgment has a few thousand.
+# Largest answer in bytes; a judgment has a few thousand.
 MOST_BYTES = 2**20
-# Local servers take any key; one of a few letters is not a secret, and occurs in every text.
+# Local servers accept any key; one of a few letters is not a secret and occurs in every text.
 SHORTEST_KEY = 8
 # Characters of a server's message that an error quotes.
 QUOTED = 200
-# Rough, for the estimate only: English text has about four characters a token, and a judgment is a paragraph.
+# Rough values for the estimate: English text has about four characters per token, and a judgment is a paragraph.
 CHARACTERS_PER_TOKEN, TOKENS_OF_JUDGMENT = 4, 300
-# Models that reason first: they take another name for the limit of tokens, and no temperature.
+# Reasoning models: they use another name for the token limit and accept no temperature.
 REASONING = re.compile(r"(gpt-5|o\d)(?!\d)")
 
 
 @dataclass(frozen=True)
 class Messages:
-    """What is sent for one rating."""
+    """Messages of one request."""
 
     system: str
     user: str
 
 
 class NoAnswer(RuntimeError):
-    """The endpoint gave no answer; the message says why, without the key."""
+    """The endpoint gave no answer; the message gives the reason, without the key."""
 
 
 class Refused(NoAnswer):
-    """The endpoint refuses the request (status 400, 413, 422 ...); repeating it would not help."""
+    """The endpoint rejects the request (status 400, 413, 422 ...); a retry would not help."""
 
 
 class NoEndpoint(NoAnswer):
-    """The endpoint gave no answer in all attempts, for reasons that have nothing to do with the question."""
+    """The endpoint failed in all attempts, for reasons unrelated to the question."""
 
 
 def estimate(asked: list[Messages], settings: JudgeSettings) -> str:
-    """Return what asking will take, before anything is sent."""
+    """Estimate the tokens and cost of all requests, before anything is sent."""
     count = len(asked)
     sent = sum(len(one.system) + len(one.user) for one in asked) // CHARACTERS_PER_TOKEN
     back = count * TOKENS_OF_JUDGMENT
@@ -68,10 +68,10 @@ def estimate(asked: list[Messages], settings: JudgeSettings) -> str:
 
 
 def read_key(settings: JudgeSettings) -> str | None:
-    """Return the key, or None: a local server may need none.
+    """Return the key, or None if a local server needs none.
 
     Raises:
-        QgoftError: OpenAI's own endpoint is asked without a key, or the variable holds something else than a key.
+        QgoftError: OpenAI's own endpoint is used without a key, or the variable does not hold a key.
     """
     key = os.environ.get(KEY, "").strip()
     if not key and urllib.parse.urlsplit(settings.url).hostname == HOSTED:
@@ -82,7 +82,7 @@ def read_key(settings: JudgeSettings) -> str | None:
 
 
 def request_body(messages: Messages, settings: JudgeSettings) -> dict[str, Any]:
-    """Return the body of a request, without fields that reasoning models refuse unless the settings name them."""
+    """Return the body of a request, without fields that reasoning models reject unless the settings set them."""
     is_reasoning = REASONING.match(settings.model.rpartition("/")[2]) is not None
     field = settings.token_field if settings.token_field != "auto" else "max_completion_tokens" if is_reasoning else "max_tokens"
     chat = [{"role": "system", "content": messages.system}, {"role": "user", "content": messages.user}]
@@ -93,13 +93,13 @@ def request_body(messages: Messages, settings: JudgeSettings) -> dict[str, Any]:
 
 
 def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], None] = time.sleep) -> str:
-    """Return the judge's text. A busy or failing endpoint is asked again, up to `retries` times, after longer and longer pauses.
+    """Return the judge's text. Retries a busy or failing endpoint up to `retries` times with exponential backoff.
 
     Raises:
-        Refused: the endpoint refuses the request, with the reason it gives.
-        NoAnswer: what it answered is not the protocol, or holds no text.
-        NoEndpoint: it cannot be reached or is busy, every time.
-        QgoftError: it refuses the key or the model, or redirects: asking another question would not help.
+        Refused: the endpoint rejects the request, with its reason.
+        NoAnswer: the answer does not follow the protocol, or holds no text.
+        NoEndpoint: it was unreachable or busy in every attempt.
+        QgoftError: it rejects the key or the model, or redirects, which would happen for every question.
     """
     headers = {"Content-Type": "application/json"}
     key = read_key(settings)
@@ -148,7 +148,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class _Status(Exception):
-    """An answer with another status than success: its code, its body, and the seconds that a busy endpoint asks to wait."""
+    """Answer with an error status: its code, its body, and the seconds that a busy endpoint asks to wait."""
 
     def __init__(self, code: int, body: bytes, pause: float):
         super().__init__(f"status {code}")
@@ -156,12 +156,12 @@ class _Status(Exception):
 
 
 def _send(request: urllib.request.Request, timeout: float) -> bytes:
-    """Return the body of the answer: at most MOST_BYTES, within `timeout` seconds in all.
+    """Return the body of the answer: at most MOST_BYTES, within `timeout` seconds in total.
 
     Raises:
-        OSError, HTTPException: it did not come.
-        _Status: its status is not that of success.
-        NoAnswer: it is too long.
+        OSError, HTTPException: no answer.
+        _Status: an error status.
+        NoAnswer: the answer is too long.
     """
     with _deadline(timeout) as (sockets, is_over):
         opener = urllib.request.build_opener(_NoRedirect, *(handler(sockets, is_over) for handler in (_Http, _Https)))
@@ -188,7 +188,7 @@ def _send(request: urllib.request.Request, timeout: float) -> bytes:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[tuple[list[socket.socket], Callable[[], bool]]]:
-    """Shut the sockets of the block down after some seconds: a timeout of a socket starts again with every byte."""
+    """Shut down the sockets of the block after a deadline. A socket's own timeout restarts with every byte."""
     sockets: list[socket.socket] = []
     over = threading.Event()
 
@@ -210,7 +210,7 @@ def _deadline(seconds: float) -> Iterator[tuple[list[socket.socket], Callable[[]
 
 
 class _Http(urllib.request.HTTPHandler):
-    """Opens connections whose sockets are in the list."""
+    """Opener whose sockets are in the list."""
 
     connection: type[http.client.HTTPConnection] = http.client.HTTPConnection
 
@@ -243,10 +243,10 @@ class _Https(_Http, urllib.request.HTTPSHandler):
 
 
 def _text_of(body: bytes) -> str:
-    """Return the text of an answer, whose content is a text or a list of parts.
+    """Return the text of an answer, whose content is a string or a list of parts.
 
     Raises:
-        NoAnswer: it holds no text, with the reason that it finished.
+        NoAnswer: it holds no text, with its finish reason.
     """
     choice = json.loads(body)["choices"][0]
     content = choice["message"].get("content")
@@ -259,7 +259,7 @@ def _text_of(body: bytes) -> str:
 
 
 def _message_of(body: bytes, key: str | None) -> str:
-    """Return the server's message of an error, in one line without control characters."""
+    """Return the server's error message in one line without control characters."""
     try:
         told = json.loads(body)
         told = told.get("error", told)
@@ -272,12 +272,12 @@ def _message_of(body: bytes, key: str | None) -> str:
 
 
 def _without_key(text: str, key: str | None) -> str:
-    """Replace the key: a server may echo the request."""
+    """Remove the key from a text: a server may echo the request."""
     return text if key is None or len(key) < SHORTEST_KEY else text.replace(key, f"[{KEY}]")
 
 
 def _proxy_of(url: str) -> str:
-    """Return ` through the proxy HOST`, if the environment names one for this address."""
+    """Return ` through the proxy HOST` if the environment names a proxy for this address."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
@@ -287,7 +287,7 @@ def _proxy_of(url: str) -> str:
 
 
 def _asked_pause(error: urllib.error.HTTPError) -> float:
-    """Return the seconds that a busy endpoint asks to wait, within reason."""
+    """Return the seconds that a busy endpoint asks to wait, limited to a reasonable range."""
     try:
         return min(float(error.headers.get("Retry-After", 0)), LONGEST_PAUSE)
     except ValueError:

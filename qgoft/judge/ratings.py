@@ -1,4 +1,4 @@
-"""From what a judge wrote to a rating, and from ratings to scores. No torch: reports use it too.
+"""Parsing of judgments, and scores from ratings. Free of torch, since reports use it too.
 
 A judgment is one line of judgments.jsonl: {"question_id", "repeat", "judge", "rating" or null, "error" or null, "text"}.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 LOWEST, HIGHEST = 1.0, 10.0
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?"
-# The judge is asked to write its rating in double brackets. Single ones count behind "Rating:" only: [1] may be a source.
+# The judge is asked for its rating in double brackets. Single brackets count only after "Rating:", because [1] may be a citation.
 _DOUBLE = re.compile(rf"\[\[{_NUMBER}\]\]")
 _NAMED = re.compile(rf"\brating\W{{0,4}}:\W{{0,4}}?(?:\[{_NUMBER}\]|(-?\d+(?:\.\d+)?)\s*/\s*10\b)", re.IGNORECASE)
 
 
 class NoRating(ValueError):
-    """The text holds no rating that counts; the message says why, in words that can be counted."""
+    """The text holds no valid rating; the message gives a reason that can be counted."""
 
 
 def read_rating(text: str) -> float:
-    """Return the rating in a judgment, read after the thoughts of a model that writes them down. The same rating twice is one.
+    """Return the rating in a judgment, after the reasoning of models that write it down. Repeated equal ratings count as one.
 
     Raises:
         NoRating: there is none, there are different ones, or it is outside 1 to 10.
@@ -42,7 +42,7 @@ def read_rating(text: str) -> float:
 
 
 def median_ratings(judgments: Iterable[Mapping[str, Any]]) -> dict[Any, float]:
-    """Question -> median of its ratings. Questions without one are missing."""
+    """Return the median rating per question. Questions without a rating are missing."""
     found: dict[Any, list[float]] = {}
     for judgment in judgments:
         if judgment["rating"] is not None:
@@ -51,7 +51,7 @@ def median_ratings(judgments: Iterable[Mapping[str, Any]]) -> dict[Any, float]:
 
 
 def win_tie_loss(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> tuple[int, int, int]:
-    """Questions on which ours is rated higher, alike, lower; those that both have (GOFT, figure 3)."""
+    """Return on how many common questions ours is rated higher, equal and lower (GOFT, figure 3)."""
     shared = [question for question in ours if question in theirs]
     won = sum(ours[question] > theirs[question] for question in shared)
     lost = sum(ours[question] < theirs[question] for question in shared)
@@ -59,7 +59,7 @@ def win_tie_loss(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> tupl
 
 
 def bootstrap_interval(values: list[float], *, draws: int = 2000, share: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean, resampling items; a single value is its own interval."""
+    """Return the percentile interval of the mean by resampling items; a single value is its own interval."""
     drawn = random.Random(seed)
     means = sorted(statistics.fmean(drawn.choices(values, k=len(values))) for _ in range(draws))
     outside = (1 - share) / 2
@@ -67,5 +67,5 @@ def bootstrap_interval(values: list[float], *, draws: int = 2000, share: float =
 
 
 def paired_interval(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> tuple[float, float]:
-    """Bootstrap interval of the mean difference over the questions that both have."""
+    """Return the bootstrap interval of the mean difference over the common questions."""
     return bootstrap_interval([ours[question] - theirs[question] for question in ours if question in theirs])

@@ -1,4 +1,4 @@
-"""Published pairwise reviews of Vicuna-Eval (2023): two scores a question, tabulated as our own ratings are."""
+"""Published pairwise reviews of Vicuna-Eval (2023): two scores per question."""
 
 import gzip
 import json
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def read_reviews(path: Path) -> tuple[dict[Any, float], dict[Any, float]]:
-    """Question -> score, of the first and of the second model. What counts is the field `score`: in three of eighty reviews of a file the
-    first line of the text, where the judge was to put the two numbers, holds something else.
+    """Return question -> score of the first and of the second model, from the field `score`. In three of eighty reviews of a file the first
+    line of the text, where the judge should write the two numbers, holds something else.
 
     Raises:
-        ValueError: a review has not two scores, or a question comes twice.
+        ValueError: a review does not have two scores, or a question is repeated.
     """
     first: dict[Any, float] = {}
     second: dict[Any, float] = {}

@@ -1,7 +1,7 @@
 """Vicuna-Eval: the 80 questions, FastChat's prompts, and a file of judgments that a rerun completes.
 
-Questions and prompts are those of the pinned files (qgoft/tasks/pinned.py): `single-v1`, and `single-math-v1` with the reference answer for
-the questions of NEED_REFERENCE that have one.
+Questions and prompts are those of the pinned files (tasks/pinned_files.py): `single-v1`, and `single-math-v1` with the reference answer
+for the questions of NEED_REFERENCE that have one.
 """
 
 import json
@@ -18,16 +18,16 @@ from qgoft.judge import openai
 from qgoft.judge.ratings import NoRating, median_ratings, read_rating
 from qgoft.records import TaggedLines, read_tagged
 
-# Categories whose answers are judged beside a reference answer (FastChat, llm_judge).
+# Categories whose answers are judged with a reference answer (FastChat, llm_judge).
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
-# Questions in a row that the endpoint may leave without an answer. Each is asked again for half a minute to many minutes.
+# Consecutive questions without an answer before the judge gives up. Each is retried for half a minute to many minutes.
 PATIENCE = 3
 Judgment = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, what its answer is compared with (rule: all right answers; openai: a reference, if there is one), and its category."""
+    """A question with its category and its references (rule: all correct answers; openai: a reference, if there is one)."""
 
     number: int
     category: str
@@ -37,10 +37,10 @@ class Question:
 
 
 def read_prompts(path: Path) -> dict[str, dict[str, str]]:
-    """Name -> prompt, of FastChat's judge_prompts.jsonl.
+    """Return name -> prompt of FastChat's judge_prompts.jsonl.
 
     Raises:
-        QgoftError: it does not hold the two that are needed.
+        QgoftError: one of the two required prompts is missing.
     """
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
@@ -54,7 +54,7 @@ def read_prompts(path: Path) -> dict[str, dict[str, str]]:
 
 
 def messages_for(question: Question, answer: str, prompts: dict[str, dict[str, str]]) -> openai.Messages:
-    """The filled prompt. Replaced by hand, since questions and answers may hold braces."""
+    """Return the filled prompt. str.format cannot be used, since questions and answers may hold braces."""
     has_reference = question.category in NEED_REFERENCE and bool(question.right)
     prompt = prompts["single-math-v1" if has_reference else "single-v1"]
     text = prompt["user"]
@@ -78,18 +78,18 @@ def _around(piece: str, mark: str) -> list[str]:
 
 
 class JudgmentFile:
-    """judgments.jsonl: every judgment that was made of these answers by this judge, failures too. What has a rating is not asked again."""
+    """judgments.jsonl: all judgments of these answers by this judge, including failures. Rated answers are not judged again."""
 
     def __init__(self, path: Path, tag: dict[str, Any]):
         self.tag, self.lines = tag, TaggedLines(path, tag)
 
     def read(self) -> list[Judgment]:
-        """The last judgment of every (question, repeat)."""
+        """Return the last judgment of every (question, repeat)."""
         newest = {(line["question_id"], line["repeat"]): line for line in read_tagged(self.lines.path, self.tag) or []}
         return list(newest.values())
 
     def count(self) -> tuple[int, int]:
-        """How many judgments were asked for, those included that were asked again, and how many of them gave no rating."""
+        """Return the number of requested judgments, including retries, and the number without a rating."""
         every = read_tagged(self.lines.path, self.tag) or []
         return len(every), sum(line["rating"] is None for line in every)
 
@@ -105,10 +105,10 @@ def judge_answers(
     prompts: dict[str, dict[str, str]] | None,
     say: Callable[[str], None],
 ) -> list[Judgment]:
-    """Ask for every rating that is missing, and return all judgments. What fails is kept with its reason, and counted.
+    """Request every missing rating, and return all judgments. Failures are stored with their reason, and counted.
 
     Raises:
-        QgoftError: `PATIENCE` questions in a row got no answer, each asked again and again, or were refused for the same reason.
+        QgoftError: `PATIENCE` consecutive questions got no answer after all retries, or were rejected for the same reason.
     """
     known = {(judgment["question_id"], judgment["repeat"]) for judgment in file.read() if judgment["rating"] is not None}
     wanted = [
@@ -163,7 +163,8 @@ def unrated(questions: list[Question], judgments: list[Judgment]) -> list[int]:
 
 
 def unanswered(questions: list[Question], judgments: list[Judgment]) -> list[int]:
-    """Return the numbers of the questions without a rating that the judge has not answered: to be asked again. An answer that holds no
-    rating is one: at temperature 0 it would be the same again."""
+    """Return the unrated questions that the judge has not answered, which are requested again. An answer without a rating would be the same
+    again at temperature 0.
+    """
     answered = {judgment["question_id"] for judgment in judgments if judgment["text"] is not None}
     return [number for number in unrated(questions, judgments) if number not in answered]

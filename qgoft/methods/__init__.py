@@ -1,4 +1,4 @@
-"""Method name -> adapted model, with the number of parameters it promises. A method is one entry here and one config file."""
+"""Registry of methods: name -> adapted model, with a checked number of trainable parameters."""
 
 from qgoft.methods import baselines as whole
 from qgoft.methods import extra_methods as added

@@ -1,4 +1,4 @@
-"""Methods of the two papers that peft lacks, by this project's small tuners."""
+"""Methods of the two papers that peft lacks, implemented by the tuners of this package."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from qgoft.tuners.layerwise import check_rank
 
 
 def count_bottleneck(shapes: Shapes, hparams: Hparams) -> int:
-    """down [r, n], up [n, r] and their biases, after every target of n outputs."""
+    """Count down [r, n], up [n, r] and their biases, after every target of n outputs."""
     r = hparams["r"]
     return sum(2 * r * n + r + n for n, _ in shapes)
 
@@ -26,26 +26,26 @@ def _bottleneck(form: Literal["houlsby", "pfeiffer"]):
     return make
 
 
-# Houlsby et al. (2019): after attention and feed-forward. Pfeiffer et al. (2021): after feed-forward. Both as in AdaLoRA's code. The modules
-# are the target sets of the same names in configs/model.
+# Houlsby et al. (2019): after attention and feed-forward. Pfeiffer et al. (2021): after feed-forward. Both as in AdaLoRA's code. The target
+# sets of the same names in configs/model select the modules.
 register(Method("h_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("houlsby"), shape_of=bottleneck_shape))
 register(Method("p_adapter", {"r": "bottleneck"}, count_bottleneck, _bottleneck("pfeiffer"), shape_of=bottleneck_shape))
 
 
 def _matrices(shapes: Shapes) -> tuple[int, int]:
-    """The width w of the model, and the number of matrices [w, w] its layers are made of."""
+    """Return the width w of the model and the number of [w, w] matrices that its layers consist of."""
     width = model_width(shapes)
     return width, sum((n // width) * (d // width) for n, d in shapes)
 
 
 def count_fact_tt(shapes: Shapes, hparams: Hparams) -> int:
-    """U and V [w, r], and a core [r, r] a matrix."""
+    """Count U and V [w, r], and one core [r, r] per matrix."""
     (width, matrices), r = _matrices(shapes), hparams["r"]
     return 2 * width * r + matrices * r**2
 
 
 def count_fact_tk(shapes: Shapes, hparams: Hparams) -> int:
-    """U and V [w, r], C [r, r, r], and a vector [r] a matrix."""
+    """Count U and V [w, r], C [r, r, r], and one vector [r] per matrix."""
     (width, matrices), r = _matrices(shapes), hparams["r"]
     return 2 * width * r + r**3 + matrices * r
 
@@ -100,7 +100,7 @@ def _lora_xs(hparams: Hparams, context: Context) -> peft.PeftConfig:
 
 
 def _distance(hparams: Hparams) -> Penalty | None:
-    """Sum over the layers of |R^T R - I|_F, what gamma weighs in PSOFT's table 6, where R starts at the identity."""
+    """Return the sum over layers of |R^T R - I|_F, which gamma weights in PSOFT's table 6 (R starts at the identity)."""
 
     def distance(model: nn.Module) -> Tensor:
         cores = [rotation.weight for module in model.modules() if isinstance(module, PsoftLayer) for rotation in module.psoft_R.values()]
@@ -122,9 +122,9 @@ register(
         penalty=_distance,
     )
 )
-# The plain form of SVFT: one value for every singular vector, and a gate for each layer.
+# The plain form of SVFT: one value per singular vector, and one gate per layer.
 register(Method("svft_p", {}, lambda s, v: sum(min(shape) + 1 for shape in s), lambda hparams, context: SvftConfig()))
-# Full blocks, as the GOFT paper counts OFT: b d parameters a layer.
+# Full blocks, as the GOFT paper counts OFT: b d parameters per layer.
 register(
     Method(
         "oft_paper", {"b": "block size"}, lambda s, v: sum(d * v["b"] for _, d in s), lambda v, context: OftFullConfig(block_size=v["b"])

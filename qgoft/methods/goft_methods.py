@@ -1,10 +1,10 @@
-"""The GOFT family, by this project's tuner."""
+"""The GOFT family, implemented by the tuner of this package."""
 
 from qgoft.methods.registry import Context, Hparams, Method, Penalty, Shapes, exclusive_modifier, register
 from qgoft.ops.givens import count_pairs
 from qgoft.tuners import GoftConfig, orthogonality_penalty
 
-# Parameters per layer of width d with so many blocks, which are d - 1 but for a butterfly.
+# Parameters of a layer of width d with this many blocks (d - 1, except for a butterfly).
 COUNTS = {
     "goft": lambda d, blocks: blocks,
     "goft_star": lambda d, blocks: blocks + d,
@@ -12,12 +12,12 @@ COUNTS = {
     "goft_v2": lambda d, blocks: blocks,
     "qgoft_v2": lambda d, blocks: 4 * blocks,
 }
-# Slow: what the tree is compared with. The neighbours of the second release are goft_v2 and qgoft_v2.
+# Slow orderings, to compare the tree with. The neighbours of the second release are goft_v2 and qgoft_v2.
 ORDERINGS = {
     "butterfly": "every input reaches every output, d/2 log2 d blocks",
     "sequential": "neighbour after neighbour, d-1 blocks in d-1 steps",
 }
-# A stock transformers.Trainer adds no penalty, which is how PSOFT's qGOFT rows were very likely run.
+# transformers.Trainer adds no penalty, which is very likely how PSOFT's qGOFT rows were run.
 LAMBDA0 = {"lambda0": "no penalty: lambda is 0"}
 
 

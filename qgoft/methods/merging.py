@@ -1,4 +1,4 @@
-"""Adapters inside the weights: for the time of an evaluation, as fast as the bare model whatever the method, or for good."""
+"""Merging of adapters into the weights, temporarily for an evaluation or permanently."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +15,12 @@ from qgoft.tuners._base import MergeableLayer
 
 @contextmanager
 def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
-    """Merge the adapters for the time of the block, then put the very same weights back.
+    """Merge the adapters inside the block, then restore the exact weights.
 
-    Unmerging by arithmetic would leave rounding errors in frozen weights, once per evaluation: the weights of the adapted layers are kept
-    instead, a quarter of what a training step needs for its activations on the models of the papers. Does nothing where merging would
-    round (weights of less than 32 bits) or cannot be done (quantised or sharded weights, adapters that are not linear, methods that only free parameters).
+    Unmerging by arithmetic would leave rounding errors in frozen weights at every evaluation, so the weights of the adapted layers are
+    kept;
+    on the papers' models that is a quarter of a training step's activations. Does nothing if merging would round (weights below 32 bits) or
+    is impossible (quantised or sharded weights, adapters that are not linear, methods without adapters).
     """
     layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]
@@ -28,7 +29,7 @@ def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
     if not layers or not is_mergeable or is_sharded or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
         yield
         return
-    # peft's own layers write into the weight; those of this project put another parameter in its place.
+    # peft's layers write into the weight in place; those of this package replace the parameter.
     kept = [
         (base.weight, None if isinstance(layer, MergeableLayer) else base.weight.data.clone())
         for layer, base in zip(layers, bases, strict=True)
@@ -45,16 +46,16 @@ def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
 
 
 def merge_and_unload(adapted: AdaptedModel) -> nn.Module:
-    """The model with its adapters put into the weights and no layer of peft left.
+    """Return the model with its adapters merged and all peft layers removed.
 
     Raises:
-        QgoftError: the method is no part of the weights, or merging would leave values that are not finite.
+        QgoftError: the method cannot be merged, or merged weights would not be finite.
     """
     if not adapted.is_peft:
         return adapted.model
     tuner = adapted.model.base_model
-    # peft moves `weight` onto whatever takes a layer's place, and fails where that is a saved module without one, such as DeBERTa's
-    # pooler; what takes the place here is the layer itself.
+    # peft moves `weight` onto the replacement of a layer, and fails if that is a saved module without one, such as DeBERTa's pooler. Here
+    # the replacement is the layer itself.
     tuner._replace_module = lambda parent, name, new_module, _: setattr(parent, name, new_module)
     try:
         plain: nn.Module = adapted.model.merge_and_unload(safe_merge=True)

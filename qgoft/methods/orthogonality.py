@@ -1,4 +1,4 @@
-"""How far transformations that claim to be orthogonal are from it."""
+"""Orthogonality error of adapters that rotate the input of a layer."""
 
 from collections.abc import Iterator
 
@@ -16,15 +16,15 @@ from qgoft.tuners.oft_full import OftFullLayer
 def transformations(model: nn.Module) -> Iterator[Tensor]:
     """Yield the dense R of every adapted layer that rotates its input (for PSOFT, the principal subspace).
 
-    GOFT's R rotates the rows of the weight: features see R^T.
-
-    PSOFT's R is diag(beta) C diag(alpha), with the scales it trains; C alone is what its Cayley map makes.
+    GOFT's R rotates the rows of the weight, so features see R^T. PSOFT's R is diag(beta) C diag(alpha) with trained scales; only C comes
+    from
+    its Cayley map.
     """
     for module in model.modules():
         if isinstance(module, GoftLayer):
             for name in filter(module.has_adapter, module.active_adapters):
                 matrix = module.get_matrix(name)
-                # The second release names its product on features R, the paper its transpose.
+                # The second release defines its product on features as R, the paper as R^T.
                 yield matrix.T if module.goft_config[name].is_released_version else matrix
         elif isinstance(module, OftFullLayer):
             yield from (module.get_matrix(name) for name in module.active_adapters if module.has_adapter(name))
@@ -40,7 +40,7 @@ def transformations(model: nn.Module) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def orthogonality_error(model: nn.Module) -> float | None:
-    """max |R^T R - I| over all adapted layers, entry by entry, in float64; None where no layer turns its input."""
+    """Return max |R^T R - I| over all entries of all adapted layers, in float64; None if no layer rotates its input."""
     worst = None
     for found in transformations(model):
         matrix = found.double()

@@ -1,4 +1,4 @@
-"""Methods that peft ships, with the settings that make them what their papers describe."""
+"""Methods from peft, with the settings of their papers."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ from qgoft.tuners.psoft import PsoftOutputConfig
 
 
 def count_lora(shapes: Shapes, hparams: Hparams) -> int:
-    """A [r, d] and B [n, r] a layer."""
+    """Count A [r, d] and B [n, r] per layer."""
     return sum(hparams["r"] * (n + d) for n, d in shapes)
 
 
 def _alpha(scale: float, rank: int) -> Any:
-    """peft divides it by the rank. It is declared a whole number; the scale that was asked for need not give one."""
+    """Return lora_alpha, which peft divides by the rank; an int if possible, as peft declares it."""
     alpha = scale * rank
     return int(alpha) if float(alpha).is_integer() else alpha
 
@@ -47,8 +47,10 @@ ORTHOGONAL_WEIGHT = 0.1
 
 
 def _adalora(hparams: Hparams, context: Context) -> peft.PeftConfig:
-    """Starts at 1.5 r, as the paper says, and prunes to the budget r between 10% and 70% of the steps (AdaLoRA's scripts: by task, from 9% to 18% on,
-    up to 42% to 56%; docs/DEVIATIONS.md)."""
+    """Start at rank 1.5 r, as in the paper, and prune to the budget r between 10% and 70% of the steps.
+
+    AdaLoRA's scripts start pruning between 9% and 18% and end between 42% and 56%, depending on the task (docs/DEVIATIONS.md).
+    """
     steps = max(context.total_steps, 10)
     return peft.AdaLoraConfig(
         init_r=_adalora_start(hparams),
@@ -72,8 +74,10 @@ def _allocate(model: nn.Module, step: int) -> None:
 
 
 def _distance_of_triplets(hparams: Hparams) -> Penalty:
-    """Mean over P and Q of all layers of |P^T P - I|_F (Zhang et al., 2023, equation 4, as peft's own forward adds it). peft's wrapper goes
-    around that forward where a model has no task type."""
+    """Return the mean of |P^T P - I|_F over P and Q of all layers (Zhang et al., 2023, equation 4, as peft's forward adds it). peft's
+    wrapper
+    bypasses that forward for models without a task type.
+    """
 
     def distance(model: nn.Module) -> Tensor:
         layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
@@ -85,28 +89,30 @@ def _distance_of_triplets(hparams: Hparams) -> Penalty:
 
 
 def _freeze_counts(model: nn.Module) -> None:
-    """peft frees what counts the ranks where it widens the parameters of a 16-bit model."""
+    """Freeze the rank counters, which peft makes trainable when it casts the parameters of a 16-bit model."""
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:
             parameter.requires_grad_(False)
 
 
 def count_adalora(shapes: Shapes, hparams: Hparams) -> int:
-    """P, Q and the singular values at the starting rank; pruning zeroes values, it does not remove them."""
+    """Count P, Q and the singular values at the starting rank; pruning zeroes values but does not remove them."""
     start = _adalora_start(hparams)
     return sum(start * (n + d + 1) for n, d in shapes)
 
 
 def _adalora_selectable_from(total: int) -> int:
-    """Before the last pruning the model is over its budget, and what is saved would not be what was scored."""
+    """Return the step of the last pruning. Before it the model exceeds its budget, and the saved adapter would differ from the evaluated
+    one.
+    """
     return total - 3 * max(total, 10) // 10 + 1
 
 
-IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # as peft's allocator names its running averages
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # names of the running averages in peft's allocator
 
 
 def _remembered(model: nn.Module) -> tuple[dict[str, Tensor], Any]:
-    """The importance of every weight so far, and which singular values the budget left."""
+    """Return the importance of all weights so far, and the singular values that the budget has kept."""
     allocator, config = model.base_model.rankallocator, model.peft_config["default"]
     tensors = {f"{kind}.{name}": value for kind in IMPORTANCE for name, value in getattr(allocator, kind).items()}
     return tensors, config.rank_pattern or {}
@@ -138,7 +144,7 @@ register(
 
 
 def count_oft(shapes: Shapes, hparams: Hparams) -> int:
-    """The skew-symmetric entries of d / b blocks. (The GOFT paper prints the counts of full b x b blocks: `oft_paper`.)"""
+    """Count the skew-symmetric entries of d / b blocks. (The GOFT paper counts full b x b blocks: `oft_paper`.)"""
     b = hparams["b"]
     return sum(d // b * (b * (b - 1) // 2) for _, d in shapes)
 
@@ -146,7 +152,7 @@ def count_oft(shapes: Shapes, hparams: Hparams) -> int:
 def _oft(is_exact: bool):
     def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
         _check_block(hparams["b"], context.shapes)
-        # peft's default, five terms (k = 0..3), is not orthogonal for large angles; PSOFT's scripts ran OFTv2 with it.
+        # peft's default of five terms (k = 0..3) is not orthogonal for large angles; PSOFT's scripts ran OFTv2 with it.
         return peft.OFTConfig(
             r=0,
             oft_block_size=hparams["b"],
@@ -216,12 +222,12 @@ PSOFT_MODIFIERS = {
 EXCLUSIVE = [("strict", "alpha", "beta"), ("symmetric", "borth"), ("exact", "t")]
 
 
-# peft's t terms sum k = 0..t-2 of (-Q)^k for t of 5 and more; the paper (section 4) and its first code sum k = 0..5.
+# peft's t terms sum k = 0..t-2 of (-Q)^k for t >= 5; the paper (section 4) and its first code sum k = 0..5.
 PAPER_TERMS = 7
 
 
 def count_psoft(shapes: Shapes, hparams: Hparams) -> int:
-    """R in r x r by r (r - 1) / 2 skew entries, and alpha and beta of length r where they are trained (PSOFT, section 4)."""
+    """Count R by its r (r - 1) / 2 skew-symmetric entries, and alpha and beta of length r if trained (PSOFT, section 4)."""
     r = hparams["r"]
     scales = 0 if "strict" in hparams else 1 if "alpha" in hparams or "beta" in hparams else 2
     return len(shapes) * (r * (r - 1) // 2 + scales * r)
@@ -243,7 +249,7 @@ def _psoft(hparams: Hparams, context: Context) -> peft.PeftConfig:
         ab_svd_init="pissa_init" if factor == "symmetric" else "psoft_init",
         psoft_svd="lowrank" if "svd" in hparams else "full",
         psoft_svd_lowrank_niter=hparams.get("svd", 10),
-        # peft warns of terms that an exact map does not use.
+        # peft warns about terms that an exact map does not use.
         **({} if "exact" in hparams else {"use_cayley_neumann": True, "num_cayley_neumann_terms": hparams.get("t", PAPER_TERMS)}),
         psoft_dropout=context.dropout,
     )

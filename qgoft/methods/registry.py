@@ -1,4 +1,4 @@
-"""What a method is, and how it is put on a model with its promise checked.
+"""Methods, and their application to a model with a checked number of trainable parameters.
 
 Shapes: an adapted layer has n outputs and d inputs; a list of shapes is [(n, d), ...] over all adapted layers.
 """
@@ -26,11 +26,11 @@ ShapeOf = Callable[[nn.Module], tuple[int, int] | None]
 
 @dataclass(frozen=True)
 class ExtraState:
-    """What a method remembers from step to step beside its parameters, for checkpoints: tensors, and plain data that JSON holds.
+    """State of a method beyond its parameters, for checkpoints: tensors and JSON data.
 
     Attributes:
-        read: takes it from a peft model.
-        write: puts it back.
+        read: returns it from a peft model.
+        write: restores it.
     """
 
     read: Callable[[nn.Module], tuple[dict[str, Tensor], Any]]
@@ -39,7 +39,7 @@ class ExtraState:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may need to know beside its own settings."""
+    """Inputs of a method beyond its own settings."""
 
     shapes: Shapes
     total_steps: int
@@ -61,19 +61,19 @@ class Method:
     """One algorithm.
 
     Attributes:
-        hparams: what the letters of a variant mean, such as {"r": "rank"}; empty where there is nothing to choose.
-        modifiers: what may follow them, each behind a dash, with its meaning; `t#` takes a number, r64-t3.
-        num_params: promised number of trainable parameters, head excluded; None where it depends on the whole backbone.
-        config: makes the peft configuration, without targets; None for methods that only free existing parameters.
-        penalty: for a variant, what is added to the loss with a weight; None where there is nothing to penalise.
-        own_penalty_weight: of the penalty, where a setting of the method's own takes the place of method.penalty.
-        post_wrap: called with the peft model once it is built.
-        is_trainable: whether a backbone parameter of this name is trained, for methods without a peft configuration.
+        hparams: letters of a variant and their meaning, such as {"r": "rank"}; empty if the method has no hyperparameter.
+        modifiers: modifiers that may follow, each after a dash, with their meaning; `t#` takes a number, as in r64-t3.
+        num_params: formula of the number of trainable parameters without the head; None if it depends on the whole backbone.
+        config: builds the peft configuration, without targets; None for methods that train existing parameters.
+        penalty: returns the penalty of a variant, or None if it has none.
+        own_penalty_weight: weight of the penalty from an option of the method, instead of method.penalty.
+        post_wrap: called with the peft model after it is built.
+        is_trainable: True if a backbone parameter of this name is trained, for methods without a peft configuration.
         after_step: called with (peft model, number of the finished optimiser step) before the gradients are cleared.
         setup: called once before the model is wrapped.
-        shape_of: (outputs, inputs) of a module that it can adapt, None for others.
-        selectable_from: of the total number of steps, the first after which the model has its final form and may be chosen.
-        extra_state: what `after_step` remembers, so that a run can be gone on with.
+        shape_of: (outputs, inputs) of a module that it can adapt, otherwise None.
+        selectable_from: from the total number of steps, the first step after which the model has its final form and may be selected.
+        extra_state: state of `after_step` for checkpoints.
     """
 
     name: str
@@ -92,20 +92,20 @@ class Method:
     extra_state: ExtraState | None = None
 
     def penalty_weight(self, settings: MethodSettings) -> float:
-        """What weighs the penalty in the loss."""
+        """Return the weight of the penalty in the loss."""
         return self.own_penalty_weight(settings) if self.own_penalty_weight else settings.penalty
 
 
 @dataclass
 class AdaptedModel:
-    """A model ready to be trained, and what was counted on it."""
+    """A model ready for training, with its parameter counts."""
 
     model: nn.Module
     is_peft: bool
-    trainable: int  # head excluded
+    trainable: int  # without the head
     head: int
     total: int
-    head_names: set[str]  # names of the parameters of the head
+    head_names: set[str]  # parameter names of the head
     after_step: Callable[[nn.Module, int], None] | None
     selectable_from: int = 0
     penalty: Penalty | None = None
@@ -119,7 +119,7 @@ LARGEST = 65_536
 
 
 def register(method: Method) -> Method:
-    """Enter a method under its name.
+    """Register a method under its name.
 
     Raises:
         ValueError: the name is taken.
@@ -135,7 +135,8 @@ def method_names() -> list[str]:
 
 
 def parse_variant(method: Method, variant: str) -> Hparams:
-    """Read a variant: letters with numbers, such as r8 or b8m2, or for a method without letters its own name; then words behind dashes.
+    """Parse a variant: letters with numbers, such as r8 or b8m2 (the method's name if it has no hyperparameter), then modifiers after
+    dashes.
 
     Raises:
         QgoftError: it does not have this form.
@@ -164,10 +165,10 @@ def parse_variant(method: Method, variant: str) -> Hparams:
 
 
 def exclusive_modifier(hparams: Hparams, modifiers: Iterable[str]) -> str | None:
-    """The one of these words that a variant carries, or None.
+    """Return which one of some modifiers a variant has, or None.
 
     Raises:
-        ValueError: it carries several of them.
+        ValueError: it has several of them.
     """
     chosen = [word for word in modifiers if word in hparams]
     if len(chosen) > 1:
@@ -176,7 +177,7 @@ def exclusive_modifier(hparams: Hparams, modifiers: Iterable[str]) -> str | None
 
 
 def orthogonality_distances(products: Iterable[Tensor]) -> Tensor:
-    """|Q^T Q - I|_F of every product Q^T Q [r, r] -> [number of products], on the device of the first."""
+    """Return |Q^T Q - I|_F of every product Q^T Q [r, r] -> [number of products], on the device of the first."""
     found = [torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)) for product in products]
     return torch.stack([distance.to(found[0].device) for distance in found])
 
@@ -188,11 +189,11 @@ def find_targets(model: nn.Module, pattern: str, shape_of: ShapeOf = linear_shap
 
 
 def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings, *, total_steps: int) -> AdaptedModel:
-    """Put a method on a model: the backbone frozen but for the method, the head free. Checks the promised count.
+    """Apply a method to a model: freeze the backbone except for the method, make the head trainable, and check the parameter count.
 
     Raises:
-        QgoftError: an unknown method, variant or choice of layers; no layer of the model matches; a layer does not fit.
-        RuntimeError: the built model breaks the promised number of parameters.
+        QgoftError: an unknown method, variant or target set; no layer of the model matches; a layer does not fit.
+        RuntimeError: the number of trainable parameters differs from the formula.
     """
     check_choice("method", settings.name, method_names(), "change METHOD")
     method = REGISTRY[settings.name]
@@ -227,13 +228,13 @@ def _free_parameters(model: nn.Module, method: Method, hparams: Hparams, shapes:
     for name, parameter in model.named_parameters():
         is_free = name not in head and method.is_trainable(name)
         if is_free or name in head:
-            # An update of a thousandth of a 16-bit weight is lost in its rounding: what is trained is float32, like adapters.
+            # Rounding to 16 bits would lose an update of a thousandth, so trainable parameters are float32, as adapters are.
             parameter.data = parameter.data.float()
         parameter.requires_grad_(is_free or name in head)
         trainable += parameter.numel() * is_free
     for module in model.modules():
         if isinstance(module, nn.LayerNorm) and any(p.requires_grad for p in module.parameters(recurse=False)):
-            module.float()  # it takes its weight and bias in one type alone
+            module.float()  # LayerNorm needs weight and bias in one dtype
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return AdaptedModel(model, False, trainable, sum(sizes[n] for n in head), sum(sizes.values()), head, method.after_step)
 
@@ -252,7 +253,7 @@ def _wrap(
         wrapped = peft.get_peft_model(model, config)
         if method.post_wrap:
             method.post_wrap(wrapped)
-        orthogonality_penalty(wrapped)  # marks the adapters: method.penalty decides, and 0 is deliberate
+        orthogonality_penalty(wrapped)  # marks the adapters as penalised: method.penalty decides, and 0 is deliberate
     except (ValueError, TypeError) as error:
         raise QgoftError(f"method {settings.name}@{settings.variant} does not fit model {spec.name}: {error}") from error
     free = {name: parameter.numel() for name, parameter in wrapped.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""The papers' models as shapes alone: built on the meta device, without weights, in a second."""
+"""The papers' models as shapes: built on the meta device, without weights, in a second."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from qgoft.errors import check_choice
 
 
 def build_deberta(vocabulary: int = 128100, layers: int = 12) -> nn.Module:
-    """DeBERTaV3-base: 768 wide, 12 heads, relative positions in 256 buckets."""
+    """Build DeBERTaV3-base: width 768, 12 heads, relative positions in 256 buckets."""
     config = DebertaV2Config(
         vocab_size=vocabulary,
         hidden_size=768,
@@ -37,7 +37,7 @@ def build_deberta(vocabulary: int = 128100, layers: int = 12) -> nn.Module:
 
 
 def build_llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, *, is_tied: bool = False) -> nn.Module:
-    """A LLaMA decoder."""
+    """Build a LLaMA decoder."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -50,7 +50,7 @@ def build_llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int,
     return LlamaForCausalLM(config)
 
 
-# By the names of configs/model.
+# By their names in configs/model.
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "deberta_v3_base": build_deberta,
     "vit_base": lambda: ViTForImageClassification(ViTConfig()),
@@ -61,7 +61,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_shapes(name: str) -> nn.Module:
-    """A model of the papers on the meta device.
+    """Build a model of the papers on the meta device.
 
     Raises:
         QgoftError: an unknown name.

@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al., 2016): whole residual branches are left out at random while training."""
+"""Stochastic depth (Huang et al., 2016): residual branches are dropped at random during training."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from qgoft.errors import QgoftError
 
 
 class DropPath(nn.Module):
-    """Zero the branch of an item with probability `rate`, and scale up the others, so that the mean stays."""
+    """Drop the branch of an item with probability `rate`, and scale the others so that the mean is unchanged."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -26,12 +26,12 @@ class DropPath(nn.Module):
 
 
 def set_drop_path(model: PreTrainedModel, rate: float) -> None:
-    """Stochastic depth on a ViT of transformers, with rates that rise in equal steps from 0 at the first block to `rate` at the last.
+    """Add stochastic depth to a ViT of transformers, with rates increasing linearly from 0 at the first block to `rate` at the last.
 
-    A block's `dropout` stands at the end of both its residual branches, which is where a branch is dropped.
+    A block's `dropout` module ends both of its residual branches, so it is replaced.
 
     Raises:
-        QgoftError: the model has no blocks of this kind.
+        QgoftError: the model has no such blocks.
     """
     if rate == 0:
         return

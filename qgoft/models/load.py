@@ -1,4 +1,4 @@
-"""Loading a backbone, with a head where the task needs one, by transformers' own classes."""
+"""Loading of a backbone, with a head if the task needs one, by the classes of transformers."""
 
 import json
 import re
@@ -23,10 +23,10 @@ from qgoft.models.drop_path import set_drop_path
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model folder.
+    """Load the tokenizer of a model directory.
 
     Raises:
-        QgoftError: there is none that can be read.
+        QgoftError: no readable tokenizer.
     """
     _check_special_tokens(folder)
     try:
@@ -36,10 +36,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_special_tokens(folder: Path) -> None:
-    """Refuse special tokens that are empty, with which a tokenizer does not end.
+    """Raise if a special token is the empty string, with which a tokenizer loops forever.
 
     Raises:
-        QgoftError: naming the token.
+        QgoftError: names the token.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
@@ -53,13 +53,13 @@ def _check_special_tokens(folder: Path) -> None:
 
 
 def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int, name: str) -> None:
-    """Assert that a model takes what a tokenizer gives.
+    """Check that a model accepts the output of a tokenizer.
 
     Raises:
-        QgoftError: the vocabulary is larger than the embedding, or rows may be longer than the table of positions.
+        QgoftError: the vocabulary exceeds the embedding, or rows may be longer than the position table.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    # A special token past the end that no row uses, such as that of an image, is common.
+    # A special token beyond the embedding that no row uses, such as that of an image, is common.
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - set(tokenizer.all_special_ids)
     if any(number >= rows and number not in special for number in tokenizer.get_vocab().values()):
         raise QgoftError(
@@ -73,7 +73,7 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_le
 
 
 def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
-    """Backbone with a new classification (or regression) head, float32, on the CPU (`load_backbone`).
+    """Load a backbone with a new classification (or regression) head, float32, on the CPU (see `load_backbone`).
 
     Raises:
         QgoftError: the weights cannot be read, or do not fill the backbone.
@@ -87,19 +87,19 @@ def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
 
 
 def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
-    """A language model as it is, on the CPU (`load_backbone`).
+    """Load a language model on the CPU (see `load_backbone`).
 
     Raises:
         QgoftError: the weights cannot be read, or do not fill the model.
     """
     model = load_backbone(settings, folder, AutoModelForCausalLM, [])
-    # transformers would apply the decoding settings of generation_config.json (a repetition penalty, beams, suppressed tokens) to answers.
+    # transformers would apply the decoding settings of generation_config.json (repetition penalty, beams, suppressed tokens) to answers.
     special = {name: getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**special)
     return model
 
 
-# Of BERT's kind: pretraining may have taught it, and it holds nothing of a task's classes.
+# Head of the BERT family: pretraining may have trained it, and it contains no task classes.
 POOLER = "pooler"
 
 
@@ -112,10 +112,10 @@ def load_backbone(
     num_labels: int | None = None,
     changes: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A backbone as one of transformers' task classes, with a new head where that has one, in `model.dtype`, on the CPU.
+    """Load a backbone as one of transformers' task classes, with a new head if that has one, in `model.dtype`, on the CPU.
 
-    dtype is always given: the published deberta-v3-base file is half precision and would be loaded as such. With
-    `model.init=random` the same architecture starts from random weights. The head is drawn from torch's random state.
+    The dtype is always passed: the published deberta-v3-base file is half precision and would load as such. With `model.init=random` the
+    same architecture starts from random weights. The head is drawn from torch's random state.
 
     Args:
         auto_class: one of transformers' AutoModelFor classes.
@@ -153,13 +153,13 @@ def load_backbone(
 
 
 def _fill(auto_class: Any, folder: Path, config: Any, dtype: torch.dtype, name: str, head: list[str]) -> PreTrainedModel:
-    """The architecture with the weights of the folder, and its head drawn anew."""
+    """Load the weights of a directory into the architecture, and draw its head again."""
     try:
-        # A head for other classes is no mistake: it is replaced below. What does not fit the backbone is told after that.
+        # A head for other classes is fine, since it is replaced below. Mismatches of the backbone are reported after that.
         built, report = auto_class.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
         )
-    except Exception as error:  # safetensors, torch and transformers each raise their own kind for a damaged file
+    except Exception as error:  # safetensors, torch and transformers raise different exceptions for a damaged file
         raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     wrong = sorted(key for key in {*report["missing_keys"], *mismatched} if not any(part in head for part in key.split(".")))
@@ -179,19 +179,19 @@ def _fill(auto_class: Any, folder: Path, config: Any, dtype: torch.dtype, name: 
 
 
 def surplus_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
-    """Return the unexpected parameters that are those of a layer of the model but for the number of the layer."""
+    """Return the unexpected parameters that would belong to the model if it had more layers."""
 
     def spell(name: str) -> str:
         return re.sub(r"(?<=\.)\d+(?=\.)", "#", f".{name}")
 
     known = [spell(name) for name in own]
-    # Weights may be saved without the name of the backbone, or with one.
+    # Weights may be saved with or without the name of the backbone.
     layers = {name[place:] for name in known if "#" in name for place in (0, name.find(".", 1))}
     return sorted(name for name in unexpected if "#" in spell(name) and any(spell(name).endswith(layer) for layer in layers))
 
 
 def _renew(model: PreTrainedModel, head: list[str], drawn: set[str]) -> None:
-    """Draw the head anew where the file had one: what another task has taught it must not be in a result.
+    """Draw the head again if the file had one, so that another task's training does not enter a result.
 
     Args:
         drawn: names of the parameters that the file did not fill.
@@ -207,10 +207,11 @@ def _renew(model: PreTrainedModel, head: list[str], drawn: set[str]) -> None:
 
 
 def _set_dropout(config: Any, train: TrainSettings) -> None:
-    """transformers spells the classifier's cls_dropout for DeBERTa, which has it without stating it, and classifier_dropout elsewhere.
+    """Set dropout rates. transformers names the classifier's cls_dropout for DeBERTa, which has it without declaring it, and
+    classifier_dropout elsewhere.
 
     Raises:
-        QgoftError: the architecture has no such dropout; it would be left out without a word.
+        QgoftError: the architecture has no such dropout, so that the setting would be ignored.
     """
     is_deberta = str(getattr(config, "model_type", "")).startswith("deberta")
     names = {"classifier_dropout": "cls_dropout" if is_deberta else "classifier_dropout", "hidden_dropout": "hidden_dropout_prob"}

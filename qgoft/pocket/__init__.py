@@ -1,1 +1,1 @@
-"""The embedded benchmark: generated tasks and really pretrained tiny backbones, so that the whole suite runs offline in minutes."""
+"""The embedded benchmark: generated tasks and small pretrained backbones, so that the whole suite runs offline in minutes."""

@@ -1,4 +1,4 @@
-"""The generated rows as parquet files, made once per version of the generator and kept in the user's cache."""
+"""Generated rows as parquet files, created once per version of the generator in the user's cache."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ FINGERPRINT, CHECKSUMS = "fingerprint.txt", "sha256.json"
 
 
 def cache_folder() -> Path:
-    """QGOFT_CACHE, else the user's cache folder."""
+    """Return QGOFT_CACHE, or the user's cache directory."""
     named = os.environ.get("QGOFT_CACHE")
     if named:
         return Path(named)
@@ -29,8 +29,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """A new folder to be filled in the block; after it, in one move, it is `folder`, unless another process was first, with the same content.
-    Where the block fails, nothing half is left. As the user's umask has it: a group may share a cache."""
+    """Yield a new directory that becomes `folder` atomically at the end of the block, unless another process created it first. Nothing
+    remains if
+    the block fails. Permissions follow the user's umask, since a group may share a cache.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
     try:
@@ -49,7 +51,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 @functools.cache
 def generator_version() -> str:
-    """Changes with any change of the generator's source, so that a stale cache is never read."""
+    """Return a version that changes with the source of the generator, so that a stale cache is never read."""
     digest = hashlib.sha256()
     for path in sorted(path for folder in GENERATORS for path in folder.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -57,12 +59,12 @@ def generator_version() -> str:
 
 
 def is_generated(suite: str, task: str) -> bool:
-    """Whether the rows are in the cache, or the suite has none."""
+    """Return True if the rows are in the cache, or the suite has no generated rows."""
     return suite not in WRITERS or is_unchanged(_folder(suite, task))
 
 
 def is_unchanged(folder: Path) -> bool:
-    """Return True if a directory of generated rows holds the files that were generated, byte for byte."""
+    """Return True if a directory holds the generated files, byte for byte."""
     try:
         return json.loads((folder / CHECKSUMS).read_text()) == _checksums(folder)
     except (OSError, ValueError, RecursionError):
@@ -74,10 +76,10 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def pocket_files(suite: str, task: str) -> Path:
-    """Folder with one parquet file per split and the checksum of the rows.
+    """Return the directory with one parquet file per split, and the checksum of the rows.
 
     Raises:
-        QgoftError: the suite has no embedded twin, or the cache cannot be written.
+        QgoftError: the suite has no synthetic task, or the cache cannot be written.
     """
     if suite not in WRITERS:
         raise QgoftError(f"suite {suite} has no embedded twin; choose another PROTOCOL, or set data.root")
@@ -145,7 +147,9 @@ def _write_squad(task: str, folder: Path) -> None:
 
 
 def _write_decoder(task: str, folder: Path) -> None:
-    """Instructions with the 80 questions, MMLU's twin, arithmetic, or the eight sets of choices: a parquet file per part."""
+    """Write the rows of a decoder task (instructions with the 80 questions, synthetic MMLU, arithmetic, or the eight choice tasks), one
+    parquet file per split.
+    """
     from datasets import Dataset, disable_progress_bars
 
     from qgoft.pocket.language.choices import generate_commonsense, generate_subjects
@@ -166,7 +170,7 @@ def _write_decoder(task: str, folder: Path) -> None:
 
 
 def _write_vtab(task: str, folder: Path) -> None:
-    """train.parquet holds train800 and then val200, as the layout of VTAB's parquet folders has it."""
+    """Write the images in the layout of VTAB's parquet directories: train.parquet holds train800 and then val200."""
     import numpy as np
 
     splits = _digits() if task == "digits" else _drawn(task)
@@ -185,7 +189,7 @@ def _drawn(task: str) -> dict[str, Any]:
 
 
 def _digits() -> dict[str, Any]:
-    """The handwritten digits that come with scikit-learn: 1797 real pictures, 8 x 8, grey from 0 to 16, in an order drawn by seed 0."""
+    """Return scikit-learn's handwritten digits: 1797 real images, 8 x 8, grey from 0 to 16, in a permutation by seed 0."""
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -226,5 +230,5 @@ def _write_fingerprint(splits: dict[str, list[dict[str, Any]]], folder: Path) ->
 
 
 def pocket_fingerprint(folder: Path) -> str:
-    """Checksum of the rows themselves, so that it does not depend on how parquet lays them out."""
+    """Return the checksum of the rows, independent of their encoding in parquet."""
     return (folder / FINGERPRINT).read_text().strip()

@@ -1,7 +1,7 @@
 """Pretraining of the embedded encoder: a copy phase, then masked words and replaced-token detection. About four minutes on one core.
 
-Masked words alone teach grammar but not matching across sentences. A first phase of a sentence and its repetition (or a synonymous form),
-masking the second half only, does: nine of ten masked words are found, and paraphrase and similarity follow (docs/LOG.md).
+Masked words alone teach grammar but not matching across sentences. A first phase on a sentence and its repetition (or a synonymous form),
+with masks only in the second half, does: nine of ten masked words are predicted, and paraphrase and similarity follow (docs/LOG.md).
 """
 
 import random
@@ -21,14 +21,14 @@ from qgoft.pocket.pretrain_common import Descent, word_tokenizer
 
 PAD, CLS, SEP, UNK, MASK = range(5)
 FIRST_WORD = len(SPECIAL)
-# Words that say how two sentences relate: masked and replaced more often, since everything about meaning is in them.
+# Words that relate two sentences: masked and replaced more often, since they carry the relation.
 TELLING = "so therefore maybe perhaps wrong false likewise then recommend praise regret avoid".split()
 RELATING = frozenset("likewise so therefore what who where when wrong false".split())
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe of the shipped weights."""
+    """Recipe of the shipped weights."""
 
     steps: int = 3000
     batch: int = 48
@@ -43,7 +43,7 @@ class Recipe:
 
 
 def build_config(size: int) -> DebertaV2Config:
-    """DeBERTaV3 flags, 96 wide: the same tree shape as 768, and not a power of two."""
+    """Return DeBERTaV3's configuration at width 96, which is not a power of two and has a tree of the same shape as 768."""
     return DebertaV2Config(
         vocab_size=size,
         hidden_size=96,
@@ -69,14 +69,14 @@ def build_config(size: int) -> DebertaV2Config:
 
 
 def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word, split at blanks; as BERT's, a text stands between [CLS] and [SEP]."""
+    """Build a tokenizer with one token per word, split at spaces; texts are between [CLS] and [SEP], as in BERT."""
     special = [("[CLS]", CLS), ("[SEP]", SEP)]
     template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B [SEP]", "special_tokens": special}
     return word_tokenizer(words, 128, template, cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 
 
 def confusable_words() -> list[list[str]]:
-    """Classes within which a word is replaced by another, for replaced-token detection."""
+    """Return classes of words that replace each other in replaced-token detection."""
     nouns = lex.NOUNS
     classes = [lex.NAMES, nouns, [lex.plural(noun) for noun in nouns]]
     classes += [[forms[i] for forms in lex.VERBS.values()] for i in range(4)]
@@ -99,7 +99,7 @@ def confusable_words() -> list[list[str]]:
 
 @dataclass
 class Example:
-    """Token ids, where the second part begins, and whether only the second part is masked."""
+    """Token ids, start of the second part, and whether only the second part is masked."""
 
     ids: list[int]
     second: int
@@ -107,7 +107,7 @@ class Example:
 
 
 class Corpus:
-    """Batches of examples of like length. No document contains a sentence of any validation or test split."""
+    """Batches of examples of similar length. No document contains a sentence of a validation or test split."""
 
     def __init__(self, words: list[str], recipe: Recipe, name: str = "train"):
         self.index = {word: i for i, word in enumerate(words)}
@@ -120,7 +120,7 @@ class Corpus:
         return [self.index.get(word, UNK) for word in words]
 
     def repetition(self) -> Example:
-        """A sentence, then itself, another form of it, or a synonymous one."""
+        """Return a sentence followed by itself, by another form of it, or by a synonymous one."""
         while True:
             event = self.world.event(quantified=self.world.chance(0.3))
             first, kind = self.world.sentence(event), self.random.random()
@@ -145,7 +145,7 @@ class Corpus:
             words = [*words[:cut], "[SEP]", *words[cut:]]
         ids = [CLS, *self.encode(words)[:60], SEP]
         if len(ends) == 1 and len(words) <= 10 and {"kind", "called", "means", "opposite", "is"} & set(words):
-            # A definition: what is defined is what is masked.
+            # Of a definition, the defined word is masked.
             return Example(ids, len(words) - 1, self.random.random() < 0.7)
         if RELATING & set(words) and len(ends) > 1:
             return Example(ids, ends[0] + 2, self.random.random() < 0.5)
@@ -160,7 +160,7 @@ class Corpus:
 
 @dataclass
 class Batch:
-    """ids as the model sees them, the original, where it was masked, and where it differs otherwise."""
+    """Input ids, original ids, masked positions, and other positions that differ."""
 
     ids: Tensor
     original: Tensor
@@ -170,12 +170,12 @@ class Batch:
 
     @property
     def judged(self) -> Tensor:
-        """Words whose being replaced is asked about."""
+        """Positions that replaced-token detection predicts."""
         return self.attention & (self.original >= FIRST_WORD) & ~self.masked
 
 
 class Corruption:
-    """Masks, replaces by confusable words, and exchanges neighbours."""
+    """Corruption of a batch: masks, replacements by confusable words, and swaps of neighbours."""
 
     def __init__(self, words: list[str], recipe: Recipe):
         index = {word: i for i, word in enumerate(words)}
@@ -222,7 +222,7 @@ class Corruption:
 
 
 def schedule(corpus: Corpus, recipe: Recipe) -> Iterator[list[Example]]:
-    """Mostly repetitions in the first phase, mostly text after it."""
+    """Return the mixture of a step: mostly repetitions in the first phase, mostly text afterwards."""
     repetitions, texts = corpus.batches(recipe.documents // 2, repeated=True), corpus.batches(recipe.documents, repeated=False)
     for step in range(recipe.steps):
         share = 0.9 if step < recipe.copy_share * recipe.steps else 0.2
@@ -254,7 +254,7 @@ def pretrain(recipe: Recipe, *, report=print) -> tuple[DebertaV2ForMaskedLM, Pre
 
 @torch.no_grad()
 def measure(model: DebertaV2ForMaskedLM, tokenizer: PreTrainedTokenizerFast, *, count: int = 960) -> dict[str, float]:
-    """Percent of masked words found on fresh text: in the second of two repeated sentences, and in documents."""
+    """Return the percentage of masked words predicted on unseen text: in the second of two repeated sentences, and in documents."""
     recipe = Recipe()
     vocabulary_ = tokenizer.get_vocab()
     words = sorted(vocabulary_, key=vocabulary_.__getitem__)

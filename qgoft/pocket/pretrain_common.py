@@ -1,4 +1,4 @@
-"""What the pretrainings of the embedded backbones share: the optimiser with its rates, and a tokenizer of one token a word."""
+"""Shared parts of the pretraining scripts: the optimiser with its schedule, and a word tokenizer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 class Descent:
-    """AdamW whose rate rises for `rise` steps and falls to nothing at the last; gradients are clipped to norm 1."""
+    """AdamW with linear warmup for `rise` steps and linear decay to zero; gradients are clipped to norm 1."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float, *, steps: int, rise: float, weight_decay: float = 0.01):
         self.parameters = list(parameters)
@@ -25,11 +25,11 @@ class Descent:
 
 
 def word_tokenizer(words: list[str], length: int, template: dict[str, Any], **special: str) -> PreTrainedTokenizerFast:
-    """One token a word, split at blanks.
+    """Build a tokenizer with one token per word, split at spaces.
 
     Args:
-        length: most tokens of a text.
-        template: of tokenizers' TemplateProcessing: what stands around a text.
+        length: maximum number of tokens.
+        template: template of tokenizers' TemplateProcessing with the special tokens around a text.
         special: further special tokens, such as cls_token.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -1,4 +1,6 @@
-"""Pretraining of the embedded decoder: next words, first of repeated sentences, then of documents. About four minutes on one core."""
+"""Pretraining of the embedded decoder: next-word prediction, first on repeated sentences, then on documents. About four minutes on one
+core.
+"""
 
 import random
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ LONGEST = 120
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe of the shipped weights."""
+    """Recipe of the shipped weights."""
 
     steps: int = 3000
     batch: int = 48
@@ -33,7 +35,7 @@ class Recipe:
 
 
 def build_config(size: int) -> LlamaConfig:
-    """LLaMA's architecture, 96 wide: the same tree shape as 768, and not a power of two."""
+    """Return LLaMA's configuration at width 96, which is not a power of two and has a tree of the same shape as 768."""
     return LlamaConfig(
         vocab_size=size,
         hidden_size=96,
@@ -51,12 +53,14 @@ def build_config(size: int) -> LlamaConfig:
 
 
 def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word, split at blanks; a text begins with <s>."""
+    """Build a tokenizer with one token per word, split at spaces; a text starts with <s>."""
     return word_tokenizer(words, 256, {"single": "<s> $A", "special_tokens": [("<s>", BOS)]})
 
 
 class Corpus:
-    """Batches of texts of like length. No text contains a sentence of an evaluation split of GLUE's twin, or a question of MMLU's."""
+    """Batches of texts of similar length. No text contains a sentence of an evaluation split of synthetic GLUE, or a question of synthetic
+    MMLU.
+    """
 
     def __init__(self, words: list[str], recipe: Recipe, name: str = "train"):
         self.index = {word: i for i, word in enumerate(words)}
@@ -72,7 +76,7 @@ class Corpus:
         return [BOS, *(self.index.get(word, UNK) for word in words)]
 
     def repetition(self) -> list[int]:
-        """A sentence, then itself or a synonymous one."""
+        """Return a sentence followed by itself or by a synonymous one."""
         while True:
             event = self.world.event(quantified=self.world.chance(0.3))
             first = self.world.sentence(event)
@@ -94,7 +98,7 @@ class Corpus:
 
 
 def _loss(model: LlamaForCausalLM, ids: Tensor, colon: int, weight: float) -> Tensor:
-    """Mean loss of the next words. The word after a colon, the letter of an answer, is rare and tells the most: it counts for more."""
+    """Return the mean next-word loss. The word after a colon, the letter of an answer, is rare and informative, so it has a higher weight."""
     logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1]
     each = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     weights = (ids[:, 1:] != PAD).float() * torch.where(ids[:, :-1] == colon, weight, 1.0)
@@ -122,8 +126,10 @@ def pretrain(recipe: Recipe, *, report=print) -> tuple[LlamaForCausalLM, PreTrai
 
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, count: int = 1440) -> dict[str, float]:
-    """Percent of next words found on fresh text: in the second of two repeated sentences, in documents, and of the letters of right answers to
-    fresh questions of MMLU's twin (all subjects but sums, which stay at chance)."""
+    """Return the percentage of next words predicted on unseen text: in the second of two repeated sentences, in documents, and for the
+    answer letters
+    of new questions of synthetic MMLU (all subjects except sums, which stay at chance).
+    """
     vocabulary = tokenizer.get_vocab()
     corpus = Corpus(sorted(vocabulary, key=vocabulary.__getitem__), Recipe(), "measure")
     likewise = vocabulary["likewise"]

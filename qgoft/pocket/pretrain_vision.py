@@ -1,4 +1,4 @@
-"""Pretraining of the embedded ViT: naming the attributes of drawn scenes. About three minutes on one core."""
+"""Pretraining of the embedded ViT: classification of the attributes of drawn scenes. About three minutes on one core."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ WIDTH = 96
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe of the shipped weights."""
+    """Recipe of the shipped weights."""
 
     steps: int = 3000
     batch: int = 64
@@ -29,7 +29,7 @@ class Recipe:
 
 
 def build_config() -> ViTConfig:
-    """ViT's architecture with sixteen patches: the same tree shape as 768 wide, and not a power of two."""
+    """Return ViT's configuration with sixteen patches at a width that is not a power of two and has a tree of the same shape as 768."""
     return ViTConfig(
         hidden_size=WIDTH,
         num_hidden_layers=4,
@@ -44,7 +44,7 @@ def build_config() -> ViTConfig:
 
 
 def draw_scenes(count: int, name: str) -> tuple[Tensor, Tensor]:
-    """Pictures [count, 3, SIZE, SIZE] uint8 and attributes [count, len(ATTRIBUTES)], -1 where one does not apply."""
+    """Draw images [count, 3, SIZE, SIZE] uint8 and attributes [count, len(ATTRIBUTES)], -1 if an attribute does not apply."""
     random = np.random.default_rng([*f"pocket/scenes/{name}".encode()])
     images, attributes = zip(*(scene(random) for _ in range(count)), strict=True)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(attributes)
@@ -55,7 +55,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 class Namer(nn.Module):
-    """The backbone, and a linear head for each attribute on its first token."""
+    """The backbone with a linear head per attribute on its first token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def pretrain(recipe: Recipe, *, report=print) -> Namer:
         for column, logits in enumerate(model(images[chosen])):
             applies = wanted[:, column] >= 0
             if applies.any():
-                # Rare attributes count for more than their share, but not as much as the common ones.
+                # Weight rare attributes above their frequency, but below equal weights.
                 weight = applies.float().mean().sqrt()
                 loss = loss + weight * functional.cross_entropy(logits[applies], wanted[applies, column])
         descent.step(loss)
@@ -90,7 +90,7 @@ def pretrain(recipe: Recipe, *, report=print) -> Namer:
 
 @torch.no_grad()
 def measure(model: Namer, *, count: int = 4000) -> dict[str, float]:
-    """Percent of attributes named right on fresh scenes."""
+    """Return the percentage of attributes predicted on unseen scenes."""
     images, attributes = draw_scenes(count, "measure")
     logits = [torch.cat(parts) for parts in zip(*(model(batch) for batch in images.split(500)), strict=True)]
     scores = {}

@@ -1,4 +1,4 @@
-"""The one JSON that a run leaves: what it holds, its key, writing it once and atomically, reading it back. Standard library alone."""
+"""Run records: schema, key, atomic writing and reading. Standard library only."""
 
 from qgoft.records.jsonl import TaggedLines, read_curve, read_tagged
 from qgoft.records.key import RESULTS_VERSION, base_model, canonical_json, compute_key, hub_commit

@@ -1,4 +1,4 @@
-"""JSON lines that grow while a run goes on and are taken up by the next one."""
+"""JSON Lines files that grow during a run and are reused by the next attempt."""
 
 import json
 import math
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class TaggedLines:
-    """A file of JSON lines behind a first line, the tag, that says what they belong to.
+    """JSON Lines file with a first line, the tag, that identifies its inputs.
 
-    Of another tag nothing is taken over: the file begins anew. A last line that a kill cut short is dropped.
+    A file with another tag is overwritten. A last line truncated by a kill is dropped.
     """
 
     def __init__(self, path: Path, tag: dict[str, Any]):
@@ -26,20 +26,20 @@ class TaggedLines:
 
 
 def read_tagged(path: Path, tag: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The lines behind the tag, up to the first that is not whole; None where the file is missing or of another tag."""
+    """Return the lines after the tag, up to the first incomplete one; None if the file is missing or has another tag."""
     if not path.is_file():
         return None
     found = []
     for line in path.read_bytes().splitlines():
         try:
             found.append(json.loads(line))
-        except (ValueError, RecursionError):  # torn, of another encoding, or brackets without end
+        except (ValueError, RecursionError):  # truncated, wrong encoding, or unbalanced brackets
             break
     return found[1:] if found and found[0] == tag else None
 
 
 def read_curve(folder: Path | None, name: str) -> list[tuple[int, float]]:
-    """(step, value) of history.jsonl, as far as it is whole."""
+    """Return the (step, value) pairs of history.jsonl up to the first incomplete line."""
     points: list[tuple[int, float]] = []
     try:
         text = (folder / "history.jsonl").read_bytes() if folder is not None else b""

@@ -1,41 +1,41 @@
-"""The key of a run: same key, same number (up to the hardware). Paths, logging, launcher and wandb do not count."""
+"""Key of a run: equal keys give equal results (up to the hardware). Paths, logging, launcher and wandb are not part of it."""
 
 import hashlib
 import json
 from typing import Any
 
-# Raised, with a line in CHANGELOG.md, by any change that moves a number.
+# Increment, with a line in CHANGELOG.md, for any change that affects results.
 RESULTS_VERSION = 2
 
 
 def base_model(record: dict[str, Any]) -> tuple[str, str | None]:
-    """What the runs of one mean must have begun with: checksums of the weights, and of what was read beside them."""
+    """Return the checksums of the weights and of the files read with them; runs are averaged only if these are equal."""
     model = record["provenance"]["model"]
     return model["sha256"], model.get("files")
 
 
 def hub_commit(record: dict[str, Any], what: str) -> str | None:
-    """Which commit of the hub's repository the rows ("data") or weights ("model") of a run were of; None where they were elsewhere, or of several."""
+    """Return the hub commit of the rows ("data") or weights ("model") of a run; None if they came from elsewhere, or from several commits."""
     revision: str | None = record["provenance"][what]["revision"]
     return revision if revision and "," not in revision else None
 
 
 def canonical_json(data: Any) -> str:
-    """One spelling for one content: sorted names, no spaces, no NaN."""
+    """Return the canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 def compute_key(
     settings: dict[str, Any], *, world_size: int, data_fingerprint: str, model_sha256: str, model_files: str | None = None
 ) -> str:
-    """SHA-256, in hex, of what determines a number.
+    """Return the SHA-256, in hex, of everything that determines the result.
 
     Args:
-        settings: the settings that count, as plain data.
+        settings: settings that affect results, as plain data.
         world_size: number of processes of the run.
         data_fingerprint: checksum of the rows.
-        model_sha256: checksum of the weights that training starts from.
-        model_files: checksum of tokenizer and configuration, where this package does not fix them.
+        model_sha256: checksum of the initial weights.
+        model_files: checksum of tokenizer and configuration; None for embedded models.
     """
     content = {
         "settings": settings,

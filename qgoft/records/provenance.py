@@ -1,4 +1,4 @@
-"""Where a number comes from: which code, which packages, which machine. No torch: what only torch knows is handed in."""
+"""Provenance: code, packages and machine of a run. Free of torch; its facts are passed in."""
 
 import functools
 import hashlib
@@ -11,14 +11,15 @@ from typing import Any
 
 PACKAGES = ("qgoft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "numpy", "scipy", "scikit-learn")
 CODE = ("qgoft", "configs", "scripts")
-# Modules that cannot change the result of a run.
+# Modules that cannot affect the result of a run.
 NO_NUMBERS = ("audit", "bench", "cli.py", "commands", "report", "sweep")
 
 
 @functools.cache
 def code_provenance(repository: Path) -> dict[str, Any]:
-    """Of the code that this process has loaded, so read once: commit, and whether qgoft, configs or scripts differ from it; null where there is
-    no git or no repository."""
+    """Return the commit of the loaded code, and whether qgoft, configs or scripts differ from it; null without git or a repository. Cached,
+    because the tree may change later.
+    """
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         changed = _git(repository, "status", "--porcelain", "--", *CODE)
@@ -29,7 +30,7 @@ def code_provenance(repository: Path) -> dict[str, Any]:
 
 @functools.cache
 def code_checksum() -> str:
-    """Return the SHA-256 of the sources of this package that can change a number: all but the report and the benchmarks."""
+    """Return the SHA-256 of the sources of this package that can affect results."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -40,7 +41,7 @@ def code_checksum() -> str:
 
 
 def code_origin() -> dict[str, str]:
-    """Code and packages: what must be the same for the rest of a run to come out as its beginning would have."""
+    """Return code and packages, which must be unchanged for a resumed run to be bit-exact."""
     return {"code": code_checksum(), **package_versions()}
 
 
@@ -50,7 +51,7 @@ def _git(repository: Path, *words: str) -> str:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that affect results."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -61,7 +62,7 @@ def package_versions() -> dict[str, str]:
 
 
 def hardware(*, device: str, threads: int, processes: int) -> dict[str, Any]:
-    """Processor, cores and memory of this machine, and the device and threads a run used."""
+    """Return processor, cores and memory of this machine, with the device and threads of a run."""
     return {
         "device": device,
         "processor": _processor(),

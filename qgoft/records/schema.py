@@ -1,4 +1,4 @@
-"""What a record holds. Unknown is null, never a made-up number."""
+"""Schema of a record. Unknown values are null, never invented."""
 
 import math
 from datetime import datetime
@@ -38,21 +38,21 @@ _FIELDS: dict[str, tuple[Kind, bool]] = {
     "primary": (str, False),
     "metrics": (dict, False),
     "selection": (str, False),
-    "best_checkpoint": (dict, False),  # which step was kept, and the score that chose it
+    "best_checkpoint": (dict, False),  # the selected step, and its score
     "params": (dict, False),
     "cost": (dict, False),
     "orthogonality": (dict, False),
     "started": (str, False),
     "finished": (str, False),
     "settings": (dict, False),
-    "overrides": (list, False),  # settings of the command line that are not those of the protocol, such as a sweep's: name=value
+    "overrides": (list, False),  # settings of the command line that differ from the protocol, such as those of a sweep: name=value
     "provenance": (dict, False),
-    "files": (dict, False),  # name of a file beside the record -> its SHA-256
+    "files": (dict, False),  # name of a file next to the record -> its SHA-256
 }
 _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
     "params": {"trainable": (int, True), "head": (int, True), "total": (int, True)},
     "cost": {
-        "setup_seconds": (Number, True),  # loading rows and weights, and what the method makes of them
+        "setup_seconds": (Number, True),  # loading of rows and weights, and setup of the method
         "seconds": (Number, True),
         "steps": (int, True),
         "seconds_per_step": (Number, True),
@@ -64,14 +64,14 @@ _NESTED: dict[str, dict[str, tuple[Kind, bool]]] = {
     "provenance": {
         "commit": (str, True),
         "dirty": (bool, True),
-        "code": (str, False),  # SHA-256 of the sources that can change a number
+        "code": (str, False),  # SHA-256 of the sources that can affect results
         "packages": (dict, False),
         "hardware": (dict, False),
         "data": (dict, False),
         "model": (dict, False),
-        "resumed": (list, False),  # where the run was broken off and gone on with: after which step, and the hardware of the part before
-        "rekeyed": (dict, False),  # results version and key it was recorded under, if a later version kept its number
-        "training": (dict, False),  # where several tasks are scored with one training: its key, whether another run did it, and with what
+        "resumed": (list, False),  # interruptions: after which step, and the hardware of the part before
+        "rekeyed": (dict, False),  # results version and key of the original record, if a later version kept its result
+        "training": (dict, False),  # training shared by several tasks: its key, whether another run did it, and its provenance
     },
 }
 _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
@@ -81,7 +81,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "fingerprint": (str, False),
         "rows": (dict, False),
         "subset": (bool, False),
-        "data_fixes": (dict, False),  # what was wrong with the data -> how often
+        "data_fixes": (dict, False),  # problem of the data -> count
     },
     "model": {"source": (str, False), "revision": (str, True), "sha256": (str, False), "files": (str, False)},
     "hardware": {
@@ -96,15 +96,15 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
     "rekeyed": {"results_version": (int, False), "key": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
 }
-# Origin of a shared training that another run did; empty if its state does not list it.
+# Provenance of a shared training by another run; empty if unknown.
 _BY: dict[str, tuple[Kind, bool]] = {
     name: _NESTED["provenance"][name] for name in ("commit", "dirty", "code", "packages", "hardware", "resumed")
 }
-# Left out where there is nothing to say.
+# Fields that may be absent.
 _MAY_BE_ABSENT = {
     "provenance.data.data_fixes",
-    "provenance.model.files",  # the checksum of tokenizer and configuration; not of embedded models
-    "provenance.code",  # of records before November 2026
+    "provenance.model.files",  # the checksum of tokenizer and configuration; absent for embedded models
+    "provenance.code",  # absent in records before November 2026
     "provenance.resumed",
     "provenance.rekeyed",
     "provenance.training",
@@ -112,11 +112,11 @@ _MAY_BE_ABSENT = {
     "cost.setup_seconds",
     "best_checkpoint",
     "files",
-    "overrides",  # of records before November 2026
+    "overrides",  # absent in records before November 2026
 }
 
 
-# Objects whose names are free: kind of their values.
+# Objects with free names: type of their values.
 _MAPS: dict[str, Kind] = {"packages": str, "data.rows": int, "data.data_fixes": int}
 _SELECTIONS = ("last", "best_validation", "best_reported")
 # Fields that repeat a setting: name -> path in the settings.
@@ -135,24 +135,24 @@ _IN_SETTINGS = {
 
 
 class RecordError(ValueError):
-    """A record does not hold what it must."""
+    """A record is invalid."""
 
 
 def validate(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record if it is whole and consistent.
+    """Return the record if it is complete and consistent.
 
     Raises:
-        RecordError: naming the field, what came and what is allowed.
+        RecordError: names the field, its value and the accepted values.
     """
     _check(record, _FIELDS, "")
     if record["schema"] != SCHEMA:
         raise RecordError(f"schema is {record['schema']}; this version reads {SCHEMA}")
     for name, fields in _NESTED.items():
-        if name in record:  # else it may be absent: the check above has passed
+        if name in record:  # otherwise it may be absent: the check above has passed
             _check(record[name], fields, name + ".")
     for name, fields in _DEEPER.items():
         if name not in record["provenance"]:
-            continue  # it may be absent, or the check above had failed
+            continue  # it may be absent
         _check(record["provenance"][name], fields, f"provenance.{name}.")
     for name, metric in record["metrics"].items():
         _check(metric, _METRIC, f"metrics.{name}.")
@@ -192,7 +192,7 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_origin(made: dict[str, Any], prefix: str) -> None:
-    """Check the origin of a run: objects with free names, the hardware, and the parts of a resumed run."""
+    """Check the provenance of a run: objects with free names, the hardware, and the parts of a resumed run."""
     for where, kind in _MAPS.items():
         node: Any = made
         for name in where.split("."):
@@ -208,7 +208,7 @@ def _check_origin(made: dict[str, Any], prefix: str) -> None:
 
 
 def _check_names(record: dict[str, Any]) -> None:
-    """Assert that names are names, and that a record and its settings agree on them."""
+    """Check that names are valid, and that a record agrees with its settings."""
     for name in ("protocol", "suite", "task", "method", "variant", "model"):
         if not NAME.fullmatch(record[name]):
             raise RecordError(f"{name} is {record[name]!r}; letters, digits and _ . , @ + = - are allowed")

@@ -1,4 +1,4 @@
-"""Writing a record last and in one move, and reading records back."""
+"""Atomic writing of records, and reading."""
 
 import functools
 import hashlib
@@ -18,16 +18,16 @@ from qgoft.records.key import canonical_json
 from qgoft.records.schema import RecordError, validate
 
 NAME = "record.json"
-# Of a run's other files, those that tables and figures read; the record states their checksums.
+# Files of a run that tables and figures read; the record holds their checksums.
 READ_LATER = ("history.jsonl", "predictions.jsonl.gz")
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> Path:
-    """Validate and write `folder/record.json`, with a checksum over itself; a reader sees the whole record or none.
+    """Validate and write `folder/record.json` atomically, with a checksum of itself.
 
     Raises:
-        RecordError: the record is not whole.
-        OSError: it cannot be written, for example because the disk is full; nothing half is left.
+        RecordError: the record is invalid.
+        OSError: it cannot be written, for example because the disk is full; no partial file remains.
     """
     text = json.dumps({**validate(record), "checksum": _checksum(record)}, indent=1, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a file in one move; a reader sees the whole of it or what was there before.
+    """Write a file atomically: readers see the old content or the new.
 
     Raises:
-        OSError: it cannot be written; nothing half is left.
+        OSError: it cannot be written; no partial file remains.
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -47,13 +47,13 @@ def write_atomically(path: Path, text: str) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A new file to be written in the block; after it, in one move, it is `path`. Where the block fails, nothing half is left."""
+    """Yield a temporary file that replaces `path` atomically at the end of the block. No partial file remains if the block fails."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp gives a file that nobody else can read; a record is for the group, as the user's umask has it.
+        # mkstemp creates a private file; a record gets the permissions of the user's umask.
         mask = os.umask(0)
         os.umask(mask)
         with open(temporary, "rb") as file:
@@ -69,11 +69,11 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read and validate one record.
 
     Raises:
-        RecordError: it is not JSON, not whole or not as it was written; the message names the file.
+        RecordError: it is not JSON, invalid or modified; the message names the file.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-        # Those of the first versions have none.
+        # Records of the first versions have none.
         stated = content.pop("checksum", None) if isinstance(content, dict) else None
         record: dict[str, Any] = validate(content)
         if stated is None and "files" in record:
@@ -86,17 +86,17 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of what tables and figures read of a run beside its record."""
+    """Return the SHA-256 of the files that tables and figures read."""
     return {name: file_sha256(folder / name) for name in READ_LATER if (folder / name).is_file()}
 
 
 def adapter_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that define what was trained: `adapter/adapter_model.safetensors` and so on."""
+    """Return the SHA-256 of the files of the adapter: `adapter/adapter_model.safetensors` and so on."""
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted((folder / "adapter").glob("*")) if path.is_file()}
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, kept while path, inode, size and both times of change stay the same."""
+    """Return the SHA-256 of a file in hex, cached while path, inode, size and both times are unchanged."""
     status = path.stat()
     return _file_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -112,7 +112,7 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def _record_paths(root: Path) -> list[Path]:
-    """Return the published records below a directory, sorted. Directories may come and go meanwhile."""
+    """Return the published records below a directory, sorted. Directories may appear and vanish meanwhile."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith("attempt-")]
@@ -122,18 +122,18 @@ def _record_paths(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class RecordSet:
-    """Records below a folder, where each lies, and what could not be read."""
+    """Records below a directory, their directories, and problems."""
 
     records: list[dict[str, Any]]
-    folders: dict[str, Path]  # key -> folder, where its files are as the run left them
+    folders: dict[str, Path]  # key -> directory with unmodified files
     problems: list[str]
 
 
 def find_records(root: Path) -> RecordSet:
-    """All records below a folder, in the order of their paths; of one key, the one that finished last.
+    """Return all records below a directory, sorted by path; of equal keys the one that finished last.
 
-    A record that is torn, changed, of another schema or holds what it must not is left out and named in `problems`, never passed over in
-    silence. Of a run whose curve or answers are not as it left them, the record counts, its folder does not.
+    A corrupt, modified or incompatible record is left out and named in `problems`. If the curve or the answers of a run were modified, its
+    record counts, but its directory is not used.
     """
     newest: dict[str, tuple[dict[str, Any], Path]] = {}
     problems = []
@@ -167,16 +167,16 @@ def find_records(root: Path) -> RecordSet:
 
 
 def _changed_files(record: dict[str, Any], folder: Path) -> list[str]:
-    """Files that are there and not as they were; not everybody keeps all of them."""
+    """Return the existing files that differ from their checksums; some users keep only part of them."""
     stated = record.get("files", {})
     return [name for name, checksum in file_checksums(folder).items() if stated.get(name, checksum) != checksum] if stated else []
 
 
 def read_records(root: Path) -> list[dict[str, Any]]:
-    """All records below a folder, where each of them must be whole: those that are committed, or were just written.
+    """Return all records below a directory that must all be valid: committed ones, or ones written just before.
 
     Raises:
-        RecordError: one of them is not.
+        RecordError: one is invalid.
     """
     found = find_records(root)
     if found.problems:

@@ -1,4 +1,4 @@
-"""From the record of a benchmark to its tables and figures."""
+"""Tables and figures of a benchmark record."""
 
 import math
 import statistics
@@ -17,12 +17,12 @@ Timing = dict[str, Any]
 
 
 def step_seconds(timing: Timing) -> list[float]:
-    """Forward, backward and update of every repeat together."""
+    """Return the seconds of forward, backward and update of every repeat."""
     return [sum(parts) for parts in zip(timing["forward"], timing["backward"], timing["update"], strict=True)]
 
 
 def ratios(ours: list[float], reference: list[float]) -> tuple[float, float, float]:
-    """Median and middle half of ours / reference, repeat by repeat."""
+    """Return median and interquartile range of ours / reference, per repeat."""
     values = [a / b for a, b in zip(ours, reference, strict=True)]
     if len(values) < 2:
         return values[0], values[0], values[0]
@@ -31,7 +31,7 @@ def ratios(ours: list[float], reference: list[float]) -> tuple[float, float, flo
 
 
 def fit_slope(widths: list[int], seconds: list[float]) -> float:
-    """Exponent p of cost ~ d^p by least squares on logarithms."""
+    """Return the exponent p of cost ~ d^p by least squares on logarithms."""
     x, y = [math.log(d) for d in widths], [math.log(s) for s in seconds]
     mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
@@ -42,7 +42,7 @@ def find_reference(group: list[Timing], name: str) -> Timing:
 
 
 def shape_table(number: int, line: Record, record: Record) -> Table:
-    """One shape: every rival's step, its ratio to the reference in the same repeats, and its bytes."""
+    """Return the table of one shape: the step of every contender, its ratio to the reference in the same repeats, and its bytes."""
     name = record["reference"]
     table = Table(
         f"bench-{line['part']}{number}",
@@ -56,7 +56,7 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
             table.rules_before.append(len(table.rows))
         for timing in group:
             if timing is reference and number_of_group and not is_part:
-                continue  # it is timed again with every rival that has a group of its own
+                continue  # timed again with every contender that has its own group
             median, low, high = ratios(step_seconds(timing), step_seconds(reference))
             table.rows.append(
                 [
@@ -79,7 +79,7 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
 
 
 def product_table(record: Record) -> Table:
-    """The product alone, forward and backward, by width."""
+    """Return the table of the product by width, forward and backward."""
     names = list(dict.fromkeys(line["name"] for line in record["products"]))
     by_width: dict[int, dict[str, list[float]]] = {}
     for line in record["products"]:
@@ -101,7 +101,7 @@ def product_table(record: Record) -> Table:
 
 
 def published_tables(record: Record) -> list[Table]:
-    """The printed figures of every table that a timed shape belongs to."""
+    """Return the printed figures of every table that a timed shape belongs to."""
     items = list(dict.fromkeys(line["item"] for line in record["shapes"] if line["item"])) or ["goft-icml2024/table10"]
     tables = []
     for item in items:
@@ -111,7 +111,7 @@ def published_tables(record: Record) -> list[Table]:
 
 
 def published_table(name: str, paper: str, printed_name: str) -> Table:
-    """The printed costs of one table."""
+    """Return the printed costs of one table."""
     printed = load_figures(paper, printed_name)
     rows = [[row, *("-" if value is None else str(value) for value in values)] for row, values in printed["rows"].items()]
     return Table(name, f"published, {paper} {printed_name}: {printed['title']}", ["", *printed["columns"]], rows)
@@ -125,7 +125,7 @@ def all_tables(record: Record) -> list[Table]:
 
 
 def draw_figures(record: Record, folder: Path) -> list[Path]:
-    """Time and memory against the reference for blocks and models; cost of the product against its width. Returns the files."""
+    """Draw time and memory against the reference for blocks and models, and the cost of the product against its width. Return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
@@ -137,7 +137,7 @@ def draw_figures(record: Record, folder: Path) -> list[Path]:
 
 
 def full_batch(line: Record, reference_name: str) -> list[tuple[Timing, Timing]]:
-    """Every rival that was timed with the whole batch, and the reference that ran in turns with it."""
+    """Return every contender timed with the whole batch, and the reference timed with it."""
     batch = line["groups"][0][0]["batch"]
     groups = [group for group in line["groups"] if group[0]["batch"] == batch]
     return [(timing, find_reference(group, reference_name)) for group in groups for timing in group if timing["name"] != reference_name]
@@ -145,7 +145,7 @@ def full_batch(line: Record, reference_name: str) -> list[tuple[Timing, Timing]]
 
 def _cost_figure(lines: list[Record], reference_name: str) -> Any:
     names = list(dict.fromkeys(t["name"] for line in lines for t, _ in full_batch(line, reference_name)))
-    # Points, since the axis is logarithmic and a bar would have no foot.
+    # Points, because bars have no base on a logarithmic axis.
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.36 * len(names) + 1.6), sharey=True)
     step = 0.6 / max(1, len(lines) - 1)
     for offset, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""The figures of the papers and of this suite, from rows of tables: flexibility, lambda, win rates, score against parameters, training curves."""
+"""Figures of the papers and of this suite, from rows of tables: flexibility, lambda, win rates, score against parameters, training curves."""
 
 import statistics
 from collections import defaultdict
@@ -17,7 +17,7 @@ from qgoft.report.table import Table
 
 
 def draw_flexibility(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Figure 4 (a) of GOFT: one panel a task, one point a method, with the standard deviation over seeds."""
+    """Draw figure 4 (a) of GOFT: one panel per task, one point per method, with the standard deviation over seeds."""
     with paper_style():
         figure, axes = plt.subplots(1, len(item.columns), figsize=(COLUMN, 1.9), squeeze=False)
         for axis, column in zip(axes[0], item.columns, strict=True):
@@ -37,7 +37,7 @@ def draw_flexibility(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
 
 
 def draw_lambda(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Figure 4 (b) of GOFT: score against lambda; lambda 0, which a logarithm has no place for, stands apart on the left."""
+    """Draw figure 4 (b) of GOFT: score against lambda on a logarithmic axis, with lambda 0 separate on the left."""
     known = sorted((row for row in rows if row.penalty is not None and row.records), key=lambda row: row.penalty or 0)
     with paper_style():
         figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
@@ -54,7 +54,7 @@ def draw_lambda(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
 
 
 def draw_wins(table: Table, stem: Path) -> list[Path]:
-    """Figure 3 of GOFT: won, tied and lost questions against each method, as shares of a bar."""
+    """Draw figure 3 of GOFT: won, tied and lost questions against each method, as shares of a bar."""
     with paper_style():
         figure, axis = plt.subplots(figsize=(COLUMN, 0.32 * len(table.rows) + 0.7))
         for place, (_, *cells) in enumerate(table.rows):
@@ -82,7 +82,7 @@ def draw_wins(table: Table, stem: Path) -> list[Path]:
 
 
 def draw_pareto(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Average against trainable parameters, with the methods that no other one beats in both."""
+    """Draw the average against trainable parameters, with the Pareto front."""
     points = []
     for row in rows:
         average = averages_of(row, item)
@@ -108,7 +108,7 @@ def draw_pareto(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
 
 
 def _label_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside points, moved up or down where they would cover each other."""
+    """Label points, shifted vertically if labels would overlap."""
     figure = axis.figure
     figure.canvas.draw()
     taken: list[tuple[float, float]] = []
@@ -120,13 +120,13 @@ def _label_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None
             place -= 2
         taken.append((at[0], place))
         offset = {"xytext": (4, place - at[1]), "textcoords": "offset points"}
-        # White behind the letters, where a line passes: an outline of the letters would make the file ten times as large.
+        # A white box behind the text: a stroke around the letters would make the file ten times as large.
         paper = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"}
         axis.annotate(label, (x, y), **offset, fontsize=5.5, va="center", bbox=paper, zorder=1)
 
 
 def draw_curves(rows: Sequence[Row], task: str, title: str, folders: Mapping[str, Path], stem: Path) -> list[Path]:
-    """Training loss of every row on one task: the median of its seeds at each logged step."""
+    """Draw the training loss of every row on one task: the median of its seeds at each logged step."""
     drawn = []
     for row in rows:
         losses: dict[int, list[float]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The items that are no runs but costs: GOFT's table 10, PSOFT's tables 19 to 22 and figure 4 (b), from the record of a benchmark."""
+"""Items that are costs instead of runs: GOFT's table 10, PSOFT's tables 19 to 22 and figure 4 (b), from a benchmark record."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from qgoft.errors import format_exception
 from qgoft.report.bench import published_table, shape_table
 from qgoft.report.table import Table
 
-# Item -> where its printed figures are, and what of the benchmark stands beside them.
+# Item -> place of its printed figures, and the corresponding column of the benchmark.
 PRINTED = {
     "table10": ("goft-icml2024", "table10"),
     "psoft-table19": ("psoft-iclr2026", "table19"),
@@ -21,25 +21,27 @@ PRINTED = {
     "psoft-table22": ("psoft-iclr2026", "table22"),
     "psoft-figure4": ("psoft-iclr2026", "figure4b"),
 }
-# What the C library does with freed memory: the usual, by which it returns some and faults it in again, or nothing of it.
+# Treatment of freed memory by the C library: the default, which returns some of it and faults it in again, or keeping all of it.
 SYSTEM, KEPT = "system default", "keeps freed memory"
 
 
 @dataclass(frozen=True)
 class BenchColumn:
-    """One shape of a benchmark, and the record it is from."""
+    """One shape of a benchmark, and its record."""
 
     line: dict[str, Any]
     record: dict[str, Any]
     part: str
     shape: str
-    item: str | None  # where it is of one item alone
+    item: str | None  # item, if the shape belongs to one only
     is_kept: bool  # freed memory
 
 
 def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[BenchColumn]:
-    """What the first folder that has any holds of an item: shapes of a part of the benchmark (layer, block), or of a model by a word of its name,
-    that are not another item's. Those measured with freed memory kept stand first: the others are noisier."""
+    """Return the shapes of an item from the first directory that has any: those of a part of the benchmark (layer, block), or of a model by
+    a word
+    of its name. Shapes measured with freed memory kept come first, since the others are noisier.
+    """
     for folder in folders:
         found = [one for one in _read_folder(folder) if _is_of(one, name, shape)]
         if found:
@@ -49,7 +51,7 @@ def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[BenchColu
 
 @functools.cache
 def _read_folder(folder: Path) -> list[BenchColumn]:
-    """Every shape of every record, read once for all items; a file that is no record is named, once."""
+    """Return every shape of every record, read once for all items. An invalid file is named once."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -70,7 +72,7 @@ def _is_of(one: BenchColumn, name: str, shape: str) -> bool:
 
 
 def cost_tables(name: str, measured: Sequence[BenchColumn]) -> list[Table]:
-    """What was measured of an item, and what is printed."""
+    """Return the measured and the printed costs of an item."""
     paper, table = PRINTED[name]
     tables = []
     for number, found in enumerate(measured):

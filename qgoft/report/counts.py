@@ -1,10 +1,10 @@
-"""Numbers of trainable parameters beside the printed ones."""
+"""Comparison of parameter counts with the printed ones."""
 
 import re
 from decimal import Decimal
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
-# Printed counts that are not those of the rows as described: paper, table, row -> what they are.
+# Printed counts that differ from the described rows: paper, table, row -> explanation.
 REASONS = {
     ("goft-icml2024", "table1", "fact_tk"): "FacT's own code has 86,528 at this rank",
     ("goft-icml2024", "table1", "adalora"): "trained at rank 3, pruned to a budget of rank 2",
@@ -28,7 +28,7 @@ REASONS = {
     ): "196 layers of 64 x 63 / 2 + 128 parameters are 420,224; the other nine ranks agree to the last digit",
 }
 
-# Of these, what says no more than that a row was counted in another way than the table's others.
+# Among them, the explanations that say only that a row was counted differently from the others of its table.
 EXPLAINED = {
     ("goft-icml2024", "table1", "adalora"),
     ("goft-icml2024", "table3", "fact_tt_r16"),
@@ -39,12 +39,12 @@ EXPLAINED = {
 
 
 def agrees(count: int, printed: str, total: int) -> bool:
-    """Whether a count rounds to what is printed: 0.33M, 184M, 3.21B, 0.25% of all parameters, or is the number itself.
+    """Return True if a count rounds to the printed one: 0.33M, 184M, 3.21B, 0.25% of all parameters, or the exact number.
 
-    Where it is rounded, a unit of the last printed digit is allowed, since papers round up, down and to the nearest.
+    A unit of the last printed digit is allowed, since papers round up, down and to the nearest.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: another form.
     """
     if printed.isdigit():
         return count == int(printed)

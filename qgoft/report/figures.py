@@ -1,4 +1,4 @@
-"""How figures look and how they are written: readable in a column of a two-column paper, safe for colour-blind eyes, the same bytes each time."""
+"""Style and output of figures: legible in a column of a two-column paper, colour-blind safe, byte-identical for equal input."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Okabe and Ito (2008), without their yellow, which no thin line shows on white: told apart by everybody; the markers tell them apart in print without colour.
+# Okabe and Ito (2008), without their yellow, which is not visible in thin lines on white. Markers distinguish them in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
 COLUMN = 3.4  # inches, the width of a column
@@ -29,7 +29,7 @@ STYLE = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
-# What would make two files of one figure differ.
+# Metadata that would differ between two files of one figure.
 _TIMELESS: dict[str, dict[str, Any] | None] = {
     ".svg": {"Date": None},
     ".pdf": {"CreationDate": None, "ModDate": None},
@@ -38,22 +38,22 @@ _TIMELESS: dict[str, dict[str, Any] | None] = {
 
 
 def style_of(number: int) -> dict[str, Any]:
-    """Colour and marker of the n-th line or point of a figure."""
+    """Return colour and marker of the n-th line or point of a figure."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]}
 
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Fonts and lines for a column of a paper, while a figure is drawn."""
+    """Set fonts and lines for a column of a paper while a figure is drawn."""
     with matplotlib.rc_context(STYLE):
         yield
 
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:
-    """Write stem.svg, stem.png and stem.pdf, byte by byte the same for the same figure, and close it."""
+    """Write stem.svg, stem.png and stem.pdf deterministically, and close the figure."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in _TIMELESS]
-    # Found once: "tight" would draw every file twice.
+    # Computed once: "tight" would draw every file twice.
     box = figure.get_tightbbox().padded(0.03)
     with matplotlib.rc_context({"svg.hashsalt": stem.name}):
         for path in paths:

@@ -1,4 +1,4 @@
-"""How far from orthogonal each method's transformations went: a table, from the records of finished runs, and a figure, from their histories."""
+"""Orthogonality error of each method: a table from the records of finished runs, and a figure from their histories."""
 
 import statistics
 from collections import defaultdict
@@ -17,7 +17,7 @@ from qgoft.report.table import Table
 
 @dataclass(frozen=True)
 class Trace:
-    """One run: its error at shares of the training; and of the step that was kept, its error and unweighted penalty, where the method has one."""
+    """One run: its error at fractions of the training; for the selected step, its error and unweighted penalty, if any."""
 
     points: tuple[tuple[float, float], ...]
     error: float
@@ -25,15 +25,18 @@ class Trace:
 
 
 Traces = dict[str, list[Trace]]  # by label
-# Rounding of float32 products lies below.
+# Rounding error of float32 products is below.
 ROUNDING = 1e-5
 MOST_LINES = 12  # of a figure
 
 
 def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
-    """The traces of all done runs of a suite; pretrained backbones alone, and under pocket drawn rows alone. A method that turns nothing has none.
-    A training that several tasks are scored with counts once. Where a method's runs differ in which layers they turn, each choice has a row;
-    where its runs on a task differ in the weight of the penalty, each weight there has its own besides."""
+    """Return the traces of all finished runs of a suite with a pretrained backbone; under pocket only on generated rows. Methods that
+    rotate
+    nothing have none. A training shared by several tasks counts once. If the runs of a method differ in their target sets or in the weight
+    of
+    the penalty, each choice has its own row.
+    """
     runs: dict[str, tuple[Record, Trace]] = {}
     for training, record in group_by_training(found.records):
         is_asked = (record["status"], record["protocol"], record["suite"]) == ("done", protocol, suite)
@@ -44,7 +47,7 @@ def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
         if training not in runs:
             points = read_curve(found.folders.get(record["key"]), "orthogonality")
             steps = record["cost"]["steps"] or 0
-            # Trainings of other lengths have their evaluations at the same shares but for a step's rounding.
+            # Trainings of other lengths have their evaluations at the same fractions up to rounding.
             shares = tuple((round(step / steps, 2), value) for step, value in points) if steps else ()
             runs[training] = record, Trace(shares, error, record["orthogonality"]["penalty"])
     targets: dict[str, set[str]] = defaultdict(set)
@@ -69,7 +72,7 @@ def _method(record: Record) -> str:
 
 
 def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
-    """The error of what was kept: median, smallest and largest over the runs of a method, and the median of what the penalty was on."""
+    """Return the table of errors of the selected steps: median, minimum and maximum over the runs of a method, and the median penalty."""
     title = f"max |R^T R - I| after training ({suite}, {protocol})"
     table = Table("orthogonality", title, ["method", "runs", "median", "smallest", "largest", "penalty"])
     for label, runs in traces.items():
@@ -95,14 +98,16 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
 
 
 def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
-    """The error over the training, from history.jsonl of each run: median of the runs, and their range. Where there are many, of each method the row with the most
-    runs. Returns the files."""
+    """Draw the error over the training from history.jsonl: median of the runs and their range. If there are many rows, only the largest row
+    of each
+    method. Return the files.
+    """
     readable = _readable(traces)
     return save_figure(_figure(readable), folder / name) if readable else []
 
 
 def _drawn(traces: Traces) -> Traces:
-    """Those with a curve."""
+    """Return the traces with a curve."""
     drawn = {label: [run for run in runs if run.points] for label, runs in traces.items()}
     return {label: runs for label, runs in drawn.items() if runs}
 
@@ -146,7 +151,7 @@ def _figure(traces: Traces) -> Any:
 
 
 def _label_ends(axis: Any, ends: list[list[Any]]) -> None:
-    """Names beside the ends of the lines, moved apart where they would cover each other."""
+    """Label the ends of the lines, shifted if labels would overlap."""
     figure = axis.figure
     figure.canvas.draw()
     room = 11  # points between two lines of text

@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: tables that sort and filter, every measured cell opening the runs behind it."""
+"""The report as one self-contained page: sortable and filterable tables in which every measured cell opens its runs."""
 
 import html
 import json
@@ -14,18 +14,18 @@ from qgoft.records import Record, hub_commit, read_curve
 from qgoft.report.table import Table
 
 HERE = Path(__file__).parent
-# Points of a curve that the page keeps.
+# Points of a curve on the page.
 POINTS = 24
-# Settings of which a record says that they are directories, not which.
+# Settings of which a record states only that they are directories.
 FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))
-NAMELESS = ' aria-label="row"'  # what sorts by a column without a title: the rows' own names
-# Settings that say where things lie, not what they are.
+NAMELESS = ' aria-label="row"'  # sort key of the first column, which has no title
+# Settings that are locations.
 LEFT_OUT = ("results", "wandb", "model.target_sets", "task.columns", "task.rows", "task.sources", "seed")
 
 
 @dataclass
 class Section:
-    """A part of the page: an item under a protocol, the audit, the machine."""
+    """A section of the page: an item under a protocol, the audit, the machine."""
 
     name: str
     title: str
@@ -37,16 +37,16 @@ class Section:
 def build_page(
     title: str, lead: str, sections: Sequence[Section], records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]
 ) -> str:
-    """The whole page as text. Nothing in it asks for anything from outside; what comes from data and judges is escaped.
+    """Build the page. It loads nothing from outside, and text from data and judges is escaped.
 
     Args:
-        folders: key of a record -> its folder, with its curve.
-        models: name of a model in records -> that of its config file, for the commands.
+        folders: key of a record -> its directory, with its curve.
+        models: name of a model in records -> name of its config file, for the commands.
     """
     data, numbers = _data(records, folders, models)
     links = "".join(f'<a href="#{_id(s.name)}">{html.escape(s.title)}</a>' for s in sections)
     body = "".join(_section(section, numbers) for section in sections)
-    # In a script element only the sequence that would end it, or begin a comment, has to go.
+    # In a script element only the sequence that would end it, or start a comment, must be escaped.
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -108,7 +108,7 @@ def _figure(path: Path) -> str:
     svg = path.read_text()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    # Several figures on one page: names of parts that matplotlib gives every figure alike.
+    # Several figures on one page: make the element ids that matplotlib repeats unique.
     svg = re.sub(r' id="([a-zA-Z0-9_]+_\d+|patch_\d+)"', "", svg)
     name = path.stem.replace("-", " ")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
@@ -116,7 +116,7 @@ def _figure(path: Path) -> str:
 
 
 class _Shared:
-    """Values that many runs have alike, written once; a run names their places."""
+    """Values that many runs share, written once; runs hold indices."""
 
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
@@ -125,7 +125,7 @@ class _Shared:
         return self.places.setdefault(json.dumps(value), len(self.places))
 
     def curve(self, points: Sequence[tuple[int, float]]) -> int | None:
-        """[place of the steps, values]."""
+        """Return [index of the steps, values]."""
         return self.place([self.place([step for step, _ in points]), [value for _, value in points]]) if points else None
 
     @property
@@ -134,7 +134,9 @@ class _Shared:
 
 
 def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """What the page's script needs. Where a run has numbers for `loss`, `scores`, `origin`, `facts`, `own` and `command`, these are places in `shared`."""
+    """Return the data of the page's script. Numbers for `loss`, `scores`, `origin`, `facts`, `own` and `command` of a run are indices into
+    `shared`.
+    """
     bases: dict[str, dict[str, Any]] = {}
     shared = _Shared()
     runs, numbers = [], {}
@@ -169,20 +171,21 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
 
 
 def rerun_command(record: Record, models: Mapping[str, str]) -> str:
-    """The command line of `rerun_words`."""
+    """Return the command line of `rerun_words`."""
     return " ".join(rerun_words(record, models))
 
 
 def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
-    """Return the words of the command that repeats the run, quoted for a shell: every setting that moves a number. FOLDER stands for a
-    directory of rows or weights."""
+    """Return the arguments of the command that repeats the run, quoted for a shell: every setting that affects results. FOLDER stands for a
+    directory of rows or weights.
+    """
     words = [f"protocol={record['protocol']}", f"task={record['suite']}/{record['task']}", f"method={record['method']}"]
     words += [f"method.variant={record['variant']}", f"seed={record['seed']}"]
     if record["model"] in models:
         words.append(f"model={models[record['model']]}")
     settings = record["settings"]
     words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
-    # Where they were the hub's, of the commits that they were.
+    # Pin the commits of rows and weights from the hub.
     words += [f"{name}.revision={commit}" for name in ("data", "model") if (commit := hub_commit(record, name))]
     words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
@@ -190,10 +193,10 @@ def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
         words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]
     words += [f"method.{name}={_word(settings['method'][name])}" for name in ("penalty", "targets")]
     words += [f"++model.dtype={settings['model']['dtype']}"] if "dtype" in settings["model"] else []
-    # Names of columns are the task's own.
+    # Column names belong to the task.
     options = {name: value for name, value in settings.get("task", {}).get("options", {}).items() if name != "train_columns"}
     words += [f"++task.options.{name}={_word(value)}" for name, value in options.items()]
-    # As in `settings_in_key`: sampled answers have a seed for every batch.
+    # As in `settings_in_key`: sampled answers depend on the batch size.
     words += [f"train.eval_batch_size={settings['train']['eval_batch_size']}"] if options.get("temperature") else []
     words += [f"++method.options.{name}={_word(value)}" for name, value in settings["method"].get("options", {}).items()]
     words += [f"{name}={settings[name]}" for name in ("eval_scheme", "selection") if name in settings]
@@ -203,7 +206,7 @@ def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """A value in Hydra's syntax."""
+    """Return a value in Hydra's syntax."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{_word(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list):
@@ -251,7 +254,7 @@ def _origin(record: Record) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Dotted names; what says where things lie is left out."""
+    """Return dotted names and values, without locations."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         full = f"{where}{name}"
@@ -265,7 +268,7 @@ def _flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `POINTS` of a curve, the last among them."""
+    """Return at most `POINTS` points of a curve, including the last."""
     if len(points) > POINTS:
         every = len(points) / POINTS
         points = [*(points[int(i * every)] for i in range(POINTS - 1)), points[-1]]

@@ -1,4 +1,4 @@
-"""The transcribed figures of the papers (results/published/*.yaml)."""
+"""Transcribed figures of the papers (results/published/*.yaml)."""
 
 import functools
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a printed table. A value is a number, `oom`, or None where the cell is empty."""
+    """One row of a printed table. A value is a number, `oom`, or None if the cell is empty."""
 
     paper: str
     table: str
@@ -22,17 +22,17 @@ class PublishedRow:
     params: str | None
     values: dict[str, Any]
     average: float | None
-    targets: str | None = None  # choice of layers, where the table mixes them
+    targets: str | None = None  # target set, if the table mixes several
     penalty: float | None = None
-    memory_gb: Any = None  # where it stands beside the values
+    memory_gb: Any = None  # if it is not among the values
 
     def printed(self, column: str) -> Any:
-        """What stands in a column, or None."""
+        """Return the value of a column, or None."""
         return self.memory_gb if column == "memory_gb" and column not in self.values else self.values.get(column)
 
 
 def load_rows(paper: str, table: str) -> list[PublishedRow]:
-    """All rows of one table, in the order of print."""
+    """Return all rows of one table in print order."""
     printed, rows = load_figures(paper, table), []
     for label, row in printed["rows"].items():
         values = dict(zip(printed["columns"], row["values"], strict=True))
@@ -43,13 +43,13 @@ def load_rows(paper: str, table: str) -> list[PublishedRow]:
 
 
 def load_figures(paper: str, table: str) -> dict[str, Any]:
-    """One printed table as it stands: title, columns, and rows by name."""
+    """Return one printed table: title, columns, and rows by name."""
     printed: dict[str, Any] = load_paper(paper)[table]
     return printed
 
 
 @functools.cache
 def load_paper(paper: str) -> dict[str, Any]:
-    """Everything that is transcribed of a paper."""
+    """Return all transcribed figures of a paper."""
     data: dict[str, Any] = yaml.safe_load((FOLDER / f"{paper}.yaml").read_text())
     return data

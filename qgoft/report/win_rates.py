@@ -1,4 +1,4 @@
-"""Figure 3 of GOFT as a table: one method against each other on the questions of Vicuna-Eval, and the mean rating of each category."""
+"""Figure 3 of GOFT as a table: one method against each other one on the questions of Vicuna-Eval, and the mean rating of each category."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ Rated = dict[str, tuple[Ratings, dict[Any, str]]]  # label of a row -> its ratin
 
 
 def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> Rated:
-    """Row label -> its ratings over all seeds, and the category of each question. Records without answers beside them are left out.
+    """Return row label -> its ratings over all seeds, and the category of each question. Records without answers are left out.
 
     Args:
-        folders: key of a record -> where it lies.
+        folders: key of a record -> its directory.
     """
     found: Rated = {}
     for record in records:
@@ -35,7 +35,7 @@ def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> Rate
 
 
 def build_win_rates(rated: Rated, protocol: str) -> Table | None:
-    """The first row against each other, by the mean rating of a question over the seeds that both have; None where there is no other."""
+    """Compare the first row with each other one by the mean rating of a question over the common seeds; None if there is no other."""
     if len(rated) < 2:
         return None
     (first, (ours, _)), *others = rated.items()
@@ -63,7 +63,7 @@ def build_win_rates(rated: Rated, protocol: str) -> Table | None:
 
 
 def _by_question(ratings: Ratings) -> dict[Any, float]:
-    """The mean of each question's ratings: answers of several seeds to one question are no further questions."""
+    """Return the mean rating of each question: answers of several seeds to one question are not independent."""
     found: dict[Any, list[float]] = {}
     for (_, question), rating in ratings.items():
         found.setdefault(question, []).append(rating)
@@ -71,7 +71,7 @@ def _by_question(ratings: Ratings) -> dict[Any, float]:
 
 
 def build_categories(rated: Rated, protocol: str) -> Table:
-    """Mean rating of each category, and over all questions with its interval."""
+    """Return the mean rating of each category, and over all questions with its interval."""
     names = list(dict.fromkeys(category for _, categories in rated.values() for category in categories.values()))
     title = f"Vicuna-Eval by category, ratings from 1 to 10, protocol {protocol}"
     table = Table(f"vicuna-{protocol}", title, ["", *names, "all", "95% interval"])

@@ -1,1 +1,1 @@
-"""Tasks: where their rows come from, how they become batches, and how they are scored."""
+"""Tasks: data sources, splits, batches and metrics."""

@@ -1,4 +1,4 @@
-"""What a run must know about its task, whatever the suite."""
+"""Interface of a suite: the data, model head and metrics of its tasks."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -18,17 +18,17 @@ from qgoft.tasks.model_files import tokenizer_sha256
 
 
 class Suite(ABC):
-    """Rows, model and scores of one task.
+    """Data, model and metrics of one task.
 
     Attributes:
-        train: rows for training, and `collate`, which makes a batch of some of them, under the names that the model takes.
-        parts: names of the parts that can be scored: choose, where something chooses, and report:<set> for each reported set.
-        rows: number of items of each split, and `is_subset`, whether they are others than the official numbers.
-        repairs: what was wrong with the data and how often; nothing is left out in silence.
-        head_modules: names of the modules that are new for the task; None for those that the model's settings name.
-        train_lengths: tokens of every training row, where batches may be grouped by length.
-        shared_training: checksum of the rows and prompts that training reads, where other tasks are scored with the same training.
-        weights: checksum of what was trained, set when training is done: what is written with other weights is never reused.
+        train: training rows; `collate` makes a batch of them, under the names that the model takes.
+        splits: names of the splits that can be evaluated: `validation`, if the selection uses one, and `test:<set>` for each test set.
+        rows: number of items of each split; `is_subset` is True if they differ from the official numbers.
+        data_fixes: problems of the data and their counts; none is dropped silently.
+        head_modules: names of the modules that are new for the task; None for those in the model's settings.
+        train_lengths: tokens of every training row, if batches can be grouped by length.
+        shared_training: checksum of the rows and prompts of a training that several tasks share; None if the task has its own.
+        weights: checksum of the trained weights, set after training, so that no output of other weights is reused.
     """
 
     head_modules: ClassVar[list[str] | None] = None
@@ -48,42 +48,42 @@ class Suite(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Read and check the rows, and make what the model takes of them.
+        """Read and check the rows, and prepare the model's inputs.
 
         Raises:
-            QgoftError: something is wrong with them.
+            QgoftError: the data are invalid.
         """
 
     @classmethod
     def model_settings(cls, settings: RunSettings) -> ModelSettings:
-        """The model's settings with the head of this suite."""
+        """Return the model's settings with the head of this suite."""
         return settings.model if cls.head_modules is None else dataclasses.replace(settings.model, head_modules=cls.head_modules)
 
     @classmethod
     @abstractmethod
     def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        """The backbone in `folder` with a new head for this task. The head is drawn from torch's random state."""
+        """Load the backbone in `folder` with a new head for this task, drawn from torch's random state."""
 
     @abstractmethod
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
-        """Predictions of a model on one part, and their scores."""
+        """Predict one split, and compute its scores."""
 
     @abstractmethod
     def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
-        """Metrics of a record from the outcomes of all reported sets (set -> outcome)."""
+        """Compute the metrics of a record from the predictions of all test sets (set -> predictions)."""
 
     def selection_score(self, outcome: Predictions) -> float | None:
-        """What the selection rule compares."""
+        """Return the score that the selection rule compares; higher is better."""
         return outcome.scores[self.settings.task.primary]
 
     @property
     def test_sets(self) -> list[str]:
-        """Names of the reported sets; one empty name where there is one set."""
+        """Names of the test sets; one empty name if there is one set."""
         return [split.removeprefix("test:") for split in self.splits if split.startswith("test:")]
 
 
 class TextSuite(Suite):
-    """A suite of texts, with the tokenizer of the model."""
+    """Suite of texts, with the tokenizer of the model."""
 
     def __init__(self, settings: RunSettings, run_id: RunId):
         self.tokenizer = load_tokenizer(run_id.model.folder)

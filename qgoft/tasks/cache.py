@@ -1,6 +1,6 @@
-"""What is made from rows once and read many times, such as token ids or decoded pictures: on disk, named after everything it depends on.
+"""On-disk cache of prepared rows, such as token ids or decoded images, keyed by everything they depend on.
 
-It lies in the user's cache (QGOFT_CACHE) and may be deleted at any time. A copy that is not what was written is made again.
+The cache (QGOFT_CACHE) may be deleted at any time. A corrupt entry is rebuilt.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ TRIES = 3
 
 
 def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Dataset:
-    """Rows that lie on disk, made first where they are not there.
+    """Return rows from the cache, and write them first if they are missing.
 
     Args:
-        depends_on: everything that decides what `write` writes, as plain data: checksums of its input, settings, versions of the libraries.
-        write: gets a path and writes an Arrow file there.
+        depends_on: everything that determines the rows, as plain data: checksums of inputs, settings, library versions.
+        write: writes an Arrow file to a path.
 
     Raises:
         QgoftError: the cache cannot be written.
     """
     name = hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]
     folder = cache_folder() / "rows" / name
-    # Another process may make the same rows at the same time, and take away what it finds damaged just as ours are there.
+    # Another process may write the same rows at the same time, and remove a corrupt entry just after this one was written.
     for _ in range(TRIES):
         rows = _read(folder)
         if rows is not None:
@@ -53,10 +53,10 @@ def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Da
 
 
 def cached_counts(depends_on: dict[str, Any], count: Callable[[], dict[str, int]]) -> dict[str, int]:
-    """Return counts that are kept on disk, computed first if they are missing. A cache that cannot be written costs time only.
+    """Return cached counts, and compute them first if they are missing. If the cache cannot be written, they are not stored.
 
     Args:
-        depends_on: everything that decides the counts, as plain data.
+        depends_on: everything that determines the counts, as plain data.
     """
     path = cache_folder() / "counts" / f"{hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]}.json"
     try:

@@ -1,4 +1,4 @@
-"""Running a model over rows, and what comes of it."""
+"""Evaluation of a model on rows."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from qgoft.errors import Diverged
 
-LOWER_IS_BETTER = ("loss", "no_answer", "unrated")  # of all metrics that a suite measures
+LOWER_IS_BETTER = ("loss", "no_answer", "unrated")  # among all metrics of all suites
 T = TypeVar("T")
 Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -25,9 +25,9 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 @dataclass
 class Predictions:
-    """Predictions and labels of one part in the order of its items, and the scores in percent. `ids` tell the items apart.
+    """Predictions and labels of one split in the order of its items, and scores in percent. `ids` identify the items.
 
-    `also` has, for further metrics, whether each item is right by another rule.
+    `also` states for further metrics whether each item is correct by another rule.
     """
 
     ids: list[Any]
@@ -60,7 +60,7 @@ def token_lengths(rows: Dataset) -> list[int]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation for the time of the block, whatever ends it: a signal may, and the training then goes on."""
+    """Switch the model to evaluation inside the block, and restore its mode however the block ends: training may continue after a signal."""
     was_training = model.training
     model.eval()
     try:
@@ -70,10 +70,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _check_finite(output: ModelOutput) -> None:
-    """Assert that the outputs of a model are numbers.
+    """Raise if an output of a model is not finite.
 
     Raises:
-        Diverged: a logit is not finite: its arg max would be the first class.
+        Diverged: a logit is not finite, so that argmax would return the first class.
     """
     for name in ("logits", "start_logits", "end_logits"):
         logits = output.get(name)
@@ -91,12 +91,11 @@ def forward_rows(
     read: Read[T],
     lengths: list[int] | None = None,
 ) -> list[T]:
-    """What `read` takes from the model's output for every row, in the order of the rows. Several processes share the rows.
+    """Return what `read` extracts from the model's output for every row, in the order of the rows, which are divided among the processes.
 
     Args:
-        read: gets the output and the batch (without labels) and returns one thing per row.
-        lengths: of the rows, where they differ: batches then hold rows of like length. The order does not matter to a prediction, and
-            padding is masked.
+        read: takes the output and the batch (without labels) and returns one value per row.
+        lengths: lengths of the rows, to batch rows of similar length. Padding is masked, so the order does not affect predictions.
     """
     order = sorted(range(len(rows)), key=lambda i: -lengths[i]) if lengths else list(range(len(rows)))
     share = order[accelerator.process_index :: accelerator.num_processes]

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` classes that need no network: the arithmetic is that of scikit-learn and scipy. All in percent."""
+"""Metrics as `evaluate` classes without network access, computed by scikit-learn and scipy. All in percent."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 def _correlation(function: Callable[..., tuple[float, float]], predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """Undefined, not zero, where one side is constant."""
+    """Return a correlation, or None (undefined) if one side is constant."""
     if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return None
     return 100 * float(function(predictions, references)[0])
@@ -47,7 +47,7 @@ class Scores(evaluate.Metric):
 
 
 def compute_score(name: str, predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """One score, in percent; None where it is undefined."""
+    """Return one score in percent; None if it is undefined."""
     if name == "pearson_spearman":
         pearson, spearman = (SCORES[part](predictions, references) for part in ("pearson", "spearman"))
         return None if pearson is None or spearman is None else (pearson + spearman) / 2
@@ -55,7 +55,9 @@ def compute_score(name: str, predictions: np.ndarray, references: np.ndarray) ->
 
 
 def standard_error(name: str, predictions: Sequence[float], references: Sequence[float], *, draws: int = 300) -> float | None:
-    """Standard error of a score over the items, in percentage points: exact for accuracy, else by resampling items (seed 0)."""
+    """Return the standard error of a score over the items, in percentage points: exact for accuracy, otherwise by resampling items (seed
+    0).
+    """
     p, r = np.asarray(predictions), np.asarray(references)
     if name == "accuracy":
         share = float((p == r).mean())
@@ -67,7 +69,7 @@ def standard_error(name: str, predictions: Sequence[float], references: Sequence
 
 
 def majority_score(name: str, references: Sequence[float], train_labels: Sequence[float], *, is_regression: bool) -> float | None:
-    """Score of always answering the commonest training label; None for correlations, which are undefined for a constant."""
+    """Return the score of always predicting the most frequent training label; None for correlations, which are undefined for a constant."""
     if is_regression:
         return None
     labels, counts = np.unique(np.asarray(train_labels), return_counts=True)

@@ -1,4 +1,4 @@
-"""Files of a model directory: the weights, and checksums of all files that transformers reads. No torch."""
+"""Files of a model directory: the weights, and checksums of all files that transformers reads. Free of torch."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ READ_BESIDE = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
 )
-# Names of weights in the order in which transformers looks for them; an index lists its shards. Other files, such as the state of an
-# optimizer or a generator of RTD pretraining (microsoft/deberta-v3-*), are not weights.
+# Names of weights in the order in which transformers searches them; an index lists its shards. Other files, such as the state of an
+# optimiser or of the generator of RTD pretraining (microsoft/deberta-v3-*), are not weights.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# The same as patterns for a download, the first kind that matches a file.
+# The same as download patterns; the first kind that matches a file is used.
 WEIGHT_PATTERNS = (
     ("model.safetensors", "model-*-of-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
 )
-# Files that transformers loads by itself if it finds them, on top of the weights.
+# Files that transformers loads in addition to the weights if they exist.
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -48,7 +48,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse a directory of which transformers would load more, or other, than the weights that are checksummed.
+    """Reject a directory from which transformers would load more or other files than the checksummed weights.
 
     Raises:
         QgoftError: it holds an adapter, or its configuration names another file of weights.
@@ -73,7 +73,7 @@ def check_directory(directory: Path) -> None:
 
 
 def weights_sha256(directory: Path) -> str:
-    """Return the SHA-256 of the weights: of the one file, or of the list of the checksums of the index and its shards.
+    """Return the SHA-256 of the weights: of the one file, or of the list of checksums of the index and its shards.
 
     Raises:
         QgoftError: the directory has no weights.
@@ -83,15 +83,15 @@ def weights_sha256(directory: Path) -> str:
 
 
 def tokenizer_sha256(directory: Path) -> str:
-    """Return the SHA-256 of everything that a tokenizer in a model directory is read from."""
+    """Return the SHA-256 of all files of a tokenizer in a model directory."""
     return list_sha256(directory, TOKENIZER_FILES)
 
 
 def list_sha256(directory: Path, patterns: Sequence[str], *, among: Sequence[str] | None = None) -> str:
-    """Return one SHA-256 of the files of some patterns.
+    """Return one SHA-256 of the files that match some patterns.
 
     Args:
-        among: patterns that a file must match too: the hub's cache may hold files that other programs have fetched.
+        among: patterns that a file must match too: the hub's cache may hold files fetched by other programs.
     """
     found = sorted({path for pattern in patterns for path in directory.glob(pattern)})
     if among is not None:

@@ -1,7 +1,7 @@
-"""Public files that are fetched from one commit of their source and known by their checksum: questions, reference answers and prompts.
+"""Public files fetched from a fixed commit and verified by checksum: questions, reference answers and prompts.
 
-They are data of others and not shipped. A directory may hold them instead, under data.root, with the same or other content: what was read
-is part of the record's fingerprint.
+They are third-party data and not shipped. A directory below data.root may provide them with the same or other content, which the
+record's fingerprint states.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ TRIES, PAUSE, TIMEOUT = 4, 1.0, 30.0
 
 @dataclass(frozen=True)
 class Pinned:
-    """Where a file comes from, its SHA-256 and size in bytes, and its place below data.root."""
+    """URL, SHA-256 and size in bytes of a file, and its path below data.root."""
 
     url: str
     sha256: str
@@ -57,10 +57,10 @@ PINNED = {
 
 
 def pinned_file(name: str, root: str | None) -> Path:
-    """The file, from below `root` if it is there, else from the cache, else fetched.
+    """Return the file from below `root` if it exists, otherwise from the cache, otherwise download it.
 
     Raises:
-        QgoftError: it cannot be fetched, or what came is something else.
+        QgoftError: it cannot be downloaded, or its checksum differs.
     """
     pinned = PINNED[name]
     if root is not None and (Path(root) / pinned.place).is_file():

@@ -1,4 +1,4 @@
-"""Rows of a part: parquet files, or JSON in one of its shapes. Paths are opened literally, never as patterns."""
+"""Reading of data files: parquet, or JSON as a list or one object per line. Paths are opened literally, never as patterns."""
 
 import codecs
 import gzip
@@ -20,20 +20,20 @@ from qgoft.tasks.sources import file_sha256
 
 # Largest unpacked file: MetaMathQA has 0.4 GB.
 MOST_BYTES = 2 * 10**9
-# Columns that hold something else than text.
+# Columns that do not hold text.
 NOT_TEXT = ("question_id", "turns", "answers", "choices", "answer")
-# Raised by any change of how a copy is made.
+# Increment if the format of a copy changes.
 PARQUET_VERSION = 1
-# Rows of a batch: images of VTAB have up to a few hundred kilobytes.
+# Rows per batch: images of VTAB have up to a few hundred kilobytes.
 BATCH = 1000
 DAMAGED = "it is damaged or only partly downloaded: fetch it again"
 
 
 def read_rows(path: Path, where: str, columns: Sequence[str]) -> Dataset:
-    """Return the rows of a parquet or JSON file, with at least these columns, which hold no null and, but for NOT_TEXT, text.
+    """Return the rows of a parquet or JSON file with at least these columns, which have no nulls and, except for NOT_TEXT, hold text.
 
     Raises:
-        QgoftError: the file cannot be read, or a column is missing, has holes or holds something else.
+        QgoftError: the file cannot be read, or a column is missing, has nulls or another type.
     """
     rows = read_parquet([path], where) if path.suffix == ".parquet" else _from_json(path, where)
     check_columns(rows, where, path.name, columns, text=[name for name in columns if name not in NOT_TEXT])
@@ -41,10 +41,10 @@ def read_rows(path: Path, where: str, columns: Sequence[str]) -> Dataset:
 
 
 def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], *, text: Sequence[str]) -> None:
-    """Assert that columns exist without nulls, and that some of them hold text.
+    """Check that columns exist without nulls, and that some of them hold text.
 
     Raises:
-        QgoftError: naming the column, its type and the type that is needed.
+        QgoftError: names the column, its type and the expected type.
     """
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
@@ -61,10 +61,10 @@ def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], 
 
 
 def read_parquet(paths: Sequence[Path], where: str) -> Dataset:
-    """Return the rows of the parts of a split, in memory-mapped form from a copy in the cache (`cache.cached_rows`).
+    """Return the rows of the parquet files of a split, memory-mapped from a copy in the cache (`cache.cached_rows`).
 
     Raises:
-        QgoftError: a file is not parquet, is damaged, holds a column twice or text that is not UTF-8, or the parts have other columns.
+        QgoftError: a file is not parquet, is damaged, repeats a column or holds invalid UTF-8, or the files have different columns.
     """
     for path in paths:
         if path.is_dir():
@@ -74,7 +74,7 @@ def read_parquet(paths: Sequence[Path], where: str) -> Dataset:
 
 
 def _copy_parquet(paths: Sequence[Path], where: str, copy: Path) -> None:
-    """Write the rows of parquet files to an Arrow stream, a batch at a time."""
+    """Copy the rows of parquet files to an Arrow stream, batch by batch."""
     writer, schema = None, None
     with open(copy, "wb") as target:
         for path in paths:
@@ -113,7 +113,7 @@ def _write_batch(batch: pa.RecordBatch, schema: pa.Schema, writer: Any, where: s
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Return a schema without views and dictionaries of text, which are only other ways to store it."""
+    """Return a schema without string views and dictionaries, which are only other encodings of text."""
     fields = []
     for field in schema:
         kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
@@ -132,10 +132,10 @@ def _from_json(path: Path, where: str) -> Dataset:
 
 
 def read_json(path: Path, where: str) -> list[tuple[int, dict[str, Any]]]:
-    """Return the objects of a JSON file, a list or one a line, each with the number of its line (or its place in the list, from 1).
+    """Return the objects of a JSON file, a list or one per line, each with its line number (or its position in the list, from 1).
 
     Raises:
-        QgoftError: naming the file and the line.
+        QgoftError: names the file and the line.
     """
     try:
         content = _unpacked(path).removeprefix(codecs.BOM_UTF8)
@@ -165,10 +165,10 @@ def read_json(path: Path, where: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _unpacked(path: Path) -> bytes:
-    """Return the bytes of a file, unpacked if it is compressed.
+    """Return the content of a file, decompressed if necessary.
 
     Raises:
-        OSError: it cannot be read, or is larger than any data set here.
+        OSError: it cannot be read, or is larger than any supported data set.
     """
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115 - closed below
     with opened as file:

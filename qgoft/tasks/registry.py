@@ -1,4 +1,4 @@
-"""The suites of tasks, each by its name in the settings."""
+"""Registry of suites by name."""
 
 from qgoft.config.settings import RunSettings
 from qgoft.errors import check_choice
@@ -12,7 +12,7 @@ from qgoft.tasks.glue.suite import Glue
 from qgoft.tasks.squad.suite import Squad
 from qgoft.tasks.vtab.suite import Vtab
 
-# A suite, or one task of a suite whose tasks are scored in different ways.
+# Key: a suite, or one task of a suite whose tasks are scored in different ways.
 SUITES: dict[str, type[Suite]] = {
     "glue": Glue,
     "squad": Squad,
@@ -26,16 +26,17 @@ SUITES: dict[str, type[Suite]] = {
 
 
 def build_suite(settings: RunSettings, run_id: RunId) -> Suite:
-    """Load the rows of a run's task.
+    """Load the data of a run's task.
 
     Raises:
-        QgoftError: an unknown suite, or something is wrong with the rows.
+        QgoftError: an unknown suite, or invalid data.
     """
     return suite_class(settings)(settings, run_id)
 
 
 def suite_class(settings: RunSettings) -> type[Suite]:
-    """
+    """Return the class of a task's suite.
+
     Raises:
         QgoftError: an unknown suite.
     """

@@ -1,4 +1,4 @@
-"""From settings to files on disk, with their checksum: generated rows, a directory, or the hub. No torch."""
+"""Data and model files of a run, with checksums: generated rows, a directory, or the hub. Free of torch."""
 
 import hashlib
 import re
@@ -19,34 +19,34 @@ from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
 from qgoft.tasks.pinned_files import pinned_file
 from qgoft.tasks.vtab.files import find_folder, list_checksum, split_files, unpack
 
-# Seconds before a download that failed is tried once more, while that may help.
+# Seconds before a failed download is retried, if a retry may help.
 WAITS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The parquet files of each split, and what a record says about them."""
+    """The parquet files of each split, and their origin for the record."""
 
     source: str  # pocket, directory, or the hub's repository
     revision: str | None
     fingerprint: str
     files: dict[str, tuple[Path, ...]]
-    parts: dict[str, str] = field(default_factory=dict)  # checksum of each part, where a task is scored with a shared training
+    parts: dict[str, str] = field(default_factory=dict)  # checksum of each file, if several tasks share a training
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A folder in the hub's format, and what a record says about it."""
+    """A model directory in the hub's format, and its origin for the record."""
 
     source: str
     revision: str | None
     sha256: str
     folder: Path
-    files: str | None = None  # checksum of tokenizer and configuration, where this package does not fix them
+    files: str | None = None  # checksum of tokenizer and configuration; None for embedded models
 
 
 def split_names(task: TaskSettings, splits: str) -> list[str]:
-    """Splits that a run reads, train first. MNLI has two validation sets."""
+    """Return the splits that a run reads, train first. MNLI has two validation sets."""
     sets = ("_matched", "_mismatched") if task.name == "mnli" else ("",)
     if task.sources:
         return list(task.sources)
@@ -59,7 +59,7 @@ def split_names(task: TaskSettings, splits: str) -> list[str]:
 
 
 def repositories(task: TaskSettings) -> dict[str, list[str]]:
-    """The repositories of the hub that a task reads, and which of their files."""
+    """Return the hub repositories that a task reads, with the patterns of their files."""
     found: dict[str, list[str]] = {}
     for source in task.sources.values():
         if source.get("hub"):
@@ -70,13 +70,13 @@ def repositories(task: TaskSettings) -> dict[str, list[str]]:
 
 
 def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
-    """Locate (and if need be generate or download) the rows of a task.
+    """Locate the rows of a task; generate or download them if necessary.
 
     Args:
-        splits: names of the splits that are needed (`split_names`).
+        splits: names of the required splits (`split_names`).
 
     Raises:
-        QgoftError: they cannot be had; the message says what is missing and what to do.
+        QgoftError: they are not available; the message says what is missing and how to fix it.
     """
     if data.root is not None and not Path(data.root).is_dir():
         raise QgoftError(
@@ -109,11 +109,12 @@ def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> D
 
 
 def resolve_files(task: TaskSettings, data: DataSettings) -> DataFiles:
-    """Every part of `task.sources`: generated (`pocket`: folder/stem), a pinned public file (`pinned`), below data.root (`directory`:
-    folder/stem, in a format of `parts.FORMATS`), or on the hub (`hub`, and `files`: patterns of which the first that matches counts).
+    """Locate every file of `task.sources`: generated (`pocket`: folder/stem), pinned (`pinned`), below data.root (`directory`: folder/stem,
+    in
+    a format of `part_files.FORMATS`), or on the hub (`hub` and `files`, patterns of which the first match is used).
 
     Raises:
-        QgoftError: a part cannot be had.
+        QgoftError: a file is not available.
     """
     is_pocket = data.source == "pocket" and data.root is None
     files: dict[str, tuple[Path, ...]] = {}
@@ -175,7 +176,7 @@ def _part_on_hub(task: TaskSettings, part: str, source: dict[str, Any], data: Da
 
 
 def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
-    """The pictures of a VTAB task in one of the layouts of `picture_files`."""
+    """Return the images of a VTAB task in one of the layouts of `vtab/files.py`."""
     source, revision = "directory", None
     if task.path is not None:
         folder = Path(task.path)
@@ -200,7 +201,7 @@ def _directory(task: TaskSettings, root: Path) -> Path:
     for folder in (root / task.suite / task.config, root / task.config):
         if folder.is_dir():
             return folder
-    if list((root / task.suite).glob("*.parquet")):  # a suite of one task needs no folder for it
+    if list((root / task.suite).glob("*.parquet")):  # a suite with one task needs no directory for it
         return root / task.suite
     raise QgoftError(
         f"data.root={root} has no {task.suite}/{task.config} folder; needed is <root>/{task.suite}/{task.config}/<split>.parquet "
@@ -233,7 +234,7 @@ def _download_rows(task: TaskSettings, data: DataSettings) -> Path:
 
 
 def _download(repository: str, kind: str, revision: str, patterns: list[str]) -> Path:
-    """A snapshot of a repository of the hub; its folder is named after the resolved revision."""
+    """Download a snapshot of a hub repository; its directory is named after the resolved revision."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -263,13 +264,13 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             f"{where} is not on this machine and the hub cannot be reached; run `make fetch` where there is a network, "
             "or set data.root / model.path to a local directory"
         ) from error
-    except Exception as error:  # HTTP errors, and those of the client's transport, whose family changes between its versions
+    except Exception as error:  # HTTP errors, and those of the client's transport, whose base class changes between its versions
         raise QgoftError(f"downloading {where} failed ({_told(error)}); run the same command again to resume") from error
     return Path(folder)
 
 
 def _told(error: Exception) -> str:
-    """Return the kind and text of a hub's error, without the token, which a server may echo."""
+    """Return type and text of a hub error, without the token, which a server may echo."""
     from huggingface_hub import get_token
 
     token, text = get_token(), format_exception(error)
@@ -277,16 +278,16 @@ def _told(error: Exception) -> str:
 
 
 def _is_silent(repository: str, kind: str, revision: str) -> bool:
-    """Whether the hub takes the call and says nothing: huggingface_hub itself would wait for ever. Then only what is there counts."""
+    """Return True if the hub accepts the connection but never answers. huggingface_hub would wait forever, so the local cache is used."""
     try:
         _repo_info(repository, kind, revision)
-    except Exception as error:  # whatever else it is, the download meets it too, and tells it
+    except Exception as error:  # any other error is reported by the download itself
         return "timeout" in type(error).__name__.lower()
     return False
 
 
 def _repo_info(repository: str, kind: str, revision: str, *, files_metadata: bool = False) -> Any:
-    """What the hub says about a repository; without a time limit it would be waited for without end."""
+    """Request information about a repository, with a time limit."""
     from huggingface_hub import HfApi, constants
 
     limit = constants.HF_HUB_ETAG_TIMEOUT
@@ -294,7 +295,7 @@ def _repo_info(repository: str, kind: str, revision: str, *, files_metadata: boo
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the hub is busy, or a file came short: not what it refuses, and not that it cannot be reached at all."""
+    """Return True if a retry may help: the hub is busy, or a file arrived incomplete."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
@@ -304,17 +305,17 @@ def _may_pass(error: Exception) -> bool:
 
 
 def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[str], first_of: Sequence[Sequence[str]] = ()) -> int | None:
-    """Return the largest number of bytes of a download, or None if the hub does not state it or cannot be reached.
+    """Return the size of a download in bytes (an upper bound), or None if the hub does not state it or is unreachable.
 
     Args:
-        patterns: of the files that are downloaded.
-        first_of: groups of patterns, of which the first that any file matches counts too.
+        patterns: patterns of the downloaded files.
+        first_of: groups of patterns, of which the first with a match counts too.
     """
     from huggingface_hub.utils import filter_repo_objects
 
     try:
         listed = _repo_info(repository, kind, revision, files_metadata=True).siblings or []
-    except Exception:  # the download itself says what is wrong
+    except Exception:  # the download itself reports the problem
         return None
     sizes = {file.rfilename: file.size for file in listed}
     kinds = (list(filter_repo_objects(sizes, allow_patterns=list(group))) for group in first_of)
@@ -325,10 +326,10 @@ def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[st
 
 
 def resolve_model(model: ModelSettings) -> ModelFiles:
-    """Locate (and if need be download) the weights of a backbone.
+    """Locate the weights of a backbone; download them if necessary.
 
     Raises:
-        QgoftError: they cannot be had; the message says what is missing and what to do.
+        QgoftError: they are not available; the message says what is missing and how to fix it.
     """
     if model.path is not None:
         folder, source, revision = Path(model.path), "directory", None

@@ -1,4 +1,4 @@
-"""Divisions of a split: validation in halves, of which the first chooses and the second is reported, and rows held out of training."""
+"""Derived splits: halves of the validation split, and rows held out of training."""
 
 import numpy as np
 from datasets import Dataset
@@ -6,16 +6,17 @@ from datasets import Dataset
 from qgoft.errors import QgoftError
 
 HALVES_SEED = 0
-# LLM-Adapters 8166572, which PSOFT's commonsense script follows.
+# Seed of LLM-Adapters 8166572, which PSOFT's commonsense script follows.
 HOLD_OUT_SEED = 42
 
 
 def split_in_half(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Dataset]:
-    """Return the two halves of a permutation; the second has one row more if their number is odd.
+    """Return two random halves of some rows; the second has one row more if their number is odd.
 
     Args:
-        seed: the run's, as in PSOFT's script (783a5e2), which shuffles with the global generator of NumPy that the run has seeded. None for
-            one permutation for all runs.
+        seed: seed of the run, as in PSOFT's script (783a5e2), which shuffles with NumPy's global generator. None for the same permutation
+            in
+            all runs.
     """
     if seed is None:
         order = np.random.default_rng(HALVES_SEED).permutation(len(rows))
@@ -26,10 +27,10 @@ def split_in_half(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Data
 
 
 def holdout_split(rows: Dataset, count: int) -> tuple[Dataset, Dataset]:
-    """Return the training rows that stay, and `count` rows drawn with seed 42 that only choose.
+    """Return the remaining training rows, and `count` rows drawn with seed 42 for validation.
 
     Raises:
-        QgoftError: there are not that many rows.
+        QgoftError: there are fewer rows.
     """
     if count >= len(rows):
         raise QgoftError(f"train.holdout_rows={count}, but training has {len(rows)} rows; hold out fewer")

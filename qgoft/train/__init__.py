@@ -1,1 +1,1 @@
-"""Training: `run` makes one record out of settings; `fit` is the loop."""
+"""Training: `run` turns settings into a record; `fit` is the training loop."""

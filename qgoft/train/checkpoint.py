@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one file each, written in one move, checked by its own checksum before anything of it is used."""
+"""Checkpoints of a training: one file each, written atomically, verified by checksum before use."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ from qgoft.train.distributed import is_sharded
 from qgoft.train.training_state import Plain, Tensors, TrainingState
 
 FORMAT = "1"
-# A torn or damaged file leaves the one before it.
+# A corrupt file leaves its predecessor.
 KEPT = 2
-# Of a run's time that writing may take; and the bytes a second with which the first is reckoned.
+# Share of the run time that writing may take, and bytes per second of the first estimate.
 SHARE, SPEED = 0.03, 200e6
 UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError)
 
@@ -36,34 +36,34 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def checkpoint_bytes(trained: Iterable[Tensor]) -> int:
-    """Of one checkpoint: the trained parameters, their best, and AdamW's two moments."""
+    """Return the bytes of one checkpoint: trainable parameters, their best values, and AdamW's two moments."""
     return 4 * total_bytes(trained)
 
 
 class CorruptCheckpoint(ValueError):
-    """A checkpoint is not what was written."""
+    """The content of a checkpoint differs from what was written."""
 
 
 @dataclass
 class Resumed:
-    """From where a training went on, and on what the part before was made."""
+    """The step from which a training was resumed, and the hardware of the part before."""
 
     step: int
     hardware: dict[str, Any]
 
 
 class CheckpointManager:
-    """The checkpoints of one training, in a folder of their own.
+    """Checkpoints of one training, in their own directory.
 
     Args:
-        folder: where they lie.
-        every: seconds between two of them; more where writing takes long, so that it takes no more than 3% of the time. 0: after every step,
-            whatever it takes. None: none are kept.
-        origin: what must be the same for the result to be the same: the code and the packages.
-        hardware: of this part of the run; a part made on other hardware is gone on from, and the record says so.
-        tell: shows a line to the user.
-        check: raises if another process has taken the run over; called before a checkpoint is written.
-        lines: gives the lines of the history so far; `rewind` puts those of a checkpoint in their place.
+        folder: directory of the checkpoints.
+        every: seconds between checkpoints; more if writing is slow, so that it takes at most 3% of the time. 0: after every step. None: no
+            checkpoints.
+        origin: code and packages, which must be unchanged for a bit-exact result.
+        hardware: hardware of this part of the run. A part made on other hardware is resumed, and the record says so.
+        notify: prints a line for the user.
+        check: raises if another process has acquired the run; called before each write.
+        lines: returns the lines of the history; `rewind` replaces them by those of a checkpoint.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CheckpointManager:
         check: Callable[[], None] = lambda: None,
     ):
         self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
-        # Each process of a divided model holds a part of it: such a run begins anew.
+        # Each process of a sharded model holds only its shard, so such a run restarts.
         self.every = None if is_sharded(accelerator) else every
         self.notify, self.lines, self.rewind, self.check = notify, lines, rewind, check
         self.resumed: list[Resumed] = []
@@ -89,13 +89,13 @@ class CheckpointManager:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough time has passed since the last one."""
+        """True if enough time has passed since the last checkpoint."""
         if self.every is None:
             return False
         return self.every == 0 or time.monotonic() - self._last >= max(self.every, (self.cost or 0.0) / SHARE)
 
     def save(self, training: TrainingState, random_state: tuple[Tensors, Plain] | None = None) -> bool:
-        """Write one, and drop the oldest. All processes call it. False where it could not be written: the run goes on without."""
+        """Write a checkpoint, and delete the oldest. All processes call it. Return False if it cannot be written; the run continues."""
         if self.every is None:
             return False
         began = time.monotonic()
@@ -122,11 +122,11 @@ class CheckpointManager:
         return is_written
 
     def forecast(self, training: TrainingState) -> None:
-        """Reckon what the first one will cost, before any was written."""
+        """Estimate the time of the first checkpoint."""
         self.cost = checkpoint_bytes(training.trained.values()) / SPEED
 
     def load(self, training: TrainingState) -> bool:
-        """Go on from the last good one. All processes call it. False where there is none; what is passed over is named."""
+        """Restore the latest valid checkpoint. All processes call it. Return False if there is none; skipped checkpoints are reported."""
         if self.every is None:
             return False
         path, content = self._choose() if self.accelerator.is_main_process else (None, None)
@@ -146,12 +146,12 @@ class CheckpointManager:
         return True
 
     def clear(self) -> None:
-        """Nothing is left to go on with."""
+        """Delete all checkpoints."""
         if self.accelerator.is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _choose(self) -> tuple[Path, tuple[Tensors, Plain]] | tuple[None, None]:
-        """The newest that is whole and of this code, and what it holds."""
+        """Return the latest valid checkpoint of the same code, with its content."""
         for path in reversed(checkpoint_files(self.folder)):
             try:
                 tensors, state = _read(path)
@@ -164,7 +164,7 @@ class CheckpointManager:
             self.notify(
                 f"qgoft: the checkpoint after step {state['fitted']['steps']} was made with another {', '.join(changed)}; the run begins anew"
             )
-            self.clear()  # the oldest make room for new ones, and these have the lower steps
+            self.clear()  # the oldest would be deleted first, but new ones have lower steps
             break
         return None, None
 
@@ -173,7 +173,7 @@ def _write(path: Path, tensors: Tensors, state: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "state": state, "sha256": _checksum(tensors, state)})
-    for left in path.parent.glob("*.part"):  # of a process that was killed while it wrote
+    for left in path.parent.glob("*.part"):  # left by a process that was killed while writing
         left.unlink(missing_ok=True)
 
 

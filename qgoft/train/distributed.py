@@ -1,4 +1,4 @@
-"""Several devices beyond data parallelism: what FSDP2 and DeepSpeed ask of a run (configs/accelerate)."""
+"""Sharded training: the requirements of FSDP2 and DeepSpeed (configs/accelerate)."""
 
 import os
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from qgoft.errors import QgoftError
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether every process holds a part of the model, or of its optimiser, alone."""
+    """Return True if every process holds only a shard of the model or of the optimiser."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def check_sharding(accelerator: Accelerator, settings: RunSettings, per_process: int) -> None:
-    """Refuse what cannot work, and tell DeepSpeed the settings of the run: its own file must not decide them.
+    """Reject unsupported setups, and pass the run's settings to DeepSpeed, whose own file must not decide them.
 
     Raises:
-        QgoftError: no GPU, FSDP of the first version, or DeepSpeed's third stage.
+        QgoftError: no GPU, FSDP version 1, or DeepSpeed stage 3.
     """
     asked = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
     if asked and accelerator.device.type == "cpu":
-        # accelerate would leave the model whole without a word.
+        # accelerate would silently leave the model unsharded
         raise QgoftError(
             f"{asked[0]} divides a model among GPUs, and this machine has none; leave ACCELERATE out (NPROC alone works on CPUs)"
         )
@@ -49,12 +49,12 @@ def check_sharding(accelerator: Accelerator, settings: RunSettings, per_process:
 
 
 def backward(accelerator: Accelerator, model: nn.Module, loss: Tensor, penalty: Tensor | None, share: float = 1.0) -> None:
-    """Gradients of the loss and of the weighted penalty, in one go where the two may meet.
+    """Compute the gradients of the loss and of the weighted penalty, in one backward pass if possible.
+
+    FSDP2 adds a unit's gradients on its own stream, while the penalty's come from the parameters themselves, so they need two passes.
 
     Args:
-        share: of a step's gradient that this call adds, times the accumulation, by which accelerate divides.
-
-    FSDP2 adds a unit's gradients on a stream of its own, while the penalty's come from the parameters themselves: they wait for each other.
+        share: share of a step's gradient that this call adds, times the accumulation steps, by which accelerate divides.
     """
     if penalty is not None and not isinstance(model, FSDPModule):
         loss, penalty = loss + penalty, None
@@ -64,7 +64,7 @@ def backward(accelerator: Accelerator, model: nn.Module, loss: Tensor, penalty: 
 
 
 def place(model: nn.Module, accelerator: Accelerator) -> None:
-    """A model that is scored without having been trained here, on the device and in the run's precision, as training would have prepared it."""
+    """Move a model that is only evaluated to the device and precision of the run, as training would."""
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         model.to(accelerator.device)
     else:
@@ -73,7 +73,7 @@ def place(model: nn.Module, accelerator: Accelerator) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Every process holds all weights for the time of the block, so that each can go its own way; does nothing to a model that is not divided."""
+    """Give every process all weights inside the block, so that each can run independently; no effect on an unsharded model."""
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -87,7 +87,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def gather_state(model: nn.Module) -> dict[str, Tensor] | None:
-    """The whole state of a divided model in main memory, by the work of all processes; None where the model is not divided."""
+    """Return the full state of a sharded model in main memory, gathered by all processes; None if the model is not sharded."""
     if not isinstance(model, FSDPModule):
         return None
     return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu() for name, t in model.state_dict().items()}

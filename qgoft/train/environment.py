@@ -1,4 +1,4 @@
-"""Environment variables that would change a number without being a setting. A run refuses them."""
+"""Environment variables that would change results without being a setting. A run rejects them."""
 
 import os
 
@@ -8,22 +8,22 @@ from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
 from qgoft.run_id import world_size
 
-# Each makes accelerate, torch or transformers compute something else, and neither the key nor the record would say so.
+# Each changes what accelerate, torch or transformers compute, and neither key nor record would state it.
 REFUSED = (
     *("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DOWNCAST_BF16", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"),
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "USE_HUB_KERNELS", "XLA_USE_BF16", "XLA_DOWNCAST_BF16"),
 )
 OFF = ("", "0", "no", "false", "off")
-# How other launchers than torchrun state the number of processes; accelerate reads them too.
+# Number of processes under launchers other than torchrun; accelerate reads them too.
 WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_environment() -> None:
-    """Refuse variables that change numbers, and leftovers of another launcher's distributed run.
+    """Reject variables that change results, and leftovers of another launcher's distributed run.
 
     Raises:
-        QgoftError: naming the variable.
+        QgoftError: names the variable.
     """
     for name in REFUSED:
         value = os.environ.get(name, "")
@@ -45,10 +45,10 @@ def check_environment() -> None:
 
 
 def check_accelerator(accelerator: Accelerator, settings: RunSettings) -> None:
-    """Assert that accelerate uses the settings of the run, and not those of its own environment variables or configuration file.
+    """Check that accelerate uses the settings of the run instead of its own environment variables or configuration file.
 
     Raises:
-        QgoftError: naming the setting, both values and the variable.
+        QgoftError: names the setting, both values and the variable.
     """
     for name, used, wanted, variable in (
         (

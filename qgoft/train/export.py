@@ -1,4 +1,4 @@
-"""A finished run as a plain folder of transformers: the adapter in the weights, readable without this package."""
+"""Export of a finished run as a plain model directory of transformers, readable without this package."""
 
 import dataclasses
 import shutil
@@ -11,18 +11,18 @@ from qgoft.tasks.registry import suite_class
 from qgoft.tasks.sources import resolve_model
 from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
 
-# Files of a model folder that turn text or pictures into inputs, or steer generation.
+# Files of a model directory that convert text or images to inputs, or configure generation.
 KEPT = ("token", "vocab", "merges", "spm", "special_tokens", "preprocessor", "processor", "generation_config", "chat_template")
 
 
 def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
-    """Merge what a run trained into its base model and write that, with its head and tokenizer, to `target`.
+    """Merge the adapter of a run into its base model, and write that with head and tokenizer to `target`.
 
     Args:
-        model_path: folder of the base model, where the run had its weights from a directory.
+        model_path: directory of the base model, if the run had its weights from a directory.
 
     Raises:
-        QgoftError: the run is not done, its base is not here or another one, or its method cannot be merged.
+        QgoftError: the run is not done, its base model is missing or differs, or its method cannot be merged.
     """
     record = read_run(run)
     if record["status"] != "done":

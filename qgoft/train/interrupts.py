@@ -1,6 +1,6 @@
-"""Signals that ask a run to end: it finishes its step and saves first.
+"""Signals: a run finishes its step and saves a checkpoint before it ends.
 
-SIGINT is Ctrl-C, SIGTERM what kill, torchrun and clusters send, SIGUSR1 and SIGUSR2 what SLURM sends ahead of a time limit or a pre-emption.
+SIGINT is Ctrl-C; kill, torchrun and clusters send SIGTERM; SLURM sends SIGUSR1 or SIGUSR2 before a time limit or preemption.
 """
 
 import signal
@@ -12,13 +12,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# One stop may arrive twice, from the terminal and from the process that passes it on.
+# The same interrupt may arrive twice, from the terminal and from the process that forwards it.
 DUPLICATE_WINDOW = 2.0
 OWN = (signal.default_int_handler, signal.SIG_DFL, None)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the run to end. `number` is the signal's, `where` says how far the run was."""
+    """A signal asked the run to end. `number` is the signal, `where` the progress of the run."""
 
     def __init__(self, number: int, where: str = ""):
         name = "from the keyboard" if number == signal.SIGINT else f"by {signal.Signals(number).name}"
@@ -27,14 +27,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class SignalHandler:
-    """Takes these signals for the time of the block, in the main thread of a process; does nothing elsewhere.
+    """Handler of these signals inside the block, in the main thread of a process; no effect in other threads.
 
-    A signal raises `Stopped` at once, but for the time of `defer()`: there it is noted in `asked`, until `raise_pending()` acts on it or it comes
-    a second time. One that was held back before the block (a sweep starts its workers so, that none is killed before it has a run) arrives at
-    its beginning, and is held back again after it.
+    Raises `Stopped` immediately. Inside `defer()` the signal is stored in `pending`; `raise_pending()` or a second signal acts on it.
+    A signal that was blocked before the block (a sweep starts its workers so, that none is killed before it has a run) arrives at the start
+    of
+    the block, and is blocked again after it.
 
     Args:
-        pass_on: called when a signal is noted, to tell other processes.
+        forward: called when a signal is deferred, to notify other processes.
     """
 
     def __init__(self, forward: Callable[[], None] = lambda: None) -> None:
@@ -47,7 +48,7 @@ class SignalHandler:
 
     def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
-            # Who was started to ignore a signal (a shell's background) goes on ignoring it.
+            # Keep an inherited SIG_IGN, as of a shell's background job.
             taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._take) for number in taken}
             self._blocked = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])} & set(taken)
@@ -67,7 +68,7 @@ class SignalHandler:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Signals wait until `raise_pending()`."""
+        """Defer signals until `raise_pending()`."""
         self._is_training = True
         try:
             yield from self._set_deferring(True)
@@ -76,7 +77,7 @@ class SignalHandler:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Within `defer()`: a signal raises again, and is noted, so that `raise_pending()` follows when what must be saved is saved."""
+        """Inside `defer()`: raise immediately, and store the signal, so that `raise_pending()` can follow after saving."""
         yield from self._set_deferring(False)
 
     def _set_deferring(self, is_deferring: bool) -> Iterator[None]:
@@ -87,13 +88,14 @@ class SignalHandler:
             self._is_deferring = before
 
     def raise_pending(self, where: str = "") -> None:
-        """Do what the signal asks, after everything is saved. Where somebody else had taken the signal before (submitit, which queues the
-        job again), that is called, and where it returns, the run goes on.
+        """Act on the pending signal after everything is saved. If another handler was installed before (submitit's, which requeues the
+        job), call it;
+        if it returns, the run continues.
 
         Raises:
-            Stopped: nobody else had taken it, or could do what was asked.
+            Stopped: no other handler, or it failed.
         """
-        if self.pending is None:  # another process of this run was asked
+        if self.pending is None:  # another process of this run received it
             raise Stopped(signal.SIGTERM, where)
         number, self.pending = self.pending, None
         foreign: Callable[[int, FrameType | None], Any] | None = self._before.get(number)
@@ -113,7 +115,7 @@ class SignalHandler:
             return
         foreign = self._before.get(number)
         if self._is_training:
-            # The first one says who is to act on it: a cluster's, ahead of its limit, has the job queued again.
+            # The first signal decides who acts on it: a cluster's, before its limit, requeues the job.
             self.pending, self._received_at = self.pending or number, time.monotonic()
         elif foreign not in OWN and callable(foreign):
             foreign(number, frame)

@@ -1,4 +1,4 @@
-"""Boards that show a run elsewhere: wandb and TensorBoard, the same scalars on both, and the record at the end."""
+"""Experiment loggers: wandb and TensorBoard, with the same scalars, and the record at the end."""
 
 import os
 import shutil
@@ -12,23 +12,23 @@ from qgoft.console import say
 from qgoft.errors import QgoftError, format_exception
 from qgoft.records import canonical_json
 
-# Name of the sweep that a run belongs to, in the environment of its process.
+# Environment variable with the name of the sweep.
 SWEEP = "QGOFT_SWEEP"
 # Seconds.
 WRITTEN_WITHIN = 20.0
 
 
 class ExperimentLogger(Protocol):
-    """Where scalars of a run go beside its history. A run that goes on is told anew, from its first step, so that what is shown is whole."""
+    """Destination of a run's scalars in addition to its history. A resumed run is logged again from the start."""
 
     def log(self, scalars: dict[str, float], step: int) -> None: ...
 
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
-        """The metrics of the reported set, and the record."""
+        """Log the test metrics and the record."""
 
 
 def open_loggers(settings: RunSettings, folder: Path) -> list[ExperimentLogger]:
-    """Those that are asked for.
+    """Return the loggers of the settings.
 
     Raises:
         QgoftError: one is not installed.
@@ -42,10 +42,11 @@ def open_loggers(settings: RunSettings, folder: Path) -> list[ExperimentLogger]:
 
 
 class Wandb:
-    """Offline needs no key and asks nothing. The settings that are sent hold no path and no secret.
+    """Weights & Biases. Offline mode needs no key. The settings that are sent hold no path and no secret.
 
-    A run that is begun once more, or gone on with, is another run of the same name and group: wandb takes no step back, and offline it resumes
-    nothing. The last one is whole.
+    A restarted or resumed run is a new run with the same name and group, because wandb accepts no earlier steps and cannot resume offline.
+    The
+    last one is complete.
     """
 
     def __init__(self, settings: RunSettings, folder: Path):
@@ -56,12 +57,12 @@ class Wandb:
         try:
             self.run = wandb.init(
                 project=settings.wandb.project,
-                group=os.environ.get(SWEEP),  # so that the runs of a table stand together
+                group=os.environ.get(SWEEP),  # groups the runs of a table
                 name=f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}",
                 mode=settings.wandb.mode,
                 dir=str(folder),
                 config=config,
-                reinit="finish_previous",  # a run that ended without a word must not get what the next one of this process tells
+                reinit="finish_previous",  # a run that did not finish must not receive the data of the next one in this process
             )
         except wandb.Error as error:  # no login, no network, no such project
             raise QgoftError(
@@ -81,7 +82,7 @@ class Wandb:
 
 
 def _await_text(path: Path, text: str) -> None:
-    """Wait until wandb's own process, which `finish` may not wait for, has written a text; a kill before would lose it."""
+    """Wait until wandb's own process has written a text, since `finish` may not wait and a kill would lose it."""
     began = time.monotonic()
     while time.monotonic() - began < WRITTEN_WITHIN:
         with suppress(OSError):
@@ -92,14 +93,14 @@ def _await_text(path: Path, text: str) -> None:
 
 
 class TensorBoard:
-    """Event files in the run's folder: `tensorboard --logdir results/runs` shows all of them."""
+    """TensorBoard event files in the run's directory: `tensorboard --logdir results/runs` shows all runs."""
 
     def __init__(self, settings: RunSettings, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise QgoftError("tensorboard.enabled=true needs tensorboard, which is not installed: pip install tensorboard") from error
-        # What an earlier attempt left would stand in the same curve.
+        # Events of an earlier attempt would appear in the same curve.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self.writer = SummaryWriter(str(folder / "tensorboard"))
         self.writer.add_text("sweep", os.environ.get(SWEEP, "none"))

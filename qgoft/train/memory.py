@@ -1,4 +1,4 @@
-"""Peak memory of a run: the device's allocator where there is one, else the resident memory of this process."""
+"""Peak memory of a run: of the device's allocator, or the resident memory of this process."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 
 def reset_peak_memory() -> None:
-    """Start counting anew. On a CPU this needs Linux; elsewhere the peak stays unknown."""
+    """Reset the peak. On a CPU this needs Linux; elsewhere the peak is unknown."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -17,7 +17,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int | None:
-    """Bytes since the last reset; None where the system does not tell."""
+    """Return the peak bytes since the last reset; None if the system does not report them."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:

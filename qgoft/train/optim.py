@@ -1,4 +1,4 @@
-"""Optimiser, schedule, and the step at which things happen."""
+"""Optimiser, learning rate schedule, and evaluation steps."""
 
 import math
 from functools import partial
@@ -15,7 +15,7 @@ from qgoft.methods import AdaptedModel
 
 
 def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]:
-    """Optimiser steps of the whole run and of one epoch. With epochs and max_steps both set, the earlier end counts."""
+    """Return the optimiser steps of the run and of one epoch. With epochs and max_steps both set, the earlier end counts."""
     per_epoch = math.ceil(batches_per_epoch / train.gradient_accumulation_steps)
     limits = []
     if train.epochs is not None:
@@ -26,14 +26,14 @@ def count_steps(train: TrainSettings, batches_per_epoch: int) -> tuple[int, int]
 
 
 def check_schedule(train: TrainSettings, optim: OptimSettings, total: int, per_epoch: int) -> None:
-    """Refuse a length of training that rounds to nothing, and a warmup that does not end.
+    """Reject a training length that rounds to zero, and a warmup that does not end.
 
     Raises:
-        QgoftError: naming the setting.
+        QgoftError: names the setting.
     """
     if train.max_steps is None and train.epochs is not None and train.epochs * per_epoch < 1:
         raise QgoftError(f"train.epochs={train.epochs:g} is less than one of the {per_epoch} steps of an epoch; raise train.epochs")
-    # A run that is cut short on purpose (debug=smoke) keeps the recipe's warmup.
+    # A deliberately short run (debug=smoke) keeps the recipe's warmup.
     if train.max_steps is None and optim.warmup >= 1 and optim.warmup > total:
         raise QgoftError(
             f"optim.warmup={optim.warmup:g} steps do not end within the {total} steps of training; lower it, or give a fraction"
@@ -41,7 +41,7 @@ def check_schedule(train: TrainSettings, optim: OptimSettings, total: int, per_e
 
 
 def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[int]:
-    """Return the steps after which the choosing split is evaluated. The last step is one of them, except with `eval_steps`, if it has multiples."""
+    """Return the steps after which validation is evaluated. They include the last step, except with `eval_steps` if it has multiples."""
     if train.eval_steps is not None:
         return set(range(train.eval_steps, total + 1, train.eval_steps)) or {total}
     if train.num_evals is None:
@@ -50,9 +50,9 @@ def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[in
 
 
 def build_optimizer(adapted: AdaptedModel, optim: OptimSettings) -> Optimizer:
-    """AdamW with two learning rates: the method's and the head's. Fused: one call for all parameters, however many there are.
+    """Build a fused AdamW with two learning rates, of the method and of the head.
 
-    What decays is pulled towards zero: of a free block towards no rotation at all. Of an angle zero is the identity.
+    Weight decay pulls free blocks towards zero, and angles towards the identity.
     """
     spared = set() if optim.weight_decay_on_biases else _biases_and_norms(adapted.model)
     rates, decays = (optim.lr, optim.head_lr), (optim.weight_decay, 0.0)
@@ -64,7 +64,7 @@ def build_optimizer(adapted: AdaptedModel, optim: OptimSettings) -> Optimizer:
 
 
 def _biases_and_norms(model: nn.Module) -> set[str]:
-    """As transformers' Trainer names them."""
+    """Return the parameters without weight decay, by the rule of transformers' Trainer."""
     norms = {f"{name}.{part}" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm) for part in ("weight", "bias")}
     return norms | {name for name, _ in model.named_parameters() if "bias" in name}
 
@@ -74,7 +74,7 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LR
     warmup = rounded(optim.warmup * total) if optim.warmup < 1 else int(optim.warmup)
     warmup = min(warmup, total)
     if optim.min_lr:
-        # transformers' own would end each group at the same share of its rate.
+        # transformers' schedule would end each group at the same fraction of its learning rate.
         floors = [optim.min_lr / group["lr"] for group in optimizer.param_groups]
         return LambdaLR(optimizer, [partial(_cosine_to, floor, warmup, total) for floor in floors])
     name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
@@ -82,8 +82,10 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LR
 
 
 def _cosine_to(floor: float, warmup: int, total: int, step: int) -> float:
-    """Share of the rate after a step: up in a line, then down to the floor on the half cosine that began with the first step, as timm's
-    CosineLRScheduler has it, which the one protocol with a floor follows."""
+    """Return the learning rate factor after a step: linear warmup, then a half cosine down to the minimum. The cosine is counted from the
+    first
+    step, as in timm's CosineLRScheduler, which the one protocol with a minimum follows.
+    """
     if step < warmup:
         return step / max(1, warmup)
     passed = step / max(1, total)

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a bar or a line for people, JSON lines always, wandb and TensorBoard where asked."""
+"""Progress of a run: a bar or lines for people, history.jsonl, and the experiment loggers."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from qgoft.console import CHANNEL, RunState, say
 from qgoft.records import write_atomically
 from qgoft.train.loggers import open_loggers
 
-# Lines of history.jsonl beside the evaluations: enough for a curve, small enough to commit.
+# Lines of history.jsonl besides the evaluations: enough for a curve, small enough to commit.
 HISTORY_LINES = 100
 # Seconds between two updates of the terminal.
 REDRAWN = 0.3
@@ -30,15 +30,16 @@ def run_name(settings: RunSettings) -> str:
 
 
 def _shown(settings: RunSettings, score: float) -> str:
-    """What chooses among the steps, in words: decoders choose by the loss on held-out answers, whatever is reported."""
+    """Return the selection score in words: decoders select by the loss on held-out answers."""
     return f"held-out loss {-score:.3f}" if settings.task.suite in DECODER_SUITES else f"{settings.task.primary} {score:.2f}"
 
 
 class Progress:
-    """The progress of one run: a line that is redrawn on a terminal, otherwise one line per evaluation and at the end.
+    """Progress of one run: a redrawn line on a terminal, otherwise one line per evaluation and at the end.
 
-    In a worker of a sweep on a terminal (`CHANNEL` in the environment), nothing is printed: the state goes to a file, and lines to another,
-    which the parent shows (scripts/_display.py).
+    In a worker of a sweep on a terminal (`CHANNEL` in the environment), nothing is printed: the state and the lines go to files that the
+    parent
+    displays (sweep/display.py).
     """
 
     def __init__(self, settings: RunSettings):
@@ -54,7 +55,7 @@ class Progress:
         return self.channel is None and sys.stderr.isatty()
 
     def goes_on(self, step: int) -> None:
-        """What was done before this step took no time of this process."""
+        """Set the step at which this process started."""
         self.first, self.started = step, time.perf_counter()
 
     def step(self, step: int, total: int, loss: float) -> None:
@@ -103,12 +104,12 @@ class Progress:
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:
-    """What a board shows of a line of the history."""
+    """Return the scalars of a line of the history."""
     return {name: value for name, value in line.items() if name != "step" and value is not None}
 
 
 class Tracker:
-    """Passes what `fit` logs to the bar, to history.jsonl and to the boards. Only the main process tells."""
+    """Passes what `fit` logs to the progress bar, to history.jsonl and to the loggers. Only the main process logs."""
 
     def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress, loggers: Path | None = None):
         self.settings, self.progress = settings, progress
@@ -139,7 +140,7 @@ class Tracker:
                 logger.log(_scalars(kept), step)
 
     def rewind(self, lines: list[str]) -> None:
-        """The history is that of a checkpoint."""
+        """Replace the history by that of a checkpoint."""
         if self.file is None:
             return
         self.lines = list(lines)
@@ -167,5 +168,5 @@ class Tracker:
         else:
             text = f"{record['status']}: {record['reason']}"
         self.progress.say(f"{run_name(self.settings)}  seed {record['seed']}  {text}")
-        for logger in self.loggers:  # the record is written by now: what a board does may take long, or go wrong
+        for logger in self.loggers:  # the record is written by now: a logger may be slow, or fail
             logger.finish({n: m["value"] for n, m in record["metrics"].items() if m["value"] is not None}, record)

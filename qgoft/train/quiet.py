@@ -1,4 +1,4 @@
-"""Keeps the libraries quiet, so that what a command prints is what it has to say."""
+"""Suppression of library output."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ import transformers
 
 
 def quiet_libraries() -> None:
-    """No bars of the libraries, no load reports, none of their notices to their own developers."""
+    """Disable progress bars, load reports and developer warnings of the libraries."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

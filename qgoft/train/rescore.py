@@ -1,4 +1,4 @@
-"""Scoring a finished run again from what it saved, unmerged or merged."""
+"""Evaluation of a finished run from its saved adapter, unmerged or merged."""
 
 import dataclasses
 import tempfile
@@ -24,15 +24,15 @@ def rescore(
     task_path: str | None = None,
     ask_judge: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Metric]]:
-    """The record of a run folder, and its metrics measured anew.
+    """Return the record of a run, and its metrics evaluated again.
 
     Args:
-        merge: put the adapter into the weights first.
-        model_path, data_root, task_path: directories, where the run did not use the hub; a record holds no paths.
-        ask_judge: whether a judge behind an endpoint may be asked for every rating anew.
+        merge: merge the adapter into the weights first.
+        model_path, data_root, task_path: directories, if the run did not use the hub; a record holds no paths.
+        ask_judge: allow requests to a judge behind an endpoint for all ratings.
 
     Raises:
-        QgoftError: there is no finished run, or rows or weights are not those of the record.
+        QgoftError: there is no finished run, or rows or weights differ from those of the record.
     """
     record = read_run(folder)
     if record["status"] != "done":
@@ -62,7 +62,7 @@ def rescore(
         raise QgoftError(
             f"the rows here have checksum {here[:12]}, those of the run {there[:12]}; name the right ones with --data-root or --task-path"
         )
-    # What a decoder writes goes to a scratch folder: the answers and judgments of the run stay as they are.
+    # A decoder writes to a temporary directory, so that answers and judgments of the run are unchanged.
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(settings, dataclasses.replace(run_id, folder=Path(scratch)))
         check_adapter(record, folder)

@@ -1,6 +1,6 @@
-"""Whether a run has room for what it will surely need, asked before it begins: bytes on the disk, bytes on the device.
+"""Check of disk space and device memory before a run.
 
-On the device it is a lower bound: activations come on top. On the disk it is what the run would write, checkpoints among it.
+The device memory is a lower bound without activations. The disk space includes checkpoints.
 """
 
 import shutil
@@ -18,25 +18,25 @@ from qgoft.train.distributed import is_sharded
 
 
 def _trained(adapted: AdaptedModel) -> list[Tensor]:
-    """All parameters that are trained, the head included."""
+    """Return all trainable parameters, including the head."""
     return [p for p in adapted.model.parameters() if p.requires_grad]
 
 
 def disk_bytes(adapted: AdaptedModel, settings: RunSettings) -> int:
-    """What a run writes at the most at one time: the adapter, and its checkpoints, one of them not yet under its name."""
+    """Return the maximum bytes on disk at one time: the adapter and its checkpoints, including one being written."""
     trained = _trained(adapted)
     checkpoints = 0 if settings.results.checkpoint_interval is None else KEPT + 1
     return total_bytes(trained) + checkpoints * checkpoint_bytes(trained)
 
 
 def device_bytes(adapted: AdaptedModel) -> int:
-    """What lies on the device through a whole training: all weights, and for the trained ones gradients and moments."""
+    """Return the bytes on the device during the whole training: all weights, and gradients and moments of the trainable ones."""
     gradients_and_moments = 3 * total_bytes(_trained(adapted))
     return total_bytes([*adapted.model.parameters(), *adapted.model.buffers()]) + gradients_and_moments
 
 
 def check_resources(adapted: AdaptedModel, settings: RunSettings, accelerator: Accelerator) -> None:
-    """Refuse a run that must fail for want of room.
+    """Reject a run that would run out of space or memory.
 
     Raises:
         QgoftError: the disk below results.root, or the device, is too small.

@@ -1,7 +1,7 @@
-"""One training that several tasks are scored with: the first run trains and leaves its adapter, the others load it.
+"""A training shared by several tasks: the first run trains and saves its adapter, the others load it.
 
-It lies in results/trained/<key>/, where the key is made like that of a record, from what decides the training alone. Runs that want the
-same training at the same time wait for the one that does it; a lock of a process that died is free.
+It is stored in results/trained/<key>/, with a key like that of a record, of everything that affects training only. Runs that need the same
+training wait for the one that has its lease.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from qgoft.tasks.sources import ModelFiles
 from qgoft.train.training_state import TrainResult
 from qgoft.tuners.psoft import apply_svd_signs, read_svd_signs
 
-# Seconds between two looks at a training that another run makes.
+# Seconds between two checks of a training by another run.
 PATIENCE = 1.0
 STATE, HISTORY, SIGNS = "trained.json", "history.jsonl", "signs.json"
 
 
 def training_key(settings: RunSettings, run_id: RunId, rows: str) -> str:
-    """Key of a training from its settings, the checksum of its rows and prompts, and those of the base model."""
+    """Return the key of a training from its settings, the checksum of its rows and prompts, and those of the base model."""
     return compute_key(
         settings_of_training(settings),
         world_size=world_size(),
@@ -60,11 +60,12 @@ def train_or_load(
     """Train and publish the result in `folder`, or load the result that is there.
 
     Args:
-        fit: train, with checkpoints in the given directory; its second argument raises `LeaseLost` once another process has taken over.
-        made: return the code, packages and hardware of this process, called after training.
+        fit: trains, with checkpoints in the given directory; its second argument raises `LeaseLost` if another process has acquired the
+            run.
+        made: returns the provenance of this process, called after training.
 
     Returns:
-        The training; and, if it was loaded, what it was made with (empty if it does not say), otherwise None.
+        The training; and if it was loaded, its provenance (empty if unknown), otherwise None.
     """
     with _only_one(folder, accelerator) as lease:
         found = from_main(_read(folder), accelerator)
@@ -84,16 +85,16 @@ def train_or_load(
         if lease is not None:
             if (run_folder / HISTORY).is_file():
                 shutil.copyfile(run_folder / HISTORY, workspace / HISTORY)
-            # Without this file nothing in the directory counts, and its checksums are checked before the adapter is used.
+            # Only this file makes the directory valid, and its checksums are verified before the adapter is used.
             state = {**dataclasses.asdict(result), "made": made(), "files": adapter_checksums(workspace)}
             write_atomically(workspace / STATE, json.dumps(state, indent=1) + "\n")
             lease.publish(leave=(CHECKPOINT,), last=STATE)
-        accelerator.wait_for_everyone()  # all of them read what was trained
+        accelerator.wait_for_everyone()  # all processes read the trained weights
         return result, None
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The record of a run's folder.
+    """Return the record of a run's directory.
 
     Raises:
         QgoftError: it holds none.
@@ -104,7 +105,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def as_recorded(settings: RunSettings, record: dict[str, Any]) -> RunSettings:
-    """The settings of a record with the commits of the hub that its weights and rows were of: a branch moves."""
+    """Return the settings of a record with the hub commits of its weights and rows, since branches move."""
     model, data = (hub_commit(record, what) or getattr(settings, what).revision for what in ("model", "data"))
     return dataclasses.replace(
         settings, model=dataclasses.replace(settings.model, revision=model), data=dataclasses.replace(settings.data, revision=data)
@@ -112,17 +113,17 @@ def as_recorded(settings: RunSettings, record: dict[str, Any]) -> RunSettings:
 
 
 def check_base(record: dict[str, Any], model: ModelFiles, advice: str) -> None:
-    """Whether the weights, and what was read beside them, are those that a run began with.
+    """Check that the weights, and the files read with them, are those of a run.
 
     Raises:
-        QgoftError: they are others.
+        QgoftError: they differ.
     """
     made = record["provenance"]["model"]
     for what, here, there in (
         ("weights", model.sha256, made["sha256"]),
         ("tokenizer and configuration", model.files, made.get("files")),
     ):
-        # Runs from a directory that are older than this do not name its tokenizer, and one from elsewhere has a revision.
+        # Older runs from a directory do not state its tokenizer; other runs have a revision.
         if here != there and None not in (here, there):
             raise QgoftError(
                 f"the {what} here have checksum {here[:12]}, those of the run {there[:12]}; an adapter belongs to its base: {advice}"
@@ -130,10 +131,10 @@ def check_base(record: dict[str, Any], model: ModelFiles, advice: str) -> None:
 
 
 def check_adapter(record: dict[str, Any], folder: Path) -> None:
-    """Assert that the adapter in a run's directory is the one its record describes. Records of earlier versions do not describe it.
+    """Check that the adapter in a run's directory is the one of its record. Records of earlier versions do not state it.
 
     Raises:
-        QgoftError: a file of it was changed or is missing.
+        QgoftError: one of its files was changed or is missing.
     """
     stated = {name: checksum for name, checksum in record.get("files", {}).items() if name.startswith("adapter/")}
     here = adapter_checksums(folder)
@@ -146,7 +147,7 @@ def check_adapter(record: dict[str, Any], folder: Path) -> None:
 
 
 def load_trained(adapted: AdaptedModel, folder: Path) -> None:
-    """Put saved parameters into a model of the same method on the same base.
+    """Load saved parameters into a model of the same method on the same base model.
 
     Raises:
         QgoftError: they cannot be read or do not fit.
@@ -167,7 +168,7 @@ def load_trained(adapted: AdaptedModel, folder: Path) -> None:
             report = adapted.model.load_state_dict(state, strict=False)
             missing = sorted(wanted - set(state))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:200]  # torch names every parameter
+        reason = str(error).strip().splitlines()[0][:200]  # torch lists every parameter
         raise QgoftError(f"the trained weights in {folder} cannot be read ({reason}); delete {folder.parent} to train anew") from error
     if missing or report.unexpected_keys:
         raise QgoftError(
@@ -176,10 +177,10 @@ def load_trained(adapted: AdaptedModel, folder: Path) -> None:
 
 
 def check_values(state: dict[str, Tensor]) -> None:
-    """Assert that saved parameters are finite floating-point numbers.
+    """Check that saved parameters are finite floating-point numbers.
 
     Raises:
-        ValueError: naming the parameter.
+        ValueError: names the parameter.
     """
     for name, tensor in state.items():
         if not tensor.is_floating_point():
@@ -189,29 +190,29 @@ def check_values(state: dict[str, Tensor]) -> None:
 
 
 def save_svd_signs(adapted: AdaptedModel, folder: Path) -> None:
-    """Say beside a saved adapter that keeps no factors which signs these had."""
+    """Save the signs of the singular vectors next to an adapter that does not save its factors."""
     signs = read_svd_signs(adapted.model)
     if signs:
         write_atomically(folder / SIGNS, json.dumps(signs, indent=0) + "\n")
 
 
 def _take_ranks(adapted: AdaptedModel, folder: Path) -> None:
-    """AdaLoRA saves what its budget left of each matrix; peft cuts a model down to it where its configuration says so."""
+    """Restore AdaLoRA's rank pattern: it saves what its budget kept of each matrix, and peft truncates a model by its configuration."""
     saved = json.loads((folder / "adapter_config.json").read_text())
     if saved.get("rank_pattern"):
         adapted.model.peft_config["default"].rank_pattern = saved["rank_pattern"]
 
 
 def trained_checksum(folder: Path) -> str:
-    """Checksum of saved parameters; of nothing where nothing was trained."""
+    """Return the checksum of saved parameters; empty if nothing was trained."""
     return "".join(file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
 
 
 def _read(folder: Path) -> tuple[TrainResult, dict[str, Any]] | None:
-    """Return the training in a directory, or None if there is none, or its adapter is not the one that was saved."""
+    """Return the training in a directory, or None if there is none, or its adapter was modified."""
     try:
         state = json.loads((folder / STATE).read_text())
-        by = state.pop("made", {})  # trainings of earlier versions have none
+        by = state.pop("made", {})  # absent in trainings of earlier versions
         files = state.pop("files", None)
         result = TrainResult.from_plain(state)
     except (OSError, ValueError, TypeError, KeyError):
@@ -233,7 +234,7 @@ def from_main(value: Any, accelerator: Accelerator) -> Any:
 
 @contextmanager
 def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[Lease | None]:
-    """The lease of a training, held by the main process of a run; the others follow what it finds. Who comes second waits."""
+    """Hold the lease of a training in the main process; wait while another run has it."""
     if not accelerator.is_main_process:
         yield None
         return

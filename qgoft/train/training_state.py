@@ -1,6 +1,6 @@
-"""All that a training is made of while it runs, as plain tensors and plain data, so that it can go on elsewhere to the same bits.
+"""State of a training as plain tensors and data, so that it can be resumed bit-exactly.
 
-The frozen base is not among it: it is built again from its files and the seed.
+The frozen base is not part of it: it is rebuilt from its files and the seed.
 """
 
 import dataclasses
@@ -21,13 +21,12 @@ from qgoft.methods import AdaptedModel
 from qgoft.train.memory import peak_memory
 
 Tensors = dict[str, Tensor]
-Plain = dict[str, Any]  # what JSON holds without loss
+Plain = dict[str, Any]  # JSON data
 
 
 @dataclass
 class TrainResult:
-    """What a finished loop says about itself. `seconds` is training alone, without the evaluations; `peak_memory` is in bytes, the most of all its
-    parts where it was gone on with."""
+    """Result of a training. `seconds` excludes evaluations; `peak_memory` is in bytes, the maximum over all parts of a resumed training."""
 
     steps: int
     seconds: float
@@ -37,13 +36,13 @@ class TrainResult:
     peak_memory: int | None = None
 
     def note_memory(self) -> None:
-        """The most that this part of the training needed so far counts too."""
+        """Include the peak memory of this process."""
         peaks = [peak for peak in (self.peak_memory, peak_memory()) if peak is not None]
         self.peak_memory = max(peaks, default=None)
 
     @classmethod
     def from_plain(cls, data: Plain) -> "TrainResult":
-        """Raises TypeError, KeyError or ValueError where the data are not such."""
+        """Build the result from plain data; raises TypeError, KeyError or ValueError if the data are invalid."""
         return cls(**{**data, "scores": [(step, score) for step, score in data["scores"]]})
 
 
@@ -53,10 +52,10 @@ class TrainingState:
 
     Attributes:
         generator: shuffles the rows; `shuffle` is its state at the start of the epoch.
-        batches: of this epoch that were used, in this process.
-        is_scored: whether the evaluation after the last step, where one is due, was made.
-        is_over: nothing but the reporting is left.
-        best: the trained parameters of the best score.
+        batches: batches of this epoch that this process has used.
+        is_scored: False if an evaluation after the last step is due.
+        is_over: training has finished.
+        best: trainable parameters of the best score.
     """
 
     adapted: AdaptedModel
@@ -77,11 +76,11 @@ class TrainingState:
         self.trained = {name: p for name, p in self.adapted.model.named_parameters() if p.requires_grad}
 
     def start_timer(self) -> None:
-        """The clock runs."""
+        """Start the timer."""
         self._since = time.perf_counter()
 
     def stop_timer(self) -> None:
-        """The clock stands."""
+        """Stop the timer."""
         if self._since is not None:
             self.result.seconds += time.perf_counter() - self._since
         self._since = None
@@ -91,15 +90,15 @@ class TrainingState:
         self.best = {name: p.detach().clone() for name, p in self.trained.items()}
 
     def restore_best(self) -> None:
-        """The model ends with its best parameters, where something chose."""
+        """Restore the parameters of the best score, if a selection has stored them."""
         if self.best is not None:
             _copy(self.trained, self.best)
 
     def pack(self, random_state: tuple[Tensors, Plain] | None = None) -> tuple[Tensors, Plain]:
-        """Everything as tensors in main memory and plain data. All processes call it.
+        """Return the state as tensors in main memory and plain data. All processes call it.
 
         Args:
-            random_state: where it is not the present one that counts.
+            random_state: state of the random generators to save instead of the current one.
         """
         tensors: Tensors = {f"trained.{name}": p.detach() for name, p in self.trained.items()}
         if self.best is not None and not self.is_over:
@@ -132,10 +131,10 @@ class TrainingState:
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, plain
 
     def unpack(self, tensors: Tensors, plain: Plain) -> None:
-        """Go on from what `pack` gave. All processes call it.
+        """Restore the state of `pack`. All processes call it.
 
         Raises:
-            KeyError, ValueError, TypeError, RuntimeError: it is of another training.
+            KeyError, ValueError, TypeError, RuntimeError: the state belongs to another training.
         """
         _copy(self.trained, _below(tensors, "trained."))
         self.best = _below(tensors, "best.") or None
@@ -163,7 +162,7 @@ class TrainingState:
 
 
 def read_random() -> tuple[Tensors, Plain]:
-    """The state of every random generator that a training may draw from (dropout, above all)."""
+    """Return the state of every random generator used in training (mainly for dropout)."""
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
@@ -175,7 +174,7 @@ def read_random() -> tuple[Tensors, Plain]:
 
 
 def write_random(state: tuple[Tensors, Plain]) -> None:
-    """Put back what `read_random` gave."""
+    """Restore the state of `read_random`."""
     tensors, plain = state
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available() and "cuda" in tensors:

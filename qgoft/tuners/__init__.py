@@ -1,4 +1,4 @@
-"""Adapters in the shape peft expects. Importing this package registers their types with peft."""
+"""Adapters for peft. Importing this package registers their types."""
 
 from qgoft.tuners._register import register_tuner
 from qgoft.tuners.bottleneck import BottleneckConfig, BottleneckModel

@@ -1,4 +1,4 @@
-"""Base classes of this project's peft tuners: trainable parameters, merging, and layers that are never called."""
+"""Base classes of the peft tuners of this package: dtypes, merging, and a check for layers that are never called."""
 
 import warnings
 import weakref
@@ -9,12 +9,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-# Fields of a configuration that are a list of names or indexes.
+# List-like fields of a configuration.
 LISTS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
-# Parents that read the weight of a child instead of calling it, and the children: an adapter there would have no effect.
+# Parents that read the weight of these children instead of calling them, so that an adapter would have no effect.
 READS_WEIGHT = {
     "MultiheadAttention": ("out_proj",),
-    "TransformerEncoderLayer": ("linear1", "linear2"),  # the fast path of evaluation
+    "TransformerEncoderLayer": ("linear1", "linear2"),  # fast path of evaluation
     "MambaMixer": ("dt_proj",),
     "FalconMambaMixer": ("dt_proj",),
     "JambaMambaMixer": ("dt_proj",),
@@ -23,7 +23,7 @@ READS_WEIGHT = {
 
 
 def normalize_lists(config: Any) -> None:
-    """Turn every sequence among the list-like fields of a configuration (a tuple, OmegaConf's list) into a plain list, or a set of targets."""
+    """Convert every sequence among the list-like fields of a configuration (a tuple, OmegaConf's list) to a list, or to a set of targets."""
     for name in LISTS:
         value = getattr(config, name)
         if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
@@ -32,12 +32,12 @@ def normalize_lists(config: Any) -> None:
 
 
 def sort_sets(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with sets as sorted lists, so that the saved file does not vary between processes."""
+    """Return a configuration with sets as sorted lists, so that the saved file is the same in all processes."""
     return {name: sorted(value) if isinstance(value, set) else value for name, value in data.items()}
 
 
 class _CalledCheck:
-    """A forward hook that warns after the first training pass about adapted layers that were not called, and removes itself."""
+    """Forward hook that warns after the first training pass about adapted layers that were not called, and removes itself."""
 
     handle: Any = None
     is_done = False
@@ -45,7 +45,7 @@ class _CalledCheck:
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
         if self.is_done or not model.training or torch.compiler.is_compiling():
             return
-        self.is_done = True  # the handle of a copied model is that of the original
+        self.is_done = True  # the handle of a copied model belongs to the original
         self.handle.remove()
         unused = [
             name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer) and not getattr(module, "was_called", True)
@@ -59,20 +59,20 @@ class _CalledCheck:
 
 
 class AdapterDtypeMixin(BaseTuner):
-    """A tuner whose 16-bit parameters become float32 and nothing else."""
+    """Tuner that casts 16-bit adapter parameters to float32 and changes nothing else."""
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to the layers of a model, and look once whether the model calls them."""
+        """Add an adapter to the layers of a model, and check at the next training pass that the model calls them."""
         super().inject_adapter(model, *args, **kwargs)
         if not any(isinstance(hook, _CalledCheck) for hook in model._forward_hooks.values()):
             check = _CalledCheck()
             check.handle = model.register_forward_hook(check)
 
     def _check_parent(self, parent: nn.Module, name: str, key: str) -> None:
-        """Refuse a layer whose parent reads its weight.
+        """Raise if the parent of a layer reads its weight instead of calling it.
 
         Raises:
-            ValueError: naming the layer and its parent.
+            ValueError: names the layer and its parent.
         """
         for kind in type(parent).__mro__:
             if name in READS_WEIGHT.get(kind.__name__, ()):
@@ -82,7 +82,7 @@ class AdapterDtypeMixin(BaseTuner):
                 )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """peft puts new parameters in their place, which are free even where the adapter is frozen or not active."""
+        """Keep requires_grad: peft replaces the parameters by trainable ones, even if the adapter is frozen or inactive."""
         before = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for name, parameter in self.named_parameters():
@@ -90,7 +90,7 @@ class AdapterDtypeMixin(BaseTuner):
 
 
 def check_onloaded(base: nn.Module) -> None:
-    """Refuse a layer whose weight accelerate has moved away until it is called.
+    """Raise if accelerate keeps the weight of a layer elsewhere until it is called.
 
     Raises:
         ValueError: the weight is offloaded to the CPU or to a disk.
@@ -104,9 +104,9 @@ def check_onloaded(base: nn.Module) -> None:
 
 
 class MergeableLayer(BaseTunerLayer):
-    """A layer whose adapters amount to another weight; `_merge_into_weight` and `has_adapter` are the layer's own.
+    """Layer whose adapters can be merged into its weight. Subclasses implement `_merge_into_weight` and `has_adapter`.
 
-    Merging puts a new Parameter in the place of the weight, since the old one may be shared: a tied `lm_head`, or two layers with one weight.
+    Merging replaces the Parameter of the weight, because the original may be shared: a tied `lm_head`, or two layers with one weight.
     """
 
     was_called = False
@@ -116,16 +116,16 @@ class MergeableLayer(BaseTunerLayer):
         return {**vars(self), "_unmerged": None}
 
     def _merge_into_weight(self, adapter_name: str, *, reverse: bool) -> Tensor:
-        """The weight as the base layer stores it, with one adapter put in, or taken out."""
+        """Return the weight as stored by the base layer, with one adapter merged, or unmerged with `reverse`."""
         raise NotImplementedError
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put the active adapters into the weight, in order: W becomes W R1 R2.
+        """Merge the active adapters into the weight, in order: W becomes W R1 R2.
 
         Raises:
-            ValueError: some of several active adapters are named, so that the others would be dropped; or with `safe_merge`, the merged
-                weight would not be finite. The weight is then left as it was.
+            ValueError: only some of several active adapters are named, so that the others would be lost; or with `safe_merge`, the merged
+                weight is not finite. The weight is left unchanged.
         """
         base, count = self.get_base_layer(), len(self.merged_adapters)
         before = base.weight
@@ -152,14 +152,15 @@ class MergeableLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the merged adapters out again, last one first. Exact up to rounding in the dtype of the weight; exact for a shared weight,
-        which is put back itself."""
+        """Unmerge the merged adapters, last one first. Exact up to rounding in the dtype of the weight; a shared weight is restored
+        exactly.
+        """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         base, shared = self.get_base_layer(), self._unmerged and self._unmerged()
         if shared is not None and (shared.device, shared.dtype) != (base.weight.device, base.weight.dtype):
-            shared = None  # the model was moved since
+            shared = None  # the model was moved in between
         while self.merged_adapters:
             name = self.merged_adapters[-1]
             if shared is None:

@@ -1,6 +1,6 @@
-"""Makes peft know our types. The only place that reaches into peft's enum; written for peft >= 0.21, < 0.22.
+"""Registration of tuner types with peft. The only module that changes peft's enum; written for peft >= 0.21, < 0.22.
 
-`PeftType` is a closed enum and `register_peft_method` refuses names that are not in it, so the member is added first.
+`PeftType` is a closed enum and `register_peft_method` rejects names that are not in it, so the member is added first.
 """
 
 from typing import Any
@@ -10,10 +10,10 @@ from peft.utils import PeftType, register_peft_method
 
 
 def register_tuner(name: str, config_class: type, model_class: Any) -> None:
-    """Add the member and register the classes. Calling it again changes nothing.
+    """Add the member and register the classes. A repeated call has no effect.
 
     Raises:
-        RuntimeError: another package has already registered a type of this name with another class.
+        RuntimeError: another package has registered a type of this name with another class.
     """
     if name not in PeftType.__members__:
         member: Any = str.__new__(PeftType, name)

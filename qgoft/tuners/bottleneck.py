@@ -1,4 +1,5 @@
-"""Bottleneck adapters: up(f(down(h))) added to the output of a sublayer, as AdaLoRA's code has them (Zhang et al., 2023; the rows that GOFT copied).
+"""Bottleneck adapters: up(f(down(h))) added to the output of a sublayer, as in AdaLoRA's code (Zhang et al., 2023; the rows that GOFT
+copied).
 
 Shapes: h [..., w], down [r, w], up [w, r].
 """
@@ -17,7 +18,7 @@ INIT_STD = 0.02  # initializer_range of the backbone, which that code applies to
 
 
 def bottleneck_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(outputs, inputs) of a linear layer, or of the projection of a post-norm output block; None for other modules."""
+    """Return (outputs, inputs) of a linear layer, or of the projection of a post-norm output block; None for other modules."""
     return linear_shape(module.dense if is_post_norm(module) else module)
 
 
@@ -66,7 +67,7 @@ class BottleneckLayer(LayerwiseLayer):
         self.bottleneck_up_bias[adapter_name] = nn.Parameter(torch.zeros(width))
 
     def bottleneck(self, h: Tensor, name: str) -> Tensor:
-        """up(f(down(h))) of one adapter [..., w], in the dtype of h."""
+        """Return up(f(down(h))) of one adapter [..., w], in the dtype of h."""
         down = self.bottleneck_down[name]
         inner = nn.functional.linear(h.to(down.dtype), down, self.bottleneck_down_bias[name])
         inner = ACTIVATIONS[self.config_of[name].form](inner)

@@ -1,11 +1,11 @@
 """FacT (Jie and Deng, 2023): one small tensor for the updates of all layers.
 
-With w the width of the model, a layer of n = p w outputs and d = q w inputs is p x q matrices [w, w], each with a core of its own between
-U [w, r] and V [w, r], which all layers share: D_ij = scale * V core_ij^T U^T. FacT-TT frees the cores [r, r]; FacT-TK gives each a vector
-of length r and makes it from a shared tensor C [r, r, r].
+With w the width of the model, a layer of n = p w outputs and d = q w inputs consists of p x q matrices [w, w]. Each has its own core
+between U [w, r] and V [w, r], which all layers share: D_ij = scale * V core_ij^T U^T. FacT-TT trains the cores [r, r]; FacT-TK trains a
+vector of length r per core and computes the core from a shared tensor C [r, r, r].
 
-FacT-TK's code reshapes the four cores of a feed-forward layer together, which interleaves them: entry (a, c) of the matrix of part j is entry
-(a, i // 4) of core i % 4 at i = j r + c. That is layout `code`; layout `formula` is the paper's.
+FacT-TK's code reshapes the four cores of a feed-forward layer together, which interleaves them: entry (a, c) of the matrix of part j is
+entry (a, i // 4) of core i % 4 at i = j r + c. That is layout `code`; layout `formula` is the paper's.
 """
 
 import math
@@ -48,10 +48,10 @@ class FactConfig(LayerwiseConfig):
 
 
 def model_width(shapes: list[tuple[int, int]]) -> int:
-    """The smallest of all widths of the layers [(n, d), ...].
+    """Return the smallest width of the layers [(n, d), ...].
 
     Raises:
-        ValueError: another one is no multiple of it, so that there is no tensor of equal matrices.
+        ValueError: another width is not a multiple of it, so that there is no tensor of equal matrices.
     """
     widths = sorted({width for shape in shapes for width in shape})
     if not widths:
@@ -69,7 +69,7 @@ class FactLayer(DeltaLayer):
     adapter_layer_names = ("fact_core",)
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: FactConfig, model: "FactModel") -> None:
-        # A plain reference: the factors belong to the model, and are saved and counted there once.
+        # A plain reference: the factors belong to the model, where they are saved and counted once.
         object.__setattr__(self, "_model", model)
         super().__init__(base_layer, adapter_name, config)
 
@@ -79,12 +79,13 @@ class FactLayer(DeltaLayer):
         if min(p, q) > 1 and config.form == "tk" and config.layout == "code":
             raise ValueError(f"FacT-TK's code has no layer of {q} x {p} parts; use layout 'formula' or other target_modules")
         shape = (q, p, r, r) if config.form == "tt" else (q, p, r)
-        # As the authors' code draws them: a core as the weight of a linear layer, all vectors of the model together as one matrix by Xavier's rule.
+        # Initialised as in the authors' code: a core as the weight of a linear layer, all vectors of the model together as one Xavier
+        # matrix.
         bound = math.sqrt(1 / (q * r)) if config.form == "tt" else math.sqrt(6 / (r + self._model.matrices[adapter_name]))
         self.fact_core[adapter_name] = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def get_cores(self, adapter_name: str) -> Tensor:
-        """[q, p, r, r]: from part i of the input to part j of the output."""
+        """Return the cores [q, p, r, r]: from part i of the input to part j of the output."""
         core, config = self.fact_core[adapter_name], self.config_of[adapter_name]
         if config.form == "tt":
             return core
@@ -106,7 +107,7 @@ class FactLayer(DeltaLayer):
 
 
 def interleave_cores(cores: Tensor) -> Tensor:
-    """Cores [q, p, r, r], q or p = 1, as FacT-TK's code reshapes them: those of one layer with the part as the fastest index."""
+    """Interleave cores [q, p, r, r], q or p = 1, as FacT-TK's code does: those of one layer with the part as the fastest index."""
     q, p, r, _ = cores.shape
     if p > 1:  # [a, b, part] -> [a, part' c]
         return cores[0].permute(1, 2, 0).reshape(r, p, r).transpose(0, 1)[None]
@@ -115,19 +116,19 @@ def interleave_cores(cores: Tensor) -> Tensor:
 
 
 class FactModel(LayerwiseModel):
-    """Holds U, V and C of every adapter."""
+    """Model with U, V and C of every adapter."""
 
     prefix = "fact_"
     layer_class: ClassVar[type[LayerwiseLayer]] = FactLayer
     uses_shared_state = True
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Makes the shared factors first, for the layers to lean on. peft comes here for every adapter, the first one inside its __init__."""
+        """Create the shared factors before the layers that use them. peft calls this for every adapter, for the first one in its __init__."""
         if "fact_u" not in self._modules:
             self.fact_u, self.fact_v, self.fact_c = nn.ParameterDict({}), nn.ParameterDict({}), nn.ParameterDict({})
-            self.matrices: dict[str, int] = {}  # of all layers of an adapter
+            self.matrices: dict[str, int] = {}  # number of matrices of all layers, by adapter
         self._make_factors(model, adapter_name, self.peft_config[adapter_name])
-        # peft frees the active adapters' parameters again after it, but looks for them in the layers alone.
+        # peft makes the active adapters' parameters trainable again afterwards, but only those in layers.
         before = {parameter: parameter.requires_grad for parameter in self._factors()}
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for parameter, is_free in before.items():
@@ -144,7 +145,7 @@ class FactModel(LayerwiseModel):
         width, r = model_width(shapes), config.r
         self.matrices[adapter_name] = sum(n // width * (d // width) for n, d in shapes)
         assert weight is not None
-        # At least float32: peft widens what lies in layers alone, and does not tell a tuner when it was asked not to.
+        # At least float32: peft casts only parameters in layers, and does not tell a tuner that it was asked not to.
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         bound = math.sqrt(1 / width)
         factors = {"fact_u": torch.empty(width, r).uniform_(-bound, bound), "fact_v": torch.zeros(width, r)}

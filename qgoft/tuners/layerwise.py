@@ -1,7 +1,7 @@
-"""What the small tuners share: which layers they take, and how adapters are added, merged and taken out again.
+"""Base classes of the small tuners: target layers, and adding, merging and unmerging of adapters.
 
-GOFT's settings, layer and model repeat some of it: they lean on nothing outside their package but the operator, so that they could be
-proposed to peft as they stand.
+GOFT's configuration, layer and model repeat some of it: they depend only on the operator and peft, so that they could be contributed
+to peft unchanged.
 
 Shapes: a layer has n outputs and d inputs, x is [..., d], its weight W [n, d] (transformers' Conv1D stores [d, n]).
 """
@@ -25,13 +25,13 @@ from qgoft.tuners._base import AdapterDtypeMixin, MergeableLayer, check_onloaded
 
 @dataclass
 class LayerwiseConfig(PeftConfig):
-    """Settings that every small tuner has.
+    """Settings of every small tuner.
 
     Raises:
-        ValueError: layer indexes together with a regular expression, or a pattern without indexes.
+        ValueError: layer indices together with a regular expression, or a pattern without indices.
     """
 
-    kind: ClassVar[str]  # the name peft knows the tuner by
+    kind: ClassVar[str]  # name of the tuner in peft
 
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the layers to adapt, a regular expression, or 'all-linear'."}
@@ -54,12 +54,12 @@ class LayerwiseConfig(PeftConfig):
             raise ValueError("layers_pattern needs layers_to_transform")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain data, always in the same order."""
+        """Return the configuration as plain data in a fixed order."""
         return sort_sets(super().to_dict())
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(outputs, inputs) of torch.nn.Linear or transformers' Conv1D; None for other modules."""
+    """Return (outputs, inputs) of torch.nn.Linear or transformers' Conv1D; None for other modules."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, Conv1D):
@@ -69,10 +69,10 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 class LayerwiseLayer(nn.Module, BaseTunerLayer):
-    """One layer with adapters. A subclass names its stores, fills them in `add`, and says in `adapt` what they do."""
+    """A layer with adapters. Subclasses name their parameter stores, fill them in `add`, and apply them in `adapt`."""
 
     other_param_names = ("config_of",)
-    frozen_names: ClassVar[tuple[str, ...]] = ()  # buffers by adapter, made again from the weight and never saved
+    frozen_names: ClassVar[tuple[str, ...]] = ()  # buffers per adapter, recomputed from the weight and never saved
     is_mergeable: ClassVar[bool] = True
     was_called = False
     shape_of: ClassVar[Callable[[nn.Module], tuple[int, int] | None]] = staticmethod(linear_shape)
@@ -120,7 +120,7 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def adapt(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        """What the layer gives with these adapters, in order."""
+        """Return the output of the layer with these adapters, applied in order."""
         raise NotImplementedError
 
     def has_adapter(self, adapter_name: str) -> bool:
@@ -144,17 +144,17 @@ class LayerwiseLayer(nn.Module, BaseTunerLayer):
 
 
 class WeightLayer(MergeableLayer, LayerwiseLayer):
-    """Adapters that amount to another weight; `merged_weight` says which."""
+    """Adapters that are equivalent to another weight, computed by `merged_weight`."""
 
     def merged_weight(self, weight: Tensor, adapter_name: str, *, reverse: bool) -> Tensor:
-        """The weight [n, d] with one adapter put in, or taken out again."""
+        """Return the weight [n, d] with one adapter merged, or unmerged with `reverse`."""
         raise NotImplementedError
 
     def pretrained_weight(self) -> Tensor:
-        """W [n, d] as it is now, in at least float32.
+        """Return the current W [n, d] in at least float32.
 
         Raises:
-            TypeError: it is quantised, or otherwise not a plain floating-point parameter.
+            TypeError: it is quantised, or not a plain floating-point parameter.
         """
         weight = self.base_layer.weight
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
@@ -175,11 +175,11 @@ class DeltaLayer(WeightLayer):
     """Adapters that add D to the weight: h = W x + D x + b."""
 
     def get_delta(self, adapter_name: str) -> Tensor:
-        """D [n, d]."""
+        """Return D [n, d]."""
         raise NotImplementedError
 
     def apply_delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """D x [..., n], without D where that is cheaper."""
+        """Return D x [..., n], without forming D if that is cheaper."""
         raise NotImplementedError
 
     def merged_weight(self, weight: Tensor, adapter_name: str, *, reverse: bool) -> Tensor:
@@ -195,7 +195,7 @@ class DeltaLayer(WeightLayer):
 
 
 class LayerwiseModel(AdapterDtypeMixin):
-    """A pretrained model whose target layers carry adapters of one kind."""
+    """Pretrained model whose target layers have adapters of one kind."""
 
     layer_class: ClassVar[type[LayerwiseLayer]]
     tuner_layer_cls = LayerwiseLayer
@@ -230,15 +230,16 @@ class LayerwiseModel(AdapterDtypeMixin):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """
+        """Reject a batch for several adapters, whose names peft would ignore silently.
+
         Raises:
-            ValueError: a batch for several adapters; peft would drop their names without a word.
+            ValueError: adapter_names is given.
         """
         _refuse_mixed(self, kwargs.get("adapter_names"))
         yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Without peft's copying of `weight` and `bias` onto what replaces a layer: the base layer itself is kept."""
+        """Replace a layer without copying `weight` and `bias` onto the replacement, as peft does: the base layer is kept."""
         setattr(parent, child_name, new_module)
 
 
@@ -248,28 +249,19 @@ def _refuse_mixed(asked: nn.Module, adapter_names: Any) -> None:
 
 
 def check_setting(config: LayerwiseConfig, name: str, allowed: Collection[str]) -> None:
-    """
-    Raises:
-        ValueError: the setting of this name is not one of `allowed`.
-    """
+    """Raise ValueError unless a field of a configuration has one of the allowed values."""
     value = getattr(config, name)
     if value not in allowed:
         raise ValueError(f"{type(config).__name__}({name}={value!r}): allowed are {', '.join(map(repr, allowed))}")
 
 
 def check_dropout(config: Any) -> None:
-    """
-    Raises:
-        ValueError: `dropout` is outside [0, 1).
-    """
+    """Raise ValueError if `dropout` is outside [0, 1)."""
     if not 0 <= config.dropout < 1:
         raise ValueError(f"{type(config).__name__}(dropout={config.dropout}): allowed are 0 and more, below 1")
 
 
 def check_rank(r: int, n: int, d: int) -> None:
-    """
-    Raises:
-        ValueError: the rank is below 1 or larger than the layer.
-    """
+    """Raise ValueError if the rank is below 1 or exceeds the layer."""
     if not 1 <= r <= min(n, d):
         raise ValueError(f"rank {r} does not fit a layer of {n} outputs and {d} inputs; allowed are 1 to {min(n, d)}")

@@ -1,5 +1,6 @@
-"""PSOFT: adapters that mean the same wherever they are loaded, and its form with the orthogonal factor on the side of the output (table 7,
-"B orthogonal"), which peft's initialisations lack."""
+"""PSOFT adapters that are independent of the machine, and the form with the orthogonal factor at the output (table 7, "B orthogonal"),
+which peft's initialisations lack.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,18 +18,20 @@ ADAPTER = "default"
 
 @torch.no_grad()
 def read_svd_signs(model: nn.Module) -> dict[str, str]:
-    """Of every adapted layer the signs of its singular vectors, those of the largest entries of B's columns: `+-+...`, r of them."""
+    """Return the signs of the singular vectors of every adapted layer: those of the largest entries of B's columns, as `+-+...` of length
+    r.
+    """
     return {name: "".join("+" if sign else "-" for sign in _is_positive(layer)) for name, layer in _layers(model)}
 
 
 @torch.no_grad()
 def apply_svd_signs(model: nn.Module, svd_signs: dict[str, str]) -> None:
-    """Make of parameters that were trained beside singular vectors of other signs those that belong to the vectors here: R becomes D R D.
+    """Convert parameters trained with singular vectors of other signs to the signs of this model: R becomes D R D.
 
-    An adapter is R alone, and its factors are decomposed anew wherever it is loaded; another library gives other signs.
+    An adapter stores only R, and its factors are recomputed when it is loaded; another library may choose other signs.
 
     Raises:
-        ValueError: the signs are not those of such a model.
+        ValueError: the signs do not match the model.
     """
     for name, layer in _layers(model):
         here, rotation = _is_positive(layer), layer.psoft_R[ADAPTER]
@@ -63,14 +66,14 @@ class PsoftOutputConfig(PsoftConfig):
 
 
 class PsoftOutputLinear(Linear):
-    """PSOFT on torch.nn.Linear, its singular values moved to the side of the input."""
+    """PSOFT on torch.nn.Linear with the singular values at the input."""
 
     @torch.no_grad()
     def _build_psoft_ab_cache_buffers(self, adapter_name: str, init_type: str) -> None:
         super()._build_psoft_ab_cache_buffers(adapter_name, init_type)
         a, b = self._get_psoft_ab_cache_buffers(adapter_name)
         values = b.norm(dim=0)
-        # A weight of lower rank has singular values of zero, whose vectors move nothing on either side.
+        # A weight of lower rank has singular values of zero, whose vectors have no effect on either side.
         b = torch.where(values > 0, b / values.clamp_min(torch.finfo(b.dtype).tiny), 0.0)
         self._set_psoft_ab_cache_buffers(adapter_name, (values[:, None] * a).contiguous(), b.contiguous())
 

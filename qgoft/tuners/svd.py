@@ -1,7 +1,7 @@
 """Adapters between frozen singular vectors: LoRA-XS and SVFT.
 
-W = U diag(s) V^T is taken from the pretrained weight when an adapter is added, so that nothing of it is saved: the base must be the same.
-Singular vectors are unique but for their sign, which is fixed here, so that another library finds the same ones.
+W = U diag(s) V^T is computed from the pretrained weight when an adapter is added and is not saved, so the base model must be the same.
+Singular vectors are unique up to their sign, which is fixed here for all libraries.
 """
 
 import math
@@ -18,10 +18,10 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def singular_factors(weight: Tensor, r: int, iterations: int | None = None) -> Factors:
-    """The r largest singular values and vectors of W [n, d]: U [n, r], s [r], V [d, r].
+    """Return the r largest singular values and vectors of W [n, d]: U [n, r], s [r], V [d, r].
 
     Args:
-        iterations: of the randomised method (Halko et al., 2011), seeded without touching the caller's random state; None for the full one.
+        iterations: of the randomised method (Halko et al., 2011), seeded without changing the caller's random state; None for the full SVD.
     """
     n, d = weight.shape
     if weight.is_meta:
@@ -39,7 +39,7 @@ def singular_factors(weight: Tensor, r: int, iterations: int | None = None) -> F
 
 
 class SingularLayer(DeltaLayer):
-    """A layer that keeps, for every adapter, its frozen factors: `left` [n, k] and `right` [d, k]."""
+    """Layer that stores the frozen factors of every adapter: `left` [n, k] and `right` [d, k]."""
 
     frozen_names = ("left", "right")
     other_param_names = ("config_of", *frozen_names)
@@ -50,13 +50,13 @@ class SingularLayer(DeltaLayer):
 
 @dataclass
 class LoraXsConfig(LayerwiseConfig):
-    """LoRA-XS (Balazy et al., 2024) with a free R [r, r], drawn from N(0, 1e-5^2).
+    """LoRA-XS (Balazy et al., 2024) with a trainable R [r, r], drawn from N(0, 1e-5^2).
 
-    singular_values: `input` is D = scale * U_r R diag(s_r) V_r^T, as its code has it (which decomposes W^T); `output` is the paper's
-    D = scale * U_r diag(s_r) R V_r^T. Adam takes different steps on the two.
+    singular_values: `input` is D = scale * U_r R diag(s_r) V_r^T, as in its code (which decomposes W^T); `output` is the paper's
+    D = scale * U_r diag(s_r) R V_r^T. Adam takes different steps for the two.
 
     Raises:
-        ValueError: another side, or a dropout outside [0, 1).
+        ValueError: an unknown side, or a dropout outside [0, 1).
     """
 
     kind: ClassVar[str] = "LORA_XS"
@@ -101,7 +101,8 @@ class LoraXsModel(LayerwiseModel):
 class SvftConfig(LayerwiseConfig):
     """SVFT_P (Lingam et al., 2024): D = sigmoid(g) U diag(m) V^T over all k = min(n, d) singular vectors.
 
-    As in its code, m is drawn from N(0, 2 / k) (Kaiming's rule on [1, k]) and each layer has a trainable gate g, which starts at 0. The paper
+    As in its code, m is drawn from N(0, 2 / k) (Kaiming's rule on [1, k]) and each layer has a trainable gate g, initialised to 0. The
+    paper
     has m = 0 and no gate.
     """
 
@@ -119,7 +120,7 @@ class SvftLayer(SingularLayer):
         self.svft_gate[adapter_name] = nn.Parameter(torch.zeros(1))
 
     def get_values(self, adapter_name: str) -> Tensor:
-        """sigmoid(g) m [k]."""
+        """Return sigmoid(g) m [k]."""
         return torch.sigmoid(self.svft_gate[adapter_name]) * self.svft_m[adapter_name]
 
     def get_delta(self, adapter_name: str) -> Tensor:

@@ -14,17 +14,18 @@ from qgoft.tuners.goft import orthogonality_penalty
 
 
 class OrthogonalityPenaltyCallback(TrainerCallback):
-    """Add lambda times the gradient of the orthogonality penalty once per optimizer step (GOFT, section 4.3).
+    """Add lambda times the gradient of the orthogonality penalty once per optimiser step (GOFT, section 4.3).
 
-    The result is that of a loop which adds `weight * orthogonality_penalty(model)` to the mean loss of a step: under gradient accumulation
-    (overriding `compute_loss` would count the penalty once per micro-batch), under fp16 loss scaling, and under DDP and FSDP2, since the
-    penalty is the same on every rank. The Trainer clips gradients before its callbacks are called, so this one clips the sum instead:
-    `args.max_grad_norm` is read at the start, set to 0 while training, and restored at the end (not after an exception).
+    Equivalent to a loop that adds `weight * orthogonality_penalty(model)` to the mean loss of a step: also under gradient accumulation
+    (an overridden `compute_loss` would count the penalty once per micro-batch), under fp16 loss scaling, and under DDP and FSDP2, because
+    the penalty is the same on every rank. The Trainer clips gradients before it calls its callbacks, so this callback clips the sum
+    instead:
+    it reads `args.max_grad_norm` at the start, sets it to 0 during training, and restores it at the end (not after an exception).
 
         trainer = Trainer(model, args, callbacks=[OrthogonalityPenaltyCallback(0.01)], ...)
 
     Args:
-        weight: lambda; 0.001 to 0.05 in table 5 of the paper. With 0 nothing is added, and the warning about a missing penalty is silenced.
+        weight: lambda; 0.001 to 0.05 in table 5 of the paper. 0 adds nothing and suppresses the warning about a missing penalty.
 
     Raises:
         ValueError: the weight is negative or not finite.
@@ -40,22 +41,22 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
-        """Take over the clipping of gradients.
+        """Replace the Trainer's clipping of gradients.
 
         Raises:
-            ValueError: the Trainer uses DeepSpeed, which holds the gradients back from callbacks.
+            ValueError: the Trainer uses DeepSpeed, which hides the gradients from callbacks.
         """
         assert model is not None
         if args.deepspeed or _uses_deepspeed():
             raise ValueError(
                 "OrthogonalityPenaltyCallback needs the gradients, which DeepSpeed does not give to callbacks; use DDP or FSDP2"
             )
-        penalty = orthogonality_penalty(model)  # also marks the adapters as trained with one
+        penalty = orthogonality_penalty(model)  # also marks the adapters as penalised
         if self.weight and not penalty.requires_grad:
             warnings.warn(
                 "OrthogonalityPenaltyCallback: the model has no trainable qgoft blocks, so there is no penalty to add", stacklevel=2
             )
-        # After an exception `on_train_end` was not called: the same arguments still have the 0 that was set here.
+        # After an exception `on_train_end` was not called, and the same arguments still have the 0 set here.
         if self.weight and (self._args is not args or args.max_grad_norm):
             self._args, self._max_grad_norm, args.max_grad_norm = args, args.max_grad_norm, 0.0
 
@@ -68,13 +69,13 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Add the gradient, then clip."""
+        """Add the gradient of the penalty, then clip."""
         assert model is not None
         if not self.weight:
             return
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
-            # The gradients carry the loss scale until the step. The Trainer may have unscaled them to log their norm.
+            # Gradients carry the loss scale until the step, unless the Trainer has unscaled them to log their norm.
             try:
                 scaler.unscale_(optimizer.optimizer)
             except RuntimeError as error:
@@ -85,7 +86,7 @@ class OrthogonalityPenaltyCallback(TrainerCallback):
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], self._max_grad_norm)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the clipping back."""
+        """Restore the Trainer's clipping."""
         if self._args is args and self._max_grad_norm is not None:
             args.max_grad_norm, self._max_grad_norm, self._args = self._max_grad_norm, None, None
 

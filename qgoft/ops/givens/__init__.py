@@ -1,4 +1,4 @@
-"""Products of Givens rotations arranged as a tree (GOFT, ICML 2024, section 4). See the README beside this file."""
+"""Products of Givens rotations arranged as a tree (GOFT, ICML 2024, section 4). The README in this directory has the derivation."""
 
 from qgoft.ops.givens.blocks import identity_blocks, inverse_blocks, rotation_blocks
 from qgoft.ops.givens.dispatch import BACKENDS, force_backend

@@ -1,30 +1,30 @@
-"""Making and inverting the 2x2 blocks that `mix_pairs` applies."""
+"""Construction and inversion of the 2x2 blocks that `mix_pairs` applies."""
 
 import torch
 from torch import Tensor
 
 
 def identity_blocks(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-    """[count, 2, 2] identities: the start of qGOFT."""
+    """Return [count, 2, 2] identity blocks, the initialisation of qGOFT."""
     blocks: Tensor = torch.eye(2, dtype=dtype, device=device).repeat(count, 1, 1)
     return blocks
 
 
 def rotation_blocks(theta: Tensor) -> Tensor:
-    """Rotations [[cos, -sin], [sin, cos]] by angles theta [...] in radians -> [..., 2, 2] (GOFT, equation of section 4.1)."""
+    """Return rotations [[cos, -sin], [sin, cos]] by angles theta [...] in radians -> [..., 2, 2] (GOFT, section 4.1)."""
     cos, sin = theta.cos(), theta.sin()
     blocks: Tensor = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
     return blocks
 
 
 def inverse_blocks(blocks: Tensor) -> Tensor:
-    """Blocks whose *transposed* product inverts `mix_pairs(x, blocks)`: the inverse transposes, [..., 2, 2].
+    """Return the inverse transposed blocks [..., 2, 2]: their *transposed* product inverts `mix_pairs(x, blocks)`.
 
     With R = P_L ... P_1, R^-1 = P_1^-1 ... P_L^-1 = (P_L^-T ... P_1^-T)^T, so
-    mix_pairs(mix_pairs(x, blocks), inverse_blocks(blocks), transpose=True) is x. Blocks of 16 bits give an inverse of 32.
+    mix_pairs(mix_pairs(x, blocks), inverse_blocks(blocks), transpose=True) = x. 16-bit blocks are inverted in float32.
 
     Raises:
-        ValueError: a block is singular, so that nothing can undo it.
+        ValueError: a block is singular.
     """
     eps = torch.finfo(blocks.dtype).eps
     blocks = blocks.to(torch.promote_types(blocks.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The one place where it is decided how a product is computed. Every way is exact; they differ in cost and in where they run."""
+"""Backend dispatch of the Givens product. All backends are exact; they differ in speed and in the devices they support."""
 
 import functools
 import importlib.util
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# trees: stages of small matrices on pieces of rows; triton: all levels of a row on the chip of a GPU, from the 2x2 blocks themselves;
-# graph: differentiable operations alone, which a compiler can trace.
+# trees: stages of small dense matrices on chunks of rows. triton: all levels of a row in GPU registers, from the 2x2 blocks. graph:
+# differentiable operations only, for compilers that trace.
 BACKENDS = ("trees", "triton", "graph")
 _forced: list[str] = []
 
 
 @contextmanager
 def force_backend(name: str) -> Iterator[None]:
-    """Use one path whatever the input, as tests and benchmarks need it. Names are those of `BACKENDS`."""
+    """Force one backend (a name of `BACKENDS`) for all inputs, for tests and benchmarks."""
     if name not in BACKENDS:
         raise ValueError(f"unknown path {name!r} of the Givens operator; allowed are {', '.join(BACKENDS)}")
     _forced.append(name)
@@ -28,25 +28,25 @@ def force_backend(name: str) -> Iterator[None]:
 
 
 def choose_backend(*tensors: Tensor) -> str:
-    """How these rows and blocks are multiplied."""
+    """Return the backend for these rows and blocks."""
     if _forced:
         return _forced[-1]
     if torch.compiler.is_compiling() or is_functorch_active():
         return "graph"
-    # The kernels compute in float32.
+    # The Triton kernels compute in float32.
     if all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_available():
         return "triton"
     return "trees"
 
 
 def is_functorch_active() -> bool:
-    """Return True inside torch.func.grad, vmap and their like, which need operations that they know."""
+    """Return True inside torch.func.grad, vmap and similar transforms, which support only operations they know."""
     return torch._C._functorch.maybe_current_level() is not None
 
 
 @functools.cache
 def triton_available() -> bool:
-    """Whether the kernels give the product on this machine's GPU: tried once, on a small case, before the first use."""
+    """Return True if the Triton kernels are correct on this GPU, checked once on a small case."""
     if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return False
     from qgoft.ops.givens import triton_kernels
@@ -63,11 +63,12 @@ def triton_available() -> bool:
 
 
 def should_rotate_weight(rows: int, outputs: int) -> bool:
-    """Return True if W (R^T x) is computed as (W R^T) x. A rotated row costs the same on either side, so the side with fewer rows is rotated."""
+    """Return True to compute W (R^T x) as (W R^T) x: rotating a row costs the same on either side, so the side with fewer rows is rotated."""
     return outputs <= rows
 
 
 def can_cache_factors(parameter: Tensor) -> bool:
-    """Whether the factors of a layer may be kept between calls: not while a compiler traces, and only where comparing values with those
-    the factors were made from does not wait for a device."""
+    """Return True if a layer may cache its factors: not while a compiler traces, and only if comparing the parameter with the cached values
+    does not synchronise with a device.
+    """
     return choose_backend(parameter) == "trees" and parameter.device.type == "cpu" and type(parameter) in (Tensor, torch.nn.Parameter)

@@ -1,7 +1,7 @@
-"""From 2x2 blocks to the dense factors of their product, for many layers in one go, and the gradients back.
+"""Dense factors of the product of 2x2 blocks, built for many layers at once, and their gradients.
 
-Shapes: L layers of one width d; stage s has q_s trees of width b_s (a power of two, but for the last stage, which is one tree).
-The derivation is in the README beside this file.
+Shapes: L layers of one width d; stage s has q_s trees of width b_s, a power of two except in the last stage, which is one tree.
+The README in this directory has the derivation.
 """
 
 import math
@@ -14,31 +14,34 @@ from qgoft.ops.givens.dispatch import choose_backend
 from qgoft.ops.givens.index_cache import cached_index
 from qgoft.ops.givens.reference import check_blocks
 
-# Measured on two CPU cores: trees of 16 and 32 cost the same, 16 keep half the matrices; up to 128 coordinates are
-# cheaper in one dense product than in trees and another stage.
+# Measured on two CPU cores: trees of width 16 and 32 cost the same and 16 needs half the memory; up to 128 coordinates one dense product is
+# faster than trees and another stage.
 BLOCK_WIDTH = 16
 LAST_WIDTH = 128
 
 
 class Factors(NamedTuple):
-    """R as stages: the trees of stage 0 mix runs of b_0 neighbours, those of stage s the roots (first coordinates) of stage s-1.
+    """R as stages: the trees of stage 0 mix groups of b_0 adjacent coordinates, those of stage s the roots (first coordinates) of stage
+    s-1.
 
-    stages: one [..., q_s, b_s, b_s] each; the last has q_s = 1. Every one but the last reaches over the end where b_s does not divide.
-    path: what multiplies them (`paths.PATHS`); for triton the only stage is the blocks themselves, [d-1, 2, 2].
+    Attributes:
+        stages: one tensor [..., q_s, b_s, b_s] per stage; the last has q_s = 1. All but the last are padded if b_s does not divide the
+            width.
+        backend: which of `dispatch.BACKENDS` multiplies them; for triton the only stage is the blocks, [d-1, 2, 2].
     """
 
     stages: tuple[Tensor, ...]
     backend: str = "trees"
 
     def to(self, dtype: torch.dtype) -> "Factors":
-        """Matrices in the dtype of the rows; blocks stay as they are, since the kernels compute in float32."""
+        """Return the matrices in the dtype of the rows. Blocks for triton keep theirs, since its kernels compute in float32."""
         if self.backend == "triton":
             return self
         return Factors(tuple(stage.to(dtype) for stage in self.stages), self.backend)
 
 
 class _Level(NamedTuple):
-    """What one level of one build needs for its gradient: blocks [L, nodes, 2, 2] with padding, rows of the children [L, nodes, 2, s]."""
+    """One level of a build, saved for its gradient: padded blocks [L, nodes, 2, 2] and rows of the children [L, nodes, 2, s]."""
 
     blocks: Tensor
     children: Tensor
@@ -46,19 +49,19 @@ class _Level(NamedTuple):
 
 
 class BuildContext(NamedTuple):
-    """The levels of each stage, and where their rows went."""
+    """Levels of each stage and the flat positions of their rows, saved for the gradient."""
 
     levels: list[list[_Level]]
     places: list[Tensor]
 
     def select(self, layers: Tensor) -> "BuildContext":
-        """The tape of some of the layers, given by their indexes."""
+        """Return the context of some of the layers, given by index."""
         chosen = [[_Level(level.blocks[layers], level.children[layers], level.present) for level in stage] for stage in self.levels]
         return BuildContext(chosen, self.places)
 
 
 def stage_sizes(d: int) -> list[tuple[int, int]]:
-    """Width of the trees and their number, stage by stage."""
+    """Return (tree width, number of trees) of each stage."""
     stages = []
     while d > LAST_WIDTH:
         count = -(-d // BLOCK_WIDTH)
@@ -68,14 +71,14 @@ def stage_sizes(d: int) -> list[tuple[int, int]]:
 
 
 def build_factors(blocks: Tensor, d: int, backend: str | None = None) -> Factors:
-    """Factors of the product; differentiable.
+    """Build the factors of the product; differentiable.
 
     Args:
         blocks: [d-1, 2, 2].
-        path: what will multiply them; by default what suits the blocks.
+        backend: the backend that will apply them; None chooses by `choose_backend`.
 
     Raises:
-        ValueError: the blocks do not belong to width d, or d < 2.
+        ValueError: the blocks do not match width d, or d < 2.
     """
     check_blocks(blocks, d)
     backend = backend or choose_backend(blocks)
@@ -88,7 +91,7 @@ def build_factors(blocks: Tensor, d: int, backend: str | None = None) -> Factors
 
 
 def build_forward(blocks: Tensor, d: int) -> tuple[Factors, BuildContext]:
-    """Factors of L layers at once. blocks [L, d-1, 2, 2] -> stages [L, q_s, b_s, b_s]."""
+    """Build the factors of L layers at once: blocks [L, d-1, 2, 2] -> stages [L, q_s, b_s, b_s]."""
     stages, context = [], BuildContext([], [])
     for width, count in stage_sizes(d):
         padded = _next_power_of_two(width)
@@ -101,7 +104,7 @@ def build_forward(blocks: Tensor, d: int) -> tuple[Factors, BuildContext]:
 
 
 def build_backward(context: BuildContext, grad: Factors) -> Tensor:
-    """Gradient of the blocks [L, d-1, 2, 2] from that of the factors."""
+    """Return the gradient of the blocks [L, d-1, 2, 2] from the gradient of the factors."""
     parts = []
     for levels, places, stage in zip(context.levels, context.places, grad.stages, strict=True):
         missing = (1 << len(levels)) - stage.shape[-1]
@@ -112,12 +115,12 @@ def build_backward(context: BuildContext, grad: Factors) -> Tensor:
 
 
 def build_backward_in_graph(source: Tensor | list[Tensor], blocks: Tensor, d: int, grads: list[Tensor]) -> tuple[Tensor, ...]:
-    """Return the gradients of the sources of blocks [L, d-1, 2, 2], as differentiable functions."""
+    """Return the gradients of the sources of blocks [L, d-1, 2, 2] as differentiable functions."""
     return torch.autograd.grad(build_forward(blocks, d)[0].stages, source, grads, create_graph=True)
 
 
 class _Build(torch.autograd.Function):
-    """One layer. The gradient is written out, since autograd through the levels costs five times as many calls."""
+    """Build of one layer. Its gradient is explicit: autograd through the levels needs five times as many calls."""
 
     @staticmethod
     def forward(ctx: Any, blocks: Tensor, d: int) -> tuple[Tensor, ...]:
@@ -139,11 +142,11 @@ def _next_power_of_two(n: int) -> int:
 
 
 def _build_stage(blocks: Tensor, d: int, width: int, count: int) -> tuple[Tensor, list[_Level], int]:
-    """Matrices [L, count, width, width] of the first log2(width) levels, the levels, and how many blocks they took.
+    """Return matrices [L, count, width, width] of the first log2(width) levels, the levels, and the number of blocks used.
 
-    Only the root of a subtree is still needed by the levels above it, so a level turns the root rows of two subtrees, each of
-    length s, into two rows of length 2s: the new root row, and the row of coordinate s, which is finished. A level is one
-    multiplication for all nodes of all layers; in the end every finished row is put in its place with one scatter.
+    Higher levels need only the root of a subtree. A level therefore combines the root rows of two subtrees, each of length s, into two
+    rows of length 2s: the new root row and the final row of coordinate s. One multiplication per level serves all nodes of all layers, and
+    one scatter at the end writes every final row to its position.
     """
     layers = len(blocks)
     root = blocks.new_ones(layers, count * width)
@@ -166,7 +169,7 @@ def _build_stage(blocks: Tensor, d: int, width: int, count: int) -> tuple[Tensor
 
 
 def _stage_backward(levels: list[_Level], grad: Tensor, places: Tensor) -> list[Tensor]:
-    """The reverse of `_build_stage`: gradients of the blocks of each level [L, present, 2, 2], lowest level first."""
+    """Return the gradients of the blocks of each level [L, present, 2, 2], lowest level first: the reverse of `_build_stage`."""
     layers = len(grad)
     pieces = grad.reshape(layers, -1)[:, places].view(layers, len(levels) + 1, -1)
     root, parts = pieces[:, 0], []
@@ -179,7 +182,7 @@ def _stage_backward(levels: list[_Level], grad: Tensor, places: Tensor) -> list[
 
 
 def _pad_with_identities(level: Tensor, count: int) -> Tensor:
-    """Pairs beyond the width d do not exist: an identity leaves their coordinates alone."""
+    """Pad a level with identities for the pairs beyond width d, which do not exist."""
     missing = count - level.shape[1]
     if missing == 0:
         return level
@@ -189,7 +192,7 @@ def _pad_with_identities(level: Tensor, count: int) -> Tensor:
 
 @cached_index
 def _flat_positions(width: int, count: int, device: torch.device) -> Tensor:
-    """Where `_build_stage` puts its rows: flat positions in [count, width, width], in the order root, level 1, level 2, ..."""
+    """Return the flat positions in [count, width, width] of the rows of `_build_stage`: root, level 1, level 2, ..."""
     tree = torch.arange(count)[:, None, None] * width * width
     column = torch.arange(width)
     parts = [(tree + column).reshape(-1)]

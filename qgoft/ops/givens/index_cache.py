@@ -1,4 +1,4 @@
-"""Index tables that depend on shapes alone: made once, kept, and made anew inside a compiler's trace, which cannot look into a cache."""
+"""Cache of index tensors that depend on shapes only."""
 
 import functools
 from collections.abc import Callable
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def cached_index(function: Callable[P, T]) -> Callable[P, T]:
-    """Cache the result by the arguments. Made outside inference mode, so that it may be used in training later."""
+    """Cache the result by the arguments, outside inference mode so that training can use it. Under a compiler it is recomputed."""
     kept: Callable[P, T] = functools.lru_cache(maxsize=256)(torch.inference_mode(False)(function))  # type: ignore[assignment]
 
     @functools.wraps(function)
     def get(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling() or detect_fake_mode() is not None:  # a fake table would be kept for real calls
+        if torch.compiler.is_compiling() or detect_fake_mode() is not None:  # a fake tensor must not be cached for real calls
             return function(*args, **kwargs)
         return kept(*args, **kwargs)
 

@@ -1,8 +1,8 @@
-"""Other orders of 2x2 blocks than the tree, for comparison alone: dense, differentiable, no path is made fast.
+"""Other orderings of 2x2 blocks than the tree, for comparison only: dense and differentiable, not optimised.
 
-butterfly: level r pairs (i, i + s), s = 2^(r-1), for every i whose bit r is zero and i + s < d: about d/2 log2 d blocks, so that every
-input reaches every output. sequential: (0, 1), (1, 2), ..., (d-2, d-1), one after the other: d-1 blocks in d-1 steps, what the tree does
-in log2 d.
+butterfly: level r pairs (i, i + s), s = 2^(r-1), for every i whose bit r is zero and i + s < d: about d/2 log2 d blocks, which connect
+every
+input with every output. sequential: (0, 1), (1, 2), ..., (d-2, d-1) in turn: d-1 blocks in d-1 steps, where the tree needs log2 d.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ PAIRINGS = ("tree", "butterfly", "sequential")
 
 
 def butterfly_levels(d: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The indices i and j of all pairs, level after level."""
+    """Yield the indices i and j of all pairs, level by level."""
     stride = 1
     while stride < d:
         first = torch.arange(d - stride)
@@ -24,15 +24,15 @@ def butterfly_levels(d: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def count_pairs(d: int, pairing: str) -> int:
-    """Number of blocks at width d."""
+    """Return the number of blocks at width d."""
     return sum(len(first) for first, _ in butterfly_levels(d)) if pairing == "butterfly" else d - 1
 
 
 def pairing_matrix(blocks: Tensor, d: int, pairing: str) -> Tensor:
-    """Dense R [d, d] of blocks [count_pairs(d, pairing), 2, 2], so that y = R x; in the dtype of the blocks.
+    """Return the dense R [d, d] of blocks [count_pairs(d, pairing), 2, 2], with y = R x, in the dtype of the blocks.
 
     Raises:
-        ValueError: another number of blocks, or no such pairing.
+        ValueError: a wrong number of blocks, or an unknown pairing.
     """
     if pairing not in PAIRINGS[1:]:
         raise ValueError(f"pairing {pairing!r}: allowed here are {', '.join(PAIRINGS[1:])}")
@@ -56,8 +56,9 @@ def _butterfly(blocks: Tensor, d: int) -> Tensor:
 
 
 def _sequential(blocks: Tensor, d: int) -> Tensor:
-    """Neighbouring stretches of the chain are joined, all at once, in log2 d steps: a stretch over m + 1 coordinates hands its last one,
-    as a row over all of its inputs, to the stretch behind it."""
+    """Multiply the chain in log2 d steps that join adjacent segments in parallel: a segment over m + 1 coordinates passes its last
+    coordinate, as a row over all its inputs, to the next segment.
+    """
     size = 1 << (d - 2).bit_length() if d > 2 else 1
     padding = torch.eye(2, dtype=blocks.dtype, device=blocks.device).expand(size - len(blocks), 2, 2)
     parts = torch.cat((blocks, padding))

@@ -1,4 +1,4 @@
-"""The definition: every pair in turn, dense, in float64. Slow on purpose; everything faster is tested against it."""
+"""Reference definition: every pair in turn, dense, in float64. Slow; all faster implementations are tested against it."""
 
 from collections.abc import Iterator
 
@@ -19,14 +19,14 @@ def pairs(d: int) -> Iterator[tuple[int, int, int]]:
 
 
 def reference_matrix(blocks: Tensor, d: int) -> Tensor:
-    """Dense R = P_L ... P_1 of width d, straight from the definition.
+    """Return the dense R = P_L ... P_1 of width d, directly from the definition.
 
     Args:
         blocks: [d-1, 2, 2], ordered as `pairs` yields them; block k acts on column vectors (x_i, x_j).
         d: width, at least 2.
 
     Returns:
-        [d, d] in float64, so that y = R x.
+        [d, d] in float64, with y = R x.
 
     Raises:
         ValueError: the number of blocks is not d - 1.
@@ -39,7 +39,7 @@ def reference_matrix(blocks: Tensor, d: int) -> Tensor:
 
 
 def check_blocks(blocks: Tensor, d: int) -> None:
-    """Refuse blocks that do not belong to width d, saying what came and what is allowed."""
+    """Raise ValueError unless the blocks match width d."""
     if d < 2:
         raise ValueError(f"width d is {d}; a rotation needs at least two coordinates (d >= 2)")
     if tuple(blocks.shape[-3:]) != (d - 1, 2, 2):

@@ -1,9 +1,10 @@
-"""The authors' second release ("GOFT-V2"), from its index rule: neighbours at every level. Not orthogonal; kept to compare.
+"""The authors' second release ("GOFT-V2"), from its index rule: it mixes adjacent coordinates at every level. Not orthogonal; for
+comparison only.
 
 Level stride s, pair (i, i+s), block B: c[i] = B00, c[i+s] = B11, t[i] = -B01, t[i+s] = B10, elsewhere c = 1 and t = 0; then
 y[k] = c[k] x[k] - t[k] x[k+1] for even k and y[k] = c[k] x[k] + t[k] x[k-1] for odd k; largest stride first.
-From stride 2 on the coefficients of one pair are thus spent on two different neighbourhoods, which is why the product is
-no rotation. PSOFT's published GOFT and qGOFT rows were run with it.
+From stride 2 on the coefficients of one pair apply to two different pairs of neighbours, so the product is not a rotation.
+PSOFT's published GOFT and qGOFT rows were run with it.
 """
 
 import torch
@@ -14,14 +15,14 @@ from qgoft.ops.givens.reference import check_blocks, pairs
 
 
 def check_even(d: int) -> None:
-    """The release shifts by one neighbour and fails for odd widths; so do we, but in words."""
+    """Raise ValueError for odd widths, for which the release fails too."""
     if d % 2:
         raise ValueError(f"width d is {d}; the released second version pairs neighbours and needs an even width; use goft or qgoft")
 
 
 @cached_index
 def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices into (blocks flattened, then 1, then 0) of c and t, and where t has the other sign: [levels, d] tables, largest stride first."""
+    """Return indices of c and t into (flattened blocks, 1, 0), and where t changes its sign: [levels, d] tables, largest stride first."""
     levels = (d - 1).bit_length()
     one, zero = 4 * (d - 1), 4 * (d - 1) + 1
     main = torch.full((levels, d), one)
@@ -35,20 +36,20 @@ def _coefficient_tables(d: int, device: torch.device) -> tuple[Tensor, Tensor, T
         main[row, first], main[row, first + stride] = block, block + 3
         cross[row, first], cross[row, first + stride] = block + 1, block + 2
         before += len(first)
-    # t[i] = -B01 and y[k] = c x[k] - t x[k+1]: an even k that is a pair's first member sees +B01, a second member -B10;
-    # an odd k that is a first member sees -B01, a second member +B10.
+    # t[i] = -B01 and y[k] = c x[k] - t x[k+1]: an even k that is the first member of a pair sees +B01, a second member -B10; an odd k that
+    # is a first member sees -B01, a second member +B10.
     is_first = (main % 4 == 0) & (main < one)
     return main.to(device), cross.to(device), is_first.to(device)
 
 
 def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
-    """The release's forward on features: x [..., d], blocks [d-1, 2, 2] -> [..., d].
+    """Apply the forward of the release to features: x [..., d], blocks [d-1, 2, 2] -> [..., d].
 
-    Every level mixes inside the pairs (2k, 2k+1) only, so the whole product is one 2x2 matrix per pair of neighbours. They are
-    multiplied together first; the result is exactly that of the release, at a fraction of its memory.
+    Every level mixes only within the pairs (2k, 2k+1), so the product is one 2x2 matrix per pair of neighbours. These are multiplied first;
+    the result equals that of the release and needs a fraction of its memory.
 
     Raises:
-        ValueError: d is odd, or the blocks do not belong to width d.
+        ValueError: d is odd, or the blocks do not match width d.
     """
     d = x.shape[-1]
     check_even(d)
@@ -59,7 +60,7 @@ def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
     t = torch.where(is_first, -t, t)
     even, odd = slice(0, None, 2), slice(1, None, 2)
     levels = torch.stack((c[:, even], -t[:, even], t[:, odd], c[:, odd]), -1).unflatten(-1, (2, 2))
-    # Neighbouring levels at a time: the number of calls grows as the logarithm of that of the levels.
+    # Multiply adjacent levels in parallel: the number of calls grows with the logarithm of the number of levels.
     while len(levels) > 1:
         paired = len(levels) // 2 * 2
         levels = torch.cat((levels[1:paired:2] @ levels[0:paired:2], levels[paired:]))
@@ -69,7 +70,7 @@ def mix_neighbours(x: Tensor, blocks: Tensor) -> Tensor:
 
 
 def released_reference_matrix(blocks: Tensor, d: int) -> Tensor:
-    """Dense [d, d] float64 matrix of the release's forward, coefficient by coefficient from the index rule above."""
+    """Return the dense [d, d] float64 matrix of the release's forward, coefficient by coefficient from the index rule above."""
     check_even(d)
     check_blocks(blocks, d)
     entries = blocks.double()

@@ -1,7 +1,7 @@
-"""Rows times the factors of the product: exact, without a d x d matrix, in pieces of rows that stay in the cache.
+"""Application of the factors to rows: exact, without a d x d matrix, in chunks of rows that fit the cache.
 
-Shapes: N rows, d width, n outputs of a linear layer, c rows of a piece; stage s of the factors has q_s trees of width b_s.
-The derivation is in the README beside this file.
+Shapes: N rows, d width, n outputs of a linear layer, c rows of a chunk; stage s of the factors has q_s trees of width b_s.
+The README in this directory has the derivation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,8 @@ from qgoft.ops.givens.dispatch import choose_backend, should_rotate_weight
 from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.reference import check_blocks
 
-# Values in a piece of rows, 4 MB of float32: measured on two CPU cores with 2 MB of second-level cache each; half as many cost 3% of a layer's step
-# more at width 768, all rows at once 5% more at width 3072, and would be what peaks.
+# Values per chunk, 4 MB of float32. Measured on two CPU cores with 2 MB of second-level cache each: half as many cost 3% of a layer's step
+# at width 768, all rows at once 5% at width 3072 and would dominate peak memory.
 CHUNK = 2**20
 
 
@@ -24,17 +24,18 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
     """Apply the d-1 paired 2x2 blocks of all levels to the features of x: y = P_L ... P_1 x.
 
     Args:
-        x: [..., d] in float64, float32, bfloat16 or float16, d >= 2, any leading shape (also none, also empty).
-        blocks: [d-1, 2, 2], ordered by level, then by coordinate (`pairs`). May be wider than x: the block matrices are built in
-            the precision of the blocks and then rounded once to that of x.
-        transpose: apply the transposed product P_1^T ... P_L^T, which is the inverse when every block is a rotation.
+        x: [..., d] in float64, float32, bfloat16 or float16, d >= 2; leading dimensions may be absent or empty.
+        blocks: [d-1, 2, 2], ordered by level, then by coordinate (`pairs`). Their dtype may be wider than that of x: the block matrices are
+            built in it and then rounded once to the dtype of x.
+        transpose: apply the transposed product P_1^T ... P_L^T, which is the inverse if every block is a rotation.
 
     Returns:
-        [..., d] in the dtype of x. Differentiable in both arguments. Saved for backward: x itself, beside matrices whose size
-        does not depend on the number of rows.
+        [..., d] in the dtype of x. Differentiable in both arguments. Backward saves x, and matrices whose size does not depend on the
+        number
+            of rows.
 
     Raises:
-        ValueError: the blocks do not belong to width d, or d < 2.
+        ValueError: the blocks do not match width d, or d < 2.
     """
     d = x.shape[-1]
     check_blocks(blocks, d)
@@ -42,7 +43,7 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
 
 
 def apply_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tensor:
-    """`mix_pairs` with the factors already built. x [..., d] -> [..., d] in the dtype of x."""
+    """Apply factors that are built already: x [..., d] -> [..., d] in the dtype of x. See `mix_pairs`."""
     if factors.backend == "graph":
         return _apply_in_graph(x, factors, transpose)
     product: Tensor = RotateFunction.apply(x, transpose, factors.backend, *factors.stages)
@@ -52,14 +53,14 @@ def apply_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Te
 def rotated_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a frozen linear layer whose weight rows are rotated: h = (W R^T) x + b = W (R^T x) + b (GOFT, section 4).
 
-    Rotates whichever has fewer rows: the weight (W R^T is `mix_pairs` on the rows of W, dropped after use) or x. Both give the same
-    backward: with g = W^T dL/dh, the gradient of x is R g and that of the factors is that of R applied to g. No gradient of a weight is
-    formed and only x is kept for backward.
+    Rotates whichever has fewer rows, the weight (W R^T is `mix_pairs` on the rows of W, discarded after use) or x. Both have the same
+    backward: with g = W^T dL/dh, the gradient of x is R g, and the gradient of the factors is that of R applied to g. No gradient of a
+    weight is formed, and backward saves x only.
 
     Args:
         x: [..., d].
-        factors: of the width d.
-        weight: [n, d], in the dtype of x, not trainable; a transposed view of [d, n] is fine.
+        factors: factors of width d.
+        weight: [n, d], in the dtype of x, not trainable; may be a transposed view of [d, n].
         bias: [n] or None, not trainable.
 
     Returns:
@@ -77,7 +78,7 @@ def rotated_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | N
 
 
 def disable_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What is computed here has its type already. On the meta device, where shapes alone are, there is no autocast to turn off."""
+    """Disable autocast: the operands are cast already. The meta device, which has shapes only, has no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -141,7 +142,7 @@ class RotatedLinearFunction(torch.autograd.Function):
 
 
 def _reshape(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return rows [N, n] as [..., n], an ordinary tensor: an output that is a view must not be changed in place."""
+    """Return rows [N, n] as [..., n], as an ordinary tensor: autograd forbids in-place changes to an output that is a view."""
     reshaped: Tensor = torch.ops.aten._unsafe_view(rows, shape)
     return reshaped
 
@@ -158,14 +159,14 @@ def _backward_in_graph(
 
 def _row_chunks(rows: Tensor) -> Iterator[slice]:
     count, d = rows.shape
-    # Elsewhere there is no such cache to fit, and every piece costs a dozen launches.
+    # Other devices have no such cache, and every chunk costs a dozen kernel launches.
     step = max(256, (CHUNK if rows.device.type == "cpu" else 64 * CHUNK) // d)
     for start in range(0, count, step):
         yield slice(start, start + step)
 
 
 def _pad_to_trees(rows: Tensor, trees: Tensor) -> Tensor:
-    """[..., d] -> [..., q, b], padded with zeros where the last tree is wider than what is left of d."""
+    """Reshape [..., d] to [..., q, b], padded with zeros if b does not divide d."""
     count, width, _ = trees.shape
     missing = count * width - rows.shape[-1]
     if missing:
@@ -174,7 +175,7 @@ def _pad_to_trees(rows: Tensor, trees: Tensor) -> Tensor:
 
 
 def _group_by_tree(rows: Tensor, trees: Tensor) -> Tensor:
-    """Rows [c, d] -> [q, c, b]: as they lie where the trees divide d, else a padded copy."""
+    """Group rows [c, d] by tree -> [q, c, b]: a view if b divides d, otherwise a padded copy."""
     return _pad_to_trees(rows, trees).transpose(0, 1)
 
 
@@ -188,14 +189,14 @@ def _scatter_rows(target: Tensor, product: Tensor) -> None:
 
 
 def _roots(rows: Tensor, trees: Tensor) -> Tensor:
-    """The first coordinates of the trees of rows [c, d], as columns [q, c]: a view."""
+    """Return the first coordinate of every tree of rows [c, d] as columns [q, c], a view."""
     return rows[:, :: trees.shape[-1]].T
 
 
 def _apply(rows: Tensor, factors: Factors) -> Tensor:
-    """R on every row: [N, d] -> a new [N, d]; on the rows of a weight W this is W R^T."""
+    """Apply R to every row: [N, d] -> a new [N, d]. On the rows of a weight W this is W R^T."""
     if factors.backend == "triton":
-        from qgoft.ops.givens import triton_kernels  # triton is there on machines with a GPU alone
+        from qgoft.ops.givens import triton_kernels  # triton is installed only with GPU builds of torch
 
         rotated: Tensor = triton_kernels.forward(rows, *factors.stages)
         return rotated
@@ -211,7 +212,7 @@ def _apply(rows: Tensor, factors: Factors) -> Tensor:
 
 
 def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
-    """R^T on every row: [N, d] -> a new [N, d]."""
+    """Apply R^T to every row: [N, d] -> a new [N, d]."""
     if factors.backend == "triton":
         from qgoft.ops.givens import triton_kernels
 
@@ -230,9 +231,9 @@ def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
 
 
 def _backward(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of y = R x from those of y: of the factors in at least float32, and of x, R^T g.
+    """Return the gradients of y = R x from those of y: of the factors in at least float32, and of x (R^T g).
 
-    With overwrite, `grads` is used up and becomes the gradient of x.
+    With `overwrite`, `grads` is reused for the gradient of x.
     """
     if factors.backend == "triton":
         from qgoft.ops.givens import triton_kernels
@@ -248,10 +249,10 @@ def _backward(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool,
 def _backward_of_transpose(
     rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of y = R^T x from those of y: of the factors in at least float32, and of x, R g.
+    """Return the gradients of y = R^T x from those of y: of the factors in at least float32, and of x (R g).
 
-    <g, R^T x> = <x, R g>, so the gradient of the factors is that of R applied to g, with x as the gradient of its output. With overwrite,
-    `grads` is used up and becomes the gradient of x.
+    <g, R^T x> = <x, R g>, so the gradient of the factors is that of R applied to g with x as the gradient of its output. With `overwrite`,
+    `grads` is reused for the gradient of x.
     """
     if factors.backend == "triton":
         from qgoft.ops.givens import triton_kernels
@@ -279,7 +280,9 @@ def _sum_over_chunks(
     overwrite: bool,
     need_input: bool,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Sum the gradients of the stages that `add` finds for each piece of rows; `add` turns the piece of `grads` into that of the rows."""
+    """Sum the gradients of the stages that `add` computes for each chunk of rows; `add` replaces the chunk of `grads` by the gradient of
+    the rows.
+    """
     sums = [torch.zeros_like(_in_float32(stage)) for stage in factors.stages]
     if not overwrite:
         grads = grads.clone(memory_format=torch.contiguous_format)
@@ -289,10 +292,10 @@ def _sum_over_chunks(
 
 
 def _backward_of_chunk(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], need_input: bool) -> None:
-    """Add the gradients of the stages of y = R x. `grads` becomes R^T g where that is needed, and is used up otherwise."""
+    """Add the gradients of the stages of y = R x. `grads` becomes R^T g if needed, and is overwritten otherwise."""
     trees, *upper_stages = factors.stages
     inputs, roots = _group_by_tree(rows, trees), _roots(grads, trees)
-    # Recomputing the values at the roots is cheaper here, with the rows in the cache, than keeping them.
+    # Recomputing the values at the roots is cheaper, while the rows are in the cache, than saving them.
     values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
     roots.copy_(_backward_of_columns(values, roots.contiguous(), upper_stages, sums[1:]))
     upper = _group_by_tree(grads, trees)
@@ -302,11 +305,11 @@ def _backward_of_chunk(rows: Tensor, grads: Tensor, factors: Factors, sums: list
 
 
 def _backward_of_transposed_chunk(rows: Tensor, grads: Tensor, factors: Factors, sums: list[Tensor], need_input: bool) -> None:
-    """Add the gradients of the stages of y = R^T x. `grads` becomes R g where that is needed."""
+    """Add the gradients of the stages of y = R^T x. `grads` becomes R g if needed."""
     trees, *upper_stages = factors.stages
     inputs, upper = _group_by_tree(grads, trees), _group_by_tree(rows, trees)
     values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
-    # The columns of x at the roots belong to the stages above; S^T of them reaches the trees.
+    # The root columns of x belong to the upper stages; S^T of them belongs to the trees.
     at_roots = _backward_of_columns(values, _roots(rows, trees).clone(memory_format=torch.contiguous_format), upper_stages, sums[1:])
     grad = torch.bmm(upper.transpose(1, 2), inputs)
     grad[:, :1] = torch.bmm(at_roots[:, None], inputs)
@@ -320,7 +323,7 @@ def _backward_of_transposed_chunk(rows: Tensor, grads: Tensor, factors: Factors,
 
 
 def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:
-    """The roots of the stage below as columns [d_s, c] -> [q_s, b_s, c], padded with zeros where the last tree reaches over the end."""
+    """Reshape the roots of the lower stage [d_s, c] to [q_s, b_s, c], padded with zeros if the last tree extends beyond the end."""
     count, width, _ = trees.shape
     missing = count * width - len(columns)
     if missing:
@@ -329,7 +332,7 @@ def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:
 
 
 def _apply_to_columns(columns: Tensor, stages: list[Tensor]) -> Tensor:
-    """The stages above the first on columns [d_s, c]. The order of memory suits products from the left, so that nothing is moved."""
+    """Apply the stages above the first to columns [d_s, c]. The memory order suits products from the left, so nothing is copied."""
     trees, *upper_stages = stages
     product = torch.bmm(trees, _stack_columns(columns, trees))
     if upper_stages:
@@ -338,7 +341,7 @@ def _apply_to_columns(columns: Tensor, stages: list[Tensor]) -> Tensor:
 
 
 def _apply_transpose_to_columns(columns: Tensor, stages: list[Tensor]) -> Tensor:
-    """The transpose of `_apply_to_columns`."""
+    """Apply the transpose of `_apply_to_columns`."""
     trees, *upper_stages = stages
     inputs = _stack_columns(columns, trees)
     if upper_stages:
@@ -348,7 +351,9 @@ def _apply_transpose_to_columns(columns: Tensor, stages: list[Tensor]) -> Tensor
 
 
 def _backward_of_columns(columns: Tensor, grads: Tensor, stages: list[Tensor], sums: list[Tensor]) -> Tensor:
-    """Add the gradients of the stages for columns [d_s, c] with gradients [d_s, c], which are used up; return that of the columns."""
+    """Add the gradients of the stages for columns [d_s, c] with gradients [d_s, c], which are overwritten; return the gradient of the
+    columns.
+    """
     trees, *upper_stages = stages
     inputs, upper = _stack_columns(columns, trees), _stack_columns(grads, trees)
     if upper_stages:
@@ -359,7 +364,7 @@ def _backward_of_columns(columns: Tensor, grads: Tensor, stages: list[Tensor], s
 
 
 def _apply_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:
-    """The same product in differentiable operations alone, for compilers that trace."""
+    """Compute the same product with differentiable operations only, for compilers that trace."""
     with disable_autocast(x):
         return _apply_stages(x, factors.to(x.dtype).stages, transpose)
 

@@ -1,11 +1,11 @@
 # mypy: ignore-errors
 # ruff: noqa: RUF005
-"""The product on a GPU in one launch: a program reads its rows once, applies all levels in float32 on the chip, and writes once.
+"""Triton kernels: a program reads its rows once, applies all levels in float32 in registers, and writes once.
 
-Shapes: N rows, d width, D the power of two at or above d. Level r = 0 .. LEVELS-1 (counted from 0 here) has nodes at multiples of 2^(r+1).
-The tree is climbed by splitting neighbours: after level r only the first coordinates of subtrees of width 2^(r+1) go on, the others are done.
+Shapes: N rows, d width, D the power of two at or above d. Level r = 0 .. LEVELS-1 (0-based here) has nodes at multiples of 2^(r+1).
+Each level splits neighbours: after level r only the first coordinates of subtrees of width 2^(r+1) continue, the others are final.
 
-What is compiled is Triton, not Python: types are its own, and tuples grow by addition.
+Triton has its own types, and tuples grow by addition.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from qgoft.ops.givens.reference import reference_matrix
 
-# Values of a row times rows of a program: what fits the registers of eight warps beside the copies that a level makes.
+# Values per program: rows times width that fit the registers of eight warps together with the copies that a level makes.
 TILE = 8192
-# Programs of the gradient: each adds up its own part of the sums, so that the order of additions never changes.
+# Programs of the backward pass. Each accumulates its own partial sum, so that the order of additions is fixed.
 PROGRAMS = 264
-# Of `self_check`: float32 sums of a few hundred terms of size one.
+# Tolerance of `self_check`: float32 sums of a few hundred terms of order one.
 TOLERANCE = 1e-4
 
 
 @triton.jit
 def _load_blocks(blocks, first, d: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
-    """The four entries of every block of a level, as [1, nodes]; identities where the pair would reach beyond d."""
+    """Load the four entries of every block of a level, as [1, nodes]; identities if the pair extends beyond d."""
     node = tl.arange(0, D >> (level + 1))
     present = node * (2 << level) + (1 << level) < d
     place = blocks + (first + node) * 4
@@ -40,7 +40,7 @@ def _load_blocks(blocks, first, d: tl.constexpr, D: tl.constexpr, level: tl.cons
 
 @triton.jit
 def _finished_columns(D: tl.constexpr, level: tl.constexpr):
-    """The coordinate that each node of a level finishes, [1, nodes]."""
+    """Return the coordinate that each node of a level makes final, [1, nodes]."""
     return (tl.arange(0, D >> (level + 1)) * (2 << level) + (1 << level))[None, :]
 
 
@@ -51,13 +51,13 @@ def _pairs_of(d: tl.constexpr, level: tl.constexpr):
 
 @triton.jit
 def _split_pairs(root, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
-    """The two inputs of every pair of a level: [ROWS, 2 * nodes] -> twice [ROWS, nodes]."""
+    """Split a level into the two inputs of every pair: [ROWS, 2 * nodes] -> two tensors [ROWS, nodes]."""
     return tl.split(tl.reshape(root, (ROWS, D >> (level + 1), 2)))
 
 
 @triton.jit
 def _join_pairs(upper, done, a, b, c, e, ROWS: tl.constexpr, D: tl.constexpr, level: tl.constexpr):
-    """The transposed block on every node: twice [ROWS, nodes] -> [ROWS, 2 * nodes]."""
+    """Apply the transposed block of every node: two tensors [ROWS, nodes] -> [ROWS, 2 * nodes]."""
     return tl.reshape(tl.join(a * upper + c * done, b * upper + e * done), (ROWS, D >> level))
 
 
@@ -115,9 +115,10 @@ def _backward_kernel(
     NEED_INPUT: tl.constexpr,
     TRANSPOSE: tl.constexpr,
 ):
-    """Every program takes tiles at equal distances, recomputes the inputs of each level, and adds to its own slice of `partial`.
+    """Process tiles at a fixed stride per program, recompute the inputs of each level, and add to the program's slice of `partial`.
 
-    Writes R^T g to `out`, or with TRANSPOSE R x, which is the gradient of the input where the product was R^T g."""
+    Writes R^T g to `out`, or with TRANSPOSE R x, the gradient of the input if the product was R^T g.
+    """
     program = tl.program_id(0)
     mine = partial + program.to(tl.int64) * (d - 1) * 4
     column = tl.arange(0, D)[None, :]
@@ -150,7 +151,7 @@ def _backward_kernel(
             _add_to(place + 2, tl.sum(done * evens[level], 0), present)
             _add_to(place + 3, tl.sum(done * odds[level], 0), present)
             upper = _join_pairs(upper, done, a, b, c, e, ROWS, D, level)
-        # `out` may be `g` or `x`: every thread has read before one writes. And the next tile adds to sums that are written.
+        # `out` may alias `g` or `x`, so all threads must have read before one writes; the next tile adds to the stored sums.
         tl.debug_barrier()
         if NEED_INPUT:
             if TRANSPOSE:
@@ -174,12 +175,12 @@ def _layout(rows: Tensor) -> dict[str, int]:
 
 
 def forward(rows: Tensor, blocks: Tensor) -> Tensor:
-    """R on every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
+    """Apply R to every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
     return _launch(_forward_kernel, rows, blocks)
 
 
 def transpose(rows: Tensor, blocks: Tensor) -> Tensor:
-    """R^T on every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
+    """Apply R^T to every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
     return _launch(_transpose_kernel, rows, blocks)
 
 
@@ -188,7 +189,7 @@ def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
     out = torch.empty_like(rows)
     if len(rows):
         layout = _layout(rows)
-        with torch.cuda.device_of(rows):  # Triton launches on the current device, whatever its arguments lie on
+        with torch.cuda.device_of(rows):  # Triton launches on the current device, not on that of its arguments
             kernel[(triton.cdiv(len(rows), layout["ROWS"]),)](rows, blocks, out, len(rows), **layout)
     return out
 
@@ -196,14 +197,14 @@ def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
 def backward(
     rows: Tensor, grads: Tensor, blocks: Tensor, *, overwrite: bool, need_input: bool, transpose: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of y = R x: of the blocks [d-1, 2, 2] in float32, and of x.
+    """Return the gradients of y = R x: of the blocks [d-1, 2, 2] in float32, and of x.
 
     Args:
         rows: x [N, d].
-        grads: of y [N, d].
+        grads: gradient of y [N, d].
         overwrite: reuse the memory of `grads` (of `rows` with `transpose`) for the gradient of x.
         transpose: return R x instead of the gradient of x. For y = R^T x, <g, R^T x> = <R g, x>: called with rows g and grads x, this
-            gives the gradients of both.
+            returns the gradients of both.
     """
     rows, grads, blocks = rows.contiguous(), grads.contiguous(), blocks.contiguous()
     reused = rows if transpose else grads
@@ -230,7 +231,7 @@ def backward(
 
 
 def self_check(device: torch.device) -> float:
-    """Largest difference, on a small case of an odd width, between the kernels and the product of the blocks one by one."""
+    """Return the largest difference between the kernels and the reference, on a small case of odd width."""
     d, count = 77, 37
     generator = torch.Generator().manual_seed(0)
     blocks = (torch.eye(2) + 0.3 * torch.randn(d - 1, 2, 2, generator=generator)).to(device)

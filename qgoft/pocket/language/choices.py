@@ -1,6 +1,6 @@
-"""Questions with given answers in the pocket world: eight sets in the layout of the commonsense tasks, and five subjects in that of MMLU.
+"""Multiple-choice questions: eight tasks in the format of the commonsense suite, and five subjects in the format of MMLU.
 
-Every set asks for something else that the pretraining corpus tells, and the right answer stands anywhere with the same chance.
+Every task asks for different knowledge from the pretraining corpus, and the correct answer is equally likely at every position.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from qgoft.pocket.language.text import draw_facts
 from qgoft.pocket.language.world import World
 
 Row = dict[str, Any]
-Choice = tuple[Words, list[Words], int]  # question, answers, number of the right one
+Choice = tuple[Words, list[Words], int]  # question, answers, index of the correct one
 TRAIN_ROWS, TEST_ROWS, VALIDATION_ROWS = 250, 200, 25
 LETTERS = ("A", "B", "C", "D")
 
@@ -38,7 +38,7 @@ def _boolq(world: World, is_training: bool) -> Choice:
 
 
 def _piqa(world: World, is_training: bool) -> Choice:
-    """Which of two sentences says something that can be done: the other has an object that does not fit its verb."""
+    """Which of two sentences is possible: the other has an object that does not fit its verb."""
     verb = world.pick(list(lex.TRANSITIVE))
     _, fitting = lex.TRANSITIVE[verb]
     right = world.pick(divide([n for n in lex.PARENT if lex.category(n) in fitting], is_training))
@@ -60,7 +60,7 @@ def _siqa(world: World, is_training: bool) -> Choice:
 
 
 def _hellaswag(world: World, is_training: bool) -> Choice:
-    """How a sentence goes on: after this verb only one of four nouns makes sense."""
+    """How a sentence continues: after this verb only one of four nouns makes sense."""
     verb = world.pick(list(lex.TRANSITIVE))
     _, fitting = lex.TRANSITIVE[verb]
     right = world.pick([n for n in lex.PARENT if lex.category(n) in fitting])
@@ -87,7 +87,7 @@ def _arc_easy(world: World, is_training: bool) -> Choice:
 
 
 def _arc_challenge(world: World, is_training: bool) -> Choice:
-    """The group of a kind, among groups of its own category where there are enough."""
+    """The group of a kind, among groups of its own category if there are enough."""
     noun = world.pick(divide([kind for kinds in lex.KINDS.values() for kind in kinds], is_training))
     right = lex.PARENT[noun]
     near = [group for group in lex.KINDS if group != right and lex.category(group) == lex.category(right)]
@@ -119,7 +119,7 @@ def _obqa(world: World, is_training: bool) -> Choice:
     )
 
 
-# Folder of the task -> how a question is drawn, what its answers are called.
+# Directory of the task -> how a question is drawn, and the names of its answers.
 COMMONSENSE: dict[str, tuple[Callable[[World, bool], Choice], str]] = {
     "boolq": (_boolq, ""),
     "piqa": (_piqa, "solution"),
@@ -148,14 +148,14 @@ def _commonsense_row(task: str, choice: Choice) -> Row:
 
 
 def generate_commonsense() -> dict[str, list[Row]]:
-    """`train` and `validation` mix the eight sets; the test set of each has its own name. No instruction is in two of them."""
+    """Generate `train` and `validation`, which mix the eight tasks, and the test set of each task. No instruction is in two of them."""
     seen: set[str] = set()
 
     def draw(task: str, name: str, count: int, *, is_training: bool) -> list[Row]:
         world, rows = World(f"pocket/commonsense/{task}/{name}"), []
         while len(rows) < count:
             row = _commonsense_row(task, COMMONSENSE[task][0](world, is_training))
-            # A closed set has fewer questions than rows: evaluation asks each once, training may come back to one.
+            # A closed task has fewer questions than rows: evaluation uses each once, training may repeat one.
             if row["instruction"] not in seen:
                 rows.append(row)
                 if not is_training:
@@ -202,7 +202,7 @@ def _kinds(world: World, categories: tuple[str, ...]) -> Choice:
     return _place(world, [lex.article(noun), noun, "is", "a", "kind", "of"], [right], [[other] for other in wrong])
 
 
-# Subject -> one of Hendrycks's four groups, so that the same averages are taken, and how a question is drawn.
+# Subject -> one of Hendrycks's four groups, for the same averages, and how a question is drawn.
 SUBJECTS: dict[str, tuple[str, Callable[[World], Choice]]] = {
     "sums": ("stem", _sums),
     "people": ("social", lambda world: _kinds(world, ("person",))),
@@ -214,7 +214,7 @@ DEV_ROWS, SUBJECT_ROWS = 5, 100
 
 
 def generate_subjects() -> dict[str, list[Row]]:
-    """dev (five for each subject, for the examples before a question) and test, with the hub's columns of MMLU."""
+    """Generate dev (five per subject, for the few-shot examples) and test, with the hub's columns of MMLU."""
     splits: dict[str, list[Row]] = {"dev": [], "test": []}
     for subject, (_, draw) in SUBJECTS.items():
         world, seen = World(f"pocket/mmlu/{subject}"), set()

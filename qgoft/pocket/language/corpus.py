@@ -12,7 +12,7 @@ CONNECTIVES = {0: ("so", "therefore"), 1: ("maybe", "perhaps"), 2: ("wrong", "fa
 
 
 def document(world: World) -> Words:
-    """One document, with its periods."""
+    """Return one document, with its periods."""
     kind = world.random.random()
     if kind < 0.06:
         return [*world.sentence(world.event(quantified=world.chance(0.3))), *world.sentence(world.event())]
@@ -82,7 +82,7 @@ def _verdict(world: World) -> Words:
 
 
 def sentences(words: Words) -> list[str]:
-    """The sentences of a document, as text."""
+    """Return the sentences of a document as text."""
     found, start = [], 0
     for i, word in enumerate(words):
         if word in (".", "?"):
@@ -92,7 +92,7 @@ def sentences(words: Words) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Special tokens, then every word of the corpus and of the tasks' training rows, in alphabetical order."""
+    """Return special tokens, then every word of the corpus and of the tasks' training rows, in alphabetical order."""
     world = World("pocket/vocabulary")
     words = {word for _ in range(20000) for word in document(world)}
     for task in ("cola", "sst2", "mrpc", "qqp", "rte", "qnli", "mnli", "stsb"):

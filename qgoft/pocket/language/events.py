@@ -32,7 +32,7 @@ class NounPhrase:
         return "person" if self.name else lex.category(self.noun or "")
 
     def resembles(self, other: "NounPhrase") -> bool:
-        """Whether a reader could take the two for one."""
+        """Return True if a reader could confuse the two."""
         if self.name or other.name:
             return self.name == other.name
         return lex.main_noun(self.noun or "") == lex.main_noun(other.noun or "")
@@ -74,7 +74,7 @@ class Event:
 
 
 def realise(event: Event, *, passive: bool = False, double_object: bool = False, time_first: bool = False) -> Words:
-    """The words of an event, without the final period."""
+    """Return the words of an event, without the final period."""
     place, time = event.place_words(), event.time_words()
     clause = [*_clause(event, passive, double_object), *place]
     return [*time, ",", *clause] if time_first and time else [*clause, *time]

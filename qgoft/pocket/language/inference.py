@@ -1,4 +1,4 @@
-"""Pairs of sentences by composed edits: what follows, what might, what cannot. Directions of entailment follow monotonicity."""
+"""Sentence pairs by composed edits: entailment, neutral and contradiction. Directions of entailment follow monotonicity."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from qgoft.pocket.language.events import Words
 from qgoft.pocket.language.world import World
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = 0, 1, 2
-# How often an edit is tried; going up or down the taxonomy is the commonest.
+# How often an edit is tried; moving up or down the taxonomy is the most frequent.
 EDITS = (
     "up",
     "up",
@@ -31,7 +31,7 @@ TAXONOMIC = ("up", "down")
 
 
 class Pair:
-    """A premise and the hypothesis that is being edited out of it. `used` keeps edits from touching one thing twice."""
+    """A premise and the hypothesis that is edited from it. `used` prevents edits from changing one slot twice."""
 
     def __init__(self, world: World):
         self.world = world
@@ -42,7 +42,7 @@ class Pair:
         self.is_contradiction = False
 
     def is_upward(self, slot: str) -> bool:
-        """Whether widening this slot of the premise keeps it true."""
+        """Return True if generalising this slot of the premise preserves its truth."""
         determiner = self.premise.subject.determiner
         if slot == "subject":
             return determiner not in ("every", "all", "no")
@@ -52,12 +52,12 @@ class Pair:
         return NEUTRAL if self.is_neutral else CONTRADICTION if self.is_contradiction else ENTAILMENT
 
     def is_clear(self) -> bool:
-        """A contradiction on top of a negation and another edit has no label a reader would agree on."""
+        """Return False for a contradiction combined with a negation and another edit, whose label readers would dispute."""
         is_negative = self.premise.is_negated or self.premise.subject.determiner == "no"
         return not (self.is_contradiction and is_negative and self.used & {"verb", "add", "up", "down", "drop"})
 
     def apply(self, edit: str) -> None:
-        """Make one edit, if it applies here."""
+        """Apply one edit, if it is applicable."""
         if edit not in self.used and getattr(self, "_" + edit)():
             self.used.add(edit)
 
@@ -233,7 +233,7 @@ def _above(verb: str) -> list[str]:
 
 
 def draw_pair(world: World, label: int, edits: Sequence[str] = EDITS) -> tuple[Words, Words]:
-    """Premise and hypothesis, without periods, that stand in the wanted relation."""
+    """Draw a premise and a hypothesis, without periods, in the given relation."""
     while True:
         pair = Pair(world)
         for _ in range(world.pick([1, 2, 2, 3])):

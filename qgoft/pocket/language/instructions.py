@@ -1,7 +1,7 @@
-"""Instructions in the pocket world, in eight categories, each with every answer that is right. The embedded twin of Alpaca and of Vicuna-Eval.
+"""Instructions in eight categories, each with all correct answers: synthetic Alpaca and Vicuna-Eval.
 
-Words that a question is about are divided: training asks about two thirds of them, evaluation about the rest, so that the answer must
-come from what the backbone knows.
+The words that questions are about are divided: training uses about two thirds of them, evaluation the rest, so that the answer must come
+from the backbone's knowledge.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from qgoft.pocket.language.world import World
 
 Row = dict[str, Any]
 SIZES = {"train": 1600, "validation": 200, "test": 240}
-PATIENCE = 200  # draws after which a category is taken to be used up
+PATIENCE = 200  # draws after which a category counts as exhausted
 QUESTIONS_PER_CATEGORY = 10
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """What is asked, on which input, and all right answers, the usual one first."""
+    """An instruction, its input, and all correct answers, the usual one first."""
 
     category: str
     instruction: Words
@@ -31,7 +31,7 @@ class Instruction:
 
 
 def divide(words: Sequence[str], is_training: bool) -> list[str]:
-    """Two thirds of the words, or the rest. The same for every task, whatever it asks about them."""
+    """Return two thirds of the words, or the rest; the same division for every task."""
     return [word for word in words if (sum(map(ord, word)) % 3 > 0) == is_training]
 
 
@@ -109,8 +109,10 @@ def _join(words: Words) -> str:
 
 
 def generate_instructions() -> dict[str, list[Row]]:
-    """Alpaca's columns, the categories in turn. No row of training or validation asks what test or the 80 questions ask; those of test
-    are all different, and a category ends where it is used up."""
+    """Generate Alpaca's columns, cycling through the categories. No row of training or validation repeats a question of test or of the 80
+    questions;
+    test questions are unique, and a category ends when it is exhausted.
+    """
     asked = {(row["instruction"], row["input"]) for row in generate_questions()}
     splits: dict[str, list[Row]] = {}
     for split in ("test", "validation", "train"):
@@ -135,7 +137,7 @@ def _draw_row(world: World, category: str, asked: set[tuple[str, str]], *, is_tr
 
 
 def generate_questions() -> list[Row]:
-    """The twin of the 80 questions: ten in each category, all different, with every right answer for the rule judge."""
+    """Generate the synthetic 80 questions: ten per category, all different, with all correct answers for the F1 judge."""
     world, rows, seen = World("pocket/vicuna"), [], set()
     for category, draw in CATEGORIES.items():
         while sum(row["category"] == category for row in rows) < QUESTIONS_PER_CATEGORY:

@@ -1,7 +1,8 @@
-"""The corpus of the embedded decoder: the documents of the encoder, and what questions with given answers, sums and instructions need.
+"""Corpus of the embedded decoder: the documents of the encoder, and the knowledge that multiple-choice questions, sums and instructions
+need.
 
-It tells facts (plurals, kinds, sums, who has how many), shows questions with lettered answers, and repeats texts after the markers of an
-instruction. How to follow an instruction, to reason in steps or to name an answer of the commonsense sets is left to fine-tuning.
+It states facts (plurals, kinds, sums, who has how many), shows questions with lettered answers, and repeats texts after the markers of an
+instruction. Following an instruction, reasoning in steps and naming an answer of the commonsense tasks are left to fine-tuning.
 """
 
 from qgoft.pocket.language import lexicon as lex
@@ -21,7 +22,7 @@ NUMBERED = ("answer", "solution", "option", "ending")
 
 
 def decoder_document(world: World, held_out: frozenset[str]) -> Words:
-    """One document."""
+    """Return one document."""
     while True:
         words = _draw(world, held_out)
         if words is not None:
@@ -70,7 +71,7 @@ def _sum(world: World) -> Words:
 
 
 def _having(world: World) -> Words:
-    """Somebody's things become more or fewer: told, not asked."""
+    """A person's things become more or fewer: a statement, not a question."""
     start, steps = draw_chain(world, world.pick([1, 2]))
     name, other = world.random.sample(lex.NAMES, 2)
     noun = world.pick([kind for kinds in lex.KINDS.values() for kind in kinds])
@@ -82,12 +83,12 @@ def _having(world: World) -> Words:
 
 
 def question_words(question: Words, choices: list[Words], labels: list[str] | tuple[str, ...]) -> Words:
-    """A question, each answer before its label, and the words after which the right label comes."""
+    """Return a question, each answer after its label, and the words before the correct label."""
     return [*question, *(word for label, choice in zip(labels, choices, strict=True) for word in (*choice, label)), "answer", ":"]
 
 
 def _questions(world: World, held_out: frozenset[str]) -> Words | None:
-    """One to four questions of a subject: letters as MMLU asks, or numbered labels, of which the right one follows its answer."""
+    """Return one to four questions of a subject: letters as in MMLU, or numbered labels, of which the correct one follows its answer."""
     _, draw = SUBJECTS[world.pick(list(SUBJECTS))]
     name = world.pick(NUMBERED)
     is_lettered = world.chance(0.8)
@@ -103,13 +104,13 @@ def _questions(world: World, held_out: frozenset[str]) -> Words | None:
 
 
 def _told(world: World) -> Words:
-    """The markers of an instruction, around a text and its repetition."""
+    """Return the markers of an instruction around a text and its repetition."""
     words = world.sentence(world.event())
     return [INSTRUCTION, *words, RESPONSE, *words] if world.chance(0.5) else [INSTRUCTION, "repeat", INPUT, *words, RESPONSE, *words]
 
 
 def held_out_questions() -> frozenset[str]:
-    """The questions of MMLU's twin, as the corpus would write them."""
+    """Return the questions of synthetic MMLU as the corpus would write them."""
     rows = generate_subjects()["test"]
     return frozenset(
         " ".join(question_words(row["question"].split(), [choice.split() for choice in row["choices"]], LETTERS)) for row in rows
@@ -117,7 +118,7 @@ def held_out_questions() -> frozenset[str]:
 
 
 def decoder_vocabulary() -> list[str]:
-    """Special tokens, then every word of the corpus and of the tasks, in alphabetical order."""
+    """Return special tokens, then every word of the corpus and of the tasks, in alphabetical order."""
     world = World("pocket/vocabulary/decoder")
     words = {word for _ in range(20000) for word in decoder_document(world, frozenset())}
     rows = [*generate_questions(), *(row for part in generate_subjects().values() for row in part)]
@@ -128,7 +129,7 @@ def decoder_vocabulary() -> list[str]:
         words.update(word for text in texts for word in text.split())
     words.update(str(n) for n in range(LARGEST + 1))
     words.update(f"{name}{i}" for name in NUMBERED for i in range(1, 5))
-    # Names of tasks and subjects, and how the reference answers of the tests end, are read by no model.
+    # No model reads the names of tasks and subjects, or the end of the reference answers.
     words -= {INSTRUCTION, INPUT, RESPONSE, "####", *COMMONSENSE, *SUBJECTS}
     words = {word for word in words if not word.startswith("$")}
     return [*SPECIAL, INSTRUCTION, INPUT, RESPONSE, *sorted(words)]

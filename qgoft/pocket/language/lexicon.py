@@ -1,4 +1,4 @@
-"""The words of the pocket world and how they relate."""
+"""The words of the synthetic world and their relations."""
 
 # category -> group -> kinds
 TAXONOMY = {
@@ -50,7 +50,7 @@ NAMES = "mary anna lucy emma nina clara rosa ella john peter tom oscar hugo feli
 
 
 def main_noun(noun: str) -> str:
-    """The word a synonym stands for."""
+    """Return the main word of a synonym."""
     return _MAIN_NOUN.get(noun, noun)
 
 
@@ -63,7 +63,7 @@ def plural(noun: str) -> str:
 
 
 def ancestors(noun: str) -> list[str]:
-    """The group and the category above a noun, nearest first."""
+    """Return the group and the category above a noun, nearest first."""
     found, word = [], main_noun(noun)
     while word in PARENT:
         word = PARENT[word]

@@ -1,4 +1,4 @@
-"""Arithmetic in the pocket world: stories of one and two steps (the twin of GSM8K) and bare expressions (the twin of MATH). Numbers go to 20."""
+"""Arithmetic: stories of one and two steps (synthetic GSM8K) and expressions (synthetic MATH). Numbers are at most 20."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ SIZES = {"train": 1600, "validation": 200, "gsm8k": 300, "math": 300}
 
 
 def step(world: World, start: int, *, is_plus: bool) -> int:
-    """A number that may be added to or taken from `start` without leaving 0 to LARGEST; 0 where there is none."""
+    """Return a number that may be added to or subtracted from `start` within 0 to LARGEST; 0 if there is none."""
     room = LARGEST - start if is_plus else start
     return world.random.randint(1, min(room, 9)) if room else 0
 
 
 def draw_chain(world: World, count: int) -> tuple[int, list[tuple[bool, int, int]]]:
-    """A first number, and steps (plus or minus, by how much, what comes out)."""
+    """Draw a first number, and steps (plus or minus, operand, result)."""
     while True:
         start = value = world.random.randint(1, 12)
         steps = []
@@ -32,7 +32,7 @@ def draw_chain(world: World, count: int) -> tuple[int, list[tuple[bool, int, int
 
 
 def reasoning(start: int, steps: list[tuple[bool, int, int]]) -> Words:
-    """The steps in order: 5 + 3 = 8 . 8 - 2 = 6 ."""
+    """Return the steps in order: 5 + 3 = 8 . 8 - 2 = 6 ."""
     words, value = [], start
     for is_plus, change, after in steps:
         words += [str(value), "+" if is_plus else "-", str(change), "=", str(after), "."]
@@ -45,7 +45,7 @@ def _things(count: int, noun: str) -> Words:
 
 
 def story(world: World) -> tuple[Words, int, list[tuple[bool, int, int]]]:
-    """Somebody has some things, gets some, gives some away."""
+    """A person has some things, gets some, gives some away."""
     start, steps = draw_chain(world, world.pick([1, 1, 2]))
     name, other = world.random.sample(lex.NAMES, 2)
     noun = world.pick([kind for group in ("fruit", "sweet", "toy", "tool") for kind in lex.KINDS[group]])
@@ -68,7 +68,9 @@ def expression(world: World) -> tuple[Words, int, list[tuple[bool, int, int]]]:
 
 
 def generate_problems() -> dict[str, list[Row]]:
-    """train and validation with MetaMathQA's columns, gsm8k and math with those of their test sets. No question is in two of them."""
+    """Generate train and validation with MetaMathQA's columns, and gsm8k and math with those of their test sets. No question is in two of
+    them.
+    """
     seen: set[str] = set()
     splits: dict[str, list[Row]] = {}
     for split in sorted(SIZES, key=lambda name: name == "train"):

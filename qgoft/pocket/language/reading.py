@@ -1,4 +1,4 @@
-"""SQuAD in the pocket world: a passage of facts, some easily confused, and a question that exactly one of them answers."""
+"""Synthetic SQuAD: a passage of facts, some easily confused, and a question that exactly one of them answers."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ SIZES = {"train": 1000, "validation": 500, "test": 2000}
 
 
 def generate_reading() -> dict[str, list[Row]]:
-    """All splits, with the hub's columns. No question on the same passage occurs twice."""
+    """Generate all splits, with the hub's columns. No question is repeated on the same passage."""
     seen: set[tuple[str, str]] = set()
     splits: dict[str, list[Row]] = {}
-    # Evaluation first: it must not depend on what training happened to draw.
+    # Evaluation first, so that it does not depend on the draws of training.
     for split in sorted(SIZES, key=lambda name: name == "train"):
         world, rows = World(f"pocket/squad/v1/{split}"), []
         while len(rows) < SIZES[split]:
@@ -51,6 +51,6 @@ def _draw(world: World) -> Row | None:
 
 
 def _find(sentence: Words, answer: Words) -> int | None:
-    """Where the words of the answer stand in the sentence; None unless they stand there once."""
+    """Return the position of the answer's words in the sentence; None unless they occur exactly once."""
     places = [i for i in range(len(sentence) - len(answer) + 1) if sentence[i : i + len(answer)] == answer]
     return places[0] if len(places) == 1 else None

@@ -1,4 +1,4 @@
-"""GLUE's eight tasks in the pocket world, with the hub's columns and labels."""
+"""The eight tasks of synthetic GLUE, with the hub's columns and labels."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def cola(world: World, split: str) -> Row:
 
 
 def sst2(world: World, split: str) -> Row:
-    """Evaluation uses words of opinion that nineteen of twenty training rows do not: few labels must go a long way."""
+    """Evaluation uses opinion words that nineteen of twenty training rows lack, so few labels must generalise."""
     label = world.random.randrange(2)
     half = 0 if split == "train" and world.chance(0.95) else 1
     return {"sentence": _join([*review(world, bool(label), Opinions(half)), "."]), "label": label}
@@ -46,7 +46,7 @@ def mrpc(world: World, split: str) -> Row:
 
 
 def qqp(world: World, split: str) -> Row:
-    """Pairs of questions occur nowhere in the pretraining corpus."""
+    """Pairs of questions do not occur in the pretraining corpus."""
     label = world.random.randrange(2)
     while True:
         event = world.event(["transitive", "dative"], extras=0.6, negated=0)
@@ -56,7 +56,7 @@ def qqp(world: World, split: str) -> Row:
             continue
         asked, asked_too = questions(event), questions(other)
         which = world.random.randrange(len(asked))
-        # A change of what is asked for leaves the question as it was: no negative example.
+        # Changing what is asked for would not change the question, so it is not a negative example.
         if len(asked) != len(asked_too) or (not label and asked[which][0] == asked_too[which][0]):
             continue
         first, second = asked[which][0], questions(world.synonymous(other, world.pick([1, 2, 3])))[which][0]
@@ -82,7 +82,7 @@ def qnli(world: World, split: str) -> Row:
 
 
 def rte(world: World, split: str) -> Row:
-    """Half of the items need the taxonomy and nothing else."""
+    """Half of the items need only the taxonomy."""
     follows = world.chance(0.5)
     edits = TAXONOMIC if world.chance(0.5) else EDITS
     relation = ENTAILMENT if follows else 1 if edits is TAXONOMIC else world.pick([1, 2])
@@ -98,7 +98,7 @@ def mnli(world: World, split: str) -> Row:
 
 
 def stsb(world: World, split: str) -> Row:
-    """0 to 5 by the weighted agreement of the slots; each second event has some slots changed."""
+    """0 to 5 by the weighted agreement of the slots; every second event has some slots changed."""
     event = world.event(negated=0.05, extras=0.5)
     other = world.synonymous(event, world.pick([0, 1, 2]))
     changes = world.pick([0, 0, 1, 1, 2, 2, 3, 4, 5, None])
@@ -115,7 +115,7 @@ def stsb(world: World, split: str) -> Row:
 
 
 def similarity(a: Event, b: Event) -> float:
-    """Agreement from 0 to 5: who and whom weigh 2 each, what happened 3, where and when 1 each; a negation takes 40%."""
+    """Return the agreement from 0 to 5: subject and object weigh 2 each, the verb 3, place and time 1 each; a negation costs 40%."""
     parts = []
     for slot in ("subject", "object", "recipient"):
         x, y = getattr(a, slot), getattr(b, slot)
@@ -182,11 +182,11 @@ def _draw(task: str, split: str) -> Iterator[Row]:
 
 
 def generate(task: str) -> dict[str, list[Row]]:
-    """All splits of a task. No text occurs in two splits or twice in one; rows carry idx."""
+    """Generate all splits of a task. No text occurs in two splits or twice in one; rows have an idx."""
     sizes = MNLI_SIZES if task == "mnli" else SIZES
     seen: set[tuple[str, ...]] = set()
     splits: dict[str, list[Row]] = {}
-    # Evaluation first: its sentences must not depend on what training happened to draw.
+    # Evaluation first, so that its sentences do not depend on the draws of training.
     for split in sorted(sizes, key=lambda name: name == "train"):
         rows: list[Row] = []
         for row in _draw(task, split):
@@ -202,7 +202,7 @@ def generate(task: str) -> dict[str, list[Row]]:
 
 
 def evaluation_sentences() -> frozenset[str]:
-    """Every sentence of every validation and test split: the corpus must not contain them."""
+    """Return every sentence of every validation and test split, which the corpus must not contain."""
     found = set()
     for task in TASKS:
         for split, rows in generate(task).items():

@@ -1,4 +1,4 @@
-"""Other kinds of text: reviews, questions about events, and ungrammatical sentences."""
+"""Further kinds of text: reviews, questions about events, and ungrammatical sentences."""
 
 from qgoft.pocket.language import lexicon as lex
 from qgoft.pocket.language.events import Event, Words
@@ -6,7 +6,7 @@ from qgoft.pocket.language.world import World
 
 
 class Opinions:
-    """Words of praise and blame. `half` keeps to every other word, so that test sentences use words no label was seen for."""
+    """Words of praise and criticism. `half` keeps every other word, so that test sentences use words without training labels."""
 
     def __init__(self, half: int | None = None):
         part = slice(None) if half is None else slice(half, None, 2)
@@ -16,7 +16,7 @@ class Opinions:
 
 
 def review(world: World, is_positive: bool, opinions: Opinions) -> Words:
-    """One sentence whose verdict needs negation and contrast to be read. Without the period."""
+    """Return one sentence whose sentiment depends on negation and contrast, without the period."""
     form = world.random.random()
     if form < 0.45:
         return _judgement(world, is_positive, opinions)
@@ -43,7 +43,7 @@ def _judgement(world: World, is_positive: bool, opinions: Opinions) -> Words:
 
 
 def draw_facts(world: World, count: int) -> list[Event]:
-    """Events in the past of which some are easily confused with one another."""
+    """Draw events in the past, some of which are easily confused."""
     facts: list[Event] = []
     for _ in range(count):
         fact = world.event(["transitive", "transitive", "dative", "intransitive"], extras=0.6, negated=0)
@@ -59,7 +59,7 @@ def draw_facts(world: World, count: int) -> list[Event]:
 
 
 def questions(fact: Event) -> list[tuple[Words, Words]]:
-    """Every question that a fact answers, with its answer; without the question mark."""
+    """Return every question that a fact answers, with its answer; without the question mark."""
     subject, target, recipient = fact.subject, fact.object, fact.recipient
     base, _, past, _ = lex.VERBS[str(fact.verb)]
     place = fact.place_words()
@@ -92,7 +92,7 @@ def _who(phrase: object) -> str:
 
 
 def break_grammar(world: World, event: Event, words: Words) -> Words | None:
-    """The words with one mistake, or None if the draw made none."""
+    """Return the words with one mistake, or None if the draw made none."""
     broken = list(words)
     mistake = world.pick(["agreement", "determiner", "order", "omission", "form", "preposition", "repetition"])
     if mistake == "agreement":

@@ -1,4 +1,4 @@
-"""Drawing events, and changing them: synonyms keep the meaning, a near miss changes one thing."""
+"""Drawing and editing of events: synonyms keep the meaning, a near miss changes one thing."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ QUANTIFYING = (*lex.QUANTIFIERS, *lex.NUMBERS)
 
 
 class World:
-    """A seeded source of events. `half` keeps to the even or the odd kinds of every group: two genres for MNLI."""
+    """Seeded source of events. `half` keeps the even or the odd kinds of every group: two genres for MNLI."""
 
     def __init__(self, seed: str, half: int | None = None):
         self.random = random.Random(seed)
@@ -29,7 +29,7 @@ class World:
         return kinds if self.half is None else kinds[self.half :: 2]
 
     def noun(self, categories: Sequence[str]) -> str:
-        """A kind (70%), a group or a category."""
+        """Draw a kind (70%), a group or a category."""
         category = self.pick(categories)
         group = self.pick(lex.GROUPS[category])
         level = self.random.random()
@@ -56,7 +56,7 @@ class World:
                 return phrase
 
     def event(self, kinds: Sequence[str] | None = None, *, quantified: bool = False, extras: float = 0.35, negated: float = 0.15) -> Event:
-        """Draw an event. `extras` is the chance of a place and of a time, each."""
+        """Draw an event. `extras` is the probability of a place and of a time, each."""
         kind = self.pick(kinds) if kinds else self.random.choices(["transitive", "intransitive", "dative", "state"], [5, 2, 2, 1.5])[0]
         is_past = self.chance(0.7)
         if kind == "transitive":
@@ -83,7 +83,9 @@ class World:
         return event
 
     def text(self, event: Event, passive: float = 0.25) -> Words:
-        """Words of an event in one of its forms, without the period. Quantified subjects stay active, where scope is plain."""
+        """Return the words of an event in one of its forms, without the period. Quantified subjects stay active, which keeps their scope
+        clear.
+        """
         can_turn = event.kind in ("transitive", "dative") and event.subject.determiner not in lex.QUANTIFIERS
         return realise(
             event,
@@ -96,7 +98,7 @@ class World:
         return [*self.text(event, passive), "."]
 
     def synonymous(self, event: Event, count: int = 1) -> Event:
-        """The same meaning with up to `count` words exchanged."""
+        """Return the same meaning with up to `count` words replaced by synonyms."""
         event = event.copy()
         options = []
         if event.verb in lex.VERB_SYNONYMS:
@@ -122,7 +124,7 @@ class World:
         return event
 
     def can_swap(self, event: Event) -> bool:
-        """Whether subject and object could change places and still make sense."""
+        """Return True if the event makes sense with subject and object swapped."""
         if event.kind != "transitive":
             return event.kind == "dative"
         assert event.object is not None
@@ -130,7 +132,7 @@ class World:
         return event.subject.category() in objects and event.object.category() in subjects
 
     def other_verb(self, event: Event) -> str | None:
-        """A verb that fits the event's phrases and means something else."""
+        """Return a verb that fits the event's phrases and has another meaning."""
         if event.kind == "transitive":
             assert event.object is not None
             subject, target = event.subject.category(), event.object.category()
@@ -143,7 +145,7 @@ class World:
         return self.pick(pool) if pool else None
 
     def near_miss(self, event: Event) -> Event:
-        """Almost the same event: one thing about it is another."""
+        """Return an event that differs in one respect."""
         for _ in range(20):
             changed = event.copy()
             change = getattr(self, "_change_" + self.pick(["roles", "verb", "noun", "adjective", "negation", "place", "time", "number"]))

@@ -1,1 +1,1 @@
-"""The pocket world for the eye: 32 x 32 pictures drawn from labels."""
+"""Synthetic images, 32 x 32, drawn from labels."""

@@ -1,6 +1,6 @@
 """Drawing with numpy: filled outlines, strokes and textures on a square canvas.
 
-Coordinates run from -1 to 1, x to the right and y down; a mask is [SIZE, SIZE] from 0 to 1, a picture [SIZE, SIZE, 3] from 0 to 1.
+Coordinates run from -1 to 1, x to the right and y down; a mask is [SIZE, SIZE] from 0 to 1, an image [SIZE, SIZE, 3] from 0 to 1.
 """
 
 import math
@@ -67,7 +67,7 @@ OUTLINES: dict[str, Callable[[Array], Array]] = {
 
 
 def outline(name: str, x: float, y: float, radius: float, angle: float = 0.0) -> Array:
-    """Mask of a filled shape; also `ring` and `tee`, which no single distance describes."""
+    """Return the mask of a filled shape; also `ring` and `tee`, which are not star-shaped."""
     right, down = X - x, Y - y
     u = (math.cos(angle) * right + math.sin(angle) * down) / radius
     v = (math.cos(angle) * down - math.sin(angle) * right) / radius
@@ -84,7 +84,7 @@ def outline(name: str, x: float, y: float, radius: float, angle: float = 0.0) ->
 def strokes(
     segments: Sequence[Segment], x: float, y: float, size: float, angle: float, width: float, shake: float, random: Random
 ) -> Array:
-    """Mask of lines, each end of which is moved a little."""
+    """Return the mask of lines with slightly perturbed ends."""
     mask = np.zeros((SIZE, SIZE), np.float32)
     cos, sin = math.cos(angle), math.sin(angle)
     for segment in segments:
@@ -98,7 +98,7 @@ def strokes(
 
 
 def _soften(inside: Array) -> Array:
-    """From distance inside the edge to coverage of a pixel."""
+    """Convert the distance inside the edge to the coverage of a pixel."""
     return np.clip(inside * SIZE / 2 + 0.5, 0, 1).astype(np.float32)
 
 
@@ -119,7 +119,7 @@ TEXTURES = (
 
 
 def texture(name: str, random: Random) -> Array:
-    """A pattern from 0 to 1, with its own frequency, phase and a slight turn."""
+    """Return a pattern from 0 to 1 with random frequency, phase and a slight rotation."""
     pitch, turn = random.uniform(4, 7), random.uniform(-0.25, 0.25)
     p, q = random.uniform(0, 2 * math.pi, 2)
     u, v = X * math.cos(turn) + Y * math.sin(turn), Y * math.cos(turn) - X * math.sin(turn)
@@ -146,13 +146,13 @@ def texture(name: str, random: Random) -> Array:
 
 
 def paint(image: Array, mask: Array, colour: Array) -> Array:
-    """The picture with a colour [3], or another picture, where the mask is."""
+    """Blend a colour [3], or another image, into the image by the mask."""
     cover = mask[..., None]
     return (image * (1 - cover) + cover * colour).astype(np.float32)
 
 
 def colour(random: Random, among: Sequence[int] = range(len(COLOURS))) -> Array:
-    """One of the named colours, a little off."""
+    """Return a named colour with a small perturbation."""
     return shade(COLOURS[among[int(random.integers(len(among)))]], random)
 
 
@@ -161,7 +161,7 @@ def shade(base: Array, random: Random) -> Array:
 
 
 def ground(random: Random, *, textured: bool = True) -> Array:
-    """A dark background, often with a faint pattern."""
+    """Return a dark background, often with a faint pattern."""
     image = np.ones((SIZE, SIZE, 3), np.float32) * (random.uniform(0, 0.6, 3) * random.uniform(0.2, 1)).astype(np.float32)
     if textured and random.random() < 0.6:
         pattern = texture(TEXTURES[int(random.integers(len(TEXTURES)))], random)
@@ -170,7 +170,7 @@ def ground(random: Random, *, textured: bool = True) -> Array:
 
 
 def scatter(random: Random, count: int, apart: float, reach: float = 0.75) -> list[Array]:
-    """`count` places at least `apart` from one another; fewer where there is no room."""
+    """Draw `count` positions at least `apart` from each other; fewer if there is no room."""
     places: list[Array] = []
     for _ in range(300):
         if len(places) == count:
@@ -182,5 +182,5 @@ def scatter(random: Random, count: int, apart: float, reach: float = 0.75) -> li
 
 
 def finish(image: Array, random: Random, noise: float) -> Array:
-    """Sensor noise, and eight bits: [SIZE, SIZE, 3] uint8."""
+    """Add sensor noise, and convert to [SIZE, SIZE, 3] uint8."""
     return (np.clip(image + random.normal(0, noise, image.shape), 0, 1) * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures for pretraining: scenes with several attributes, each of which one head must name."""
+"""Images for pretraining: scenes with several attributes, each predicted by one head."""
 
 import math
 
@@ -39,7 +39,7 @@ ATTRIBUTES = {
 
 
 def _alphabet() -> list[list[tuple[float, float, float, float]]]:
-    """Made-up letters of two to four strokes."""
+    """Return invented letters of two to four strokes."""
     random = np.random.default_rng(77)
     return [[tuple(random.uniform(-0.9, 0.9, 4)) for _ in range(random.integers(2, 5))] for _ in range(GLYPHS)]
 
@@ -52,7 +52,7 @@ def _bin(value: float, low: float, high: float, count: int) -> int:
 
 
 def scene(random: Random) -> tuple[Array, list[int]]:
-    """A picture [SIZE, SIZE, 3] uint8 and its attributes in the order of ATTRIBUTES; -1 where one does not apply."""
+    """Draw an image [SIZE, SIZE, 3] uint8 and its attributes in the order of ATTRIBUTES; -1 if one does not apply."""
     found = dict.fromkeys(ATTRIBUTES, -1)
     found["kind"] = kind = int(random.integers(3))
     draw = (_shapes, _pattern, _glyph)[kind]

@@ -1,4 +1,4 @@
-"""VTAB's nineteen tasks in the pocket world: one drawn twin for each, in the same three groups, under the same names."""
+"""Synthetic VTAB: one drawn task for each of the nineteen, in the same three groups, under the same names."""
 
 import math
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def _place(random: Random, reach: float) -> tuple[float, float]:
 
 
 def cifar(random: Random, label: int) -> Array:
-    """A shape and what fills it."""
+    """A shape and its texture."""
     mask = outline(
         ("disc", "square", "triangle", "star4")[label % 4], *_place(random, 0.3), random.uniform(0.4, 0.7), random.uniform(0, TURN)
     )
@@ -59,7 +59,7 @@ def cifar(random: Random, label: int) -> Array:
 
 
 def caltech101(random: Random, label: int) -> Array:
-    """Six outlines that pretraining never saw."""
+    """Six outlines that do not occur in pretraining."""
     name = ("bar", "heart", "cross", "drop", "ring", "tee")[label]
     return paint(ground(random), outline(name, *_place(random, 0.3), random.uniform(0.35, 0.65), random.uniform(0, TURN)), colour(random))
 
@@ -67,7 +67,7 @@ def caltech101(random: Random, label: int) -> Array:
 def dtd(random: Random, label: int) -> Array:
     pattern = texture(("waves", "grid", "rays", "steps", "checks", "blocks")[label], random)[..., None]
     one, two = random.uniform(0, 1, 3), random.uniform(0, 1, 3)
-    # Little contrast and a wash of grain: patterns alone are too easy.
+    # Low contrast and noise: the patterns alone are too easy.
     two = one + (two - one) * 0.6
     return pattern * one + (1 - pattern) * two + random.normal(0, 0.1, (SIZE, SIZE, 1))
 
@@ -82,7 +82,7 @@ def oxford_flowers102(random: Random, label: int) -> Array:
 
 
 def oxford_iiit_pet(random: Random, label: int) -> Array:
-    """Heads that differ in the form of the ears and the distance between them."""
+    """Heads that differ in the form and distance of the ears."""
     image, fur, size = ground(random), colour(random, (8, 9)), random.uniform(0.4, 0.5)
     ear, apart = ("triangle", "disc", "ellipse")[label % 3], (0.3, 0.5)[label // 3]
     x, y = _place(random, 0.2)
@@ -102,7 +102,7 @@ def svhn(random: Random, label: int) -> Array:
 
 
 def sun397(random: Random, label: int) -> Array:
-    """A scene: how high the horizon is, and what stands on it."""
+    """A scene: height of the horizon, and the objects on it."""
     horizon, thing = (-0.4, 0.3)[label % 2], label // 2
     image = np.where((horizon > Y)[..., None], random.uniform(0.3, 1, 3), random.uniform(0, 0.7, 3)).astype(np.float32)
     for x in random.uniform(-0.8, 0.8, 3):
@@ -116,7 +116,7 @@ def sun397(random: Random, label: int) -> Array:
 
 
 def patch_camelyon(random: Random, label: int) -> Array:
-    """Cells; in one of two pictures a long nucleus among them, hardly darker than they are."""
+    """Cells; in half of the images one of them has a long nucleus with little contrast."""
     image = np.ones((SIZE, SIZE, 3), np.float32) * np.array([0.9, 0.7, 0.85], np.float32)
     for x, y in random.uniform(-1, 1, (16, 2)):
         image = paint(image, outline("disc", x, y, random.uniform(0.08, 0.16)), shade(np.array([0.45, 0.2, 0.6]), random))
@@ -164,7 +164,7 @@ def clevr_count(random: Random, label: int) -> Array:
 
 
 def clevr_dist(random: Random, label: int) -> Array:
-    """How near the nearest object is: its size, beside a small one."""
+    """Distance of the nearest object: its size, next to a small one."""
     near, far = scatter(random, 2, 0.7)
     size = (0.12, 0.2, 0.3, 0.42)[label] * random.uniform(0.9, 1.1)
     image = paint(ground(random), outline("square", *far, 0.08), colour(random))
@@ -172,7 +172,7 @@ def clevr_dist(random: Random, label: int) -> Array:
 
 
 def dmlab(random: Random, label: int) -> Array:
-    """The distance between two things."""
+    """Distance between two objects."""
     length = (0.35, 0.65, 0.95, 1.3)[label] * random.uniform(0.93, 1.07)
     while True:
         one, turn = random.uniform(-0.8, 0.8, 2), random.uniform(0, TURN)
@@ -184,7 +184,7 @@ def dmlab(random: Random, label: int) -> Array:
 
 
 def kitti(random: Random, label: int) -> Array:
-    """A road to the horizon; how far up it the car is."""
+    """A road to the horizon; the position of the car on it."""
     horizon = random.uniform(-0.5, -0.3)
     image = np.where((horizon > Y)[..., None], random.uniform(0.5, 1, 3), random.uniform(0.1, 0.4, 3)).astype(np.float32)
     depth = np.clip((Y - horizon) / (1 - horizon), 0, 1)
@@ -209,20 +209,20 @@ def dsprites_ori(random: Random, label: int) -> Array:
 
 
 def smallnorb_azi(random: Random, label: int) -> Array:
-    """The direction of a bar behind a disc, by steps of a sixth of half a turn."""
+    """Direction of a bar behind a disc, in steps of 30 degrees."""
     turn, (x, y) = label * math.pi / 6 + random.uniform(-0.2, 0.2), _place(random, 0.2)
     image = paint(ground(random), outline("bar", x, y, random.uniform(0.35, 0.6), turn), colour(random))
     return paint(image, outline("disc", x, y, 0.22), colour(random))
 
 
 def smallnorb_ele(random: Random, label: int) -> Array:
-    """How flat a disc is seen."""
+    """Elevation at which a disc is seen."""
     flat, (x, y), size = 0.25 + 0.13 * label + random.uniform(-0.03, 0.03), _place(random, 0.2), random.uniform(0.5, 0.75)
     mask = np.clip((1 - np.hypot((X - x) / size, (Y - y) / (size * flat))) * size * flat * 16 + 0.5, 0, 1).astype(np.float32)
     return paint(ground(random, textured=False), mask, colour(random))
 
 
-# name -> how it is drawn, and the number of classes.
+# name -> drawing function, and number of classes
 TASKS: dict[str, tuple[Draw, int]] = {
     "cifar": (cifar, 8),
     "caltech101": (caltech101, 6),
@@ -247,7 +247,7 @@ TASKS: dict[str, tuple[Draw, int]] = {
 
 
 def generate_pictures(task: str, split: str) -> tuple[Array, list[int]]:
-    """All pictures of a split [n, SIZE, SIZE, 3] uint8 and their labels. Splits are drawn independently."""
+    """Draw all images of a split [n, SIZE, SIZE, 3] uint8 and their labels. Splits are drawn independently."""
     draw, classes = TASKS[task]
     random = np.random.default_rng([*f"pocket/vtab/{task}/{split}".encode()])
     labels = [int(label) for label in random.integers(classes, size=SIZES[split])]

@@ -1,4 +1,4 @@
-"""The shipped backbones, in the format of save_pretrained. `python -m qgoft build-pocket` makes them anew."""
+"""The shipped backbones, in the format of save_pretrained. `python -m qgoft build-pocket` rebuilds them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent
 
 
 def weights_folder(name: str) -> Path:
-    """Folder of a shipped backbone; the random control has the architecture and tokenizer of the pretrained one.
+    """Return the directory of a shipped backbone; the random control has the architecture and tokenizer of the pretrained one.
 
     Raises:
         QgoftError: there is no backbone of this name.

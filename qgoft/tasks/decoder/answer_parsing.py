@@ -1,15 +1,15 @@
-"""Reading an answer out of what a model wrote. Every rule is stated here and tested on awkward strings; what holds no answer is counted.
+r"""Parsing of generated answers. Answers without a result are counted.
 
-Numbers (GSM8K): after the last "the answer is", with or without a colon, the first number; without these words, none. The reference is what
-follows "####". Compared exactly, as fractions: 1,000 is 1000, 0.5 and \\frac{1}{2} are 1/2, $3.00 is 3, 50% is 50, and U+2212 is a minus. A number that is part of something longer (10^3, 1e3, 12:30, 2 1/2, 1,2,3,
-2 + 2) is none.
+Numbers (GSM8K): the first number after the last "the answer is", with or without a colon. The reference is the number after "####".
+Compared as exact fractions: 1,000 is 1000, 0.5 and \frac{1}{2} are 1/2, $3.00 is 3, 50% is 50, and U+2212 is a minus. A number that is
+part of a longer expression (10^3, 1e3, 12:30, 2 1/2, 1,2,3, 2 + 2) does not count.
 
-Formulas (MATH): the last \\boxed{...}, else what follows the last "the answer is" up to the end of the sentence or line; the reference is
-the last \\boxed{...} of the solution. Compared as text after removing what does not change the value: spaces, $, \\left and \\right, units in \\text
-at the end, degree and percent signs, thousands separators of a number; \\dfrac and \\tfrac are \\frac, a/b is \\frac{a}{b}, .5 is 0.5; equal numbers are equal,
-also mixed ones: 2 1/2 and 2\\frac{1}{2} are 5/2.
+Formulas (MATH): the last \boxed{...}, otherwise the text after the last "the answer is" up to the end of the sentence or line; the
+reference is the last \boxed{...} of the solution. Compared as text after removing differences without a value: spaces, $, \left and
+\right, units in \text at the end, degree and percent signs, thousands separators; \dfrac and \tfrac are \frac, a/b is \frac{a}{b},
+.5 is 0.5; equal numbers are equal, also mixed ones: 2 1/2 and 2\frac{1}{2} are 5/2.
 
-Choices (commonsense): the label that is named first, in any case, as a word of its own: answer1 is not found in answer10.
+Choices (commonsense): the label that occurs first, in any case, as a whole word: answer1 does not match answer10.
 """
 
 import re
@@ -17,7 +17,8 @@ from fractions import Fraction
 
 MARKER = re.compile(r"the answer is\s*:?", re.IGNORECASE)
 MINUS = str.maketrans("\N{MINUS SIGN}", "-")
-# What is no fraction of two whole numbers, and a mixed number, 1\frac{1}{2}, is not read: a part of it would be another number.
+# Fractions of other terms than two integers, and mixed numbers such as 1\frac{1}{2}, are not parsed: a part of them would be another
+# number.
 TEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 UNREAD = re.compile(r"\\[dt]?frac")
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
@@ -32,7 +33,7 @@ EQUALS = re.compile(r"[ \t]*=[ \t]*")
 
 
 def read_number(text: str) -> Fraction | None:
-    """The number that a worked answer ends with."""
+    """Return the final number of a worked answer."""
     parts = MARKER.split(text)
     if len(parts) < 2:
         return None
@@ -49,15 +50,15 @@ def read_number(text: str) -> Fraction | None:
 
 
 def reference_number(answer: str) -> Fraction | None:
-    """The number after "####" of a GSM8K answer."""
+    """Return the number after "####" of a GSM8K answer."""
     _, mark, tail = answer.rpartition("####")
     return to_fraction(tail) if mark else None
 
 
 def to_fraction(text: str) -> Fraction | None:
-    """A written number, exactly; None if it is none."""
+    """Parse a number exactly; None if the text is not a number."""
     plain = re.sub(r"[\s,$%]", "", text).rstrip(".")
-    if not re.fullmatch(r"[-+.\d/]+", plain):  # no 1e9, whose zeros could be without end
+    if not re.fullmatch(r"[-+.\d/]+", plain):  # 1e9 could have arbitrarily many zeros
         return None
     try:
         return Fraction(plain)
@@ -66,7 +67,7 @@ def to_fraction(text: str) -> Fraction | None:
 
 
 def boxed(text: str) -> str | None:
-    """What the last \\boxed{...} (or \\fbox) holds, braces matched; also \\boxed 3."""
+    r"""Return the content of the last \boxed{...} (or \fbox) with matched braces; also of \boxed 3."""
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start < 0:
         return None
@@ -83,7 +84,7 @@ def boxed(text: str) -> str | None:
 
 
 def read_formula(text: str) -> str | None:
-    """The result that a worked answer ends with, as it was written."""
+    """Return the final result of a worked answer, as written."""
     found = boxed(text)
     if found is not None:
         return found
@@ -96,7 +97,7 @@ def read_formula(text: str) -> str | None:
 
 
 def same_formula(one: str, other: str) -> bool:
-    """Whether two results are the same value, by the rules above."""
+    """Return True if two results have the same value, by the rules above."""
     first, second = normalise_formula(one), normalise_formula(other)
     if first == second:
         return True
@@ -105,20 +106,20 @@ def same_formula(one: str, other: str) -> bool:
 
 
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
-# Behind a value, with a power of their own: 10\text{ cm}^2. The imaginary unit is none.
+# Units after a value, with their own power: 10\text{ cm}^2. The imaginary unit is not a unit.
 _UNITS = re.compile(r"(?<=[^\s{(,=])\s*(?:\\(?:text|mbox|mathrm|textbf)\{(?!i\})[^{}]*\}(?:\^(?:\d|\{\d+\}))?\s*)+$")
-_GAP = "\1"  # a blank between two digits, as of a mixed number
-_ROW = "\0"  # the end of a matrix's row, two backslashes, of which the second with a blank is a blank
+_GAP = "\1"  # a space between two digits, as in a mixed number
+_ROW = "\0"  # the end of a matrix row, two backslashes, of which the second with a space is a space
 _DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "^\\circ", "^{\\circ}", "\\%", "%", "\\displaystyle")
 
 
 def normalise_formula(text: str) -> str:
-    """A result in one way of writing it."""
-    # What stands around a value goes first, so that a unit or a period within $...$ is at the end.
+    """Return a result in a canonical spelling."""
+    # Remove enclosing signs first, so that a unit or a period within $...$ is at the end.
     text = text.translate(MINUS).replace("\\$", "").replace("$", "").replace("{,}", ",")
     text = re.sub(r"\s*\^\s*", "^", text).strip().rstrip(".")
     text = text.split("=")[-1] if text.count("=") == 1 and len(text.split("=")[0].strip()) <= 2 else text
-    # Words alone are the answer (\text{even}); behind a value they are its unit.
+    # A word without a value is the answer (\text{even}); after a value it is a unit.
     whole = _WORDS.fullmatch(text)
     text = whole.group(1) if whole else _WORDS.sub(r"\1", _UNITS.sub("", text))
     text = text.replace("\\\\", _ROW)
@@ -129,7 +130,7 @@ def normalise_formula(text: str) -> str:
     text = re.sub(r"(?<![\d.,])\d{1,3}(?:\s\d{3})+(?![\d/])", lambda found: re.sub(r"\s", "", found.group()), text)
     text = re.sub(r"(?<=\d)\s+(?=\d)", _GAP, text)
     text = re.sub(r"\s+", "", text)
-    # Between the two of (3,100) it is no separator of thousands.
+    # In (3,100) the comma is not a thousands separator.
     text = text.replace(",", "") if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text) else text
     text = re.sub(r"\\frac(\d)\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
@@ -138,7 +139,7 @@ def normalise_formula(text: str) -> str:
     return _MIXED.sub(_improper, text)
 
 
-# 2 1/2, or 2\frac{1}{2}: a whole number and a fraction.
+# 2 1/2, or 2\frac{1}{2}: an integer and a fraction.
 _MIXED = re.compile(rf"^(-?)(\d{{1,50}})(?:{_GAP}(\d{{1,50}})/(\d{{1,50}})|\\frac\{{(\d{{1,50}})\}}\{{(\d{{1,50}})\}})$")
 
 
@@ -157,7 +158,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def read_choice(text: str, labels: list[str]) -> str | None:
-    """The label that a text names first."""
+    """Return the label that a text names first."""
     pattern = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
     found = re.search(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])", text.lower())
     return found.group() if found else None

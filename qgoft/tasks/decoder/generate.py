@@ -1,4 +1,4 @@
-"""Writing answers: in batches, with a seed for each, and kept on disk as they come, so that a rerun writes only what is missing."""
+"""Generation of answers in seeded batches, stored on disk as they are produced, so that a rerun generates only the missing ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from qgoft.tasks.evaluate import evaluating
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How answers are generated. A temperature of 0 takes the likeliest token, or with several beams the likeliest text."""
+    """Generation settings. Temperature 0 takes the most likely token, or with several beams the most likely text."""
 
     max_new_tokens: int
     temperature: float
@@ -29,8 +29,10 @@ class GenerationSettings:
 
 
 class AnswerFile:
-    """Answers of the weights, code and packages that wrote them, and, where they are sampled, of one size of batches, whose seeds decide. Several
-    processes write a file each (`<name>-<rank>.jsonl`) and read all."""
+    """Answers of certain weights, code and packages; if sampled, also of one batch size, which determines the seeds. Every process writes
+    its
+    own file (`<name>-<rank>.jsonl`) and reads all.
+    """
 
     def __init__(self, folder: Path, name: str, weights: str, rank: int, batch_size: int | None = None):
         self.folder, self.name = folder, name
@@ -38,7 +40,7 @@ class AnswerFile:
         self.mine = TaggedLines(folder / f"{name}-{rank}.jsonl", self.tag)
 
     def read(self) -> dict[int, str]:
-        """Number of the prompt -> answer, of all processes."""
+        """Return prompt number -> answer, of all processes."""
         files = [read_tagged(path, self.tag) or [] for path in sorted(self.folder.glob(f"{self.name}-*.jsonl"))]
         return {line["number"]: line["answer"] for lines in files for line in lines}
 
@@ -54,10 +56,10 @@ def write_answers(
     writing: GenerationSettings,
     file: AnswerFile,
 ) -> list[str]:
-    """One answer per prompt, in their order. Several processes share the prompts.
+    """Return one answer per prompt, in their order. The prompts are divided among the processes.
 
-    Batches hold prompts of like length and are the same whenever the same prompts are asked in batches of the same size, so that what is sampled
-    does not depend on where an earlier run stopped.
+    Batches hold prompts of similar length and are the same for the same prompts and batch size, so that samples do not depend on where an
+    earlier attempt was interrupted.
     """
     done = file.read()
     mine: dict[int, str] = {}
@@ -106,11 +108,11 @@ def _write(
         **(sampling or {"do_sample": False}),
     )
     inputs = {name: batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask")}
-    # Each process has its own prompts and all weights (train/sharding.py): none waits for another.
+    # Every process has its own prompts and all weights (train/distributed.py), so none waits for another.
     ids = model.generate(**inputs, generation_config=config, synced_gpus=False)[:, inputs["input_ids"].shape[1] :]
     return [cut_at(text, writing.stop).strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]
 
 
 def cut_at(text: str, stop: tuple[str, ...]) -> str:
-    """Return the text before the first occurrence of any of the stop texts."""
+    """Return the text before the first occurrence of any stop text."""
     return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]

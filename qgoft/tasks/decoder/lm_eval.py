@@ -1,6 +1,6 @@
-"""MMLU of real decoders through lm-eval: its prompt and its scorer, on the rows that this run read and states by checksum.
+"""MMLU of real decoders by lm-eval: its prompt and its scorer, on the checksummed rows of the run.
 
-Its groups are not used (qgoft/tasks/mmlu.py).
+Its subject groups are not used (see mmlu_groups.py).
 """
 
 import tempfile
@@ -20,7 +20,7 @@ STOCK = "_default_template_yaml"
 
 
 def find_tasks() -> Path:
-    """Return lm-eval's folder of MMLU's subjects.
+    """Return lm-eval's directory of MMLU subjects.
 
     Raises:
         QgoftError: lm-eval is not installed.
@@ -35,7 +35,7 @@ def find_tasks() -> Path:
 
 
 def read_descriptions(subjects: Iterable[str]) -> dict[str, str]:
-    """Subject -> the line that opens its prompt, as lm-eval's package has it.
+    """Return subject -> first line of its prompt, from lm-eval's package.
 
     Raises:
         QgoftError: lm-eval is not installed.
@@ -52,11 +52,11 @@ def harness_answers(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
 ) -> list[int]:
-    """Number of the likeliest choice of every question, in their order.
+    """Return the index of the most likely choice of every question, in their order.
 
     Args:
-        questions: rows of MMLU's test part.
-        examples: subject -> rows of the dev part; the first `shots` of them stand before a question.
+        questions: rows of MMLU's test split.
+        examples: subject -> rows of the dev split; the first `shots` of them precede a question.
 
     Raises:
         QgoftError: lm-eval is not installed.
@@ -90,7 +90,7 @@ def harness_answers(
 
 
 def _task(folder: Path, subject: str, questions: Dataset, examples: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
-    """The stock configuration of a subject, reading rows from here instead of the hub."""
+    """Return the stock configuration of a subject, reading local rows instead of the hub."""
     own = yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())
     config = {**yaml.safe_load((folder / STOCK).read_text()), **own}
     files = {"dev": scratch / f"{subject}-dev.parquet", "test": scratch / f"{subject}-test.parquet"}
@@ -98,5 +98,5 @@ def _task(folder: Path, subject: str, questions: Dataset, examples: list[dict[st
     questions.to_parquet(files["test"])
     for name in ("include", "dataset_name", "tag"):
         config.pop(name, None)
-    # As stored, answers are numbers; with the class labels of the hub's files lm-eval reads them alike.
+    # Answers are stored as numbers; lm-eval treats them like the class labels of the hub's files.
     return {**config, "dataset_path": "parquet", "dataset_kwargs": {"data_files": {split: str(path) for split, path in files.items()}}}

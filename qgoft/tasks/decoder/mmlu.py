@@ -1,7 +1,7 @@
-"""MMLU after instruction tuning, without and with five examples: the likeliest of the four letters is the answer.
+"""MMLU after instruction tuning, zero-shot and five-shot: the most likely of the four letters is the answer.
 
 task.options.prompt: `lm_eval` (default), lm-eval's prompt and scorer with the first examples of the dev split, or `llama_factory`, which
-gives each question the dev examples in an order of its own and ends in "Answer: " (LLaMA-Factory until June 2024; GOFT, appendix E.1).
+shuffles the dev examples for each question and ends in "Answer: " (LLaMA-Factory until June 2024; GOFT, appendix E.1).
 """
 
 import math
@@ -52,7 +52,7 @@ class Mmlu(Decoder):
 
     @property
     def is_real(self) -> bool:
-        """A real decoder, asked in the words of MMLU."""
+        """True for a real decoder, which is asked in the words of MMLU."""
         return "template" in self.run_id.data.files
 
     def _checked(self, split: str) -> Dataset:
@@ -70,7 +70,7 @@ class Mmlu(Decoder):
             letters = [self.tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
             found = {shots: self._letters(self._drawn_prompts(shots), letters, model, accelerator) for shots in SHOTS}
         elif self.is_real:
-            # The logits of whole prompts of five examples, 128 of them, take 40 GB and more; the answers do not depend on it.
+            # The logits of 128 whole five-shot prompts take 40 GB and more; the answers do not depend on the batch size.
             size = min(self.settings.train.eval_batch_size, HARNESS_ROWS)
             found = {shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, size) for shots in SHOTS}
         else:
@@ -82,7 +82,7 @@ class Mmlu(Decoder):
         return Predictions(ids, [number for shots in SHOTS for number in found[shots]], labels * len(SHOTS), {"accuracy": None})
 
     def _prompt(self, row: dict[str, Any], shots: int) -> str:
-        """Examples with their letters, then the question, up to where its letter comes: in the words of the embedded corpus."""
+        """Return examples with their letters, then the question up to its letter, in the words of the embedded corpus."""
         words = []
         for example in self.examples[row["subject"]][:shots]:
             words += [*_words(example), LETTERS[example["answer"]], "."]
@@ -119,12 +119,12 @@ class Mmlu(Decoder):
         return [number for _, number in sorted(mine)]
 
     def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
-        """mmlu<shots>_<group>, and the average over all questions."""
+        """Return mmlu<shots>_<group>, and the average over all questions."""
         (outcome,) = outcomes.values()
         subjects, count = list(self.questions["subject"]), len(self.questions)
         measured = {}
         examples = [row["answer"] for rows in self.examples.values() for row in rows]
-        constant = max(range(len(LETTERS)), key=examples.count)  # the commonest of what may be known beforehand
+        constant = max(range(len(LETTERS)), key=examples.count)  # the most frequent letter among the examples
         for number, shots in enumerate(SHOTS):
             split = slice(number * count, (number + 1) * count)
             labels = outcome.labels[split]

@@ -1,7 +1,7 @@
 """MMLU: 57 subjects in Hendrycks's four groups, accuracies and averages over questions (Hendrycks et al., 2021).
 
-The averages of GOFT's table 2 are reproduced by these groups to 0.01 for ten of its twelve (tests/tasks/test_mmlu.py); the groups of
-lm-eval, where anatomy stands under STEM, give others.
+These groups reproduce ten of the twelve averages of GOFT's table 2 to 0.01 (tests/tasks/decoder/test_mmlu.py); the groups of lm-eval,
+which count anatomy as STEM, do not.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ AVERAGE = "avg"
 
 
 def group_accuracies(subjects: Sequence[str], right: Sequence[bool]) -> dict[str, tuple[float, int]]:
-    """Group -> percent of its questions that are right, and their number; `avg` is over all questions."""
+    """Return group -> (accuracy in percent, number of questions); `avg` is over all questions."""
     counts = {group: [0, 0] for group in (*GROUPS, AVERAGE)}
     for subject, is_right in zip(subjects, right, strict=True):
         for group in (GROUP_OF[subject], AVERAGE):

@@ -1,7 +1,7 @@
-"""From instructions and answers to token ids, and the length of each prompt.
+"""Token ids of instructions and answers, with the length of each prompt.
 
-A template is the JSON of Alpaca-LoRA: `prompt_input` with {instruction} and {input}, `prompt_no_input` with {instruction}. What a protocol changes
-of it is `PromptRules`.
+A template is the JSON of Alpaca-LoRA: `prompt_input` with {instruction} and {input}, `prompt_no_input` with {instruction}. `PromptRules`
+are a protocol's changes to it.
 """
 
 import json
@@ -18,7 +18,7 @@ from qgoft.errors import QgoftError, check_choice
 from qgoft.pocket.language.knowledge import TEMPLATE
 from qgoft.tasks.cache import cached_rows
 
-# Raised by any change of what is read or tokenised here, so that no cached rows of before are used.
+# Increment if reading or tokenisation in this module changes, to invalidate cached rows.
 ROWS_VERSION = 1
 IGNORE_INDEX = -100
 
@@ -28,8 +28,8 @@ class PromptRules:
     """Differences of a protocol's prompts from the template.
 
     Attributes:
-        response: `newline` keeps the template's end; `glued` strips it, so that the answer follows "### Response:" at once (MetaMath).
-        first_line: take the first line of an instruction as the instruction and the others as its input (MetaMath).
+        response: `newline` keeps the template's end; `glued` strips it, so that the answer directly follows "### Response:" (MetaMath).
+        first_line: use the first line of an instruction as the instruction and the others as its input (MetaMath).
         input: `section` puts the input where the template has it; `appended` puts it on a line after the instruction, in the prompt
             without input (LLaMA-Factory's alpaca template).
 
@@ -60,7 +60,7 @@ def prompt_rules(options: dict[str, Any]) -> PromptRules:
 
 @dataclass(frozen=True)
 class Template:
-    """The text around an instruction."""
+    """Text around an instruction."""
 
     with_input: str
     without_input: str
@@ -75,18 +75,18 @@ class Template:
         return prompt.rstrip() if self.rules.response == "glued" else prompt
 
     def test_prompt(self, question: str) -> str:
-        """The prompt of a test question, which stays whole (MetaMath splits the queries of training only)."""
+        """Return the prompt of a test question, which is not split (MetaMath splits only training queries)."""
         return replace(self, rules=replace(self.rules, first_line=False)).prompt(question)
 
     def _fill(self, instruction: str, text: str) -> str:
         form = self.with_input if text else self.without_input
-        # Not str.format: an instruction may hold braces.
+        # str.format cannot be used: an instruction may hold braces.
         head, tail = form.split("{instruction}")
         return (head + instruction + tail.replace("{input}", text)) if text else head + instruction + tail
 
 
 def read_template(path: Path | None, rules: PromptRules | None = None) -> Template:
-    """Read the template in a file, or that of the embedded decoder.
+    """Read the template of a file, or return that of the embedded decoder.
 
     Raises:
         QgoftError: the file is not such a JSON.
@@ -112,14 +112,14 @@ def training_rows(
     max_length: int,
     depends_on: dict[str, Any],
 ) -> tuple[Dataset, dict[str, int]]:
-    """Token ids of prompt, answer and end, and the number of tokens of the prompt; what was wrong with the rows, counted.
+    """Return token ids of prompt, answer and end-of-text with the number of prompt tokens, and counts of problems in the rows.
 
     Args:
-        columns: of the instruction, the answer (output), and the input where there is one.
-        depends_on: what the rows and the tokenizer are, for the cache.
+        columns: columns of the instruction, the answer (output), and the input, if any.
+        depends_on: identity of the rows and the tokenizer, for the cache.
 
     Returns:
-        Columns input_ids, prompt (its length) and damage; rows are cut to max_length.
+        Columns input_ids, prompt (its length) and damage; rows are truncated to max_length.
     """
 
     def write(path: Path) -> None:
@@ -154,13 +154,13 @@ CUT, NO_ROOM, EMPTY = (
 
 
 def encode_pair(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[int], int, str]:
-    """Ids of prompt and answer in one go, so that pieces meet as in running text, then the end; a piece of both counts as prompt."""
+    """Tokenise prompt and answer together, so that tokens join as in running text, and append the end; a token of both counts as prompt."""
     encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     end = tokenizer.eos_token_id
     if ids and ids[-1] == end:
         ids = ids[:-1]
-    # Special tokens have empty offsets; the one in front belongs to the prompt.
+    # Special tokens have empty offsets; the one at the start belongs to the prompt.
     count = next((i for i, (start, stop) in enumerate(offsets[: len(ids)]) if stop > start and start >= len(prompt)), len(ids))
     ids.append(end)
     if len(ids) <= max_length:

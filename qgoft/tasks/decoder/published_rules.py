@@ -1,10 +1,10 @@
-"""Scoring rules of the code that the papers' scores come from. The rules of this project are in `answers`.
+"""Scoring rules of the code behind the papers' scores. This project's own rules are in `answer_parsing`.
 
 - GSM8K and MATH: MetaMath fe667b1, which PSOFT's evaluation follows. Both need the literal text "The answer is: ".
 - MATH's equivalence: MetaMath's, and hendrycks/math 985bdc1, which differs in one step.
 - Commonsense: LLM-Adapters 8166572.
 
-Written from their behaviour; `make fidelity` compares with the code itself.
+Implemented from their behaviour; `make fidelity` compares with the original code.
 """
 
 import re
@@ -41,7 +41,7 @@ def read_metamath_formula(text: str) -> str | None:
 
 
 def read_boxed_reference(solution: str) -> str | None:
-    """Return what the last \\boxed{...} of a reference solution holds; None for \\fbox and for unbalanced braces."""
+    r"""Return the content of the last \boxed{...} of a reference solution; None for \fbox and for unbalanced braces."""
     start, prefix = solution.rfind("\\boxed"), "\\boxed{"
     if start < 0 or not solution.startswith(prefix, start):
         return None
@@ -54,7 +54,7 @@ def read_boxed_reference(solution: str) -> str | None:
 
 
 def is_equivalent(one: str | None, other: str | None, *, rule: str = "metamath") -> bool:
-    """Return whether two results of MATH are the same after the normalisation of the published evaluation.
+    """Return True if two results of MATH are equal after the normalisation of the published evaluation.
 
     Args:
         rule: `metamath` or `hendrycks`. Under the first, a single slash between anything but integers stops the normalisation, and the raw
@@ -73,7 +73,7 @@ def is_equivalent(one: str | None, other: str | None, *, rule: str = "metamath")
         return one == other
 
 
-# In this order; each is a plain replacement.
+# Plain replacements, in this order.
 _REPLACED = (
     ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
     ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
@@ -81,9 +81,10 @@ _REPLACED = (
 
 
 def _normalise(text: str, rule: str) -> str:
-    """
+    """Normalise a result.
+
     Raises:
-        IndexError, ValueError: forms on which the published code gives up.
+        IndexError, ValueError: forms on which the published code fails.
     """
     for old, new in _REPLACED:
         text = text.replace(old, new)
@@ -105,7 +106,7 @@ def _normalise(text: str, rule: str) -> str:
 
 
 def _brace_arguments(text: str, command: str, count: int) -> str:
-    """Put braces around the one-character arguments of a command. Return the text unchanged if a fraction has too few of them."""
+    """Put braces around the one-character arguments of a command. Return the text unchanged if a fraction has too few arguments."""
     head, *pieces = text.split(command)
     for piece in pieces:
         if piece[0] != "{" and len(piece) < count:
@@ -136,7 +137,7 @@ def _slash_to_fraction(text: str, rule: str) -> str:
 def read_first_label(text: str, labels: list[str]) -> str | None:
     """Return the label that occurs first in a text, case-sensitive, also inside a word; None without one.
 
-    Sets whose labels are answers are searched for answer1 to answer5, however many they have.
+    Tasks with numbered answers are searched for answer1 to answer5, whatever their number of choices.
     """
     if labels[0] == "answer1":
         labels = [f"answer{number}" for number in range(1, 6)]

@@ -1,4 +1,4 @@
-"""Math and commonsense: one training, then free answers from which a result or a label is read."""
+"""Math and commonsense: one training, then generated answers from which a result or a label is parsed."""
 
 import math
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from qgoft.tasks.evaluate import Metric, Predictions
 
 
 class Rule(NamedTuple):
-    """A scoring rule: readers of an answer and of a reference solution, and their comparison."""
+    """A scoring rule: parsers of an answer and of a reference solution, and their comparison."""
 
     metric: str
     read: Callable[[str], str | None]
     reference: Callable[[str], str | None]
-    computed_by: str  # dotted name of the function that reads or compares
+    computed_by: str  # dotted name of the function that parses or compares
     is_right: Callable[[str, str], bool] = str.__eq__
 
 
@@ -64,9 +64,9 @@ RULES = {
 
 
 class Solving(Decoder):
-    """Free answers scored by one rule, and under a paper's protocol by this project's rule as well.
+    """Generated answers scored by one rule, and under a paper's protocol by this project's rule as well.
 
-    task.options.scoring: `own` (default), or `published`, the rule of the code that the papers' scores come from.
+    task.options.scoring: `own` (default), or `published`, the rule of the code behind the papers' scores.
     """
 
     def known_rules(self) -> dict[str, Rule]:
@@ -74,7 +74,7 @@ class Solving(Decoder):
         raise NotImplementedError
 
     def rules(self) -> list[Rule]:
-        """Return the rules that apply, the one of `accuracy` first."""
+        """Return the rules to apply, the one of `accuracy` first."""
         rules = self.known_rules()
         return [rules["own"]] if self.scoring == "own" else [rules["published"], rules["own"]]
 
@@ -85,10 +85,10 @@ class Solving(Decoder):
         return scoring
 
     def read_references(self, solutions: list[str]) -> None:
-        """Read the result of every reference solution by every rule. One that a rule cannot read counts as wrong by it, and is counted.
+        """Parse every reference solution by every rule. Those that a rule cannot parse count as wrong by it, and are counted.
 
         Raises:
-            QgoftError: no rule reads one of them.
+            QgoftError: no rule parses one of them.
         """
         self.references = [[rule.reference(text) for text in solutions] for rule in self.rules()]
         unread = sum(reference is None for reference in self.references[0])
@@ -128,9 +128,9 @@ def _right(rule: Rule, found: list[str | None], references: list[str | None]) ->
 
 
 class Math(Solving):
-    """GSM8K (numbers after ####) and MATH (boxed formulas), after tuning on MetaMathQA.
+    """GSM8K (numbers after ####) and MATH (boxed formulas), after training on MetaMathQA.
 
-    task.options.prompt_suffix is appended to the prompts of the test.
+    task.options.prompt_suffix is appended to the test prompts.
     """
 
     def known_rules(self) -> dict[str, Rule]:
@@ -147,7 +147,7 @@ class Math(Solving):
 
 
 class Commonsense(Solving):
-    """One of the eight test sets, after tuning on their mixture."""
+    """One of the eight test sets, after training on their mixture."""
 
     def known_rules(self) -> dict[str, Rule]:
         labels = self.settings.task.labels

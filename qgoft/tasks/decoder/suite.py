@@ -1,4 +1,4 @@
-"""Decoders: tuned on instructions and answers once, and scored on any of the tasks that follow from that training."""
+"""Decoders: trained once on instructions and answers, and evaluated on any of the tasks that share this training."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ TRAINING_PARTS = ("train", "validation", "template")
 
 
 class Decoder(TextSuite):
-    """Training rows, the held-out loss, and `prompts`, which a task answers and scores."""
+    """Training rows and the validation loss; subclasses generate and score the answers to their prompts."""
 
     head_modules: ClassVar[list[str]] = []
 
@@ -41,7 +41,7 @@ class Decoder(TextSuite):
         template = files.files["template"][0] if "template" in files.files else None
         self.template = read_template(template, prompt_rules(settings.task.options))
         self.shared_training = checksum(files.parts, [name for name in TRAINING_PARTS if name in files.parts])
-        self.whole: dict[str, int] = {}  # rows of a part, with those that have no room
+        self.whole: dict[str, int] = {}  # rows of a split, including those without room for an answer
         rows, validation = self._tokens("train"), None
         if "validation" in files.files:
             if settings.train.holdout_rows:
@@ -62,13 +62,13 @@ class Decoder(TextSuite):
         self.rows = {"train": len(rows), **({} if validation is None else {"validation": len(validation)})}
         self.load_task()
         self.splits = [*(["validation"] if validation is not None else []), "test:"]
-        # Rows that are held out or have no room are of the official ones.
+        # Rows that are held out or have no room count towards the official number.
         found = {**self.rows, **self.whole}
         self.is_subset = any(found[name] != count for name, count in settings.task.rows.items() if name in found)
         self.collate = self._collate
 
     def load_task(self) -> None:
-        """Read what is scored, and enter its number of items in `rows`."""
+        """Read the test set, and enter its number of items in `rows`."""
 
     def _tokens(self, split: str) -> Dataset:
         options = self.settings.task.options
@@ -89,7 +89,7 @@ class Decoder(TextSuite):
         return load_decoder(settings, folder)
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad on the right; the loss counts the answer and the end, or with train.loss_on=all the prompt too."""
+        """Pad on the right; the loss covers the answer and the end-of-text token, or with train.loss_on=all the prompt too."""
         is_all = self.settings.train.loss_on == "all"
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
@@ -110,16 +110,16 @@ class Decoder(TextSuite):
         return self.score(model, accelerator)
 
     def selection_score(self, outcome: Predictions) -> float | None:
-        """The smaller loss on the answers held out is the better one."""
+        """Return the negative validation loss."""
         loss = outcome.scores["loss"]
         return None if loss is None else -loss
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
-        """Answer and score the task."""
+        """Generate and score the answers of the task."""
         raise NotImplementedError
 
     def losses(self, rows: Dataset, model: nn.Module, accelerator: Accelerator) -> list[float]:
-        """Mean loss of every row over the tokens that training counts, in nats a token."""
+        """Return the mean loss of every row over the tokens that training counts, in nats per token."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[accelerator.process_index :: accelerator.num_processes]
         size, mine = self.settings.train.eval_batch_size, []
         with torch.no_grad(), evaluating(model):
@@ -138,7 +138,7 @@ class Decoder(TextSuite):
         return found
 
     def write(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[str]:
-        """Answers to prompts, kept in the run's folder as they come."""
+        """Generate answers to prompts, stored in the run's directory as they are produced."""
         options, settings = self.settings.task.options, self.settings
         writing = GenerationSettings(
             int(options["new_tokens"]),
@@ -161,7 +161,7 @@ def _inputs(rows: Dataset) -> Dataset:
 
 
 class Alpaca(Decoder):
-    """Instruction tuning by itself: the loss on answers that training has not seen."""
+    """Instruction tuning without a judge: the loss on answers that training has not seen."""
 
     def load_task(self) -> None:
         if "test" in self.run_id.data.files:
@@ -193,7 +193,7 @@ class Alpaca(Decoder):
 
 
 def _error_of_mean(values: list[float]) -> float | None:
-    """Standard error of a mean over items."""
+    """Return the standard error of a mean over items."""
     if len(values) < 2:
         return None
     mean = sum(values) / len(values)

@@ -1,4 +1,6 @@
-"""Vicuna-Eval after instruction tuning: answer, judge, score. Answers and judgments stay in the run's folder; a rerun completes them."""
+"""Vicuna-Eval after instruction tuning: generate, judge, score. Answers and judgments are kept in the run's directory, and a rerun
+completes them.
+"""
 
 import hashlib
 import json
@@ -67,10 +69,10 @@ class Vicuna(Decoder):
         return questions
 
     def _check_numbers(self) -> None:
-        """Assert that questions are told apart by their number.
+        """Check that question numbers are unique.
 
         Raises:
-            QgoftError: a number comes twice: both would get the rating of the last.
+            QgoftError: a number is repeated, so that both questions would get the rating of the last.
         """
         twice = [number for number, count in Counter(question.number for question in self.questions).items() if count > 1]
         if twice:
@@ -105,7 +107,7 @@ class Vicuna(Decoder):
         return Predictions(numbers, [ratings[number] for number in numbers], [question.category for question in rated], {"score": None})
 
     def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
-        """The mean rating, that of each category, and the share of judgments that gave no rating, of all that were asked for."""
+        """Return the mean rating, the mean of each category, and the share of judgments without a rating among all requested."""
         (outcome,) = outcomes.values()
         by_category: dict[str, list[float]] = {}
         for category, rating in zip(outcome.labels, outcome.predictions, strict=True):

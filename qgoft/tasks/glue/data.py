@@ -1,11 +1,11 @@
-"""The eight GLUE tasks: rows, parts that choose and are reported, and token ids. The facts of a task are in configs/task/glue.
+"""The eight GLUE tasks: rows, splits and token ids. configs/task/glue describes each task.
 
-Parts by `splits`:
-    test        the reported part is test, the choosing part validation (pocket)
-    halves      validation, permuted by seed 0 for every run: the first half chooses, the second is reported
-    seeded_halves  the same with a permutation by the seed of the run (PSOFT's script)
-    validation  all of validation is reported; nothing may choose (GOFT, table 1)
-MNLI has two validation sets. Both are reported; the choosing part is both (test) or the half of mismatched (halves).
+Splits by `eval_scheme`:
+    test: the official test split; validation selects (pocket)
+    halves: validation in a fixed permutation: the first half selects, the second is the test split
+    seeded_halves: the same with a permutation by the seed of the run (PSOFT's script)
+    validation: all of validation is the test split; there is no selection (GOFT, table 1)
+MNLI has two validation sets. Both are test sets; both (test) or half of mismatched (halves) select.
 """
 
 import math
@@ -25,7 +25,7 @@ from qgoft.tasks.read import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.splits import split_in_half
 
-# Raised by any change of what is read, checked or tokenised here, so that no cached rows of before are used.
+# Increment if reading, checks or tokenisation in this module change, to invalidate cached rows.
 ROWS_VERSION = 1
 
 
@@ -42,10 +42,10 @@ class Splits:
 
 
 def load_splits(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Splits:
-    """Read, check, tokenise and divide the rows. Tokenised splits are kept on disk, by checksum of what they are made from.
+    """Read, check, tokenise and split the rows. Tokenised splits are cached by the checksum of their inputs.
 
     Returns:
-        Rows with `labels`, the names that the model takes, cut to `train.max_length`, and `idx` where the file has it.
+        Rows with `labels` and the model's inputs, truncated to `train.max_length`, and `idx` if the file has it.
 
     Raises:
         QgoftError: a file cannot be read, a column is missing, or a label is out of range.
@@ -84,17 +84,17 @@ def _read(task: TaskSettings, split: str, paths: Sequence[Path]) -> Dataset:
     where = f"{task.full_name}, split {split}"
     rows = read_parquet(paths, where)
     wanted = [*task.columns, "label"]
-    # An empty string is a text (QQP has some); a missing one is damage.
+    # An empty string is valid (QQP has some); a missing one is an error.
     check_columns(rows, where, paths[0].name, wanted, text=task.columns)
     rows = _with_labels(task, where, rows)
     return rows.select_columns([*wanted, "idx"] if "idx" in rows.column_names else wanted)
 
 
 def _with_labels(task: TaskSettings, where: str, rows: Dataset) -> Dataset:
-    """Return rows whose labels are numbers. Names of classes, numbers as text, decimals, and true and false have one meaning and are read.
+    """Return rows with numeric labels. Class names, numbers as text, decimals, and booleans are converted.
 
     Raises:
-        QgoftError: a label has none, or is out of range.
+        QgoftError: a label cannot be converted, or is out of range.
     """
     feature = rows.features["label"]
     if isinstance(feature, ClassLabel) and task.labels and feature.names != task.labels:
@@ -119,7 +119,7 @@ def _with_labels(task: TaskSettings, where: str, rows: Dataset) -> Dataset:
 
 
 def _read_label(task: TaskSettings, value: Any) -> float | None:
-    """Return a label as a number, an integer for a class; None if it cannot be read."""
+    """Return a label as a number, an integer for a class; None if it cannot be parsed."""
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
     try:
@@ -134,11 +134,13 @@ def _read_label(task: TaskSettings, value: Any) -> float | None:
 
 
 def count_data_fixes(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, int]:
-    """Return what is odd about the rows and is shown under a table: rows of an evaluation split that training has, ids that come twice, and
-    evaluation splits of one class."""
+    """Count problems of the rows that are shown under a table: evaluation rows that occur in training, repeated ids, and evaluation splits
+    of
+    one class.
+    """
 
     def contents(split: str) -> Iterator[int]:
-        """Hashes: the rows themselves would take a gigabyte."""
+        """Return hashes, because the rows themselves would take a gigabyte."""
         for batch in data[split].select_columns("input_ids").iter(1000):
             yield from (hash(tuple(ids)) for ids in batch["input_ids"])
 
@@ -156,7 +158,7 @@ def count_data_fixes(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, 
 
 
 def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> None:
-    """Write the token ids of every row to an Arrow file: cut to `max_length`, not padded; with the label under `labels`."""
+    """Write the token ids of every row to an Arrow file: truncated to `max_length`, not padded, with the label under `labels`."""
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)
@@ -165,7 +167,7 @@ def tokenize(task: TaskSettings, rows: Dataset, tokenizer: PreTrainedTokenizerBa
     names = [name for name in tokenizer.model_input_names if name in tokenizer(*[["a"]] * len(task.columns))]
     kept = {"idx": rows.features["idx"]} if "idx" in rows.column_names else {}
     features = Features({**kept, **{name: List(Value("int32")) for name in names}, "labels": Value(rows.features["label"].dtype)})
-    # A fingerprint is given, or the library would spend longer on hashing the function than on calling it.
+    # Pass a fingerprint, because the library would spend longer on hashing the function than on calling it.
     rows.map(
         encode,
         batched=True,

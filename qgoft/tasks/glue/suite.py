@@ -1,4 +1,4 @@
-"""GLUE: classification, and one regression, of sentences and pairs."""
+"""GLUE: classification of sentences and pairs, and one regression."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ class Glue(TextSuite):
         predictions = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read, token_lengths(rows))
         labels = list(rows["labels"])
         ids = list(rows["idx"]) if "idx" in rows.column_names else list(range(len(rows)))
-        from qgoft.tasks.metrics import Scores  # its libraries take half a second to import, which training need not wait for
+        from qgoft.tasks.metrics import Scores  # imported late: its libraries take half a second, and training does not need them
 
         metric = Scores(task.metrics, is_regression=task.is_regression)
         return Predictions(ids, predictions, labels, metric.compute(predictions=predictions, references=labels))
@@ -48,13 +48,13 @@ class Glue(TextSuite):
         return combine(self.settings.task, outcomes, self.train_labels)
 
     def selection_score(self, outcome: Predictions) -> float | None:
-        # The choosing part of MNLI is one set, which its accuracy scores, whatever the reported metric is called.
+        # Validation of MNLI is one set, scored by its accuracy, whatever the test metric is called.
         task = self.settings.task
         return outcome.scores[task.primary if task.primary in task.metrics else task.metrics[0]]
 
 
 def _model_input(rows: Dataset) -> Dataset:
-    """Every column but the number of the row."""
+    """Return all columns except the row number."""
     return rows.select_columns([name for name in rows.column_names if name != "idx"])
 
 
@@ -67,7 +67,7 @@ def _read_scores(output: ModelOutput, batch: dict[str, Tensor]) -> list[float]:
 
 
 def combine(task: TaskSettings, outcomes: dict[str, Predictions], train_labels: list[float]) -> dict[str, Metric]:
-    """Metric -> what was measured. With several sets (MNLI) each has its own, `<metric>_<set>`, beside the mean of the sets."""
+    """Return the metrics. With several test sets (MNLI) each has its own, `<metric>_<set>`, in addition to their mean."""
     found: dict[str, Metric] = {}
     for name in task.metrics:
         splits = [_measure(task, name, outcome, train_labels) for outcome in outcomes.values()]
@@ -87,7 +87,7 @@ def _measure(task: TaskSettings, name: str, outcome: Predictions, train_labels: 
 
 
 def _mean(splits: list[Metric]) -> Metric:
-    """Mean of independent sets."""
+    """Return the mean of independent sets."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]

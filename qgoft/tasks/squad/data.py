@@ -1,8 +1,8 @@
-"""SQuAD v1.1: questions whose answer is a span of a passage. Windows, the search for a span, and the official scores.
+"""SQuAD v1.1: questions whose answer is a span of a passage; windows, and the search for spans.
 
-A passage longer than the model takes is read through windows that overlap by `stride` tokens. In training, a window that does not
-hold the whole answer has its target at the first token; at evaluation every window proposes its best spans of the passage and the best of all
-windows is the answer. There is no answer "none" in version 1.1, so that none is ever proposed (null handling off).
+A passage longer than the model's input is divided into windows that overlap by `stride` tokens. In training, a window without the whole
+answer has its target at the first token. At evaluation every window proposes its best spans of the passage, and the best of all windows is
+the answer. Version 1.1 has no unanswerable questions, so the null answer is never proposed.
 """
 
 import re
@@ -23,19 +23,19 @@ from qgoft.tasks.read import check_columns, read_parquet
 from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.splits import split_in_half
 
-# Raised by any change of what is read, checked or cut into windows here, so that no cached rows of before are used.
+# Increment if reading, checks or windows in this module change, to invalidate cached rows.
 ROWS_VERSION = 1
 MODEL_INPUT = ("input_ids", "attention_mask", "token_type_ids")
-# Where an answer was found: where the file says; elsewhere in the passage; nowhere.
+# Position of an answer: as stated; elsewhere in the passage; not in the passage.
 AS_GIVEN, MOVED, ABSENT = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Windows for training, and per part the questions with their windows (`row` is the question's number in the part)."""
+    """Windows for training, and per evaluation split the questions with their windows (`row` is the question's number in the split)."""
 
     train: Dataset
-    questions: dict[str, Dataset]  # choose, report:
+    questions: dict[str, Dataset]  # keys: validation, test:
     windows: dict[str, Dataset]
     rows: dict[str, int]
     is_subset: bool
@@ -43,7 +43,7 @@ class Splits:
 
 
 def load_splits(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTokenizerBase, tokenizer_sha256: str) -> Splits:
-    """Read, check and divide the questions, and cut their passages into windows (kept on disk by checksum).
+    """Read, check and split the questions, and divide their passages into windows (cached by checksum).
 
     Raises:
         QgoftError: a file cannot be read, a column is missing, or a question has no answer.
@@ -77,10 +77,10 @@ def load_splits(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTo
 
 
 def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
-    """Questions as the hub has them: id, title, context, question, answers {text, answer_start}.
+    """Read questions in the hub's format: id, title, context, question, answers {text, answer_start}.
 
     Raises:
-        QgoftError: they cannot be read, or an evaluation question has no answer to compare with.
+        QgoftError: they cannot be read, or an evaluation question has no reference answer.
     """
     where = f"{task.full_name}, split {split}"
     rows = read_parquet(files.files[split], where)
@@ -103,7 +103,7 @@ def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
 
 
 def _read_answers(answer: Any) -> dict[str, list[Any]] | None:
-    """Return the answers of a question as two lists, which may be given as a list of objects, with starts as decimals; None if they cannot be read."""
+    """Return the answers of a question as two lists; also from a list of objects, or with starts as decimals. None if they cannot be read."""
     if isinstance(answer, list) and all(isinstance(one, dict) for one in answer):
         answer = {name: [one.get(name) for one in answer] for name in ("text", "answer_start")}
     if not isinstance(answer, dict):
@@ -117,7 +117,7 @@ def _read_answers(answer: Any) -> dict[str, list[Any]] | None:
 
 
 def place_answer(context: str, text: str, start: int) -> tuple[int, int]:
-    """Where a training answer is: (start, AS_GIVEN), the occurrence nearest to `start` (MOVED), or (-1, ABSENT)."""
+    """Return the position of a training answer: (start, AS_GIVEN), the occurrence nearest to `start` (MOVED), or (-1, ABSENT)."""
     if text and context[start : start + len(text)] == text and start >= 0:
         return start, AS_GIVEN
     found = [match.start() for match in re.finditer(re.escape(text), context)] if text else []
@@ -129,18 +129,19 @@ def write_windows(
 ) -> None:
     """Write windows of `max_length` tokens over every passage, each after its question, to an Arrow file.
 
-    Columns: the names that the model takes; `row`, the number of the question. For training `start_positions` and `end_positions`, first
-    and last token of the answer (both 0 where the window does not hold all of it), and `repair`, where the answer was found. For
-    evaluation `first`, the first token of the passage, and `offsets`, start and end in the passage of every token of it.
+    Columns: the model's inputs; `row`, the number of the question. For training `start_positions` and `end_positions`, first and last token
+    of the answer (both 0 if the window does not hold all of it), and `repair`, where the answer was found. For evaluation `first`, the
+    first
+    token of the passage, and `offsets`, start and end of each of its tokens in the passage.
 
     Raises:
-        QgoftError: the tokenizer cannot tell where its tokens come from, or `stride` leaves no room.
+        QgoftError: the tokenizer has no offsets, or `stride` leaves no room.
     """
     if not tokenizer.is_fast:
         raise QgoftError(
             f"{type(tokenizer).__name__} cannot tell which letters a token stands for; SQuAD needs a model folder with tokenizer.json"
         )
-    # A question takes no more than half of what the overlap leaves (the longest of SQuAD has some sixty tokens).
+    # A question is truncated to half of what the overlap leaves (the longest of SQuAD has some sixty tokens).
     question_limit = (max_length - stride) // 2
     if question_limit < 8:
         raise QgoftError(
@@ -202,14 +203,14 @@ def write_windows(
 
 
 def _shorten(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
-    if len(question) <= limit:  # a token is at least a letter
+    if len(question) <= limit:  # a token is at least one character
         return question
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return question if len(offsets) <= limit else question[: offsets[limit - 1][1]]
 
 
 def _passage_tokens(sequence: list[int | None]) -> tuple[int, int]:
-    """First token of the passage and the one after its last; (0, 0) where a window holds none."""
+    """Return the first token of the passage and the one after its last; (0, 0) if a window holds none."""
     if 1 not in sequence:
         return 0, 0
     first = sequence.index(1)
@@ -217,7 +218,7 @@ def _passage_tokens(sequence: list[int | None]) -> tuple[int, int]:
 
 
 def _tokens_of(offsets: list[tuple[int, int]], extent: tuple[int, int], start: int, end: int) -> tuple[int, int]:
-    """First and last token that share a letter with [start, end) of the passage; (0, 0) unless the window holds all of it."""
+    """Return the first and last token that overlap [start, end) of the passage; (0, 0) unless the window holds all of it."""
     first, after = extent
     inside = [i for i in range(first, after) if offsets[i][1] > start and offsets[i][0] < end]
     if not inside or offsets[first][0] > start or offsets[after - 1][1] < end:
@@ -226,7 +227,7 @@ def _tokens_of(offsets: list[tuple[int, int]], extent: tuple[int, int], start: i
 
 
 def count_data_fixes(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]:
-    """What was not as it should be and how often: shown under the table and kept in the record."""
+    """Count problems of the data, which are shown under the table and stored in the record."""
     by_row = dict(zip(train["row"], train["repair"], strict=True))
     found = {
         "training answers found elsewhere than stated": sum(state == MOVED for state in by_row.values()),
@@ -239,21 +240,21 @@ def count_data_fixes(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]
 
 
 def count_shared(train: Dataset, held: dict[str, Dataset]) -> dict[str, int]:
-    """Return how many questions of each evaluation split training has too, on the same passage."""
+    """Count the questions of each evaluation split that training has too, on the same passage."""
     trained = set(zip(train["context"], train["question"], strict=True))
     counts = {split: sum(pair in trained for pair in zip(rows["context"], rows["question"], strict=True)) for split, rows in held.items()}
     return {f"questions of {split} that are in train": count for split, count in counts.items() if count}
 
 
 def best_span(start: np.ndarray, end: np.ndarray, *, n_best: int, max_tokens: int) -> tuple[float, int, int] | None:
-    """The span with the highest sum of scores among the `n_best` starts and ends of one window.
+    """Return the span with the highest sum of scores among the `n_best` starts and ends of one window.
 
     Args:
         start, end: [n] scores of the tokens of the passage.
         max_tokens: longest span.
 
     Returns:
-        Its score, first and last token; None where no pair is a span.
+        Its score, first and last token; None if no pair is a span.
     """
     starts, ends = (np.argsort(-scores, kind="stable")[:n_best] for scores in (start, end))
     sums = start[starts][:, None] + end[ends][None]
@@ -268,10 +269,10 @@ def best_span(start: np.ndarray, end: np.ndarray, *, n_best: int, max_tokens: in
 def answers_of(
     questions: Dataset, windows: Dataset, logits: list[tuple[np.ndarray, np.ndarray]], *, n_best: int, max_tokens: int
 ) -> list[str]:
-    """Texts of the best spans, in the order of the questions; empty where no window has one.
+    """Return the texts of the best spans, in the order of the questions; empty if no window has one.
 
     Args:
-        logits: per window, scores of all its tokens as start and as end.
+        logits: per window, start and end scores of all its tokens.
     """
     best: dict[int, tuple[float, int, int]] = {}
     for row, first, offsets, (start, end) in zip(windows["row"], windows["first"], windows["offsets"], logits, strict=True):

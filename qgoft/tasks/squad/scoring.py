@@ -1,4 +1,4 @@
-"""The official scores of one question of SQuAD v1.1 (Rajpurkar et al., 2016). Nothing but text, so that reports can score answers again."""
+"""Official metrics of SQuAD v1.1 (Rajpurkar et al., 2016). Text processing only, so that reports can use it."""
 
 import re
 import string
@@ -12,13 +12,13 @@ PUNCTUATION = frozenset(string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces (the official rule of version 1.1, in its order)."""
+    """Return the text in lower case, without punctuation, articles and extra spaces (the official rule of version 1.1, in its order)."""
     text = "".join(letter for letter in text.lower() if letter not in PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())
 
 
 def question_scores(prediction: str, answers: list[str]) -> tuple[float, float]:
-    """Exact match and F1 of one question, each the best over its answers, from 0 to 1."""
+    """Return exact match and F1 of one question, each the best over its answers, from 0 to 1."""
     ours = normalise_answer(prediction)
     references = [normalise_answer(answer) for answer in answers]
     return float(ours in references), max(_f1(ours.split(), reference.split()) for reference in references)
@@ -30,15 +30,15 @@ def _f1(ours: list[str], reference: list[str]) -> float:
 
 
 def exact_match_and_f1(predictions: dict[str, str], references: dict[str, list[str]]) -> dict[str, Any]:
-    """The official scores of SQuAD v1.1 (Rajpurkar et al., 2016), in percent.
+    """Compute the official metrics of SQuAD v1.1 (Rajpurkar et al., 2016), in percent.
 
     Args:
-        predictions: id -> text. A missing id scores 0 whatever its references, as in the official script; ids without a question are ignored
-            and counted.
+        predictions: id -> text. A missing id scores 0 whatever its references, as in the official script; unknown ids are ignored and
+            counted.
         references: id -> texts of the answers, at least one.
 
     Returns:
-        exact_match and f1 over all references, and n, missing and unknown, numbers of questions.
+        exact_match and f1 over all references, and the numbers of questions n, missing and unknown.
 
     Raises:
         QgoftError: there is no reference, or one without an answer.
@@ -48,7 +48,7 @@ def exact_match_and_f1(predictions: dict[str, str], references: dict[str, list[s
     for name, answers in references.items():
         if not answers:
             raise QgoftError(f"question {name} has no reference answer; version 1.1 has one to six; correct the references")
-    missing = (0.0, 0.0)  # an empty text would match a reference of nothing but articles and punctuation
+    missing = (0.0, 0.0)  # an empty text would match a reference that consists of articles and punctuation
     scores = [question_scores(predictions[name], answers) if name in predictions else missing for name, answers in references.items()]
     exact, f1 = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
     return {

@@ -1,4 +1,4 @@
-"""SQuAD: the answer to a question is a span of its passage."""
+"""SQuAD: extractive question answering."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -56,7 +56,7 @@ class Squad(TextSuite):
 
 
 def _read_spans(output: ModelOutput, batch: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Scores of every token as start and as end of the answer, without the padding."""
+    """Return the scores of every token as start and end of the answer, without padding."""
     both = [scores.float() for scores in (output.start_logits, output.end_logits)]
     lengths = batch["attention_mask"].sum(1).tolist()
     start, end = (scores.cpu().numpy() for scores in both)

@@ -1,9 +1,10 @@
-"""VTAB-1K (Zhai et al., 2019): nineteen sets of a thousand training pictures each, in three groups. Facts of a task: configs/task/vtab.
+"""VTAB-1K (Zhai et al., 2019): nineteen image data sets with a thousand training images each, in three groups. configs/task/vtab describes
+each task.
 
-Parts by `splits`:
-    test     trained on train800, chosen on val200, reported on the test set (PSOFT, table 11)
-    whole    trained on all thousand, reported on the test set; nothing may choose (FacT's framework, which GOFT follows)
-    train800 trained on train800, reported on the test set; nothing may choose (GOFT, appendix G.2)
+Splits by `eval_scheme`:
+    test: train on train800, select on val200 (PSOFT, table 11)
+    whole: train on all thousand images; there is no selection (FacT's framework, which GOFT follows)
+    train800: train on train800; there is no selection (GOFT, appendix G.2)
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from qgoft.tasks.sources import DataFiles
 from qgoft.tasks.vtab.files import read_list
 from qgoft.tasks.vtab.images import DEFAULT_PRESET, Encoded, LazyImageDataset, count_image_modes, write_examined
 
-# Raised by any change of how pictures are read, so that no decoded pictures of before are used.
+# Increment if reading of images changes, to invalidate cached images.
 PICTURES_VERSION = 1
 PARTS_OF_TRAIN = {"train800": range(800), "val200": range(800, 1000), "train800val200": range(1000)}
 GROUPS = {
@@ -34,7 +35,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows with pixels and labels for training and choosing; the reported pictures are decoded as they are read."""
+    """Pixels and labels for training and validation; test images are decoded when they are read."""
 
     train: Dataset
     validation: Dataset | None
@@ -46,13 +47,13 @@ class Splits:
 
 
 def load_splits(settings: RunSettings, files: DataFiles, size: int) -> Splits:
-    """Read the lists, decode what is trained on (kept on disk by checksum), and make sure that every reported picture can be decoded.
+    """Read the lists, decode the training images (cached by checksum), and check that every test image can be decoded.
 
     Args:
-        size: width and height that the model takes.
+        size: width and height of the model's input.
 
     Raises:
-        QgoftError: a file or a picture is damaged or missing, or a label is past the last class.
+        QgoftError: a file or an image is damaged or missing, or a label is out of range.
     """
     task = settings.task
     classes, preset = task.options["classes"], task.options.get("image", DEFAULT_PRESET)
@@ -85,7 +86,7 @@ def load_splits(settings: RunSettings, files: DataFiles, size: int) -> Splits:
 
 
 def count_listed_twice(files: DataFiles) -> dict[str, int]:
-    """Return how many images a list names twice, and how many of the test list training has too."""
+    """Count the images that a list names twice, and the test images that occur in training."""
     listed = {split: [path for path, _ in read_list(paths[0])] for split, paths in files.files.items() if paths[0].suffix == ".txt"}
     found = {f"images that the list {split} names twice": len(paths) - len(set(paths)) for split, paths in listed.items()}
     trained = {path for split, paths in listed.items() if split != "test" for path in paths}
@@ -94,7 +95,7 @@ def count_listed_twice(files: DataFiles) -> dict[str, int]:
 
 
 def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, Callable[[int], Encoded]]:
-    """Number of pictures of a split, and a function from a number to the encoded picture.
+    """Return the number of images of a split, and a function from an index to the encoded image.
 
     Raises:
         QgoftError: the split cannot be read.

@@ -1,8 +1,8 @@
-"""Where the pictures of a VTAB-1K task lie, and the checksum of what they hold. No torch, no decoding.
+"""Files of VTAB-1K tasks, and the checksum of their content. Free of torch, without decoding.
 
-Three layouts: the archive of the field (`<name>/train800.txt` with lines `images/train/0001.jpg 3`, beside the pictures), parquet files with
-encoded pictures (`<name>/train.parquet`, whose first 800 rows are train800 and whose next 200 are val200, and `<name>/test.parquet`), and the hub's one
-zip of the first.
+Three layouts: the common archive (`<name>/train800.txt` with lines `images/train/0001.jpg 3`, next to the images), parquet files with
+encoded images (`<name>/train.parquet`, whose first 800 rows are train800 and whose next 200 are val200, and `<name>/test.parquet`), and
+the hub's zip of the first.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from qgoft.errors import QgoftError
 from qgoft.pocket.data import atomic_directory, cache_folder
 
 LISTS = ("train800", "val200", "train800val200", "test")
-# What an archive may hold: the hub's has about half a million pictures and 10 GB.
+# Limits of an archive: the hub's has about half a million images and 10 GB.
 MOST_FILES, MOST_BYTES = 2_000_000, 60 * 10**9
 
 
 def find_folder(name: str, root: Path) -> Path:
-    """The folder of a task below a root, in either layout.
+    """Return the directory of a task below a root, in either layout.
 
     Raises:
         QgoftError: there is none.
@@ -36,7 +36,7 @@ def find_folder(name: str, root: Path) -> Path:
 
 
 def split_files(folder: Path, splits: list[str]) -> dict[str, tuple[Path, ...]]:
-    """The file that says what a split holds: a list, or a parquet file.
+    """Return the file that defines a split: a list, or a parquet file.
 
     Raises:
         QgoftError: it is missing.
@@ -52,10 +52,10 @@ def split_files(folder: Path, splits: list[str]) -> dict[str, tuple[Path, ...]]:
 
 
 def read_list(path: Path) -> list[tuple[Path, int]]:
-    """Pictures and labels of a list file.
+    """Return images and labels of a list file.
 
     Raises:
-        QgoftError: a line is not `path label`, the path leaves the folder, or the picture is missing.
+        QgoftError: a line is not `path label`, the path leaves the directory, or the image is missing.
     """
     root, found = path.parent.resolve(), []
     try:
@@ -85,14 +85,14 @@ def read_list(path: Path) -> list[tuple[Path, int]]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that no file can have
+    except OSError:  # an invalid file name
         return False
 
 
 def list_checksum(path: Path) -> str:
     """Return the checksum of a list and of the bytes of all its images.
 
-    It is kept in the cache while names, inodes, sizes and both times stay the same; the time of the last status change cannot be set back.
+    It is cached while names, inodes, sizes and both times are unchanged; the time of the last status change cannot be set back.
     """
     listed = read_list(path)
     state = hashlib.sha256()
@@ -111,23 +111,23 @@ def list_checksum(path: Path) -> str:
         part.write_text(content.hexdigest())
         part.rename(memo)
     except OSError:
-        pass  # it is computed again next time
+        pass  # it is recomputed next time
     return content.hexdigest()
 
 
 def unpack(archive: Path, revision: str) -> Path:
-    """The folder that holds the tasks of the hub's zip, unpacked once into the user's cache.
+    """Unpack the hub's zip once into the user's cache, and return the directory of its tasks.
 
     Raises:
-        QgoftError: it cannot be unpacked, or holds what no archive of pictures should.
+        QgoftError: it cannot be unpacked, or holds unexpected files.
     """
     folder = cache_folder() / f"vtab-{revision}"
     if not folder.is_dir():
         try:
             with atomic_directory(folder) as part:
                 _unpack(archive, part)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last where it is encrypted
-            if not folder.is_dir():  # else another process was first
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError if it is encrypted
+            if not folder.is_dir():  # another process may have been first
                 raise QgoftError(f"{archive.name} cannot be unpacked to {folder} ({error}); free space, or fetch it again") from error
     lists = sorted(folder.glob("**/train800val200.txt"))
     if not lists:
@@ -147,5 +147,5 @@ def _unpack(archive: Path, folder: Path) -> None:
             is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
             if name.is_absolute() or ".." in name.parts or "\\" in member.filename or is_link:
                 raise QgoftError(f"{archive.name} holds {member.filename!r}, which points outside its folder; it is not to be trusted")
-        # The sizes above are what the archive claims; reading on past them fails with BadZipFile.
+        # The sizes above are claims of the archive; reading beyond them raises BadZipFile.
         packed.extractall(folder, members)

@@ -1,4 +1,4 @@
-"""From encoded pictures to tensors: decoding, what is wrong with them, and batches."""
+"""Decoding of images, their problems, and batches of tensors."""
 
 import io
 from collections import Counter
@@ -18,25 +18,26 @@ from qgoft.errors import QgoftError, check_choice
 
 
 class Preset(NamedTuple):
-    """How images become tensors: interpolation of the resize, and mean and standard deviation of the channels."""
+    """Preprocessing: interpolation of the resize, and mean and standard deviation of the channels."""
 
     resample: Image.Resampling
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
 
 
-# imagenet: FacT's framework (PETL-ViT 026e4f1), which GOFT follows. vit_processor: the model's own image processor, as PSOFT's script has it.
+# imagenet: FacT's framework (PETL-ViT 026e4f1), which GOFT follows. vit_processor: the model's own image processor, as in PSOFT's script.
 PRESETS = {
     "imagenet": Preset(Image.Resampling.BICUBIC, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "vit_processor": Preset(Image.Resampling.BILINEAR, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 DEFAULT_PRESET = "imagenet"
 NOT_A_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-Encoded = tuple[str, bytes | Path, int]  # a name for messages, the picture, its label
+Encoded = tuple[str, bytes | Path, int]  # name for messages, image, label
 
 
 def get_preset(name: str) -> Preset:
-    """
+    """Return a preset by name.
+
     Raises:
         QgoftError: an unknown name.
     """
@@ -45,9 +46,9 @@ def get_preset(name: str) -> Preset:
 
 
 def decode(image: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tuple[np.ndarray, str]:
-    """Return an image as [size, size, 3] uint8, resized, and the mode it was stored in.
+    """Return an image as [size, size, 3] uint8, resized, and its stored mode.
 
-    Grey, palette, transparent and CMYK pictures become RGB by Pillow's conversion.
+    Grey, palette, transparent and CMYK images are converted to RGB by Pillow.
 
     Raises:
         OSError and others of NOT_A_PICTURE: it is damaged.
@@ -63,10 +64,10 @@ def decode(image: bytes | Path, size: int, preset: str = DEFAULT_PRESET) -> tupl
 def write_examined(
     images: Iterator[Encoded], size: int, classes: int, path: Path, preset: str = DEFAULT_PRESET, *, with_pixels: bool
 ) -> None:
-    """Decode every picture once and write labels and modes, and with them the pixels where they will be read many times.
+    """Decode every image once and write labels and modes, and for repeatedly read splits the pixels.
 
     Raises:
-        QgoftError: a picture cannot be decoded, or a label is past the last class. All are counted, the first is named.
+        QgoftError: an image cannot be decoded, or a label is out of range. All are counted, the first is named.
     """
     features = Features({"labels": Value("int64"), "mode": Value("string"), **({"pixels": Value("binary")} if with_pixels else {})})
     damaged: list[str] = []
@@ -90,13 +91,13 @@ def write_examined(
 
 
 def count_image_modes(*parts: Dataset) -> dict[str, int]:
-    """How many pictures were not stored as RGB."""
+    """Count the images that were not stored as RGB."""
     modes = Counter(mode for part in parts for mode in part["mode"])
     return {f"pictures of mode {mode}, read as RGB": count for mode, count in sorted(modes.items()) if mode != "RGB"}
 
 
 class LazyImageDataset(TorchDataset):
-    """Pictures decoded when they are asked for: those that are read once."""
+    """Images decoded on access, for splits that are read once."""
 
     def __init__(self, images: Callable[[int], Encoded], count: int, size: int, preset: str = DEFAULT_PRESET):
         self.images, self.count, self.size, self.preset = images, count, size, preset
@@ -110,7 +111,7 @@ class LazyImageDataset(TorchDataset):
 
 
 class PixelBatch:
-    """Rows with `pixels` (size * size * 3 bytes) and `labels` -> pixel_values [n, 3, size, size] float32, normalised, and labels [n]."""
+    """Convert rows with `pixels` (size * size * 3 bytes) and `labels` to normalised pixel_values [n, 3, size, size] float32 and labels [n]."""
 
     def __init__(self, size: int, preset: str = DEFAULT_PRESET):
         self.size = size

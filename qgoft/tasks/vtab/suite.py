@@ -1,4 +1,4 @@
-"""VTAB-1K: classification of pictures."""
+"""VTAB-1K: image classification."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -47,7 +47,7 @@ class Vtab(Suite):
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
         rows, labels, task = self.eval_sets[split], self.labels[split], self.settings.task
         predictions = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_classes)
-        from qgoft.tasks.metrics import Scores  # its libraries take half a second to import, which training need not wait for
+        from qgoft.tasks.metrics import Scores  # imported late: its libraries take half a second, and training does not need them
 
         metric = Scores(task.metrics)
         return Predictions(list(range(len(labels))), predictions, labels, metric.compute(predictions=predictions, references=labels))

@@ -1,4 +1,4 @@
-"""GOFT, GOFT* and qGOFT (ICML 2024) and the authors' second release, as one peft tuner with switches."""
+"""GOFT, GOFT* and qGOFT (ICML 2024) and the authors' second release, as one peft tuner with variants."""
 
 from qgoft.tuners.goft.config import GoftConfig
 from qgoft.tuners.goft.layer import GoftLayer

@@ -1,4 +1,4 @@
-"""Settings of the GOFT family."""
+"""Configuration of the GOFT family."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,7 +18,8 @@ class GoftConfig(PeftConfig):
     """Adapter by a product of d-1 paired 2x2 blocks on the input of each target layer of width d.
 
     Raises:
-        ValueError: an unknown variant, angle or pairing (goft_v2 and qgoft_v2 have their own), a bias rule other than "none", or layer indexes together with a regex.
+        ValueError: an unknown variant, angle or pairing (goft_v2 and qgoft_v2 have their own), a bias other than "none", or layer indices
+            together with a regular expression.
     """
 
     variant: Literal["goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2"] = field(
@@ -69,15 +70,15 @@ class GoftConfig(PeftConfig):
             raise ValueError("layers_pattern needs layers_to_transform")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain data, always in the same order."""
+        """Return the configuration as plain data in a fixed order."""
         return sort_sets(super().to_dict())
 
     @property
     def has_free_blocks(self) -> bool:
-        """Whether the blocks are free 2x2 matrices rather than rotations by an angle."""
+        """True if the blocks are free 2x2 matrices instead of rotations by an angle."""
         return self.variant in ("qgoft", "qgoft_v2")
 
     @property
     def is_released_version(self) -> bool:
-        """Whether the blocks are applied by the second release's rule instead of the paper's."""
+        """True if the blocks are applied by the rule of the second release instead of the paper's."""
         return self.variant.endswith("_v2")

@@ -1,9 +1,9 @@
-"""Conversion of adapters that the authors' code saved.
+"""Conversion of adapters saved by the authors' code.
 
-Both releases save the same parameter names and shapes, and their configurations do not say which release wrote them, so the caller names it:
+Both releases save the same parameter names and shapes, and their configurations do not state the release, so the caller names it:
 
-- first (peft-givens 0fe813e): R = P_L ... P_1 diag(v), features see R^T. It is `goft`, `goft_star` or `qgoft` here.
-- second (e6f03ec, "GOFT-V2"): mixes neighbours at every level. It is `goft_v2` or `qgoft_v2` here.
+- first (peft-givens 0fe813e): R = P_L ... P_1 diag(v), features see R^T. Converted to `goft`, `goft_star` or `qgoft`.
+- second (e6f03ec, "GOFT-V2"): mixes neighbours at every level. Converted to `goft_v2` or `qgoft_v2`.
 """
 
 import json
@@ -26,21 +26,23 @@ KEPT = ("base_model_name_or_path", "exclude_modules", "inference_mode", "modules
 
 
 def variant_of(config: dict[str, Any]) -> str:
-    """Return the variant that the two switches of both releases select: strict_oft with no_scaling is GOFT, strict_oft without it (the
-    default) is GOFT*, neither is qGOFT."""
+    """Return the variant selected by the two flags of both releases: strict_oft with no_scaling is GOFT, strict_oft without it (the
+    default)
+    is GOFT*, neither is qGOFT.
+    """
     if not config.get("strict_oft", True):
         return "qgoft"
     return "goft" if config.get("no_scaling", False) else "goft_star"
 
 
 def convert_state(state: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
-    """Rename the parameters of a released adapter; others, such as a head, are passed on.
+    """Rename the parameters of a released adapter; others, such as a head, are kept.
 
     Args:
         state: `<layer>.givens_hard` [d-1], `<layer>.givens_soft` [d-1, 2, 2] and `<layer>.givens_scaler` [d].
 
     Raises:
-        QgoftError: parts of another variant, a part is missing, or shapes that do not belong together.
+        QgoftError: parameters of another variant, a missing parameter, or inconsistent shapes.
     """
     found: dict[str, dict[str, Tensor]] = {}
     converted = {}
@@ -75,14 +77,14 @@ def _check_shapes(layer: str, parts: dict[str, Tensor]) -> None:
 
 
 def convert_folder(source: Path, target: Path, release: str | None) -> str:
-    """Convert an adapter of a release for `PeftModel.from_pretrained`, and return its variant here.
+    """Convert an adapter of a release for `PeftModel.from_pretrained`, and return its variant.
 
     Args:
         release: `first` or `second`, the release whose code trained the adapter.
 
     Raises:
-        QgoftError: an unknown release; files are missing, unreadable or do not belong together; a scaler in an adapter of the second
-            release, which has no counterpart here.
+        QgoftError: an unknown release; files are missing, unreadable or inconsistent; a scaler in an adapter of the second release, which
+            has no counterpart.
     """
     if release not in RELEASES:
         raise QgoftError(
@@ -114,7 +116,7 @@ def _read_state(source: Path) -> dict[str, Tensor]:
     try:
         if safe.is_file():
             return load_file(safe)
-        state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)  # tensors alone: nothing is executed
-    except Exception as error:  # each of the two raises its own kinds for a damaged file
+        state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)  # loads tensors only, executes nothing
+    except Exception as error:  # the two loaders raise different exceptions for a damaged file
         raise QgoftError(f"{source} holds no adapter_model.safetensors or .bin that can be read ({error})") from error
     return state

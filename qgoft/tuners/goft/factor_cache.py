@@ -1,10 +1,10 @@
-"""The factors of all adapted layers of one width, built together once per optimiser step.
+"""Factors of all adapted layers of one width, built together once per optimiser step.
 
-Building is a few dozen small calls, whatever the number of layers. A layer that asks for its factors compares its own parameter with the
-values the factors were made from, entry by entry, so that no way of writing to a parameter - an optimiser, a loaded state, `.data` - can
-leave stale factors behind; it costs microseconds. Every forward pass gets its own node in the graph, whose backward turns the gradients
-of all its layers into those of their parameters in one go, and which may run more than once: with accumulation, several losses, or
-reentrant checkpointing, each run adds what has arrived.
+Building takes a few dozen small calls, whatever the number of layers. A layer that requests its factors compares its parameter with the
+values that the factors were built from, entry by entry, which takes microseconds. So no kind of write to a parameter - an optimiser, a
+loaded state, `.data` - can leave stale factors behind. Every forward pass gets its own autograd node. Its backward converts the gradients
+of all its layers at once, and may run more than once: under accumulation, several losses or reentrant checkpointing, each run adds the
+gradients that have arrived.
 """
 
 import math
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CacheKey(NamedTuple):
-    """What layers must have in common to be built together."""
+    """Properties that layers must share to be built together."""
 
     adapter: str
     width: int
@@ -35,7 +35,7 @@ class CacheKey(NamedTuple):
 
 @dataclass(frozen=True)
 class _Build:
-    """One build: the parameters, a copy of their values, and everything made from them. `place` is the index of a layer, by identity."""
+    """One build: the parameters, a copy of their values, and everything computed from them. `place` maps id(layer) to its index."""
 
     cache_key: CacheKey
     parameters: list[Tensor]
@@ -48,7 +48,7 @@ class _Build:
 
 @dataclass
 class _Current:
-    """The newest build of a kind, the outputs of its newest node in the graph, and the layers that have taken theirs."""
+    """The newest build of a key, the outputs of its newest autograd node, and the layers that have used theirs."""
 
     build: _Build
     outputs: tuple[Tensor, ...] = ()
@@ -56,24 +56,24 @@ class _Current:
 
 
 class FactorCache:
-    """Hands every layer of a tuner its factors."""
+    """Factors of every layer of a tuner."""
 
     def __init__(self) -> None:
-        self._layers: list[weakref.ref[GoftLayer]] = []  # a copy of one layer is not one of all
+        self._layers: list[weakref.ref[GoftLayer]] = []  # weak references: deep copies are not registered
         self._current: dict[CacheKey, _Current] = {}
         self.has_penalty = False  # the penalty was computed for these layers
         self._watched: tuple[weakref.ref[Tensor], int] | None = None  # a free block and its version at the first training pass
-        self._is_divided = False  # FSDP2: a parameter is whole only while its own block is at work
+        self._is_divided = False  # FSDP2: a parameter is unsharded only while its own block runs
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was built belongs to the graph of the original; copied and unpickled layers enter themselves again.
+        # Builds belong to the graph of the original; copied and unpickled layers register again.
         return {"_layers": [], "_current": {}, "_is_divided": self._is_divided, "has_penalty": self.has_penalty, "_watched": None}
 
     def add(self, layer: "GoftLayer") -> None:
         self._layers.append(weakref.ref(layer))
 
     def watch(self, layer: "GoftLayer") -> None:
-        """Warn once if free blocks are trained, and no penalty was computed before their optimizer's first step."""
+        """Warn once if free blocks are trained and no penalty was computed before their optimiser's first step."""
         if self.has_penalty:
             return
         if self._watched is None:
@@ -94,11 +94,11 @@ class FactorCache:
 
     @property
     def layers(self) -> list["GoftLayer"]:
-        """Those that are still there."""
+        """The layers that still exist."""
         return [layer for reference in self._layers if (layer := reference()) is not None]
 
     def factors(self, layer: "GoftLayer", adapter: str) -> Factors:
-        """Factors of one adapter of one layer, differentiable in its parameter."""
+        """Return the factors of one adapter of one layer, differentiable in its parameter."""
         parameter = layer.get_parameter_of(adapter)
         cache_key = layer.get_cache_key(adapter)
         current = self._current.get(cache_key)
@@ -109,7 +109,8 @@ class FactorCache:
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return Factors(tuple(stage[index] for stage in build.factors.stages))
         if _is_within_backward():
-            # Recomputed by checkpointing. If it is the reentrant one, a node of all layers would tell DDP that the others' gradients have come.
+            # Recomputed by checkpointing. With the reentrant kind, a node of all layers would report the others' gradients to DDP too
+            # early.
             return Factors(_FactorsFunction.apply(build, (index,), parameter))
         if not current.outputs or index in current.taken:
             if not self._is_whole(build):
@@ -121,7 +122,7 @@ class FactorCache:
         return Factors(current.outputs[index :: len(build.parameters)])
 
     def _members(self, cache_key: CacheKey, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
-        """The layers to build with; the asking one alone where sharded parameters are only whole inside their own layer."""
+        """Return the layers to build together; only the requesting one if sharded parameters are unsharded one layer at a time."""
         alike = [
             other for other in self.layers if other.has_adapter(cache_key.adapter) and other.get_cache_key(cache_key.adapter) == cache_key
         ]
@@ -131,8 +132,10 @@ class FactorCache:
         return members if is_together and not self._is_divided else [(layer, parameter)]
 
     def _is_whole(self, build: _Build) -> bool:
-        """Whether the layers still hold the parameters of a build: after an evaluation on gathered weights they are divided again, and a node
-        of all layers would hand its gradients to blocks that have done their part."""
+        """Return True if the layers still hold the parameters of a build. After an evaluation on unsharded weights they are sharded again,
+        and a
+        node of all layers would send gradients to blocks whose backward has finished.
+        """
         if len(build.parameters) == 1:
             return True
         own = {id(layer): layer for layer in self.layers if id(layer) in build.place}
@@ -164,8 +167,9 @@ def _angle(theta: Tensor, cache_key: CacheKey) -> Tensor:
 
 
 class _FactorsFunction(torch.autograd.Function):
-    """Parameters of some layers of a build, given by their places -> the first stage of these layers, then the second ... Nothing is computed:
-    it is built already."""
+    """Parameters of some layers of a build, given by index -> the first stage of these layers, then the second, and so on. Forward computes
+    nothing, since the factors are built already.
+    """
 
     @staticmethod
     def forward(ctx: Any, build: _Build, places: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -200,7 +204,7 @@ class _FactorsFunction(torch.autograd.Function):
 
 
 def _grad_of_angle(grad: Tensor, blocks: Tensor, theta: Tensor, cache_key: CacheKey) -> Tensor:
-    """Gradient [L, d-1] of the raw angles from that of the blocks [[cos, -sin], [sin, cos]]."""
+    """Return the gradient [L, d-1] of the raw angles from that of the blocks [[cos, -sin], [sin, cos]]."""
     cos, sin = blocks[..., 0, 0], blocks[..., 1, 0]
     turned = (grad[..., 1, 0] - grad[..., 0, 1]) * cos - (grad[..., 0, 0] + grad[..., 1, 1]) * sin
     return turned * (math.pi * (1 - torch.tanh(theta).square())) if cache_key.angle == "tanh" else turned

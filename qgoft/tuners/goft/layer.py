@@ -1,4 +1,4 @@
-"""One adapted layer: h = W (R^T x) + b with W frozen; merged, the weight is W R^T (GOFT, section 4: the rows of W are rotated by R).
+"""An adapted layer: h = W (R^T x) + b with W frozen; merged, the weight is W R^T (GOFT, section 4: the rows of W are rotated by R).
 
 Shapes: d input width, n output width, x [..., d], W [n, d] (transposed for Conv1D), blocks [d-1, 2, 2].
 """
@@ -31,7 +31,7 @@ from qgoft.tuners.goft.factor_cache import CacheKey, FactorCache
 
 
 def _is_plain_linear(base: nn.Module) -> bool:
-    """Whether `base` does nothing but W x + b with a frozen weight: no subclass, no quantised or sharded weight, no hook, no patch."""
+    """Return True if `base` computes only W x + b with a frozen weight: no subclass, no quantised or sharded weight, no hook, no patch."""
     tensors = [base.weight] if base.bias is None else [base.weight, base.bias]
     hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
     return (
@@ -44,7 +44,7 @@ def _is_plain_linear(base: nn.Module) -> bool:
 
 
 class GoftLayer(MergeableLayer):
-    """State of the adapters of one layer. `goft_theta` holds angles, `goft_blocks` free blocks, `goft_scale` the norms of GOFT*."""
+    """State of the adapters of one layer: `goft_theta` holds angles, `goft_blocks` free blocks, `goft_scale` the norms of GOFT*."""
 
     adapter_layer_names = ("goft_theta", "goft_blocks", "goft_scale")
     other_param_names = ("goft_config",)
@@ -93,14 +93,14 @@ class GoftLayer(MergeableLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _randomise(self, adapter_name: str) -> None:
-        """Leave the identity, so that a test sees an adapter that does something."""
+        """Perturb the parameters, so that a test sees an adapter with an effect."""
         for store in (self.goft_theta, self.goft_blocks, self.goft_scale):
             if adapter_name in store:
                 parameter = store[adapter_name]
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
 
     def get_blocks(self, adapter_name: str) -> Tensor:
-        """The [d-1, 2, 2] blocks of an adapter (more with pairing butterfly), differentiable in its parameters."""
+        """Return the blocks [d-1, 2, 2] of an adapter (more for a butterfly), differentiable in its parameters."""
         if adapter_name in self.goft_blocks:
             return self.goft_blocks[adapter_name]
         theta = self.goft_theta[adapter_name]
@@ -109,7 +109,7 @@ class GoftLayer(MergeableLayer):
         return rotation_blocks(theta)
 
     def get_parameter_of(self, adapter_name: str) -> Tensor:
-        """The angles [d-1] or free blocks [d-1, 2, 2] of an adapter."""
+        """Return the angles [d-1] or free blocks [d-1, 2, 2] of an adapter."""
         return self.goft_blocks[adapter_name] if adapter_name in self.goft_blocks else self.goft_theta[adapter_name]
 
     def get_cache_key(self, adapter_name: str) -> CacheKey:
@@ -117,12 +117,12 @@ class GoftLayer(MergeableLayer):
         return CacheKey(adapter_name, self.in_features, config.has_free_blocks, config.angle, self.get_parameter_of(adapter_name).dtype)
 
     def get_factors(self, adapter_name: str) -> Factors:
-        """R of an adapter as its factors; the scales of GOFT* are part of the trees, R = P_L ... P_1 diag(v)."""
+        """Return R of an adapter as factors; the scales of GOFT* are part of the trees, R = P_L ... P_1 diag(v)."""
         if can_cache_factors(self.get_parameter_of(adapter_name)):
             factors = self.factor_cache.factors(self, adapter_name)
         else:
             blocks = self.get_blocks(adapter_name)
-            # The kernels take blocks, which cannot carry the scales.
+            # The kernels take blocks, which cannot include the scales.
             backend = "trees" if adapter_name in self.goft_scale and choose_backend(blocks) == "triton" else None
             factors = build_factors(blocks, self.in_features, backend)
         if adapter_name not in self.goft_scale:
@@ -133,7 +133,7 @@ class GoftLayer(MergeableLayer):
         return Factors((trees * scale.view(count, 1, width), *rest), factors.backend)
 
     def rotate(self, x: Tensor, adapter_name: str) -> Tensor:
-        """Apply R^T to features, in the dtype of x: P_1^T ... P_L^T x, for GOFT* v * (P_1^T ... P_L^T x)."""
+        """Apply R^T to features, in the dtype of x: P_1^T ... P_L^T x; for GOFT* v * (P_1^T ... P_L^T x)."""
         if self.goft_config[adapter_name].is_released_version:
             return mix_neighbours(x, self.get_blocks(adapter_name))
         if self.goft_config[adapter_name].pairing != "tree":
@@ -141,14 +141,14 @@ class GoftLayer(MergeableLayer):
         return apply_factors(x, self.get_factors(adapter_name), transpose=True)
 
     def _dense(self, adapter_name: str) -> Tensor:
-        """R [d, d] of another pairing than the tree, with the scales of GOFT*, in at least float32."""
+        """Return R [d, d] of an ordering other than the tree, with the scales of GOFT*, in at least float32."""
         blocks = self.get_blocks(adapter_name)
         blocks = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
         matrix = pairing_matrix(blocks, self.in_features, self.goft_config[adapter_name].pairing)
         return matrix * self.goft_scale[adapter_name] if adapter_name in self.goft_scale else matrix
 
     def get_matrix(self, adapter_name: str) -> Tensor:
-        """Return R [d, d] of an adapter: the layer is applied to R^T x, and merging turns W into W R^T."""
+        """Return R [d, d] of an adapter: the layer is applied to R^T x, and merging replaces W by W R^T."""
         blocks = self.get_blocks(adapter_name)
         return self.rotate(torch.eye(self.in_features, dtype=blocks.dtype, device=blocks.device), adapter_name)
 
@@ -157,7 +157,7 @@ class GoftLayer(MergeableLayer):
 
 
 class GoftLinear(nn.Module, GoftLayer):
-    """GOFT on torch.nn.Linear, or on transformers' Conv1D, whose weight is stored [d, n]."""
+    """GOFT on torch.nn.Linear, or on transformers' Conv1D, whose weight is stored as [d, n]."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoftConfig, factor_cache: FactorCache, **kwargs: Any) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class GoftLinear(nn.Module, GoftLayer):
         return self.base_layer(x, *args, **kwargs)
 
     def _rotate_and_apply(self, x: Tensor, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
-        """W (R^T x) + b: in one step if the base layer is a plain frozen one, otherwise by rotating x and calling the layer."""
+        """Return W (R^T x) + b: in one step if the base layer is plain and frozen, otherwise by rotating x and calling the layer."""
         base = self.base_layer
         config = self.goft_config[adapter_name]
         if config.is_released_version or config.pairing != "tree" or args or kwargs or not _is_plain_linear(base):
@@ -228,7 +228,7 @@ class GoftLinear(nn.Module, GoftLayer):
         return rotated_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)
 
     def _rotate_per_example(self, x: Tensor, adapter_names: list[str]) -> Tensor:
-        """Each item of the batch through its own adapter; "__base__" and adapters that this layer lacks leave it alone."""
+        """Rotate each item of the batch by its own adapter; "__base__" and adapters that this layer lacks leave it unchanged."""
         if self.merged:
             raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first")
         if len(x) != len(adapter_names):

@@ -1,4 +1,4 @@
-"""Which layers are replaced, and what is summed over all of them."""
+"""Replacement of layers, and the penalty over all of them."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +16,7 @@ from qgoft.tuners.goft.layer import GoftLayer, GoftLinear
 
 
 class GoftModel(AdapterDtypeMixin):
-    """A pretrained model whose target layers carry GOFT adapters. Made by `peft.get_peft_model(model, GoftConfig(...))`."""
+    """Pretrained model whose target layers have GOFT adapters. Built by `peft.get_peft_model(model, GoftConfig(...))`."""
 
     prefix = "goft_"
     tuner_layer_cls = GoftLayer
@@ -47,20 +47,23 @@ class GoftModel(AdapterDtypeMixin):
         self._replace_module(parent, target_name, new_module, target)
 
     def _get_factor_cache(self) -> FactorCache:
-        # peft replaces layers from inside its own __init__, before one of ours could have made the store.
+        # peft replaces layers inside its own __init__, before a subclass could create the cache.
         if "_shared" not in vars(self):
             object.__setattr__(self, "_shared", FactorCache())
         return self._shared
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """peft's own version copies `weight` and `bias` onto what replaces a layer. That is needless here, since the base layer itself is
-        kept, and fails when peft puts back a saved module that has no weight of its own, such as DeBERTa's pooler."""
+        """Replace a layer without copying `weight` and `bias` onto the replacement, as peft does. The base layer is kept, so a copy is not
+        needed; it would also fail for a saved module without a weight, such as DeBERTa's pooler.
+        """
         setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
-        """Hand `adapter_names` of a mixed batch to every adapted layer, and to every module with weights of its own for each adapter (a head), while
-        one forward or generate runs."""
+        """Pass `adapter_names` of a mixed batch to every adapted layer and to every module with weights per adapter (a head), during one
+        forward
+        or generate.
+        """
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is None:
             yield
@@ -72,7 +75,7 @@ class GoftModel(AdapterDtypeMixin):
         unknown = sorted(set(adapter_names) - known - {"__base__"})
         if unknown:
             raise ValueError(f"adapter_names names {', '.join(unknown)}; loaded are {', '.join(sorted(known))} and '__base__'")
-        # Beam search repeats every item num_beams times, one after the other.
+        # Beam search repeats every item num_beams times consecutively.
         beams = kwargs.get("num_beams") or 1
         names = [name for name in adapter_names for _ in range(beams)]
 
@@ -94,10 +97,10 @@ def _active(model: nn.Module) -> list[tuple[GoftLayer, str]]:
 
 
 def orthogonality_penalty(model: nn.Module) -> Tensor:
-    """Sum of <alpha, beta>^2 over all blocks [alpha, beta] of all adapted layers, unweighted (GOFT, section 4.3). Scalar.
+    """Return the sum of <alpha, beta>^2 over all blocks [alpha, beta] of all adapted layers, unweighted (GOFT, section 4.3). Scalar.
 
-    Rotations have orthogonal columns by construction, so layers of goft and goft_star add nothing; with no free block at all the
-    result is a zero without a gradient.
+    Rotations have orthogonal columns by construction, so layers of goft and goft_star add nothing; without any free block the result is a
+    zero without a gradient.
     """
     for layer, _ in _active(model):
         layer.factor_cache.has_penalty = True
@@ -105,7 +108,7 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     if not free:
         device = next((p.device for p in model.parameters()), None)
         return torch.zeros((), device=device)
-    # FSDP2 gives each process a part of a parameter; the penalty is that of the whole. A model may lie on several devices.
+    # FSDP2 shards parameters; the penalty is that of the unsharded ones. A model may span several devices.
     by_device: dict[torch.device, list[Tensor]] = {}
     for block in free:
         whole = block.full_tensor() if hasattr(block, "full_tensor") else block
