@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgoft.config.settings import RunSettings, results_folder, settings_from_record, settings_in_key
+from qgoft.config.keys import settings_in_key
+from qgoft.config.settings import RunSettings, settings_from_record
 from qgoft.errors import QgoftError
 from qgoft.lease import ATTEMPTS, Lease, parse, read_text
 from qgoft.records import RecordError, compute_key, read_record, write_atomically
@@ -99,6 +100,11 @@ class RunId:
         words = [f"goes on after step {checkpoint_step(files[-1])}"] if files else []
         words += [f"{owner} began it and has shown no sign of life for {stale_seconds / 3600:.1f} h"] if owner is not None else []
         return "planned", "; ".join(words)
+
+
+def results_folder(settings: RunSettings) -> Path:
+    """Return the directory of the runs."""
+    return Path(settings.results.root) / "runs"
 
 
 def identify(settings: RunSettings, *, processes: int | None = None) -> RunId:

@@ -20,6 +20,7 @@ ALLOWED = {
     "config": set(),
     "console": set(),
     "errors": set(),
+    "fidelity": {"methods", "tasks", "tuners"},
     "judge": {"records"},
     "lease": {"records"},
     "methods": {"ops", "tuners"},
@@ -105,5 +106,5 @@ def test_only_config_imports_hydra():
 
 
 def test_reports_and_plans_run_without_torch():
-    program = "import sys; sys.modules['torch'] = None; import qgoft.records, qgoft.run_id, qgoft.sweep.plan, qgoft.report.score_table, qgoft.report.page"
+    program = "import sys; sys.modules['torch'] = None; import qgoft.records, qgoft.run_id, qgoft.sweep.items, qgoft.report.score_table, qgoft.report.page"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

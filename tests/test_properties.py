@@ -29,7 +29,8 @@ from qgoft.ops.givens.blocks import rotation_blocks
 from qgoft.ops.givens.reference import reference_matrix
 from qgoft.records import RecordError
 from qgoft.report import table as layout
-from qgoft.report.score_table import Row, build_table
+from qgoft.report.row import Row
+from qgoft.report.score_table import build_table
 from qgoft.report.table import Table
 from qgoft.tasks.decoder import answer_parsing as answers
 from qgoft.tasks.vtab.files import read_list

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from qgoft.audit.findings import Finding
-from qgoft.report.items import VTAB_GROUPS
+from qgoft.config.suites import suite_info
 from qgoft.report.published import load_figures
 
 Rule = Callable[[Sequence[float]], float]
@@ -23,7 +23,7 @@ def plain_mean(values: Sequence[float]) -> float:
 def mean_of_groups(values: Sequence[float]) -> float:
     """VTAB-1K: the mean of the means of natural, specialised and structured tasks."""
     rest = iter(values)
-    return statistics.fmean(statistics.fmean(itertools.islice(rest, len(tasks))) for _, tasks in VTAB_GROUPS)
+    return statistics.fmean(statistics.fmean(itertools.islice(rest, len(tasks))) for tasks in suite_info("vtab").groups.values())
 
 
 def mean_of_questions(values: Sequence[float]) -> float:

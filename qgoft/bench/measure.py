@@ -128,7 +128,7 @@ def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool, divided: bo
 
 def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
     """Time contenders on one shape in this process, interleaved."""
-    runners = []
+    runners: list[Any] = []
     for rival in rivals:
         report(f"{shape.name}: {rival.name}, memory")
         runners.append(build_runner(rival, shape, batch, device, base=runners[0].base if runners else None))

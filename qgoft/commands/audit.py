@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,7 +16,8 @@ from qgoft import audit
 from qgoft.audit import Finding
 from qgoft.audit.counts import PrintedCount, Reading
 from qgoft.cli import Parser
-from qgoft.config.compose import CONFIGS, REPOSITORY
+from qgoft.config import locations
+from qgoft.config.locations import REPOSITORY
 from qgoft.errors import QgoftError, check_choice
 
 CHECKS = ("averages", "counts", "granularity", "wins", "sizes", "operator")
@@ -34,7 +36,7 @@ TARGETS = {
 def official_sizes() -> dict[str, tuple[int, int]]:
     """Rows of GLUE's training and validation parts, from the task files."""
     sizes = {}
-    for path in (CONFIGS / "task" / "glue").glob("*.yaml"):
+    for path in (locations.CONFIGS / "task" / "glue").glob("*.yaml"):
         rows = yaml.safe_load(path.read_text())["official_rows"]
         sizes[path.stem] = rows["train"], sum(count for name, count in rows.items() if name.startswith("validation"))
     return sizes
@@ -47,13 +49,14 @@ def printed_counts() -> list[PrintedCount]:
     from qgoft.methods.registry import REGISTRY
     from qgoft.models.architectures import build_shapes
 
-    found, models = [], {}
+    found: list[Any] = []
+    models: dict[str, Any] = {}
     for (name, targets), rows in counts.published().items():
         model = models.setdefault(name, build_shapes(name))
-        spec = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+        spec = yaml.safe_load((locations.CONFIGS / "model" / f"{name}.yaml").read_text())
         total = sum(p.numel() for p in model.parameters())
 
-        def read(method: str, variant: str, layers: str, model=model, spec=spec) -> Reading | None:
+        def read(method: str, variant: str, layers: str, model: Any = model, spec: Any = spec) -> Reading | None:
             layers = counts.own_targets(method, layers) if REGISTRY[method].num_params else "-"
             try:
                 number = counts.count(model, spec, REGISTRY[method], variant, layers)

@@ -32,7 +32,7 @@ from qgoft.bench.contenders import REFERENCE, RIVALS, Rival
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.cli import Parser
-from qgoft.config.compose import REPOSITORY
+from qgoft.config.locations import REPOSITORY
 from qgoft.errors import check_choice, format_exception
 from qgoft.ops.givens.dispatch import triton_available
 from qgoft.report.bench import all_tables, draw_figures

@@ -14,7 +14,7 @@ from pathlib import Path
 from qgoft.cli import Parser
 from qgoft.errors import QgoftError
 from qgoft.records import file_checksums, find_records
-from qgoft.sweep.plan import is_current
+from qgoft.sweep.record_index import is_current
 
 
 def main(words: list[str]) -> int:

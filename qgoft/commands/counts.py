@@ -12,7 +12,9 @@ import yaml
 from torch import nn
 
 from qgoft.cli import Parser
-from qgoft.config.compose import CONFIGS, REPOSITORY, method_config
+from qgoft.config import locations
+from qgoft.config.compose import method_config
+from qgoft.config.locations import REPOSITORY
 from qgoft.config.settings import method_label
 from qgoft.errors import QgoftError, check_choice
 from qgoft.methods.registry import REGISTRY, Method, find_targets, parse_variant
@@ -20,7 +22,7 @@ from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
 from qgoft.report.published import load_figures
 from qgoft.report.table import Table, terminal_width
-from qgoft.sweep.plan import split_list
+from qgoft.sweep.planned_run import split_list
 
 # Paper, table, model, target set of its rows that name none.
 TABLES = [
@@ -109,7 +111,7 @@ def build_table(methods: Sequence[str] = ()) -> Table:
     reasons: list[str] = []
     for (name, targets), printed in published().items():
         model = models.setdefault(name, build_shapes(name))
-        spec = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+        spec = yaml.safe_load((locations.CONFIGS / "model" / f"{name}.yaml").read_text())
         total = sum(p.numel() for p in model.parameters())
         table.rules_before.append(len(table.rows))
         others = {m: usual_variant(m) for m in REGISTRY if m not in {known for known, _ in printed}}
@@ -137,7 +139,7 @@ def usual_variant(method: str) -> str | None:
     """Return the variant that stands for a method of which no table names one: that of its recipes, or its own name."""
     if method in USUAL:
         return USUAL[method]
-    recipes = (yaml.safe_load(path.read_text("utf-8")) for path in sorted((CONFIGS / "recipe").glob(f"*/{method}.yaml")))
+    recipes = (yaml.safe_load(path.read_text("utf-8")) for path in sorted((locations.CONFIGS / "recipe").glob(f"*/{method}.yaml")))
     named = next((str(recipe["variant"]) for recipe in recipes if recipe and "variant" in recipe), method)
     try:
         parse_variant(REGISTRY[method], named)

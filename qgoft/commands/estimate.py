@@ -1,12 +1,12 @@
-"""How much work the items of protocols with real data are: runs, training steps, floating-point operations, hours of one GPU. An estimate.
+"""Estimate the work of the items of protocols with real data: runs, training steps, floating-point operations, GPU hours.
 
     python -m qgoft estimate                  all items; protocol small in hours of a CPU core
-    python -m qgoft estimate --speed 40 200   another GPU: 10^12 operations a second that it keeps up in float32 and in bfloat16
+    python -m qgoft estimate --speed 40 200   another GPU: sustained TFLOP/s in float32 and in bfloat16
 
-Operations are those of the linear layers and of attention: 2 a weight and token forward, as many backward, and as many again where weights
-are trained; an adapter's own are left out (`make bench`: GOFT and qGOFT step in about LoRA's time). A step takes STEP_SECONDS at least,
-what launching its kernels takes. Answers are written at a tenth of the speed, and all at their full length. `--write` keeps the estimate in results/published/hours.json, where
-the report reads it.
+Counted are the operations of linear layers and of attention: 2 per weight and token forward, as many backward, and as many again if weights
+are trained. Those of adapters are left out (`make bench`: GOFT and qGOFT take about LoRA's time per step). A step takes at least STEP_SECONDS,
+the time to launch its kernels. Answers are generated at a tenth of the speed, and all at their maximum length. `--write` stores the estimate
+in results/published/hours.json, which the report reads.
 """
 
 import argparse
@@ -15,61 +15,68 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
 from qgoft.cli import Parser
-from qgoft.commands.items import compose_parts, own_items, plan_items
-from qgoft.config.compose import REPOSITORY, model_files
-from qgoft.config.settings import DECODER_SUITES, RunSettings
+from qgoft.config.compose import model_files
+from qgoft.config.locations import PUBLISHED
+from qgoft.config.settings import RunSettings
+from qgoft.config.suites import suite_info
 from qgoft.models.architectures import build_shapes
 from qgoft.report.table import Table, terminal_width
-from qgoft.sweep.plan import ItemFilter
+from qgoft.sweep.items import ItemFilter, compose_plans, own_items, plan_items
 from qgoft.train.optim import count_steps, evaluation_steps
-from qgoft.train.run import MODE_OF_SCORES
+from qgoft.train.run import SELECTION_SPLIT
 
 PROTOCOLS = ("goft_icml24", "psoft_iclr26", "small")
-HOURS = REPOSITORY / "results" / "published" / "hours.json"
-# Tokens a row: on average, and of the longest of 32 rows, to which a batch of any rows is filled up. From real rows (GSM8K's for math,
-# BoolQ's and PIQA's for commonsense, of MMLU both ways of asking), in word pieces of a vocabulary of 30,000.
-WIDTHS = {
-    "glue/cola": (12, 24), "glue/sst2": (13, 40), "glue/mrpc": (53, 80), "glue/stsb": (30, 72), "glue/rte": (70, 182), "glue/qnli": (50, 101),
-    "glue/qqp": (31, 70), "glue/mnli": (40, 95), "squad": (160, 328), "vtab": (197, 197), "instruct": (200, 460), "math": (200, 340),
-    "commonsense": (120, 250),
-}  # fmt: skip
+HOURS = PUBLISHED / "hours.json"
+# Tokens per question of MMLU, without and with five examples.
 MMLU_TOKENS = 130 + 700
-# Sustained by a GPU of the A100's class: float32 without TF32, and bfloat16. 10^12 operations a second.
+# Sustained TFLOP/s of a GPU of the A100 class: float32 without TF32, and bfloat16.
 SPEED = (12.0, 100.0)
+# Shortest duration of a step on a GPU, in seconds.
 STEP_SECONDS = 0.06
-# Of one CPU core, and the encoder of protocol small: six blocks 384 wide. LoRA's runs on MRPC kept up this speed.
+# Sustained TFLOP/s of one CPU core with the encoder of protocol small, as in LoRA's runs on MRPC.
 CORE_SPEED = 0.07
 SMALL = "small"
-WRITING = 0.1
+# Speed of generation relative to reading.
+GENERATION = 0.1
 
 
 @dataclass(frozen=True)
 class Architecture:
-    weights: int  # of the linear layers that every token passes
-    attention: int  # layers times width
+    """A model's cost.
+
+    Attributes:
+        weights: weights of the linear layers that every token passes.
+        attention: layers times width.
+    """
+
+    weights: int
+    attention: int
 
     @classmethod
     @functools.cache
     def of(cls, name: str) -> "Architecture":
-        """By the name that runs know it by."""
+        """Return the cost of a model by its name in settings."""
         if name == "minilm-l6":
             return cls(6 * (4 * 384**2 + 2 * 384 * 1536), 6 * 384)
         model = build_shapes(model_files()[name])
-        config = model.config
+        config: Any = model.config
         weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         return cls(weights, config.num_hidden_layers * config.hidden_size)
 
-    def forward(self, tokens: float, width: float) -> float:
-        """Operations for some tokens in rows of a width: a product with every weight, and two of attention over the row."""
-        return tokens * (2 * self.weights + 4 * width * self.attention)
+    def forward(self, tokens: float, length: float) -> float:
+        """Return the operations of a forward pass over some tokens in rows of a length."""
+        return tokens * (2 * self.weights + 4 * length * self.attention)
 
 
 @dataclass(frozen=True)
 class Work:
+    """Estimated work."""
+
     runs: int = 0
     steps: int = 0
     petaflop: float = 0.0
@@ -79,84 +86,90 @@ class Work:
         return Work(self.runs + other.runs, self.steps + other.steps, self.petaflop + other.petaflop, self.hours + other.hours)
 
 
+# Protocol -> item -> task -> work.
 Estimate = dict[str, dict[str, dict[str, Work]]]
 
 
-def width_of(settings: RunSettings) -> tuple[float, float]:
-    task, longest = settings.task, settings.train.max_length or 10_000
-    mean, of_batch = WIDTHS[task.full_name if task.suite == "glue" else task.suite]
-    return min(mean, longest), min(mean if settings.train.group_by_length else of_batch, longest)
+def row_lengths(settings: RunSettings) -> tuple[float, float]:
+    """Return the tokens per row on average, and of the longest row of a batch, to which it is padded."""
+    tokens = suite_info(settings.task.suite).tokens
+    mean, longest = tokens.get(settings.task.name) or tokens["all"]
+    limit = settings.train.max_length or 10_000
+    return min(mean, limit), min(mean if settings.train.group_by_length else longest, limit)
 
 
-def rate_of(settings: RunSettings, speed: tuple[float, float]) -> float:
-    """Operations a second."""
+def operations_per_second(settings: RunSettings, speed: tuple[float, float]) -> float:
+    """Return the sustained speed of the hardware of a run."""
     return (CORE_SPEED if settings.protocol == SMALL else speed[settings.train.mixed_precision != "no"]) * 1e12
 
 
-def training(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
-    """The steps of a run, with its looks at the choosing part."""
+def training_work(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
+    """Return the work of the steps of a run and of its evaluations on the validation split."""
     train, rows = settings.train, settings.task.rows
-    mean, width = width_of(settings)
-    part = "train" if settings.task.suite != "vtab" else "train800val200" if settings.eval_scheme == "whole" else "train800"
-    whole, rest = divmod(rows[part], train.batch_size)
-    steps, per_epoch = count_steps(train, whole + (rest > 0 and not train.drop_last))
+    mean, length = row_lengths(settings)
+    split = "train" if settings.task.suite != "vtab" else "train800val200" if settings.eval_scheme == "whole" else "train800"
+    full, rest = divmod(rows[split], train.batch_size)
+    steps, per_epoch = count_steps(train, full + (rest > 0 and not train.drop_last))
     passes = {"full": 3, "linear": 1}.get(settings.method.name, 2)
-    a_step = model.forward(train.batch_size * train.gradient_accumulation_steps * width, width) * passes
-    looks = 0 if MODE_OF_SCORES[settings.selection] is None else len(evaluation_steps(train, steps, per_epoch))
+    per_step = model.forward(train.batch_size * train.gradient_accumulation_steps * length, length) * passes
+    evaluations = 0 if SELECTION_SPLIT[settings.selection] is None else len(evaluation_steps(train, steps, per_epoch))
     scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.eval_scheme.endswith("halves") else 1)
     scored += train.holdout_rows
-    looking = looks * model.forward(scored * mean, mean)
-    rate = rate_of(settings, speed)
-    seconds = steps * max(a_step / rate, 0.0 if settings.protocol == SMALL else STEP_SECONDS) + looking / rate
-    return Work(0, steps, (steps * a_step + looking) / 1e15, seconds / 3600)
+    evaluating = evaluations * model.forward(scored * mean, mean)
+    rate = operations_per_second(settings, speed)
+    seconds = steps * max(per_step / rate, 0.0 if settings.protocol == SMALL else STEP_SECONDS) + evaluating / rate
+    return Work(0, steps, (steps * per_step + evaluating) / 1e15, seconds / 3600)
 
 
-def reporting(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
-    """The reported part, once: read, or for decoders answered."""
+def scoring_work(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
+    """Return the work of scoring the reported split once, with generated answers for decoders."""
     task, rows = settings.task, settings.task.rows
-    mean, _ = width_of(settings)
-    rate = rate_of(settings, speed)
+    mean, _ = row_lengths(settings)
+    rate = operations_per_second(settings, speed)
     if task.full_name == "instruct/mmlu":
         flop = model.forward(rows["test"] * MMLU_TOKENS, MMLU_TOKENS)
         return Work(1, 0, flop / 1e15, flop / rate / 3600)
-    names = ("test", "question") if task.suite in (*DECODER_SUITES, "vtab") else "val"
-    parts = [number for name, number in rows.items() if name.startswith(names)]
-    flop = model.forward(sum(parts) * mean, mean)
-    written = model.forward(sum(parts) * int(task.options.get("new_tokens", 0)) * int(task.options.get("num_beams", 1)), mean)
-    return Work(1, 0, (flop + written) / 1e15, (flop + written / WRITING) / rate / 3600)
+    has_test_split = task.suite == "vtab" or suite_info(task.suite).is_decoder
+    names = ("test", "question") if has_test_split else "val"
+    scored = sum(number for name, number in rows.items() if name.startswith(names))
+    flop = model.forward(scored * mean, mean)
+    generated = model.forward(scored * int(task.options.get("new_tokens", 0)) * int(task.options.get("num_beams", 1)), mean)
+    return Work(1, 0, (flop + generated) / 1e15, (flop + generated / GENERATION) / rate / 3600)
 
 
 def work_by_task(runs: Iterable[RunSettings], speed: tuple[float, float]) -> dict[str, Work]:
-    """Task -> its runs. Tasks of a decoder suite share a training, which counts for the first of them."""
+    """Return task -> work of its runs. The training that the tasks of a decoder suite share counts for the first of them."""
     found: dict[str, Work] = defaultdict(Work)
     trained = set()
     for settings in runs:
         model = Architecture.of(settings.model.name)
         place = (settings.method, settings.optim, settings.model.name, settings.seed)
-        shared = repr(place if settings.task.suite in DECODER_SUITES else (*place, settings.task.full_name))
+        shared = repr(place if suite_info(settings.task.suite).is_decoder else (*place, settings.task.full_name))
         if shared not in trained and settings.method.name != "base":
-            found[settings.task.full_name] += training(settings, model, speed)
+            found[settings.task.full_name] += training_work(settings, model, speed)
         trained.add(shared)
-        found[settings.task.full_name] += reporting(settings, model, speed)
+        found[settings.task.full_name] += scoring_work(settings, model, speed)
     return dict(found)
 
 
 def total(tasks: Mapping[str, Work]) -> Work:
+    """Return the sum over tasks."""
     return sum(tasks.values(), Work())
 
 
 def estimate(speed: tuple[float, float], jobs: int, items: Sequence[str] = (), protocols: Sequence[str] = PROTOCOLS) -> Estimate:
-    """Protocol -> item (all, where none is named) -> task -> its work."""
+    """Return the work of some items (all, if none are named) under some protocols."""
     found: Estimate = {}
     for protocol in protocols:
         names = items or ["all", *own_items(protocol)]
-        parts = [part for part in plan_items(names, ItemFilter(protocol)) if part.item.bench is None]
-        for part, cells in zip(parts, compose_parts(parts, jobs), strict=True):
-            found.setdefault(protocol, {})[part.item.name] = work_by_task((cell.settings for cell in cells), speed)
+        plans = [plan for plan in plan_items(names, ItemFilter(protocol)) if plan.item.bench is None]
+        for plan, runs in zip(plans, compose_plans(plans, jobs), strict=True):
+            found.setdefault(protocol, {})[plan.item.name] = work_by_task((run.settings for run in runs), speed)
     return found
 
 
 def build_table(found: Estimate, speed: tuple[float, float]) -> Table:
+    """Return the table of an estimate."""
     table = Table("hours", "work of the items (estimated)", ["item", "protocol", "runs", "steps", "PFLOP", "hours"])
     for protocol, items in found.items():
         table.rules_before.append(len(table.rows))
@@ -164,32 +177,34 @@ def build_table(found: Estimate, speed: tuple[float, float]) -> Table:
             work = total(tasks)
             table.rows.append([name, protocol, f"{work.runs:,}", f"{work.steps:,}", f"{work.petaflop:,.0f}", f"{work.hours:,.0f}"])
     table.notes = [
-        f"one GPU that keeps up {speed[0]:g} TFLOP/s in float32 and {speed[1]:g} in bfloat16, {STEP_SECONDS * 1000:g} ms a step at least; protocol small: "
-        f"one CPU core of {CORE_SPEED:g}",
-        "runs that two items share are counted in both; scripts/hours.py says what is left out",
+        f"one GPU at {speed[0]:g} TFLOP/s in float32 and {speed[1]:g} in bfloat16, at least {STEP_SECONDS * 1000:g} ms per step; protocol small: one "
+        f"CPU core at {CORE_SPEED:g}",
+        "runs that two items share count in both; python -m qgoft estimate --help states what is left out",
     ]
     return table
+
+
+def write_hours(found: Estimate, speed: tuple[float, float]) -> None:
+    """Store an estimate for the report."""
+    items = {(protocol, name): tasks for protocol, names in found.items() for name, tasks in names.items()}
+    work: dict[str, dict[str, object]] = defaultdict(dict)
+    per_run: dict[str, dict[str, object]] = defaultdict(dict)
+    for (protocol, name), tasks in items.items():
+        work[protocol][name] = asdict(total(tasks))
+        per_run[protocol][name] = {task: done.hours / done.runs for task, done in tasks.items()}
+    stored = {"speed": speed, "step_seconds": STEP_SECONDS, "core_speed": CORE_SPEED, "work": work, "hours_a_run": per_run}
+    HOURS.write_text(json.dumps(stored, indent=1) + "\n")
 
 
 def main(words: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", type=float, nargs=2, default=SPEED, metavar=("FLOAT32", "BFLOAT16"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="keep the estimate")
+    parser.add_argument("--write", action="store_true", help="store the estimate in results/published/hours.json")
     arguments = parser.parse_args(words)
     speed = (arguments.speed[0], arguments.speed[1])
     found = estimate(speed, arguments.jobs)
     print(build_table(found, speed).terminal(terminal_width()))
     if arguments.write:
-        kept = {protocol: {name: asdict(total(tasks)) for name, tasks in items.items()} for protocol, items in found.items()}
-        a_run = {
-            protocol: {name: {task: work.hours / work.runs for task, work in tasks.items()} for name, tasks in items.items()}
-            for protocol, items in found.items()
-        }
-        HOURS.write_text(
-            json.dumps(
-                {"speed": speed, "step_seconds": STEP_SECONDS, "core_speed": CORE_SPEED, "work": kept, "hours_a_run": a_run}, indent=1
-            )
-            + "\n"
-        )
+        write_hours(found, speed)
     return 0

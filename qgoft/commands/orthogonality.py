@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from qgoft.cli import Parser
-from qgoft.config.compose import REPOSITORY
+from qgoft.config.locations import REPOSITORY
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces

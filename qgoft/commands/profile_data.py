@@ -51,7 +51,8 @@ def profile_pictures(task: str, words: list[str]) -> dict[str, Any]:
         os.environ["QGOFT_CACHE"] = cache
         settings = compose_settings([f"task={task}", *words])
         prepared = prepare(settings, identify(settings))
-        reported = prepared.suite.eval_sets["test:"]
+        suite: Any = prepared.suite
+        reported = suite.eval_sets["test:"]
         decoding = per_item(lambda i: reported[i % len(reported)], 1)
         batches = iter_forever(train_loader(prepared))
         size = settings.train.batch_size

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qgoft.cli import Parser
-from qgoft.config.compose import REPOSITORY
+from qgoft.config.locations import REPOSITORY
 from qgoft.errors import QgoftError
 
 DOCUMENTS = ("README.md", "docs/FINDINGS.md", "docs/cluster.md")

@@ -20,9 +20,10 @@ from pathlib import Path
 import yaml
 
 from qgoft.cli import Parser
-from qgoft.config.compose import CONFIGS
+from qgoft.config import locations
 from qgoft.errors import check_choice
-from qgoft.sweep.plan import PlannedRun, compose_all, identify_all
+from qgoft.sweep.identify import identify_all
+from qgoft.sweep.planned_run import PlannedRun, compose_all
 
 Trial = tuple[str, float, str]  # method, rate, task
 
@@ -34,7 +35,7 @@ def format_rate(rate: float) -> str:
 
 
 def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
-    specs = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
+    specs = yaml.safe_load((locations.CONFIGS / "tuning.yaml").read_text())
     check_choice("search", name, list(specs), "configs/tuning.yaml has them")
     spec = specs[name]
     chosen = methods or list(spec["centres"])
@@ -67,7 +68,7 @@ def run_trial(job: tuple[Trial, PlannedRun]) -> dict:
     torch.set_num_threads(1)
     from qgoft.errors import Diverged
     from qgoft.run_id import identify
-    from qgoft.train.loop import fit
+    from qgoft.train.loop import LoopHooks, fit
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import build_selector, prepare, train_loader
 
@@ -75,7 +76,7 @@ def run_trial(job: tuple[Trial, PlannedRun]) -> dict:
     settings = planned.settings
     prepared = prepare(settings, identify(settings))
     try:
-        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, build_selector(prepared), lambda line: None)
+        fitted = fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, LoopHooks(build_selector(prepared)))
         score = fitted.best_score
     except Diverged:
         score = None
@@ -95,8 +96,8 @@ def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
         scores[line["method"], line["lr"]][line["task"]] = line["score"]
     best: dict[str, tuple[float, float]] = {}
     for (method, rate), by_task in scores.items():
-        values = [by_task.get(task) for task in tasks]
-        if any(value is None for value in values):
+        values = [value for task in tasks if (value := by_task.get(task)) is not None]
+        if len(values) < len(tasks):
             continue
         mean = sum(values) / len(values)
         if method not in best or mean > best[method][0]:
@@ -150,6 +151,6 @@ def main(words: list[str]) -> int:
             lines.append(line)
             print(f"{line['method']:<10} {line['task']:<16} lr {line['lr']:<8} {line['score']}", flush=True)
     for method, rate in choose_rates(lines, spec["tasks"]).items():
-        write_recipe(CONFIGS / "recipe" / spec["protocol"] / f"{method}.yaml", spec["writes"], rate)
+        write_recipe(locations.CONFIGS / "recipe" / spec["protocol"] / f"{method}.yaml", spec["writes"], rate)
         print(f"{method}: lr {format_rate(rate)}")
     return 0

@@ -1,71 +1,56 @@
-"""From the command line and configs/ to `RunSettings`: the only code that knows Hydra. Mistakes come out as one line."""
+"""Composition of `RunSettings` from the command line and configs/ with Hydra. Errors are one line."""
 
-import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qgoft.config.settings import RunSettings, affects_results, settings_from_dict
+from qgoft.config import locations
+from qgoft.config.keys import affects_results
+from qgoft.config.settings import RunSettings, settings_from_dict
+from qgoft.config.suites import config_names, read_config, unsupported_reason
 from qgoft.errors import QgoftError, check_choice, hint
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIGS = REPOSITORY / "configs"
-BACKENDS = ("data.root", "model.path", "task.path", "results.root")
+PATH_SETTINGS = ("data.root", "model.path", "task.path", "results.root")
+# Config group -> variable of make.
 GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": "", "debug": ""}
-
-
-def choices(group: str) -> list[str]:
-    """Names of the files of a config group, with their folders: glue/cola."""
-    folder = CONFIGS / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+# Settings that vary between the runs of a protocol.
+RUN_SETTINGS = ("protocol", "task", "method", "method.variant", "model", "seed")
+# Groups of a composed configuration that are not settings of the run.
+NOT_SETTINGS = ("task_settings", "recipe_row", "lr_entry", "recipe", "protocol", "task", "item")
 
 
 def check_config_name(group: str, value: str) -> None:
-    """Refuse a name that is not in a config group.
+    """Check that a config group has a name.
 
     Raises:
-        QgoftError: naming what is allowed.
+        QgoftError: with the available names.
     """
     variable = GROUPS[group]
-    check_choice(group, value, choices(group), f"change {variable} or {group}=" if variable else f"change {group}=")
+    check_choice(group, value, config_names(group), f"change {variable} or {group}=" if variable else f"change {group}=")
 
 
 def model_files() -> dict[str, str]:
-    """The name that runs know a model by -> its file in configs/model."""
-    files = [name for name in choices("model") if name != "auto"]
-    return {yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())["name"]: name for name in files}
-
-
-@functools.cache
-def _unsupported() -> dict[str, Any]:
-    gaps: dict[str, Any] = yaml.safe_load((CONFIGS / "gaps.yaml").read_text())
-    return gaps
-
-
-def unsupported_reason(protocol: str, task: str, method: str) -> str | None:
-    """Why a cell does not exist (configs/gaps.yaml), or None where it does."""
-    listed = _unsupported().get(protocol, {"tasks": {}, "methods": {}})
-    of_suite = listed.get("suites", {}).get(task.partition("/")[0], {})
-    return listed["tasks"].get(task) or listed["methods"].get(method) or of_suite.get(method)
+    """Return name of a model in settings -> its file in configs/model."""
+    files = [name for name in config_names("model") if name != "auto"]
+    return {read_config(f"model/{name}")["name"]: name for name in files}
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """Check the group choices among the overrides, of sweeps too, before Hydra meets them.
+    """Check the chosen names, including those of sweeps, before Hydra composes them.
 
     Raises:
-        QgoftError: an unknown name, or a cell that does not exist.
+        QgoftError: an unknown name, or an unsupported combination.
     """
     chosen = {"protocol": ["pocket"], "task": ["glue/cola"], "method": ["qgoft"]}
     for override in overrides:
@@ -75,106 +60,140 @@ def check_overrides(overrides: list[str]) -> None:
             for item in chosen[name]:
                 check_config_name(name, item)
     for name in chosen.get("experiment", []):
-        listed = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text())["item"]
+        listed = read_config(f"experiment/{name}")["item"]
         if "rows" in listed or "bench" in listed:
-            raise QgoftError(f"experiment {name} is no product of lists, which is all that Hydra sweeps over; run make {listed['name']}")
+            raise QgoftError(f"experiment={name}: not a product of lists, which Hydra's sweeps need; run make {listed['name']}")
+    has_recipe = any(override.startswith("recipe=") for override in overrides)  # that of another method
     for protocol, task, method in itertools.product(chosen["protocol"], chosen["task"], chosen["method"]):
-        reason = unsupported_reason(protocol, task, method)
+        reason = unsupported_reason(protocol, task, "" if has_recipe else method)
         if reason:
-            raise QgoftError(f"protocol {protocol} has no recipe for method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
+            raise QgoftError(f"protocol {protocol} does not support method {method} on {task}: {reason}; change METHOD, TASKS or PROTOCOL")
+
+
+def _parse(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise QgoftError(f"{override}: {' '.join(str(error).split())}; expected name=value, a list a,b or glob(q*)") from error
 
 
 def swept_values(override: str, group: str) -> list[str]:
-    """Return the names that an override of a group chooses: one, a list, choice(...) or glob(...) of Hydra's grammar.
+    """Return the names that an override chooses from a group: one, a list, choice(...) or glob(...).
 
     Raises:
-        QgoftError: it cannot be read, or it does not choose names.
+        QgoftError: invalid syntax, or no name.
     """
+    parsed = _parse(override)
+    value = parsed.value()
     try:
-        parsed = OverridesParser.create().parse_override(override)
-        value = parsed.value()
         if isinstance(value, Glob):
-            found = value.filter(choices(group))
+            found = value.filter(config_names(group))
         else:
             found = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [str(value)]
     except (HydraException, ValueError) as error:
-        raise QgoftError(f"{override}: {' '.join(str(error).split())}; a name, a list a,b or glob(q*) is needed") from error
+        raise QgoftError(f"{override}: {' '.join(str(error).split())}; expected a name, a list a,b or glob(q*)") from error
     if not found:
-        raise QgoftError(f"{override} chooses nothing; there are {', '.join(choices(group))}")
+        raise QgoftError(f"{override}: no match; allowed are {', '.join(config_names(group))}")
     return [name.strip() for name in found]
 
 
-def name_of(word: str) -> str:
-    """The setting that a word of the command line sets: +optim.max_grad_norm=2 -> optim.max_grad_norm."""
-    return word.partition("=")[0].lstrip("+~")
+def name_of(override: str) -> str:
+    """Return the name of the setting that an override changes: +optim.max_grad_norm=2 -> optim.max_grad_norm."""
+    return override.partition("=")[0].lstrip("+~")
 
 
-def override_affects_results(word: str) -> bool:
-    """Whether a word of the command line, other than the seed, sets what moves a number."""
-    name = name_of(word)
+def override_affects_results(override: str) -> bool:
+    """Return True if an override changes a setting that affects results, other than the seed."""
+    name = name_of(override)
     return name != "seed" and affects_results(name)
 
 
-# Settings that vary between the runs of a protocol.
-OWN = ("protocol", "task", "method", "method.variant", "model", "seed")
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides that change the protocol: they affect results and do not choose one of its runs."""
+    return [o.lstrip("+") for o in overrides if "=" in o and name_of(o) not in RUN_SETTINGS and override_affects_results(o)]
 
 
-def own_overrides(words: Iterable[str]) -> list[str]:
-    """Return the words of a command line that change a number and are not a choice of the protocol's own runs."""
-    return [word.lstrip("+") for word in words if "=" in word and name_of(word) not in OWN and override_affects_results(word)]
+@contextmanager
+def _composition(subject: str, hint_text: str) -> Iterator[None]:
+    """Initialise Hydra, and turn its errors into one line."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(locations.CONFIGS), version_base=None):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise QgoftError(f"{subject} do not compose: {' '.join(str(error).split())}; {hint_text}") from error
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:
-    """Compose configs/train.yaml with overrides, as the command line does.
+    """Compose configs/train.yaml with overrides.
 
     Raises:
-        QgoftError: it does not compose, or a value is wrong.
+        QgoftError: the settings do not compose, or a value is invalid.
     """
     check_overrides(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            return settings_of(compose("train", [quoted(word) for word in overrides]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise QgoftError(f"the settings do not compose: {error}; see configs/train.yaml for the names") from error
+    with _composition("the settings", "configs/train.yaml lists the names"):
+        return settings_of(compose("train", [quoted(override) for override in overrides]))
 
 
-def quoted(word: str) -> str:
-    """Return a word of the command line with its path, if it sets one, in Hydra's quotes; `~` is expanded."""
-    name, _, value = word.partition("=")
-    if name.lstrip("+") not in BACKENDS or not value or value == "null" or value[0] in "'\"":
-        return word
+def quoted(override: str) -> str:
+    """Return an override with its path, if it sets one, quoted for Hydra; `~` is expanded."""
+    name, _, value = override.partition("=")
+    if name.lstrip("+") not in PATH_SETTINGS or not value or value == "null" or value[0] in "'\"":
+        return override
     value = os.path.expanduser(value)
-    # In Hydra's quotes a backslash is one, but for those before a quote or at the end.
+    # In Hydra's quotes only backslashes before a quote or at the end need escaping.
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'").replace("${", "\\${")
     return f"{name}='{text}'"
 
 
-def compose_launcher(launcher: str, overrides: list[str]) -> dict[str, Any]:
-    """The settings of one of Hydra's submitit launchers (hydra.launcher.partition=... and so on), as submitit names them.
+def expand_multirun(overrides: list[str]) -> tuple[list[tuple[str, ...]], str, tuple[str, ...]]:
+    """Expand the sweep of a command line (`-m`): the product of its lists and those of `hydra.sweeper.params`.
+
+    Returns:
+        The overrides of each run, the launcher, and its overrides (hydra.launcher.*).
 
     Raises:
-        QgoftError: they do not compose.
+        QgoftError: invalid overrides.
     """
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            config = compose("train", [f"hydra/launcher={launcher}", *overrides], return_hydra_config=True)
-            found: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise QgoftError(
-            f"the settings of the launcher do not compose: {error}; ARGS='hydra.launcher.partition=...' is the form"
-        ) from error
-    prefix = launcher.removeprefix("submitit_")
-    shared = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout")
-    left_out = ("_target_", "submitit_folder", "name", "array_parallelism", "max_num_timeout")
-    return {
-        name if name in shared else f"{prefix}_{name}": value for name, value in found.items() if name not in left_out and value is not None
-    }
+    check_overrides(overrides)
+    launcher = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("hydra/launcher=")), "basic")
+    own = [o for o in overrides if not name_of(o).startswith("hydra")]
+    of_launcher = tuple(o for o in overrides if name_of(o).startswith("hydra.launcher."))
+    experiment = [o for o in own if name_of(o) == "experiment"]
+    with _composition("the settings of the sweep", "configs/train.yaml lists the names"):
+        config = compose("train", experiment, return_hydra_config=True)
+        params: Any = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
+    given = {name_of(o) for o in own}
+    swept = [*(f"{name}={value}" for name, value in params.items() if name not in given), *own]
+    return list(itertools.product(*map(_expand, swept))), launcher, of_launcher
+
+
+def _expand(override: str) -> list[str]:
+    name, parsed = override.partition("=")[0], _parse(quoted(override))
+    if isinstance(parsed.value(), Glob):
+        return [f"{name}={value}" for value in swept_values(override, name)]
+    return [f"{name}={value}" for value in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [override]
+
+
+def launcher_settings(launcher: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """Return configs/launcher/<launcher>.yaml with overrides (hydra.launcher.*). Options that are null are left out.
+
+    Raises:
+        QgoftError: an unknown option.
+    """
+    config = OmegaConf.create(read_config(f"launcher/{launcher}"))
+    for override in overrides:
+        name, value = name_of(override).removeprefix("hydra.launcher."), _parse(override).value()
+        known = [str(option) for option in config]
+        if name.partition(".")[0] not in known:
+            raise QgoftError(f"{override}: unknown option of launcher {launcher}; allowed are {', '.join(known)}{hint(name, known)}")
+        OmegaConf.update(config, name, value, force_add=True)
+    found: Any = OmegaConf.to_container(config)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def settings_of(config: DictConfig) -> RunSettings:
-    """The part of a composed configuration that is a run, resolved.
+    """Return the settings of a composed configuration.
 
     Raises:
         QgoftError: a value is missing, unknown or of the wrong type.
@@ -183,53 +202,52 @@ def settings_of(config: DictConfig) -> RunSettings:
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise QgoftError(f"a setting cannot be resolved: {error}") from error
-    data = {
-        name: value
-        for name, value in resolved.items()
-        if name not in ("task_settings", "recipe_row", "lr_entry", "recipe", "protocol", "task", "item")
-    }
+    data = {name: value for name, value in resolved.items() if name not in NOT_SETTINGS}
     data["protocol"] = resolved["protocol"]["name"]
-    task = dict(resolved["task"])
-    task.pop("kind")
-    here, other = ("pocket", "official") if resolved["data"]["source"] == "pocket" else ("official", "pocket")
-    task["rows"] = task.pop(f"{here}_rows")
-    task["options"] = {name: value for name, value in task.get("options", {}).items() if value is not None}
-    if f"{here}_classes" in task:
-        task["options"] = {**task.get("options", {}), "classes": task.pop(f"{here}_classes")}
-    data["task"] = {name: value for name, value in task.items() if not name.startswith(f"{other}_")}
+    data["task"] = _task_settings(resolved["task"], is_pocket=resolved["data"]["source"] == "pocket")
     check_options(data["method"])
     return settings_from_dict(data)
 
 
+def _task_settings(task: dict[str, Any], *, is_pocket: bool) -> dict[str, Any]:
+    """Choose the rows and classes of the source of the data, and drop what is not a setting."""
+    here, other = ("pocket", "official") if is_pocket else ("official", "pocket")
+    task = {name: value for name, value in task.items() if name not in ("kind", "title") and not name.startswith(f"{other}_")}
+    task["rows"] = task.pop(f"{here}_rows")
+    task["options"] = {name: value for name, value in task.get("options", {}).items() if value is not None}
+    if f"{here}_classes" in task:
+        task["options"]["classes"] = task.pop(f"{here}_classes")
+    return task
+
+
 def check_options(method: dict[str, Any]) -> None:
-    """Refuse options that the method does not have: they would be ignored.
+    """Reject options that the method does not have, since they would be ignored.
 
     Raises:
-        QgoftError: naming the option and those that the method has.
+        QgoftError: with the options of the method.
     """
     own = list(method_config(method["name"]).get("options", {}))
     for name in method.get("options", {}):
         if name not in own:
-            known = f"it has {', '.join(own)}" if own else "it has none"
+            known = f"allowed are {', '.join(own)}" if own else "it has none"
             raise QgoftError(
                 f"method.options.{name}: method {method['name']} has no such option; {known}; remove or rename it{hint(name, own)}"
             )
 
 
-@functools.cache
 def method_config(name: str) -> dict[str, Any]:
-    """Return the file of a method, unresolved."""
-    config: dict[str, Any] = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
+    """Return the configuration of a method, unresolved."""
+    config: dict[str, Any] = read_config(f"method/{name}")
     return config
 
 
-def line_of(table: DictConfig, name: str) -> Any:
-    """The line of a task in a table of a protocol or a recipe, or the line `all` where one serves every task of a suite."""
+def select_row(table: DictConfig, name: str) -> Any:
+    """Return the row of a task in a table of a protocol or recipe, or its row `all`."""
     return table[name] if name in table else table["all"]
 
 
-def rate_of(row: DictConfig, recipe: DictConfig, variant: str) -> DictConfig:
-    """The rate of a variant and where it comes from: its own, where the line of the recipe has one under `rates`, else that of the line's variant."""
+def select_lr(row: DictConfig, recipe: DictConfig, variant: str) -> DictConfig:
+    """Return the learning rate of a variant and its source: from `rates` of the row, or else that of the row's variant."""
     source = row.get("source", recipe.source)
     usual = row.get("variant", recipe.variant)
     rates = {usual: row.lr, **row.get("rates", {})}
@@ -238,11 +256,10 @@ def rate_of(row: DictConfig, recipe: DictConfig, variant: str) -> DictConfig:
     return OmegaConf.create({"lr": row.lr, "source": f"{source}, the rate of {usual}"})
 
 
-def penalty_of(row: DictConfig, variant: str) -> float:
-    """The lambda of a recipe's line; 0 for a variant that says so."""
+def select_penalty(row: DictConfig, variant: str) -> float:
+    """Return the penalty weight of a recipe's row; 0 for a variant with `lambda0`."""
     return 0.0 if "lambda0" in variant.split("-") else float(row.penalty)
 
 
-OmegaConf.register_new_resolver("select_penalty", penalty_of, replace=True)
-OmegaConf.register_new_resolver("select_row", line_of, replace=True)
-OmegaConf.register_new_resolver("select_lr", rate_of, replace=True)
+for resolver in (select_penalty, select_row, select_lr):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -232,14 +232,14 @@ class _Http(urllib.request.HTTPHandler):
         return made
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connect, request)  # type: ignore[arg-type]
+        return self.do_open(self._connect, request)
 
 
 class _Https(_Http, urllib.request.HTTPSHandler):
     connection = http.client.HTTPSConnection
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connect, request)  # type: ignore[arg-type]
+        return self.do_open(self._connect, request)
 
 
 def _text_of(body: bytes) -> str:

@@ -125,11 +125,11 @@ def judge_answers(
     for question, answer, repeat in wanted:
         judgment: Judgment = {"question_id": question.number, "repeat": repeat, "judge": settings.model}
         if settings.kind == "rule":
-            rating, text = rule.rate(answer, list(question.right))
-            file.append({**judgment, "rating": rating, "error": None, "text": text})
+            rating, reason = rule.rate(answer, list(question.right))
+            file.append({**judgment, "rating": rating, "error": None, "text": reason})
             continue
         assert prompts is not None
-        text = None
+        text: str | None = None
         try:
             text = openai.ask(messages_for(question, answer, prompts), settings)
             file.append({**judgment, "rating": read_rating(text), "error": None, "text": text})

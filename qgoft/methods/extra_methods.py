@@ -1,8 +1,10 @@
 """Methods of the two papers that peft lacks, implemented by the tuners of this package."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import peft
+from peft import PeftConfig
 from peft.tuners.psoft.layer import PsoftLayer
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ def count_bottleneck(shapes: Shapes, hparams: Hparams) -> int:
     return sum(2 * r * n + r + n for n, _ in shapes)
 
 
-def _bottleneck(form: Literal["houlsby", "pfeiffer"]):
+def _bottleneck(form: Literal["houlsby", "pfeiffer"]) -> Callable[..., PeftConfig]:
     def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
         return BottleneckConfig(r=hparams["r"], form=form)
 
@@ -50,7 +52,7 @@ def count_fact_tk(shapes: Shapes, hparams: Hparams) -> int:
     return 2 * width * r + r**3 + matrices * r
 
 
-def _fact(form: str):
+def _fact(form: str) -> Callable[..., PeftConfig]:
     def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
         width = model_width(context.shapes)
         if hparams["r"] > width:

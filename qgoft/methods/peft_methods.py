@@ -1,8 +1,10 @@
 """Methods from peft, with the settings of their papers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import peft
+from peft import PeftConfig
 from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ def _alpha(scale: float, rank: int) -> Any:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def _lora(**fixed):
+def _lora(**fixed: Any) -> Callable[..., PeftConfig]:
     def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
         return peft.LoraConfig(r=hparams["r"], lora_alpha=_alpha(context.scale, hparams["r"]), lora_dropout=context.dropout, **fixed)
 
@@ -149,7 +151,7 @@ def count_oft(shapes: Shapes, hparams: Hparams) -> int:
     return sum(d // b * (b * (b - 1) // 2) for _, d in shapes)
 
 
-def _oft(is_exact: bool):
+def _oft(is_exact: bool) -> Callable[..., PeftConfig]:
     def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
         _check_block(hparams["b"], context.shapes)
         # peft's default of five terms (k = 0..3) is not orthogonal for large angles; PSOFT's scripts ran OFTv2 with it.

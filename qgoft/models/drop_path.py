@@ -1,5 +1,7 @@
 """Stochastic depth (Huang et al., 2016): residual branches are dropped at random during training."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,7 +39,7 @@ def set_drop_path(model: PreTrainedModel, rate: float) -> None:
         return
     if not 0 < rate < 1:
         raise QgoftError(f"train.drop_path is {rate}; allowed are numbers from 0 to below 1")
-    blocks = [
+    blocks: list[Any] = [
         module
         for module in model.modules()
         if hasattr(module, "layernorm_before") and isinstance(getattr(module, "dropout", None), nn.Dropout)

@@ -58,7 +58,8 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_le
     Raises:
         QgoftError: the vocabulary exceeds the embedding, or rows may be longer than the position table.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     # A special token beyond the embedding that no row uses, such as that of an image, is common.
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - set(tokenizer.all_special_ids)
     if any(number >= rows and number not in special for number in tokenizer.get_vocab().values()):

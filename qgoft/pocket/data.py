@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.suites import import_name, suite_info
 from qgoft.errors import QgoftError
 from qgoft.records import file_sha256
 
@@ -60,7 +61,7 @@ def generator_version() -> str:
 
 def is_generated(suite: str, task: str) -> bool:
     """Return True if the rows are in the cache, or the suite has no generated rows."""
-    return suite not in WRITERS or is_unchanged(_folder(suite, task))
+    return suite_info(suite).generator is None or is_unchanged(_folder(suite, task))
 
 
 def is_unchanged(folder: Path) -> bool:
@@ -81,7 +82,8 @@ def pocket_files(suite: str, task: str) -> Path:
     Raises:
         QgoftError: the suite has no synthetic task, or the cache cannot be written.
     """
-    if suite not in WRITERS:
+    generator = suite_info(suite).generator
+    if generator is None:
         raise QgoftError(f"suite {suite} has no embedded twin; choose another PROTOCOL, or set data.root")
     folder = _folder(suite, task)
     if is_generated(suite, task):
@@ -95,7 +97,7 @@ def pocket_files(suite: str, task: str) -> Path:
                 folder.rename(aside / folder.name)
             shutil.rmtree(aside, ignore_errors=True)
         with atomic_directory(folder) as part:
-            WRITERS[suite](task, part)
+            import_name(generator)(task, part)
             (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=1) + "\n")
     except OSError as error:
         raise QgoftError(
@@ -108,7 +110,7 @@ def _folder(suite: str, task: str) -> Path:
     return cache_folder() / f"pocket-{generator_version()}" / suite / task
 
 
-def _write_glue(task: str, folder: Path) -> None:
+def write_glue(task: str, folder: Path) -> None:
     from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
 
     from qgoft.pocket.language.tasks import generate
@@ -132,7 +134,7 @@ def _write_glue(task: str, folder: Path) -> None:
     _write_fingerprint(splits, folder)
 
 
-def _write_squad(task: str, folder: Path) -> None:
+def write_squad(task: str, folder: Path) -> None:
     from datasets import Dataset, Features, List, Value, disable_progress_bars
 
     from qgoft.pocket.language.reading import generate_reading
@@ -146,7 +148,7 @@ def _write_squad(task: str, folder: Path) -> None:
     _write_fingerprint(splits, folder)
 
 
-def _write_decoder(task: str, folder: Path) -> None:
+def write_decoder(task: str, folder: Path) -> None:
     """Write the rows of a decoder task (instructions with the 80 questions, synthetic MMLU, arithmetic, or the eight choice tasks), one
     parquet file per split.
     """
@@ -163,13 +165,13 @@ def _write_decoder(task: str, folder: Path) -> None:
         "mmlu": generate_subjects,
         "metamath": generate_problems,
         "mixture": generate_commonsense,
-    }[task]()  # type: ignore[operator]
+    }[task]()
     for part, rows in parts.items():
         Dataset.from_list(rows).to_parquet(folder / f"{part}.parquet")
     _write_fingerprint(parts, folder)
 
 
-def _write_vtab(task: str, folder: Path) -> None:
+def write_vtab(task: str, folder: Path) -> None:
     """Write the images in the layout of VTAB's parquet directories: train.parquet holds train800 and then val200."""
     import numpy as np
 
@@ -214,14 +216,6 @@ def _write_pictures(images: Any, labels: Any, path: Path) -> None:
         encoded.append({"bytes": file.getvalue(), "path": None})
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)
-
-
-WRITERS = {
-    "glue": _write_glue,
-    "squad": _write_squad,
-    "vtab": _write_vtab,
-    **dict.fromkeys(("instruct", "math", "commonsense"), _write_decoder),
-}
 
 
 def _write_fingerprint(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:

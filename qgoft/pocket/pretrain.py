@@ -5,7 +5,7 @@ with masks only in the second half, does: nine of ten masked words are predicted
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -229,7 +229,7 @@ def schedule(corpus: Corpus, recipe: Recipe) -> Iterator[list[Example]]:
         yield corpus.random.choice(repetitions if corpus.random.random() < share else texts)
 
 
-def pretrain(recipe: Recipe, *, report=print) -> tuple[DebertaV2ForMaskedLM, PreTrainedTokenizerFast]:
+def pretrain(recipe: Recipe, *, report: Callable[[str], None] = print) -> tuple[DebertaV2ForMaskedLM, PreTrainedTokenizerFast]:
     """Train from random weights; the same recipe gives the same model on the same machine."""
     torch.manual_seed(recipe.seed)
     words = vocabulary()

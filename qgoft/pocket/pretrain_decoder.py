@@ -3,6 +3,7 @@ core.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,7 @@ def _loss(model: LlamaForCausalLM, ids: Tensor, colon: int, weight: float) -> Te
     return (each * weights).sum() / weights.sum()
 
 
-def pretrain(recipe: Recipe, *, report=print) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def pretrain(recipe: Recipe, *, report: Callable[[str], None] = print) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train from random weights; the same recipe gives the same model on the same machine."""
     torch.manual_seed(recipe.seed)
     words = decoder_vocabulary()

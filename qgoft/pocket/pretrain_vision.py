@@ -1,5 +1,6 @@
 """Pretraining of the embedded ViT: classification of the attributes of drawn scenes. About three minutes on one core."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,7 @@ class Namer(nn.Module):
         return self.heads(features).split(list(ATTRIBUTES.values()), 1)
 
 
-def pretrain(recipe: Recipe, *, report=print) -> Namer:
+def pretrain(recipe: Recipe, *, report: Callable[[str], None] = print) -> Namer:
     """Train from random weights; the same recipe gives the same model on the same machine."""
     torch.manual_seed(recipe.seed)
     model = Namer().train()

@@ -4,7 +4,7 @@ import math
 from datetime import datetime
 from typing import Any
 
-from qgoft.config.settings import NAME
+from qgoft.config.constraints import NAME
 
 SCHEMA = 1
 Record = dict[str, Any]

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from qgoft.records import read_curve
 from qgoft.report.figures import COLOURS, COLUMN, paper_style, save_figure, style_of
 from qgoft.report.items import Item
-from qgoft.report.score_table import Row, averages_of, scores_of
+from qgoft.report.row import Row, averages_of, scores_of
 from qgoft.report.table import Table
 
 

@@ -133,12 +133,10 @@ def _figure(traces: Traces) -> Any:
                 by_share[share].append(max(error, 1e-9))
         shares = sorted(by_share)
         middle = [statistics.median(by_share[share]) for share in shares]
-        style = {"color": COLOURS[number % len(COLOURS)], "ls": ("-", "--", ":")[number // len(COLOURS) % 3]}
-        axis.plot(shares, middle, marker="o", ms=3, lw=1.4, **style)
-        axis.fill_between(
-            shares, [min(by_share[s]) for s in shares], [max(by_share[s]) for s in shares], color=style["color"], alpha=0.1, lw=0
-        )
-        ends.append([middle[-1], label, style["color"]])
+        colour, line = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
+        axis.plot(shares, middle, marker="o", ms=3, lw=1.4, color=colour, ls=line)
+        axis.fill_between(shares, [min(by_share[s]) for s in shares], [max(by_share[s]) for s in shares], color=colour, alpha=0.1, lw=0)
+        ends.append([middle[-1], label, colour])
     axis.set_yscale("log")
     axis.axhline(ROUNDING, color="0.5", lw=0.8, ls=":")
     axis.text(0.005, ROUNDING * 1.15, "rounding", color="0.4", fontsize=8, transform=axis.get_yaxis_transform())

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qgoft.config.settings import affects_results, method_label
+from qgoft.config.keys import affects_results
+from qgoft.config.settings import method_label
 from qgoft.records import Record, hub_commit, read_curve
 from qgoft.report.table import Table
 

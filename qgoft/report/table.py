@@ -1,25 +1,29 @@
-"""A table of text, and its spellings: terminal, markdown, LaTeX, CSV; the page of the report has its own (qgoft/report/page.py)."""
+"""Tables as text: terminal, Markdown, LaTeX and CSV, and the runs behind their cells as JSON. `qgoft.report.page` writes HTML."""
 
 import csv
 import io
+import json
+import os
 import re
 import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qgoft.config.locations import REPOSITORY
 from qgoft.records import write_atomically
 
+# Prefix of the notes that repeat the context rows.
 CONTEXT = "published "
 LATEX = str.maketrans(
     {c: "\\" + c for c in "&%$#_{}"}
     | {"±": "$\\pm$", "|": "$|$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}", "λ": "$\\lambda$"}
     | {"<": "$<$", ">": "$>$", "†": "$\\dagger$", "\n": " "}
 )
-# What a judge or a data set wrote may stand in a reason: it must not become markup.
+# A reason may quote a judge or a data set, which must not become markup.
 MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`", "[": "\\[", "]": "\\]"})
 
 
@@ -32,18 +36,18 @@ def _markdown(text: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """Return a text without line ends and control characters, of which a record or a judge's text may hold any kind."""
+    """Return a text without line ends and control characters, which a record or a judge's text may contain."""
     return "".join(letter for letter in " ".join(text.splitlines()) if unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
 
 
 def _csv(text: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula; numbers keep their sign."""
+    """Return a cell that a spreadsheet does not evaluate as a formula; numbers keep their sign."""
     text = _flat(text)
     return f"'{text}" if text[:1] in ("=", "@", "+", "-") and not re.match(r"[-+]?(\d|\.\d|$)", text) else text
 
 
 def _fold(widths: Sequence[int], width: int | None) -> list[list[int]]:
-    """Return the columns of each part of a table, the first column in all of them."""
+    """Return the columns of each part of a folded table; every part starts with the first column."""
     parts, used = [[0]], widths[0]
     for column in range(1, len(widths)):
         if width is not None and used + 2 + widths[column] > width and len(parts[-1]) > 1:
@@ -60,14 +64,13 @@ def _one_line(text: str) -> str:
 
 @dataclass
 class Table:
-    """Cells as text, first column left, the others right.
+    """Cells as text; the first column is aligned left, the others right.
 
-    Args:
-        rules: numbers of the rows that a line goes before.
-        marks: (row, column) -> best (bold) or second (underlined).
-        runs: (row, column) -> keys of the records behind a cell.
-        context: printed figures that may not be compared, one row each: below the others in a terminal, where the notes that begin with
-            CONTEXT and say the same are left out.
+    Attributes:
+        rules_before: rows that are preceded by a rule.
+        highlights: (row, column) -> best (bold) or second (underlined).
+        sources: (row, column) -> keys of the records behind a cell.
+        context: printed rows that may not be compared. A terminal shows them below the others, without the notes that repeat them (CONTEXT).
     """
 
     name: str
@@ -81,7 +84,11 @@ class Table:
     context: list[list[str]] = field(default_factory=list)
 
     def _marked(self, spelling: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
-        """The rows with their marks in some spelling."""
+        """Return the rows with highlighted cells.
+
+        Args:
+            spelling: highlight -> text with `{}` for the cell.
+        """
         return [
             [spelling.get(self.highlights.get((i, j), ""), "{}").replace("{}", escape(cell)) for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
@@ -91,7 +98,7 @@ class Table:
         """Return the table as aligned text.
 
         Args:
-            width: columns of the terminal. A wider table is folded: further columns follow below, after the first column again. None: no limit.
+            width: columns of the terminal. A wider table is folded: the remaining columns follow below. None: no limit.
         """
         lines = [[_flat(cell) for cell in line] for line in (self.columns, *self.rows, *self.context)]
         rules_before = {*self.rules_before, *([len(self.rows)] if self.context else [])}
@@ -138,13 +145,38 @@ class Table:
         csv.writer(out, lineterminator="\n").writerows([[_csv(cell) for cell in row] for row in (self.columns, *self.rows)])
         return out.getvalue()
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write name.md, name.tex and name.csv; return their paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for suffix, text in (("md", self.markdown()), ("tex", self.latex()), ("csv", self.csv())):
-            paths.append(write_atomically(folder / f"{self.name}.{suffix}", text))
-        return paths
+    def sources_json(self, folders: Mapping[str, Path]) -> str:
+        """Return the runs behind the cells: row -> column -> short keys, and the directory of each run.
+
+        Columns with an average are left out: their runs are those of the other columns.
+        """
+        cells: dict[str, dict[str, list[str]]] = {}
+        for (line, place), keys in sorted(self.sources.items()):
+            if self.columns[place] != "Avg":
+                cells.setdefault(self.rows[line][0].strip(), {})[self.columns[place]] = [key[:16] for key in sorted(keys)]
+        keys = sorted({key for keys in self.sources.values() for key in keys})
+        runs = {key[:16]: _directory(folders[key]) for key in keys if key in folders}
+        rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}: {json.dumps(columns)}" for row, columns in cells.items())
+        places = ",\n".join(f"  {json.dumps(key)}: {json.dumps(place)}" for key, place in runs.items())
+        return f'{{\n "title": {json.dumps(self.title, ensure_ascii=False)},\n "cells": {{\n{rows}\n }},\n "runs": {{\n{places}\n }}\n}}\n'
+
+    def write(self, directory: Path, folders: Mapping[str, Path] | None = None) -> list[Path]:
+        """Write name.md, name.tex and name.csv, and name.json if the table has sources. Return their paths.
+
+        Args:
+            folders: key of a record -> its directory.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        texts = {"md": self.markdown(), "tex": self.latex(), "csv": self.csv()}
+        if self.sources:
+            texts["json"] = self.sources_json(folders or {})
+        return [write_atomically(directory / f"{self.name}.{suffix}", text) for suffix, text in texts.items()]
+
+
+def _directory(path: Path) -> str:
+    """Return the path of a run, relative to the repository if it is inside."""
+    absolute = path.resolve()
+    return os.path.relpath(absolute, REPOSITORY) if absolute.is_relative_to(REPOSITORY) else str(path)
 
 
 def terminal_width() -> int | None:
@@ -153,7 +185,7 @@ def terminal_width() -> int | None:
 
 
 def document(tables: Sequence[Table]) -> str:
-    """A LaTeX document of the tables whose files lie beside it, none of them larger than the page."""
+    """Return a LaTeX document that inputs the tables next to it, each scaled to the page."""
     parts = [rf"\shown{{{_latex(table.title)}}}{{{table.name}}}" for table in tables]
     head = [
         r"\documentclass{article}",

@@ -7,9 +7,9 @@ from typing import Any
 
 from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
 from qgoft.records import Record
+from qgoft.report.answers import read_lines
 from qgoft.report.published import load_figures
-from qgoft.report.score_table import row_label
-from qgoft.report.significance import read_lines
+from qgoft.report.row import row_label
 from qgoft.report.table import Table
 
 Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating

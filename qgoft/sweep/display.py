@@ -1,4 +1,4 @@
-"""Progress of a sweep. The parent owns the terminal: workers write their state to files, and the parent draws all of them."""
+"""Progress of a sweep. Workers write their state to files, and the parent process draws them on the terminal."""
 
 import json
 import os
@@ -12,15 +12,14 @@ from types import TracebackType
 from typing import Any
 
 from qgoft.console import CHANNEL, RunState, say
-from qgoft.sweep.plan import format_duration
+from qgoft.sweep.forecast import format_duration
 
-# Seconds between two looks at the files.
+# Seconds between two reads of the files.
 INTERVAL = 0.25
 
 
 class Display:
-    """On a terminal, with several workers: a line for each run that trains and one for the sweep, redrawn; messages go above them. Otherwise
-    plain lines.
+    """Progress on a terminal: one line per active run and one for the sweep, redrawn below the messages. Otherwise plain lines.
 
     Args:
         workers: runs at a time.
@@ -30,7 +29,7 @@ class Display:
         self.workers, self.began = workers, time.monotonic()
         self.is_drawn = workers > 1 and sys.stderr.isatty()
         self.summary = ""
-        self._over = threading.Event()
+        self._is_over = threading.Event()
         self._live: Any = None
 
     def __enter__(self) -> "Display":
@@ -50,7 +49,7 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is None:
             return
-        self._over.set()
+        self._is_over.set()
         self._thread.join()
         self._draw()
         self._live.stop()
@@ -59,23 +58,23 @@ class Display:
         self._folder.cleanup()
 
     def say(self, text: str) -> None:
-        """Print a line, above what is redrawn."""
+        """Print a line above the redrawn ones."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             say(text)
 
     def ended(self, done: int, total: int, failed: int) -> None:
-        """One more run has ended; those that are at work count as half done."""
-        at_work = min(self.workers, total - done) / 2
-        left = (time.monotonic() - self.began) / (done + at_work) * (total - done - at_work)
+        """Show that one more run has ended. The remaining time counts active runs as half done."""
+        active = min(self.workers, total - done) / 2
+        left = (time.monotonic() - self.began) / (done + active) * (total - done - active)
         failures = f", {failed} of them not done" if failed else ""
         self.summary = f"{done} of {total} runs ended{failures}, about {format_duration(left)} left"
         if self._live is None:
             say(self.summary)
 
     def _watch(self) -> None:
-        while not self._over.wait(INTERVAL):
+        while not self._is_over.wait(INTERVAL):
             self._draw()
 
     def _draw(self) -> None:

@@ -97,7 +97,8 @@ def forward_rows(
         read: takes the output and the batch (without labels) and returns one value per row.
         lengths: lengths of the rows, to batch rows of similar length. Padding is masked, so the order does not affect predictions.
     """
-    order = sorted(range(len(rows)), key=lambda i: -lengths[i]) if lengths else list(range(len(rows)))
+    count = len(rows)  # type: ignore[arg-type]  # map-style datasets have a length
+    order = sorted(range(count), key=lambda i: -lengths[i]) if lengths else list(range(count))
     share = order[accelerator.process_index :: accelerator.num_processes]
     mine: list[T] = []
     with evaluating(model):

@@ -301,7 +301,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", None)
         return status is not None and (status == 429 or status >= 500)
-    return not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and error.errno is None
+    return not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and getattr(error, "errno", None) is None
 
 
 def remote_size(repository: str, kind: str, revision: str, patterns: Sequence[str], first_of: Sequence[Sequence[str]] = ()) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +20,6 @@ from torch import Tensor
 from qgoft.errors import format_exception
 from qgoft.records import atomic_file, canonical_json
 from qgoft.run_id import checkpoint_files
-from qgoft.train.distributed import is_sharded
 from qgoft.train.training_state import Plain, Tensors, TrainingState
 
 FORMAT = "1"
@@ -80,8 +79,8 @@ class CheckpointManager:
         check: Callable[[], None] = lambda: None,
     ):
         self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
-        # Each process of a sharded model holds only its shard, so such a run restarts.
-        self.every = None if is_sharded(accelerator) else every
+        # DeepSpeed keeps the optimiser's shards to itself; FSDP2's are gathered (training_state).
+        self.every = None if accelerator.distributed_type == DistributedType.DEEPSPEED else every
         self.notify, self.lines, self.rewind, self.check = notify, lines, rewind, check
         self.resumed: list[Resumed] = []
         self.cost: float | None = None

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
@@ -90,4 +90,15 @@ def gather_state(model: nn.Module) -> dict[str, Tensor] | None:
     """Return the full state of a sharded model in main memory, gathered by all processes; None if the model is not sharded."""
     if not isinstance(model, FSDPModule):
         return None
-    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu() for name, t in model.state_dict().items()}
+    return {name: unshard(t).detach().cpu() for name, t in model.state_dict().items()}
+
+
+def unshard(tensor: Tensor) -> Tensor:
+    """Return the full tensor of a sharded one, gathered by all processes; others unchanged."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a full tensor on the device of a parameter, sharded like it."""
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else value

@@ -9,7 +9,8 @@ from qgoft.errors import QgoftError
 from qgoft.methods import apply_method, merge_and_unload
 from qgoft.tasks.registry import suite_class
 from qgoft.tasks.sources import resolve_model
-from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
+from qgoft.train.adapter_files import check_adapter, check_base, load_adapter
+from qgoft.train.shared_training import as_recorded, read_run
 
 # Files of a model directory that convert text or images to inputs, or configure generation.
 KEPT = ("token", "vocab", "merges", "spm", "special_tokens", "preprocessor", "processor", "generation_config", "chat_template")
@@ -38,7 +39,7 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     model = suite.build_model(settings, base.folder)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])
     check_adapter(record, run)
-    load_trained(adapted, run / "adapter")
+    load_adapter(adapted, run / "adapter")
     plain = merge_and_unload(adapted)
     target.mkdir(parents=True, exist_ok=True)
     plain.save_pretrained(target)

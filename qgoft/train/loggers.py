@@ -5,7 +5,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from qgoft.config.settings import RunSettings, method_label
 from qgoft.console import say
@@ -59,7 +59,7 @@ class Wandb:
                 project=settings.wandb.project,
                 group=os.environ.get(SWEEP),  # groups the runs of a table
                 name=f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}",
-                mode=settings.wandb.mode,
+                mode=cast(Any, settings.wandb.mode),
                 dir=str(folder),
                 config=config,
                 reinit="finish_previous",  # a run that did not finish must not receive the data of the next one in this process

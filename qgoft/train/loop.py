@@ -1,10 +1,11 @@
-"""The loop, on a page."""
+"""The training loop."""
 
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,205 +21,235 @@ from qgoft.train.checkpoint import CheckpointManager
 from qgoft.train.distributed import backward
 from qgoft.train.interrupts import SignalHandler, Stopped
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
-from qgoft.train.training_state import TrainingState, TrainResult, read_random, write_random
+from qgoft.train.training_state import Plain, Tensors, TrainingState, TrainResult, read_random, write_random
 
 Batch = dict[str, Tensor]
-Log = Callable[[dict[str, Any]], None]
-GO_ON, SAVE, STOP = range(3)
-# Each one halves fp16's scale of the loss, which starts at 2^16: what still overflows then has no gradient to be found.
-SKIPPED = 50
+CONTINUE, SAVE, STOP = range(3)
+# Each overflow halves fp16's loss scale, which starts at 2^16: after 50 overflows in a row it is exhausted.
+MAX_OVERFLOWS = 50
 
 
-def fit(
-    adapted: AdaptedModel,
-    loader: DataLoader,
-    settings: RunSettings,
-    accelerator: Accelerator,
-    choose: Callable[[], float | None] | None,
-    log: Log,
-    measure_drift: Callable[[], float | None] | None = None,
-    checkpoints: CheckpointManager | None = None,
-    signals: SignalHandler | None = None,
-) -> TrainResult:
-    """Train `adapted.model` in place. Where `choose` scores it, the model ends with the weights of its best score, else with the last.
+@dataclass(frozen=True)
+class LoopHooks:
+    """Callbacks of the loop.
 
-    `measure_drift` measures what drifts, such as the error of orthogonality, at the same steps; None is not logged. With `checkpoints`, the training
-    goes on from the last one, and leaves some; with `signals`, a signal ends it after the step that it is at, saved.
+    Attributes:
+        select: returns the selection score, higher is better; with it, the model ends with the weights of the best score.
+        log: takes a line of the history.
+        measure_drift: returns a drift such as the orthogonality error, evaluated together with the selection score; None is not logged.
+        checkpoints: resumes the training, and saves it.
+        signals: end the training after the current step, with a checkpoint.
+    """
+
+    select: Callable[[], float | None] | None = None
+    log: Callable[[dict[str, Any]], None] = lambda line: None
+    measure_drift: Callable[[], float | None] | None = None
+    checkpoints: CheckpointManager | None = None
+    signals: SignalHandler = field(default_factory=SignalHandler)
+
+
+def fit(adapted: AdaptedModel, loader: DataLoader, settings: RunSettings, accelerator: Accelerator, hooks: LoopHooks) -> TrainResult:
+    """Train `adapted.model` in place.
 
     Raises:
-        Diverged: at the first loss or gradient norm that is not finite; under fp16, where gradients overflow without end.
-        Stopped: a signal asked for it.
+        Diverged: a loss or gradient norm is not finite, or under fp16 the gradients overflow in every step.
+        Stopped: a signal was received.
     """
-    optim, signals = settings.optim, signals or SignalHandler()
-    if not any(p.requires_grad for p in adapted.model.parameters()):
-        accelerator.prepare(adapted.model)
-        return TrainResult(0, 0.0)
-    generator = loader.sampler.generator
-    # Together: FSDP2 and DeepSpeed change the parameters, and only a prepared loader has the length of one process's share.
-    plain = build_optimizer(adapted, optim)
-    model, optimizer, loader = accelerator.prepare(adapted.model, plain, loader)
-    total, per_epoch = count_steps(settings.train, len(loader))
-    eval_steps = evaluation_steps(settings.train, total, per_epoch)
-    schedule = build_schedule(plain, optim, total)
-    # Under fp16 accelerate puts back the step that the optimiser had before a schedule counted it, after every step; the order is right.
-    warnings.filterwarnings("ignore", message=r"Seems like `optimizer\.step\(\)` has been overridden")
-    at = TrainingState(adapted, plain, schedule, accelerator, generator)
-    trained = list(at.trained.values())
-    skipped = 0  # steps in a row whose gradients overflowed
+    if any(p.requires_grad for p in adapted.model.parameters()):
+        return Loop(adapted, loader, settings, accelerator, hooks).run()
+    accelerator.prepare(adapted.model)
+    return TrainResult(0, 0.0)
 
-    def save_or_stop() -> None:
-        """Where a checkpoint is due, or a signal came to any of the processes."""
-        wish = STOP if signals.pending is not None else SAVE if checkpoints and checkpoints.is_due else GO_ON
-        wish = _the_most(wish, accelerator)
-        if wish == GO_ON:
-            return
-        at.stop_timer()
-        is_saved = checkpoints is not None and checkpoints.save(at)
-        if wish == STOP:
-            signals.raise_pending(_where(at, is_saved))
-        at.start_timer()
 
-    def look() -> None:
-        """Measure what drifts, and score for the choice. It may take long: a signal breaks it off, and what is saved is the training before."""
-        at.stop_timer()
-        before = read_random()
-        try:
-            # Of several processes, one that leaves would keep the others waiting.
-            with signals.immediate() if accelerator.num_processes == 1 else nullcontext():
-                error = measure_drift() if measure_drift else None
-                score = choose() if choose else None
-        except Stopped:
-            is_saved = checkpoints is not None and checkpoints.save(at, before)
-            signals.raise_pending(_where(at, is_saved))
-            write_random(before)  # whoever was asked lets the run go on
-            look()
-            return
-        step = at.result.steps
-        if error is not None:
-            log({"step": step, "total": total, "orthogonality": error})
-        if choose:
-            at.result.scores.append((step, score))
-            log({"step": step, "total": total, "score": score})
-            if step >= adapted.selectable_from and score is not None and (at.result.best_score is None or score > at.result.best_score):
-                at.save_best(score)
-        at.is_scored = True
-        at.start_timer()
+class Loop:
+    """One training: its steps, over one `TrainingState`."""
 
-    if checkpoints:
-        checkpoints.forecast(at)
-        checkpoints.load(at)
-    model.train()
-    with signals.defer():
-        at.start_timer()
-        if not at.is_scored:
-            look()
-        # To start an epoch draws from the random generators too: they are put back once it has been started again.
-        random_state = read_random() if at.batches else None
-        while at.result.steps < total and not at.is_over:
-            if hasattr(loader, "set_epoch"):
-                loader.set_epoch(at.epoch)
-            at.shuffle = generator.get_state()
-            batches = skip_first_batches(loader, at.batches) if at.batches else loader
-            for group in _groups(batches, settings.train.gradient_accumulation_steps):
+    def __init__(
+        self, adapted: AdaptedModel, loader: DataLoader, settings: RunSettings, accelerator: Accelerator, hooks: LoopHooks
+    ) -> None:
+        self.adapted, self.settings, self.accelerator, self.hooks = adapted, settings, accelerator, hooks
+        generator = loader.sampler.generator  # type: ignore[attr-defined]
+        plain = build_optimizer(adapted, settings.optim)
+        # Prepared together: FSDP2 and DeepSpeed replace the parameters, and only a prepared loader has the length of one process's share.
+        self.model, self.optimizer, self.loader = accelerator.prepare(adapted.model, plain, loader)
+        self.total, per_epoch = count_steps(settings.train, len(self.loader))
+        self.eval_steps = evaluation_steps(settings.train, self.total, per_epoch)
+        self.schedule = build_schedule(plain, settings.optim, self.total)
+        # Under fp16 accelerate restores the unwrapped optimizer.step after every step, so the schedule misses its own patch of it.
+        warnings.filterwarnings("ignore", message=r"Seems like `optimizer\.step\(\)` has been overridden")
+        self.state = TrainingState(adapted, plain, self.schedule, accelerator, generator)
+        self.trained = list(self.state.trained.values())
+        self.overflows = 0  # consecutive
+        self.penalty: Tensor | None = None  # of the last micro-batch, unweighted
+
+    def run(self) -> TrainResult:
+        """Train from the last checkpoint, or from the start, to the end."""
+        state, checkpoints = self.state, self.hooks.checkpoints
+        if checkpoints:
+            checkpoints.forecast(state)
+            checkpoints.load(state)
+        self.model.train()
+        with self.hooks.signals.defer():
+            state.start_timer()
+            if not state.is_scored:
+                self.evaluate()
+            for micro_batches in self.step_batches():
+                loss = self.forward_backward(micro_batches)
+                norm = self.optimizer_step(loss)
+                if norm is not None:
+                    self.log_step(loss, norm)
+                self.checkpoint_or_stop()
+                if not state.is_scored:
+                    self.evaluate()
+            state.stop_timer()
+            state.restore_best()
+            if not state.is_over:
+                state.is_over = True
+                self.checkpoint_or_stop()
+        return state.result
+
+    def step_batches(self) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of every remaining step, epoch by epoch."""
+        state = self.state
+        # Starting an epoch draws from the random generators, so a resumed training restores them after its first batch is fetched.
+        random_state = read_random() if state.batches else None
+        while state.result.steps < self.total and not state.is_over:
+            if hasattr(self.loader, "set_epoch"):
+                self.loader.set_epoch(state.epoch)
+            state.shuffle = state.generator.get_state()
+            batches = skip_first_batches(self.loader, state.batches) if state.batches else self.loader
+            for group in _chunks(batches, self.settings.train.gradient_accumulation_steps):
                 if random_state is not None:
-                    random_state = write_random(random_state)
-                at.batches += len(group)
-                losses = []
-                for number, (batch, weight) in enumerate(zip(group, _weights(group, accelerator), strict=True), start=1):
-                    is_last = accelerator.sync_gradients = number == len(group)
-                    with nullcontext() if is_last else accelerator.no_sync(model):
-                        loss = weight * model(**batch).loss
-                        losses.append(loss.detach())
-                        penalty = adapted.penalty(adapted.model) if adapted.penalty and adapted.penalty_weight else None
-                        pull = None if penalty is None else adapted.penalty_weight * penalty
-                        # accelerate divides by the accumulation of a whole step; an epoch may end within one.
-                        backward(accelerator, model, loss, pull, settings.train.gradient_accumulation_steps / len(group))
-                norm = accelerator.clip_grad_norm_(trained, optim.max_grad_norm or math.inf)
-                mean = _mean(losses, accelerator)
-                # fp16 scales the loss up until a gradient overflows, and skips that step: not the end of the run.
-                _stop_unless_finite(mean, None if accelerator.scaler else norm, at.result.steps + 1)
-                optimizer.step()
-                # A fused optimiser is called even then, and leaves the parameters alone: only the gradients, unscaled by now, tell.
-                is_step = not accelerator.optimizer_step_was_skipped and (accelerator.scaler is None or math.isfinite(float(norm)))
-                if is_step:
-                    schedule.step()
-                    at.result.steps += 1
-                    if adapted.after_step:
-                        adapted.after_step(adapted.model, at.result.steps)
-                optimizer.zero_grad()
-                if not is_step:
-                    skipped += 1
-                    if skipped == SKIPPED:
-                        raise Diverged(f"the gradients of {SKIPPED} batches in a row overflow in fp16, after step {at.result.steps}")
-                    save_or_stop()
-                    continue
-                skipped = 0
-                lr, of_blocks = schedule.get_last_lr()[0], 0.0 if penalty is None else penalty.item()
-                step = at.result.steps
-                log({"step": step, "total": total, "loss": mean, "penalty": of_blocks, "norm": float(norm), "lr": lr})
-                at.is_scored = step not in eval_steps
-                save_or_stop()
-                if not at.is_scored:
-                    look()
-                if step >= total:
+                    write_random(random_state)
+                    random_state = None
+                state.batches += len(group)
+                yield group
+                if state.result.steps >= self.total:
                     break
             if random_state is not None:
-                random_state = write_random(random_state)
-            at.epoch, at.batches = at.epoch + 1, 0
-        at.stop_timer()
-        at.restore_best()
-        if not at.is_over:
-            at.is_over = True
-            save_or_stop()
-    return at.result
+                write_random(random_state)
+                random_state = None
+            state.epoch, state.batches = state.epoch + 1, 0
+
+    def forward_backward(self, group: list[Batch]) -> float:
+        """Accumulate the gradients of loss and penalty over the micro-batches of a step; return the mean loss of its items."""
+        adapted, accelerator, losses = self.adapted, self.accelerator, []
+        for number, (batch, weight) in enumerate(zip(group, _loss_weights(group, accelerator), strict=True), start=1):
+            is_last = accelerator.sync_gradients = number == len(group)
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
+                loss = weight * self.model(**batch).loss
+                losses.append(loss.detach())
+                self.penalty = adapted.penalty(adapted.model) if adapted.penalty and adapted.penalty_weight else None
+                weighted = None if self.penalty is None else adapted.penalty_weight * self.penalty
+                # accelerate divides by gradient_accumulation_steps, but an epoch may end with fewer micro-batches.
+                backward(accelerator, self.model, loss, weighted, self.settings.train.gradient_accumulation_steps / len(group))
+        mean = torch.stack(losses).mean()
+        return float((mean if accelerator.num_processes == 1 else accelerator.reduce(mean, "mean")).item())
+
+    def optimizer_step(self, loss: float) -> float | None:
+        """Clip the gradients and step; return their norm, or None if fp16 has skipped the step."""
+        accelerator, state = self.accelerator, self.state
+        norm = float(accelerator.clip_grad_norm_(self.trained, self.settings.optim.max_grad_norm or math.inf))
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {state.result.steps + 1}")
+        # fp16 increases the loss scale until a gradient overflows, and skips that step, so overflows are normal.
+        if not accelerator.scaler and not math.isfinite(norm):
+            raise Diverged(f"the norm of the gradient is {norm} at step {state.result.steps + 1}")
+        self.optimizer.step()
+        # A fused optimiser is called even for a skipped step and leaves the parameters unchanged; only the norm shows it.
+        is_step = not accelerator.optimizer_step_was_skipped and math.isfinite(norm)
+        if is_step:
+            self.schedule.step()
+            state.result.steps += 1
+            if self.adapted.after_step:
+                self.adapted.after_step(self.adapted.model, state.result.steps)
+        self.optimizer.zero_grad()
+        self.overflows = 0 if is_step else self.overflows + 1
+        if self.overflows == MAX_OVERFLOWS:
+            raise Diverged(f"the gradients of {MAX_OVERFLOWS} batches in a row overflow in fp16, after step {state.result.steps}")
+        return norm if is_step else None
+
+    def log_step(self, loss: float, norm: float) -> None:
+        """Log a step, and mark the evaluation that is due after it."""
+        step, lr = self.state.result.steps, self.schedule.get_last_lr()[0]
+        penalty = 0.0 if self.penalty is None else self.penalty.item()
+        self.hooks.log({"step": step, "total": self.total, "loss": loss, "penalty": penalty, "norm": norm, "lr": lr})
+        self.state.is_scored = step not in self.eval_steps
+
+    def evaluate(self) -> None:
+        """Measure the drift and the selection score.
+
+        A signal interrupts the evaluation, which may take long; the checkpoint then holds the state before it.
+        """
+        state, hooks, before = self.state, self.hooks, read_random()
+        state.stop_timer()
+        while True:
+            try:
+                # One of several processes must not leave the others waiting in a collective.
+                with hooks.signals.immediate() if self.accelerator.num_processes == 1 else nullcontext():
+                    drift = hooks.measure_drift() if hooks.measure_drift else None
+                    score = hooks.select() if hooks.select else None
+                break
+            except Stopped:
+                self._save_and_raise(before)
+                write_random(before)  # the handler decided to continue
+        step = state.result.steps
+        if drift is not None:
+            hooks.log({"step": step, "total": self.total, "orthogonality": drift})
+        if hooks.select:
+            state.result.scores.append((step, score))
+            hooks.log({"step": step, "total": self.total, "score": score})
+            best = state.result.best_score
+            if step >= self.adapted.selectable_from and score is not None and (best is None or score > best):
+                state.save_best(score)
+        state.is_scored = True
+        state.start_timer()
+
+    def checkpoint_or_stop(self) -> None:
+        """Write a checkpoint if one is due; after a signal to any process, write one and stop."""
+        checkpoints, signals = self.hooks.checkpoints, self.hooks.signals
+        action = STOP if signals.pending is not None else SAVE if checkpoints and checkpoints.is_due else CONTINUE
+        if self.accelerator.num_processes > 1:  # all processes take the strongest action of any
+            wanted = torch.tensor([float(action == level) for level in (CONTINUE, SAVE, STOP)], device=self.accelerator.device)
+            action = int(self.accelerator.reduce(wanted).nonzero().max())
+        if action == CONTINUE:
+            return
+        self.state.stop_timer()
+        if action == STOP:
+            self._save_and_raise(None)
+        elif checkpoints:
+            checkpoints.save(self.state)
+        self.state.start_timer()
+
+    def _save_and_raise(self, random_state: tuple[Tensors, Plain] | None) -> None:
+        is_saved = self.hooks.checkpoints is not None and self.hooks.checkpoints.save(self.state, random_state)
+        resume = "; the same command resumes from there" if is_saved else ""
+        self.hooks.signals.raise_pending(f" after step {self.state.result.steps}{resume}")
 
 
-def _the_most(wish: int, accelerator: Accelerator) -> int:
-    """The strongest wish of all processes, so that all do the same."""
-    if accelerator.num_processes == 1:
-        return wish
-    return int(
-        accelerator.reduce(torch.tensor([float(wish == level) for level in (GO_ON, SAVE, STOP)], device=accelerator.device)).nonzero().max()
-    )
-
-
-def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """The batches that make one step; at the end of an epoch there may be fewer."""
+def _chunks(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of `size` batches; the last may be shorter."""
     batches = iter(batches)
     while group := list(itertools.islice(batches, size)):
         yield group
 
 
 def count_items(batch: Batch) -> int:
-    """What the mean loss of a batch is a mean of: the words of its answers, where labels stand under every word, else its rows."""
+    """Return the number of items in the mean loss of a batch: answer tokens if there is a label per token, otherwise rows."""
     labels = batch.get("labels")
     if labels is not None and labels.shape == batch.get("input_ids", labels[:0]).shape:
         return int((labels[:, 1:] != IGNORE_INDEX).sum())
     return len(next(iter(batch.values())))
 
 
-def _weights(group: list[Batch], accelerator: Accelerator) -> list[float]:
-    """What the losses of a step's batches count for, so that all its items count alike, however they are divided among passes and processes:
-    a mean of means would give the words of short answers more. The mean of the weights is 1."""
+def _loss_weights(group: list[Batch], accelerator: Accelerator) -> list[float]:
+    """Return the weights of the micro-batch losses, with mean 1, so that all items of a step count equally however they are divided.
+
+    A mean of means would give more weight to the tokens of short answers.
+    """
     if len(group) == 1 and accelerator.num_processes == 1:
         return [1.0]
     items = torch.tensor([float(count_items(batch)) for batch in group], device=accelerator.device)
     total = accelerator.reduce(items.sum()) if accelerator.num_processes > 1 else items.sum()
-    return (items * len(group) * accelerator.num_processes / total).tolist()
-
-
-def _mean(losses: list[Tensor], accelerator: Accelerator) -> float:
-    """The loss of all items of a step."""
-    mean = torch.stack(losses).mean()
-    return (mean if accelerator.num_processes == 1 else accelerator.reduce(mean, "mean")).item()
-
-
-def _where(at: TrainingState, is_saved: bool) -> str:
-    return f" after step {at.result.steps}{'; the same command goes on from there' if is_saved else ''}"
-
-
-def _stop_unless_finite(loss: float, norm: Tensor | None, step: int) -> None:
-    if not math.isfinite(loss):
-        raise Diverged(f"the loss is {loss} at step {step}")
-    if norm is not None and not math.isfinite(float(norm)):
-        raise Diverged(f"the norm of the gradient is {float(norm)} at step {step}")
+    weights: list[float] = (items * len(group) * accelerator.num_processes / total).tolist()
+    return weights

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +57,7 @@ def build_optimizer(adapted: AdaptedModel, optim: OptimSettings) -> Optimizer:
     """
     spared = set() if optim.weight_decay_on_biases else _biases_and_norms(adapted.model)
     rates, decays = (optim.lr, optim.head_lr), (optim.weight_decay, 0.0)
-    groups = [{"params": [], "lr": rate, "weight_decay": decay} for decay in decays for rate in rates]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": rate, "weight_decay": decay} for decay in decays for rate in rates]
     for name, parameter in adapted.model.named_parameters():
         if parameter.requires_grad:
             groups[(name in adapted.head_names) + 2 * (name in spared)]["params"].append(parameter)

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.live import Live
 
-from qgoft.config.settings import DECODER_SUITES, RunSettings, method_label
+from qgoft.config.settings import RunSettings, method_label
+from qgoft.config.suites import suite_info
 from qgoft.console import CHANNEL, RunState, say
 from qgoft.records import write_atomically
 from qgoft.train.loggers import open_loggers
@@ -31,7 +32,7 @@ def run_name(settings: RunSettings) -> str:
 
 def _shown(settings: RunSettings, score: float) -> str:
     """Return the selection score in words: decoders select by the loss on held-out answers."""
-    return f"held-out loss {-score:.3f}" if settings.task.suite in DECODER_SUITES else f"{settings.task.primary} {score:.2f}"
+    return f"held-out loss {-score:.3f}" if suite_info(settings.task.suite).is_decoder else f"{settings.task.primary} {score:.2f}"
 
 
 class Progress:

@@ -10,9 +10,10 @@ from qgoft.errors import QgoftError
 from qgoft.methods import merge_and_unload
 from qgoft.run_id import identify
 from qgoft.tasks.evaluate import Metric
+from qgoft.train.adapter_files import check_adapter, check_base, load_adapter
 from qgoft.train.distributed import place
 from qgoft.train.run import predict_test_sets, prepare
-from qgoft.train.shared_training import as_recorded, check_adapter, check_base, load_trained, read_run
+from qgoft.train.shared_training import as_recorded, read_run
 
 
 def rescore(
@@ -66,7 +67,7 @@ def rescore(
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(settings, dataclasses.replace(run_id, folder=Path(scratch)))
         check_adapter(record, folder)
-        load_trained(prepared.adapted, folder / "adapter")
+        load_adapter(prepared.adapted, folder / "adapter")
         if merge:
             prepared.adapted.model = merge_and_unload(prepared.adapted)
         place(prepared.adapted.model, prepared.accelerator)

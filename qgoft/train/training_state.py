@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qgoft.methods import AdaptedModel
+from qgoft.train.distributed import shard_like, unshard
 from qgoft.train.memory import peak_memory
 
 Tensors = dict[str, Tensor]
@@ -128,7 +129,7 @@ class TrainingState:
         for rank, (states, more) in enumerate(gather_object([mine]) if self.accelerator.num_processes > 1 else [mine]):
             tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
             plain["random"].append(more)
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, plain
+        return {name: unshard(value.detach()).cpu().contiguous() for name, value in tensors.items()}, plain
 
     def unpack(self, tensors: Tensors, plain: Plain) -> None:
         """Restore the state of `pack`. All processes call it.
@@ -139,7 +140,7 @@ class TrainingState:
         _copy(self.trained, _below(tensors, "trained."))
         self.best = _below(tensors, "best.") or None
         if self.best is not None:
-            self.best = {name: value.to(self.trained[name].device) for name, value in self.best.items()}
+            self.best = {name: shard_like(self.trained[name], value) for name, value in self.best.items()}
         self.result = TrainResult.from_plain(plain["fitted"])
         self.epoch, self.batches = plain["epoch"], plain["batches"]
         self.is_scored, self.is_over = plain["is_scored"], plain["is_over"]
@@ -147,9 +148,11 @@ class TrainingState:
             self.adapted.extra_state.write(self.adapted.model, _below(tensors, "memory."), plain["memory"])
         if not self.is_over:
             states: dict[int, Tensors] = {}
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             for name, value in _below(tensors, "optimizer.").items():
                 number, _, last = name.partition(".")
-                states.setdefault(int(number), {})[last] = value
+                moment = value.shape == parameters[int(number)].shape
+                states.setdefault(int(number), {})[last] = shard_like(parameters[int(number)], value) if moment else value
             groups = [{name: tuple(v) if isinstance(v, list) and name != "params" else v for name, v in g.items()} for g in plain["groups"]]
             self.optimizer.load_state_dict({"state": states, "param_groups": groups})
             self.schedule.load_state_dict(plain["schedule"])
@@ -192,7 +195,7 @@ def _copy(parameters: dict[str, torch.nn.Parameter], values: Tensors) -> None:
     for name, parameter in parameters.items():
         if parameter.shape != values[name].shape:
             raise ValueError(f"{name} has the shape {tuple(values[name].shape)}, not {tuple(parameter.shape)}")
-        parameter.copy_(values[name])
+        parameter.copy_(shard_like(parameter, values[name]))
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from qgoft.commands import tune
-from qgoft.config.compose import CONFIGS, compose_settings
+from qgoft.config.compose import compose_settings
+from qgoft.config.locations import CONFIGS
 from qgoft.errors import QgoftError
 
 SEARCHES = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())

@@ -6,11 +6,12 @@ import re
 import pytest
 import yaml
 
-from qgoft.config.compose import CONFIGS, choices, compose_settings, unsupported_reason
-from qgoft.config.settings import settings_in_key, settings_of_training
+from qgoft.config.compose import compose_settings
+from qgoft.config.keys import settings_in_key, settings_of_training
+from qgoft.config.locations import CONFIGS
+from qgoft.config.suites import config_names, read_config, suite_info, unsupported_reason
 from qgoft.errors import QgoftError
 from qgoft.methods.registry import REGISTRY, parse_variant
-from qgoft.tasks.vtab.data import GROUPS
 
 PROTOCOLS = ["pocket", "small", "goft_icml24", "psoft_iclr26"]
 METHODS = """base full linear bitfit lora dora pissa adalora oft oft_v2 boft hra psoft goft goft_star qgoft goft_v2 qgoft_v2
@@ -18,27 +19,27 @@ h_adapter p_adapter fact_tt fact_tk lora_xs svft_p oft_paper""".split()
 
 
 def test_the_groups_hold_what_the_suite_promises():
-    assert choices("protocol") == sorted(PROTOCOLS)
-    assert choices("method") == sorted(METHODS) == sorted(REGISTRY)
+    assert config_names("protocol") == sorted(PROTOCOLS)
+    assert config_names("method") == sorted(METHODS) == sorted(REGISTRY)
     glue = [f"glue/{t}" for t in "mnli sst2 cola qqp qnli rte mrpc stsb".split()]
-    vtab = [f"vtab/{t}" for names in GROUPS.values() for t in (*names,)]
+    vtab = [f"vtab/{t}" for names in suite_info("vtab").groups.values() for t in names]
     assert len(vtab) == 19
     decoders = [f"instruct/{t}" for t in "alpaca vicuna mmlu".split()] + ["math/gsm8k", "math/math"]
     decoders += [f"commonsense/{t}" for t in "boolq piqa siqa hellaswag winogrande arc_e arc_c obqa".split()]
-    assert choices("task") == sorted([*glue, "squad/v1", *vtab, "vtab/digits", *decoders])
+    assert config_names("task") == sorted([*glue, "squad/v1", *vtab, "vtab/digits", *decoders])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_cell_composes_or_has_a_reason(protocol):
     # Suites whose tasks share one line of settings: every method on one task, and one method on every task.
     alike = ("vtab/", "math/", "commonsense/", "instruct/")
-    for task, method in itertools.product(choices("task"), METHODS):
+    for task, method in itertools.product(config_names("task"), METHODS):
         if task.startswith(alike) and method != "qgoft" and task not in ("vtab/dtd", "math/gsm8k", "commonsense/boolq", "instruct/mmlu"):
             continue
         words = [f"protocol={protocol}", f"task={task}", f"method={method}"]
         reason = unsupported_reason(protocol, task, method)
         if reason:
-            with pytest.raises(QgoftError, match="no recipe"):
+            with pytest.raises(QgoftError, match="does not support method"):
                 compose_settings(words)
             continue
         suite, _, name = task.partition("/")
@@ -54,14 +55,20 @@ def test_every_cell_composes_or_has_a_reason(protocol):
         assert settings.method.lr_source
 
 
-def test_gaps_name_real_cells():
-    gaps = yaml.safe_load((CONFIGS / "gaps.yaml").read_text())
-    for protocol, listed in gaps.items():
-        assert protocol in PROTOCOLS
-        assert set(listed["tasks"]) <= set(choices("task"))
-        assert set(listed["methods"]) <= set(METHODS)
-        for method in listed["methods"]:
-            assert not (CONFIGS / "recipe" / protocol / f"{method}.yaml").exists(), f"{protocol}/{method} has a recipe and a reason why not"
+def test_unsupported_reasons_name_combinations_without_settings():
+    for protocol in PROTOCOLS:
+        for name in read_config(f"protocol/{protocol}").get("unsupported", {}):
+            suite, _, method = name.partition("/")
+            tasks = [task for task in config_names("task") if task == name or task.startswith(f"{suite}/")]
+            if name in METHODS:
+                assert not (CONFIGS / "recipe" / protocol / f"{name}.yaml").exists(), (
+                    f"{protocol}: {name} has a recipe and a reason against it"
+                )
+            elif method in METHODS:
+                assert tasks
+                assert suite not in read_config(f"recipe/{protocol}/{method}"), f"{protocol}: {name} has settings and a reason against it"
+            else:
+                assert tasks, f"{protocol}: {name} is no suite, task or method"
 
 
 def test_goft_table_5_is_transcribed():
@@ -108,7 +115,7 @@ def test_published_values_beat_the_recipe_on_the_command_line():
     assert (s.optim.lr, s.method.penalty, s.train.epochs, s.train.max_steps) == (0.5, 0.25, 2.0, None)
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize("experiment", config_names("experiment"))
 def test_experiments_compose_or_say_why_not(experiment):
     """Hydra sweeps over products of lists; what pairs a method with its variant, or is no run, goes by make."""
     item = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())["item"]
@@ -125,14 +132,14 @@ def test_experiments_compose_or_say_why_not(experiment):
         (["method=qgooft"], r"unknown method 'qgooft'; allowed are adalora, .*change METHOD"),
         (["task=glue/wnli"], r"unknown task 'glue/wnli'; allowed are .*glue/cola, "),
         (["protocol=paper"], r"unknown protocol 'paper'; allowed are goft_icml24, pocket"),
-        (["protocol=psoft_iclr26", "task=glue/mnli"], r"no recipe .* did not run it"),
-        (["protocol=goft_icml24", "method=dora"], r"no recipe for method dora"),
+        (["protocol=psoft_iclr26", "task=glue/mnli"], r"does not support method .* did not run it"),
+        (["protocol=goft_icml24", "method=dora"], r"does not support method dora"),
         (["selection=best"], r"selection is 'best'; allowed are last"),
         (["train.max_stepss=3"], r"do not compose.*max_stepss"),
         (["train.max_steps=many"], r"train.max_steps is 'many' of type str; a int is needed"),
         (["train.max_steps=0"], r"allowed are 1 to"),
         (["train.max_steps=null"], r"neither train.epochs nor train.max_steps"),
-        (["protocol=goft_icml24", "selection=best_validation"], r"no rows left to choose on"),
+        (["protocol=goft_icml24", "selection=best_validation"], r"leaves no rows for validation"),
     ],
 )
 def test_mistakes_are_one_line(words, message):
@@ -227,7 +234,7 @@ def test_rows_of_table_4_have_the_printed_variants():
     [
         (["task=vtab/dtd", "eval_scheme=halves", "selection=last"], "suite vtab has test, whole"),
         (["task=glue/rte", "eval_scheme=whole", "selection=last"], "suite glue has test, halves, seeded_halves, validation"),
-        (["task=vtab/dtd", "eval_scheme=whole"], "no rows left to choose on"),
+        (["task=vtab/dtd", "eval_scheme=whole"], "leaves no rows for validation"),
     ],
 )
 def test_splits_that_a_suite_lacks(words, message):

@@ -33,7 +33,8 @@ from typing import Any
 from unittest import mock
 
 from qgoft.cli import Parser, exit_code, run_cli
-from qgoft.config.compose import REPOSITORY, compose_settings
+from qgoft.config.compose import compose_settings
+from qgoft.config.locations import REPOSITORY
 from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
 from qgoft.lease import ATTEMPTS, this_machine
@@ -333,14 +334,15 @@ def not_a_number(rng: random.Random, folder: Path) -> Iterator[None]:
 @contextmanager
 def clock_set_back(rng: random.Random, folder: Path) -> Iterator[None]:
     """The run's own clock goes backwards: its times say nothing, its figures stand."""
-    from qgoft.train import run
+    from qgoft.train import record, run
 
     def times() -> Iterator[str]:
         yield "2026-01-01T12:00:00+00:00"
         os.write(2, f"{STRUCK}\n".encode())
         yield "2026-01-01T11:00:00+00:00"
 
-    with mock.patch.object(run, "_now", side_effect=times()):
+    now = times()
+    with mock.patch.object(run, "now", side_effect=now), mock.patch.object(record, "now", side_effect=now):
         yield
 
 
@@ -632,7 +634,7 @@ def single_run(words: list[str]) -> "subprocess.Popen[bytes]":
 def sweep(words: list[str], root: Path) -> "subprocess.Popen[bytes]":
     """In a process group of its own, so that all of it can be killed."""
     with open(root.with_suffix(".log"), "a") as log:
-        command = [sys.executable, str(REPOSITORY / "scripts" / "suite.py"), *words, f"results.root={root}"]
+        command = [sys.executable, str(REPOSITORY / "scripts" / "sweep.py"), *words, f"results.root={root}"]
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY, start_new_session=True)
 
 

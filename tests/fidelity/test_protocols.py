@@ -151,5 +151,5 @@ def test_vtab_offers_both_readings_of_the_training_set():
     words = ["protocol=goft_icml24", "task=vtab/dtd", "method=goft"]
     assert settings(*words).eval_scheme == "whole"
     assert settings(*words, "eval_scheme=train800").eval_scheme == "train800"
-    with pytest.raises(QgoftError, match="no rows left to choose on"):
+    with pytest.raises(QgoftError, match="leaves no rows for validation"):
         settings(*words, "eval_scheme=train800", "selection=best_validation")

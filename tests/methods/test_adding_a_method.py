@@ -6,10 +6,11 @@ import shutil
 import pytest
 
 from qgoft.config import compose as _settings
+from qgoft.config import locations
 from qgoft.errors import QgoftError
 from qgoft.methods.registry import REGISTRY
-from qgoft.report import rows as _tables
-from qgoft.sweep import plan as _plan
+from qgoft.report import rows
+from qgoft.sweep import planned_run
 from qgoft.train.run import run
 
 METHOD, SHAPES = "vera", 12 * [(96, 96)] + 3 * [(384, 96), (96, 384)]
@@ -27,7 +28,7 @@ def added(blocks, repository, tmp_path, monkeypatch):
     configs = tmp_path / "configs"
     shutil.copytree(repository / "configs", configs)
     (configs / "method" / f"{METHOD}.yaml").write_text(blocks["yaml"])
-    monkeypatch.setattr(_settings, "CONFIGS", configs)
+    monkeypatch.setattr(locations, "CONFIGS", configs)
     known = dict(REGISTRY)
     exec(blocks["python"], {})
     yield blocks
@@ -43,8 +44,8 @@ def test_three_moves_make_a_method(added, tmp_path):
     record = run(settings)
     assert (record["status"], record["method"], record["variant"]) == ("done", METHOD, "r64")
     # Its row of a table is marked: the recipe is another method's.
-    cell = _plan.PlannedRun((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
-    assert _tables.is_altered(cell)
+    cell = planned_run.PlannedRun((f"method={METHOD}", "task=glue/rte", "protocol=pocket", *words, "seed=0"), settings)
+    assert rows.is_altered(cell)
     assert record["params"]["trainable"] == REGISTRY[METHOD].num_params(SHAPES, {"r": 64}) == sum(n + 64 for n, _ in SHAPES)
 
 

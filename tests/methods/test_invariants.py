@@ -7,7 +7,7 @@ import torch
 from qgoft.config.compose import compose_settings
 from qgoft.models import load_classifier
 from qgoft.pocket.weights import weights_folder
-from qgoft.train.shared_training import load_trained
+from qgoft.train.adapter_files import load_adapter
 from tests.methods.test_merging import move
 from tests.methods.test_methods import METHODS, build, ids
 
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_weights_and_reloaded_equals_saved(name, tm
     expected = adapted.model(input_ids=ids()).logits
     if adapted.is_peft:
         adapted.model.save_pretrained(tmp_path)
-        load_trained(again, tmp_path)
+        load_adapter(again, tmp_path)
         # In another program peft alone is asked, with a head of its own to be replaced.
         torch.manual_seed(9)
         base = load_classifier(compose_settings(["task=glue/rte", f"method={method}", *variant]), weights_folder("pocket-deberta"))

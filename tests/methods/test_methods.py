@@ -8,7 +8,8 @@ from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertSelfOutput
 
-from qgoft.config.compose import choices, compose_settings
+from qgoft.config.compose import compose_settings
+from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method
 from qgoft.methods.registry import REGISTRY, Context, Method, find_targets, parse_variant, register
@@ -198,7 +199,7 @@ def test_names_are_taken_once():
 
 
 def test_each_method_is_one_entry_and_one_file():
-    assert choices("method") == sorted(REGISTRY)
+    assert config_names("method") == sorted(REGISTRY)
 
 
 def test_targets_are_linear_layers_only():

@@ -3,7 +3,6 @@
 import pytest
 
 from qgoft.commands import counts as script
-from qgoft.commands.items import plan_items
 from qgoft.config.compose import model_files
 from qgoft.errors import QgoftError
 from qgoft.methods.registry import REGISTRY
@@ -11,7 +10,8 @@ from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
 from qgoft.report.items import ITEMS
 from qgoft.report.published import load_figures
-from qgoft.sweep.plan import ItemFilter, compose_seeded, read_items
+from qgoft.sweep.items import ItemFilter, plan_items, read_items
+from qgoft.sweep.planned_run import compose_seeded
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,17 @@ def test_weights_of_the_linear_layers(deberta):
 
 def test_steps_and_operations_by_hand(deberta):
     settings = compose_settings(["protocol=goft_icml24", "task=glue/mrpc", "method=qgoft"])
-    work = hours.training(settings, deberta, (10.0, 100.0))
+    work = hours.training_work(settings, deberta, (10.0, 100.0))
     assert work.steps == 30 * 115  # epochs of 3668 rows in batches of 32
     a_token = 2 * deberta.weights + 4 * 80 * deberta.attention
     assert work.petaflop == pytest.approx(30 * 115 * 32 * 80 * a_token * 2 / 1e15)
     # At this speed launching takes longer than computing.
-    assert hours.training(settings, deberta, (1e6, 1e6)).hours == pytest.approx(30 * 115 * hours.STEP_SECONDS / 3600)
+    assert hours.training_work(settings, deberta, (1e6, 1e6)).hours == pytest.approx(30 * 115 * hours.STEP_SECONDS / 3600)
 
 
 def test_full_fine_tuning_costs_half_as_much_again(deberta):
     one, two = (
-        hours.training(compose_settings(["protocol=goft_icml24", "task=glue/rte", f"method={name}"]), deberta, hours.SPEED)
+        hours.training_work(compose_settings(["protocol=goft_icml24", "task=glue/rte", f"method={name}"]), deberta, hours.SPEED)
         for name in ("lora", "full")
     )
     assert two.petaflop == pytest.approx(1.5 * one.petaflop)

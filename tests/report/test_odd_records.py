@@ -8,13 +8,15 @@ import shlex
 
 import pytest
 
-from qgoft.commands import report
 from qgoft.records import RecordError, find_records, validate, write_record
+from qgoft.report.item_tables import score_tables
 from qgoft.report.items import item_of
+from qgoft.report.library import RecordLibrary
 from qgoft.report.page import Section, build_page, rerun_words
-from qgoft.report.rows import RecordLibrary, collect_rows, score_tables
+from qgoft.report.rows import collect_rows
+from qgoft.report.sections import machine_section, other_runs
 from qgoft.report.table import Table
-from qgoft.sweep import plan as _plan
+from qgoft.sweep import forecast, planned_run
 from tests.records.test_records import RECORD
 
 VALUES = (None, "x", -1, 1e308, [], {}, True, "\x1b[31m", [1], {"a": 1}, "2026-13-01", KeyError)
@@ -41,14 +43,14 @@ def changed(record, path, value):
 
 def show(root):
     """Everything that is made of records."""
-    (cell,) = _plan.compose_runs([("protocol=pocket", "task=glue/cola", "method=qgoft")], ["0"], 1)
+    (cell,) = planned_run.compose_runs([("protocol=pocket", "task=glue/cola", "method=qgoft")], ["0"], 1)
     library = RecordLibrary.read(root)
     tables = score_tables("glue", "pocket", collect_rows([cell], library.index), library, item_of("glue", "pocket"))
     for table in tables:
         table.terminal(80), table.markdown(), table.latex(), table.csv()
-    _plan.mean_seconds(library.index.records, "pocket")
-    sections = [Section("a", "b", tables), report.machine_section(library.index.records, library.problems)]
-    other = report.unopened(library.index.records, sections)
+    forecast.mean_seconds(library.index.records, "pocket")
+    sections = [Section("a", "b", tables), machine_section(library.index.records, library.problems)]
+    other = other_runs(library.index.records, sections)
     return build_page("t", "l", [*sections, *([other] if other else [])], library.index.records, library.folders, {})
 
 

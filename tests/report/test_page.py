@@ -13,7 +13,8 @@ import pytest
 
 from qgoft import records
 from qgoft.config.compose import compose_settings, model_files
-from qgoft.config.settings import method_label, settings_from_record, settings_in_key
+from qgoft.config.keys import settings_in_key
+from qgoft.config.settings import method_label, settings_from_record
 from qgoft.report.page import POINTS, Section, build_page, rerun_command
 from qgoft.report.table import Table
 from tests.records.test_records import RECORD

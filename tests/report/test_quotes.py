@@ -12,13 +12,17 @@ from qgoft.commands.quote import plain
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.cost import PRINTED, cost_tables, read_bench
-from qgoft.report.items import ITEMS
+from qgoft.report.items import ITEMS, item_named
 from qgoft.report.orthogonality import build_trace_table, read_traces
-from qgoft.report.score_table import Row, build_paired, build_table
+from qgoft.report.paired_table import build_paired
+from qgoft.report.row import Row
+from qgoft.report.score_table import build_table
+from qgoft.report.sections import published_table
 from qgoft.report.significance import Bootstrap
-from qgoft.sweep import plan as _plan
+from qgoft.sweep import items
 
 # Numbers with a point that nobody measured: versions, sections, and names of data sets.
+KNOWN = {name: item for protocol in ("pocket", "small") for name, item in items.read_items(protocol).items() if item.bench is None}
 NAMES = ("Python 3.11", "v1.1", "Apache-2.0", "section 4.3")
 
 
@@ -106,10 +110,10 @@ def measured(repository):
 
 
 def rows_behind(measured, table):
-    """The rows of a table from the records that results/example/tables/runs.json names: one method and variant each."""
+    """The rows of a table from the records that the JSON next to the table names: one method and variant each."""
     by_key = {record["key"][:16]: record for record in measured.records}
     rows = []
-    for label, cells in json.loads((quote.TABLES / "runs.json").read_text())[table].items():
+    for label, cells in json.loads((quote.TABLES / f"{table}.json").read_text())["cells"].items():
         records = {}
         for keys in cells.values():
             for key in keys:
@@ -129,8 +133,8 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
     bootstrap = Bootstrap(measured.folders)
     for name in {*(found.table for found in all_quotes(repository)), *(block.table for block in blocks(repository))}:
         stem, _, protocol = name.removesuffix("-paired").partition("-small")
-        if stem in ITEMS and name not in again:
-            item, protocol = ITEMS[stem], "small" if "-small" in name else "pocket"
+        if stem in KNOWN and name not in again:
+            item, protocol = item_named(KNOWN[stem]), "small" if "-small" in name else "pocket"
             table = name.removesuffix("-paired")
             rows = rows_behind(measured, table)
             again[table] = build_table(item.suite, protocol, rows, item=item)
@@ -139,10 +143,10 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
             _, suite, protocol = name.split("-")
             again[name] = build_trace_table(read_traces(measured, protocol, suite), protocol, suite)
         elif name.endswith("-published") and name.removesuffix("-published") in ITEMS:
-            again[name] = report.published_table(name.removesuffix("-published"), "pocket")
+            again[name] = published_table(name.removesuffix("-published"), ITEMS[name.removesuffix("-published")])
         elif re.sub("-(measured|published)$", "", name) in PRINTED:
             item = re.sub("-(measured|published)$", "", name)
-            shape = _plan.read_items("pocket")[item].bench
+            shape = items.read_items("pocket")[item].bench
             again.update(
                 {table.name: table for table in cost_tables(item, read_bench([repository / "results" / "measured" / "bench"], item, shape))}
             )
@@ -191,7 +195,7 @@ def test_example_has_no_table_that_the_report_did_not_write():
 def test_what_readme_prints_of_a_command_is_in_the_records(repository, measured):
     """The rows of the table that `make glue METHOD=qgoft` printed."""
     glue = [r for r in measured.records if (r["protocol"], r["suite"]) == ("pocket", "glue")]
-    behind = json.loads((quote.TABLES / "runs.json").read_text())["table1"]["qgoft"]
+    behind = json.loads((quote.TABLES / "table1.json").read_text())["cells"]["qgoft"]
     own = {key for keys in behind.values() for key in keys}
     rows = {
         "qgoft": [r for r in glue if r["key"][:16] in own and r["seed"] == 0],

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from qgoft import cli as _ending
-from qgoft.report import rows as _tables
+from qgoft.report.item_tables import write_tables
+from qgoft.report.library import RecordLibrary
 from qgoft.report.table import Table
+from qgoft.sweep.record_index import RecordIndex
 
 GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 
@@ -62,7 +64,7 @@ def test_the_whole_report_and_the_same_bytes_again(repository, root, tmp_path):
         "GOFT table 1 (pocket)",
         "GOFT figure 4 (b), lambda (pocket)",
         "GOFT figure 3 (pocket)",
-        "audit of the printed figures",
+        "audit of the published values",
     ):
         assert heading in page
     assert "lora@r8" in (tmp_path / "one" / "tables" / "table1.md").read_text()
@@ -81,7 +83,7 @@ def test_a_broken_record_is_named_and_the_rest_is_printed(repository, root, tmp_
 
 def test_without_a_record_it_says_what_to_run(repository, tmp_path):
     done = report(repository, tmp_path, tmp_path / "out")
-    assert "there is no record" in done.stderr
+    assert ": no record; run something first" in done.stderr
     assert done.returncode
 
 
@@ -92,7 +94,7 @@ def test_a_folder_that_cannot_be_written_to(repository, tmp_path, monkeypatch, c
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    told = _tables.write_tables([Table("t", "title", ["a"])], tmp_path)
+    told = write_tables([Table("t", "title", ["a"])], RecordLibrary(RecordIndex([]), {}, root=tmp_path))
     assert told == f"not written: {tmp_path}/tables: Read-only file system"
     with pytest.raises(SystemExit) as ending:
         _ending.run_cli(lambda: len(str((tmp_path / "out").mkdir())))

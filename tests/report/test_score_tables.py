@@ -7,10 +7,12 @@ import subprocess
 import pytest
 
 from qgoft.config.settings import EVAL_SCHEMES, SELECTIONS
+from qgoft.config.suites import suite_info, suite_names
 from qgoft.records import code_checksum
-from qgoft.report.items import BESIDE, ITEMS, TABLE3
-from qgoft.report.published import load_rows
-from qgoft.report.score_table import Row, _number, build_table, scores_of
+from qgoft.report.items import ITEMS
+from qgoft.report.published import format_value, load_rows
+from qgoft.report.row import Row, scores_of
+from qgoft.report.score_table import build_table
 from qgoft.report.table import Table, document
 from tests.records.test_records import RECORD
 
@@ -106,11 +108,11 @@ def test_mixed_code_packages_and_devices_are_noted():
     two["packages"] = {**two["packages"], "torch": "1.0"}
     two["hardware"] = {**two["hardware"], "device": "NVIDIA H100", "threads": 2}
     notes = build_table("glue", "goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records}, others=2)]).notes
-    assert "warning: 1 of 2 runs were made with other code than the present one; delete them to run again" in notes
-    assert "warning: these numbers come from different versions of packages: torch 1.0, 2.13.0" in notes
-    assert "warning: these numbers come from different devices: NVIDIA H100, cpu" in notes
-    assert "warning: these numbers come from different numbers of threads, which changes the last bits: 1, 2" in notes
-    assert any(note.startswith("warning: not shown 2 runs with the same settings on other data") for note in notes)
+    assert "warning: 1 of 2 runs were made with other code than the current one; delete them to rerun" in notes
+    assert "warning: these records come from different package versions: torch 1.0, 2.13.0" in notes
+    assert "warning: these records come from different devices: NVIDIA H100, cpu" in notes
+    assert "warning: these records come from different numbers of threads, which changes the last bits: 1, 2" in notes
+    assert any(note.startswith("warning: not shown 2 runs with equal settings on other data") for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_a_loss_keeps_the_places_that_are_printed():
     item = ITEMS["psoft-table16"]
     table = build_table("math", "psoft_iclr26", [Row("psoft", {"gsm8k": [made]})], item=item)
     assert "0.9157" in rows_of(table)["psoft"]
-    assert {_number(value) for value in (0.9283, 68.9, 9.0, None, "oom")} == {"0.9283", "68.90", "9.00", "-", "OOM"}
+    assert {format_value(value) for value in (0.9283, 68.9, 9.0, None, "oom")} == {"0.9283", "68.90", "9.00", "-", "OOM"}
 
 
 def test_a_training_that_several_tasks_share_costs_once_and_memory_is_a_gpu_s():
@@ -214,10 +216,10 @@ def test_a_random_backbone_has_no_published_row():
 
 
 def test_no_records_no_crash():
-    assert build_table("glue", "pocket", [Row("qgoft", {})]).notes == ["no run is done yet"]
+    assert build_table("glue", "pocket", [Row("qgoft", {})]).notes == ["no finished run yet"]
 
 
-VTAB = [column.task for column in TABLE3.columns]
+VTAB = [column.task for column in ITEMS["table3"].columns]
 
 
 def vtab_row(value, tasks, **changes):
@@ -248,7 +250,7 @@ def test_nothing_is_taken_from_an_average_that_does_not_follow_from_its_cells():
     lines, average = rows_of(table), table.columns.index("Avg") - 1
     assert lines["published"][average] == "67.80"
     assert lines["difference"][average - 1 : average + 1] == ["+0.0", "-"]
-    assert "Avg of full: the printed one does not follow from the printed cells (make audit); nothing is taken from it" in table.notes
+    assert "Avg of full: the printed one is not the mean of the printed cells (make audit), so it is not subtracted" in table.notes
 
 
 def test_real_digits_stand_outside_the_average():
@@ -290,7 +292,7 @@ def test_published_vtab_averages_are_those_of_the_group_means(table):
     for row in load_rows(*table.split("/")):
         if row.average is None:
             continue
-        found = TABLE3.averages([row.values[task] for task in VTAB])[-1]
+        found = ITEMS["table3"].averages([row.values[task] for task in VTAB])[-1]
         plain = sum(row.values.values()) / 19
         is_the_exception = (row.paper, row.method) == ("psoft-iclr2026", "full")
         assert (plain if is_the_exception else found) == pytest.approx(row.average, abs=0.11), row.method
@@ -319,7 +321,7 @@ def test_four_spellings(tmp_path):
 
 
 def test_every_suite_and_protocol_has_a_file_of_its_own():
-    names = [build_table(suite, protocol, []).name for suite, protocol in BESIDE]
+    names = [build_table(suite, protocol, []).name for suite in suite_names() for protocol in suite_info(suite).tables]
     assert len(set(names)) == len(names)
 
 

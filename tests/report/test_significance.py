@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from qgoft.report.answers import read_answers
 from qgoft.report.items import ITEMS, Column
-from qgoft.report.score_table import Row, build_paired, build_table
-from qgoft.report.significance import DRAWS, SCORES, Bootstrap, difference, interval, read_answers, sign_test
+from qgoft.report.paired_table import build_paired
+from qgoft.report.row import Row
+from qgoft.report.score_table import build_table
+from qgoft.report.significance import DRAWS, SCORES, Bootstrap, difference, interval, sign_test
 from qgoft.tasks.metrics import compute_score
 from tests.records.test_records import RECORD
 

@@ -12,21 +12,22 @@ import pytest
 from datasets import Dataset
 
 from qgoft import records
-from qgoft.commands import suite
+from qgoft.commands import sweep
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.lease import _is_zombie
 from qgoft.pocket.data import pocket_files
-from qgoft.report import rows as _tables
-from qgoft.sweep import plan as _plan
+from qgoft.report.rows import collect_rows
+from qgoft.sweep import identify, planned_run, record_index
 from qgoft.train.run import run
+from tests.sweep.planning import suite_runs
 
 SHORT = ["train.max_steps=4", "train.num_evals=1"]
 
 
 def command(repository, tmp_path, *words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(repository / "scripts" / "suite.py"), *words, f"results.root={tmp_path}"]
+    line = [sys.executable, str(repository / "scripts" / "sweep.py"), *words, f"results.root={tmp_path}"]
     return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env=environment)
 
 
@@ -61,7 +62,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", ","], "no method is named; METHOD is a list such as qgoft,lora@r2"),
+        (["--method", ","], "METHOD is empty; expected a list such as qgoft,lora@r2"),
         (["--method", "qgooft"], "unknown method 'qgooft'; allowed are"),
         (["--tasks", "wnli"], "unknown task 'wnli' of suite glue; allowed are cola"),
         (["--protocol", "paper"], "unknown protocol 'paper'"),
@@ -89,9 +90,9 @@ def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, messag
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed=5"], "ARGS=seed=5: the plan sets seed; say SEEDS=... instead"),
-        (["+method=lora"], "say METHOD=... instead"),
-        (["protocol=small"], "say PROTOCOL=... instead"),
+        (["seed=5"], "ARGS=seed=5: the plan sets seed; use SEEDS=..."),
+        (["+method=lora"], "use METHOD=..."),
+        (["protocol=small"], "use PROTOCOL=..."),
         (["hydra.launcher.partition=gpu"], "set LAUNCHER=submitit_slurm"),
         (["--jobs", "-1"], "JOBS=-1: at least 1 process is needed"),
         (["--nproc", "0"], "NPROC=0: at least 1 process is needed"),
@@ -99,11 +100,11 @@ def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, messag
 )
 def test_words_that_would_do_nothing_or_mislead_are_refused(words, message):
     with pytest.raises(QgoftError, match=re.escape(message)):
-        suite.parse(["glue", *words])
+        sweep.parse(["glue", *words])
 
 
 def test_the_plan_is_the_product_and_variants_are_words():
-    cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora@r2", "--tasks", "rte,glue/cola", "--seeds", "0,3"]))
+    cells = suite_runs(["glue", "--method", "qgoft,lora@r2", "--tasks", "rte,glue/cola", "--seeds", "0,3"])
     assert len(cells) == 8
     assert {(c.settings.method.name, c.settings.method.variant) for c in cells} == {("qgoft", "qgoft"), ("lora", "r2")}
     assert {c.settings.seed for c in cells} == {0, 3}
@@ -111,12 +112,12 @@ def test_the_plan_is_the_product_and_variants_are_words():
 
 
 def test_all_seeds_are_the_protocols():
-    cells = suite.plan(suite.parse(["glue", "--tasks", "rte", "--protocol", "goft_icml24", "--all-seeds"]))
+    cells = suite_runs(["glue", "--tasks", "rte", "--protocol", "goft_icml24", "--records", "measured"])
     assert [c.settings.seed for c in cells] == [0, 1, 2, 3, 4]
 
 
 def test_tasks_that_the_protocol_lacks_are_left_out_of_all():
-    cells = suite.plan(suite.parse(["glue", "--method", "psoft", "--protocol", "psoft_iclr26"]))
+    cells = suite_runs(["glue", "--method", "psoft", "--protocol", "psoft_iclr26"])
     assert {c.settings.task.name for c in cells} == {"cola", "stsb", "mrpc", "rte", "sst2", "qnli"}
 
 
@@ -124,10 +125,10 @@ def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
     short = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
     run(short)
     found = records.read_records(tmp_path / "runs")
-    (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte"]))
-    assert _plan.RecordIndex(found).find(cell) is None, "a truncated run is not the protocol's"
-    (same,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
-    assert _plan.RecordIndex(found).find(same)["key"] == found[0]["key"]
+    (cell,) = suite_runs(["glue", "--tasks", "rte"])
+    assert record_index.RecordIndex(found).find(cell) is None, "a truncated run is not the protocol's"
+    (same,) = suite_runs(["glue", "--tasks", "rte", *SHORT])
+    assert record_index.RecordIndex(found).find(same)["key"] == found[0]["key"]
 
 
 def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
@@ -141,15 +142,15 @@ def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
             rows.select(range(first, first + 32)).to_parquet(folder / f"{split}.parquet")
         words = ["task=glue/rte", f"results.root={tmp_path}", "data.source=hub", f"data.root={folder.parent}", *SHORT]
         found.append(run(compose_settings(words)))
-    index = _plan.RecordIndex(records.read_records(tmp_path / "runs"))
+    index = record_index.RecordIndex(records.read_records(tmp_path / "runs"))
     for record, name in zip(found, ("a", "b"), strict=True):
         words = ["glue", "--tasks", "rte", "--data", str(tmp_path / name), "data.source=hub", *SHORT]
-        (cell,) = _plan.resolve_named_paths(suite.plan(suite.parse(words)))
-        (row,) = _tables.collect_rows([cell], index)
+        (cell,) = identify.resolve_named_paths(suite_runs(words))
+        (row,) = collect_rows([cell], index)
         assert [made["key"] for made in row.all()] == [record["key"]]
         assert row.others == 1
-    (unnamed,) = suite.plan(suite.parse(["glue", "--tasks", "rte", "data.source=hub", *SHORT]))
-    (row,) = _tables.collect_rows([unnamed], index)
+    (unnamed,) = suite_runs(["glue", "--tasks", "rte", "data.source=hub", *SHORT])
+    (row,) = collect_rows([unnamed], index)
     assert (len(row.all()), row.others) == (1, 1)
 
 
@@ -157,11 +158,11 @@ def test_a_record_whose_settings_are_none_today_is_named_and_left_out(tmp_path, 
     settings = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
     run(settings)
     (made,) = records.read_records(tmp_path / "runs")
-    (cell,) = suite.plan(suite.parse(["glue", "--tasks", "rte", *SHORT]))
+    (cell,) = suite_runs(["glue", "--tasks", "rte", *SHORT])
     made["settings"]["optim"]["min_lr"] = 1e-5  # of a linear schedule, which an earlier version let pass
-    assert _plan.RecordIndex([made]).find(cell) is None
+    assert record_index.RecordIndex([made]).find(cell) is None
     said = capsys.readouterr().err
-    assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings are none today: optim.min_lr=" in said
+    assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings this version does not support: optim.min_lr=" in said
 
 
 def test_status_and_fetch(repository, tmp_path):
@@ -192,7 +193,7 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
 
 def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
     """SIGKILL to the parent: its workers notice, save their runs and end, before a run of thousands of steps has."""
-    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
+    words = [sys.executable, str(repository / "scripts" / "sweep.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
     settings = [f"results.root={tmp_path}", "train.max_steps=100000", "train.num_evals=1", "results.checkpoint_interval=1"]
     sweep = subprocess.Popen([*words, *settings], stderr=subprocess.DEVNULL, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
     began = time.monotonic()
@@ -214,7 +215,7 @@ def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
 def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
     """SIGTERM to the sweep alone, as soon as one of its workers has a checkpoint and the other may still be starting: what runs is saved, nothing
     is left running, and the same command goes on from there. So many steps that none is at its reporting by then."""
-    words = [sys.executable, str(repository / "scripts" / "suite.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
+    words = [sys.executable, str(repository / "scripts" / "sweep.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
     settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.num_evals=1", "results.checkpoint_interval=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     sweep = subprocess.Popen(
@@ -228,10 +229,10 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
     sweep.terminate()
     _, told = sweep.communicate(timeout=60)
     assert sweep.returncode == 143, told
-    assert "stopping; what runs is saved first" in told
+    assert "stopping; active runs are saved first" in told
     assert not list(tmp_path.glob("runs/*/lease.*"))
     left = {r["key"]: r for r in records.read_records(tmp_path / "runs")}
-    stopped = [r for r in left.values() if r["status"] == "interrupted" and "goes on from there" in r["reason"]]
+    stopped = [r for r in left.values() if r["status"] == "interrupted" and "resumes from there" in r["reason"]]
     assert stopped
     again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
     found = records.read_records(tmp_path / "runs")
@@ -261,11 +262,11 @@ def test_helpers_compose_and_draw_the_same(tmp_path, monkeypatch):
     from qgoft.pocket.data import is_generated, pocket_files, pocket_fingerprint
 
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "helpers"))
-    cells = suite.plan(suite.parse(["glue", "--method", "qgoft,lora", "--jobs", "2"]))
-    assert len(cells) >= _plan.MANY
-    assert [cell.settings for cell in cells] == [_plan.compose_cached(cell.overrides[:-1]) for cell in cells]
+    cells = suite_runs(["glue", "--method", "qgoft,lora", "--jobs", "2"])
+    assert len(cells) >= planned_run.PARALLEL_FROM
+    assert [cell.settings for cell in cells] == [planned_run.compose_cached(cell.overrides[:-1]) for cell in cells]
     few = [cell for cell in cells if cell.settings.task.name in ("cola", "rte")]
-    _plan.generate(few, 2)
+    identify.generate(few, 2)
     drawn = {name: pocket_fingerprint(pocket_files("glue", name)) for name in ("cola", "rte") if is_generated("glue", name)}
     assert not is_generated("glue", "stsb")
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "here"))

@@ -106,7 +106,7 @@ def test_a_hub_that_does_not_answer_is_one_line(state, tmp_path, repository, mon
 def test_planning_without_a_hub_is_one_line(tmp_path, repository):
     """A process that has loaded nothing else of the hub's client: its parts are imported when they are first named."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    command = [sys.executable, "scripts/paper.py", "table4", "--protocol", "small", "--seeds", "0", "--action", "status"]
+    command = [sys.executable, "scripts/sweep.py", "table4", "--protocol", "small", "--seeds", "0", "--action", "status"]
     done = subprocess.run(
         [*command, f"results.root={tmp_path}"], env=environment, capture_output=True, text=True, timeout=240, cwd=repository
     )

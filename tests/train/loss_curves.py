@@ -14,36 +14,38 @@ import sys
 from pathlib import Path
 
 from qgoft.cli import Parser, run_cli
-from qgoft.config.compose import choices, compose_settings
+from qgoft.config.compose import compose_settings
+from qgoft.config.suites import config_names, suite_info
 
 FILE = Path(__file__).resolve().parent / "loss_curves.json"
 STEPS = 6
 # Relative. With other instructions of the same processor (AVX2 for AVX-512) and two threads the losses of six steps differ by 5e-7; a thousandth
 # of the learning rate more moves them by nine times the tolerance.
 TOLERANCE = 1e-5
-# Tasks of decoders share a training.
-ONE_OF_SUITE = {"instruct": "vicuna", "math": "gsm8k", "commonsense": "boolq"}
-# One method more on one task: the rotations alone, and the other family.
+# Further methods on one task: rotations only, and baselines.
 MORE = [("glue/rte", "goft"), ("glue/rte", "lora"), ("glue/rte", "psoft"), ("glue/rte", "full")]
 
 
 def curves() -> list[tuple[str, str]]:
     """(task, method) of every curve."""
-    suites = [task.split("/") for task in choices("task")]
-    return [*((f"{suite}/{name}", "qgoft") for suite, name in suites if ONE_OF_SUITE.get(suite, name) == name), *MORE]
+    tasks = [task.split("/") for task in config_names("task")]
+    # The tasks of a decoder suite share a training.
+    trained = (f"{suite}/{name}" for suite, name in tasks if not suite_info(suite).is_decoder or name == suite_info(suite).probe_task)
+    return [*((task, "qgoft") for task in trained), *MORE]
 
 
 def measure(task: str, method: str, *words: str) -> list[float]:
     """Losses of the first steps, in nats, of the protocol's own training, or of one with other settings."""
     from qgoft.run_id import identify
-    from qgoft.train.loop import fit
+    from qgoft.train.loop import LoopHooks, fit
     from qgoft.train.run import prepare, train_loader
 
     own = [f"task={task}", f"method={method}", "protocol=pocket", "seed=0", f"train.max_steps={STEPS}", "optim.warmup=2"]
     settings = compose_settings([*own, *words])
     prepared = prepare(settings, identify(settings))
     losses: list[float] = []
-    fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, None, lambda line: losses.append(line["loss"]))
+    hooks = LoopHooks(log=lambda line: losses.append(line["loss"]))
+    fit(prepared.adapted, train_loader(prepared), settings, prepared.accelerator, hooks)
     return losses
 
 

@@ -7,6 +7,8 @@ gloo. DeepSpeed is not installed here: what we tell it is tested, and that it th
 import gzip
 import json
 import os
+import signal
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +17,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
-from qgoft.config.compose import CONFIGS, compose_settings
+from qgoft.config.compose import compose_settings
+from qgoft.config.locations import CONFIGS
 from qgoft.errors import QgoftError
+from qgoft.train import loop
 from qgoft.train import run as run_module
 from qgoft.train.distributed import check_sharding
+from qgoft.train.interrupts import Stopped
 from tests._processes import join_run, run_in_two
 
 WORDS = ["task=math/gsm8k", "train.max_steps=4", "train.num_evals=2", "train.gradient_accumulation_steps=2", "task.options.new_tokens=4"]
@@ -69,6 +74,45 @@ def test_divided_weights_train_like_whole_ones(method, tmp_path):
     assert divided[3].keys() == unsharded[3].keys()
     for name, tensor in divided[3].items():
         torch.testing.assert_close(tensor, unsharded[3][name], rtol=1e-3, atol=1e-4)
+
+
+def resuming_worker(rank, port, root):
+    """One sharded run without interruption, and one that rank 0 is asked to end in its third backward pass."""
+    join_run(rank, port)
+    build = run_module.build_accelerator
+    run_module.build_accelerator = lambda settings: divide(build(settings))
+    words = ["method=qgoft", "results.checkpoint_interval=0", *WORDS]
+    run_module.run(compose_settings([f"results.root={root / 'whole'}", *words]))
+    torch.distributed.barrier()
+    calls, backward = [], loop.backward
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if rank == 0 and len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        backward(*arguments)
+
+    settings = compose_settings([f"results.root={root / 'resumed'}", *words])
+    loop.backward = interrupted
+    with suppress(Stopped):
+        run_module.run(settings)
+    loop.backward = backward
+    torch.distributed.barrier()
+    run_module.run(settings)
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_sharded_run_resumes_bit_exactly(tmp_path):
+    run_in_two(resuming_worker, tmp_path)
+    whole, resumed = found(tmp_path / "whole"), found(tmp_path / "resumed")
+    assert [part["step"] for part in resumed[0]["provenance"]["resumed"]] == [2]
+    assert "resumed" not in whole[0]["provenance"]
+    assert (resumed[0]["metrics"], resumed[0]["best_checkpoint"]) == (whole[0]["metrics"], whole[0]["best_checkpoint"])
+    assert resumed[1:3] == whole[1:3]
+    assert resumed[3].keys() == whole[3].keys()
+    for name, tensor in whole[3].items():
+        assert torch.equal(resumed[3][name], tensor), name
 
 
 def fake_accelerator(**state):

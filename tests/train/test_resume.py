@@ -29,7 +29,7 @@ from qgoft.train import run as run_module
 from qgoft.train import training_state as state_module
 from qgoft.train.checkpoint import CheckpointManager
 from qgoft.train.interrupts import SignalHandler, Stopped
-from qgoft.train.loop import fit
+from qgoft.train.loop import LoopHooks, fit
 from qgoft.train.run import prepare, run, train_loader
 from tests._processes import join_run, run_in_two
 from tests.fault_injection.torture import write_rows
@@ -152,16 +152,8 @@ def result(s, folder, last=None):
 
     checkpoints = CheckpointManager(folder, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
     # A score that draws, as an evaluation may, and that falls: what was best before the break must be kept over it.
-    result = fit(
-        prepared.adapted,
-        train_loader(prepared),
-        s,
-        prepared.accelerator,
-        lambda: float(torch.rand(())) - lines[-1]["step"],
-        log,
-        None,
-        checkpoints,
-    )
+    hooks = LoopHooks(select=lambda: float(torch.rand(())) - lines[-1]["step"], log=log, checkpoints=checkpoints)
+    result = fit(prepared.adapted, train_loader(prepared), s, prepared.accelerator, hooks)
     assert result.steps == s.train.max_steps
     return {n: p.detach().clone() for n, p in prepared.adapted.model.named_parameters() if p.requires_grad}, lines, checkpoints.resumed
 
@@ -380,9 +372,9 @@ def test_checkpoints_of_other_code_make_room_for_new_ones(tmp_path, whole, monke
 
 def test_other_hardware_is_stated(tmp_path, monkeypatch):
     s = settings(tmp_path)
-    own = run_module._hardware()
+    own = run_module.hardware()
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_hardware", lambda: {**own, "threads": 64})
+        patch.setattr(run_module, "hardware", lambda: {**own, "threads": 64})
         break_off(monkeypatch, s, 3)
     record = run(s)
     assert record["provenance"]["resumed"] == [{"step": 2, "hardware": {**own, "threads": 64}}]

@@ -25,7 +25,9 @@ from qgoft.errors import Diverged, QgoftError
 from qgoft.lease import Lease
 from qgoft.models import load_classifier
 from qgoft.run_id import identify
+from qgoft.train import adapter_files
 from qgoft.train import loop as fit_module
+from qgoft.train import record as record_module
 from qgoft.train import resources as resources
 from qgoft.train import run as run_module
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
@@ -240,7 +242,7 @@ def test_a_full_disk_while_weights_are_saved(tmp_path, monkeypatch):
     def full(*arguments):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(run_module, "_save_weights", full)
+    monkeypatch.setattr(adapter_files, "_save_weights", full)
     with pytest.raises(QgoftError, match="No space left"):
         run(s)
 
@@ -285,7 +287,7 @@ def scaled(monkeypatch):
 
 def test_gradients_that_overflow_without_end_are_no_training(tmp_path, monkeypatch, scaled):
     """Under fp16 a step whose gradients overflow is skipped, with a smaller scale of the loss for the next; here every one."""
-    monkeypatch.setattr(fit_module, "SKIPPED", 3)
+    monkeypatch.setattr(fit_module, "MAX_OVERFLOWS", 3)
     scaled[0] = 10**6
     record = run(settings(tmp_path))
     assert (record["status"], record["reason"]) == ("diverged", "the gradients of 3 batches in a row overflow in fp16, after step 0")
@@ -306,11 +308,11 @@ def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
     """1000 rows in batches of 32 are 31.25 steps' worth, and 32 steps."""
     s = settings(tmp_path)
     prepared = prepare(s, identify(s))
-    assert run_module._examples_a_step(prepared) == 1000 / 32
+    assert record_module._examples_per_step(prepared) == 1000 / 32
     prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, gradient_accumulation_steps=3))
-    assert run_module._examples_a_step(prepared) == 1000 / 11
+    assert record_module._examples_per_step(prepared) == 1000 / 11
     prepared.settings = dataclasses.replace(s, train=dataclasses.replace(s.train, drop_last=True))
-    assert run_module._examples_a_step(prepared) == 32
+    assert record_module._examples_per_step(prepared) == 32
 
 
 def test_biases_and_norms_decay_where_the_protocol_says_so(tmp_path):
@@ -326,7 +328,7 @@ def test_biases_and_norms_decay_where_the_protocol_says_so(tmp_path):
 
 def test_a_16_bit_encoder_needs_autocast(tmp_path):
     with pytest.raises(
-        QgoftError, match=r"model.dtype=bfloat16: its head is trained in float32, and without autocast .* set train.mixed_precision=bf16"
+        QgoftError, match=r"model.dtype=bfloat16: the head is trained in float32, which needs autocast; set train.mixed_precision=bf16"
     ):
         settings(tmp_path, "model.dtype=bfloat16")
 
@@ -534,7 +536,7 @@ def test_a_floor_is_the_end_of_every_rate():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["optim.min_lr=1e-5"], "optim.min_lr=1e-05 is where a cosine ends, and optim.schedule is linear"),
+        (["optim.min_lr=1e-5"], "optim.min_lr=1e-05 is the end of a cosine, and optim.schedule is linear"),
         (["train.hidden_dropout=1.5"], "train.hidden_dropout is 1.5; allowed are 0 and more, below 1"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 from qgoft.ops.givens.dispatch import choose_backend, should_rotate_weight
 from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.reference import check_blocks
+from qgoft.ops.givens.upper_stages import apply_to_columns, apply_transpose_to_columns, backward_of_columns
 
 # Values per chunk, 4 MB of float32. Measured on two CPU cores with 2 MB of second-level cache each: half as many cost 3% of a layer's step
 # at width 768, all rows at once 5% at width 3072 and would dominate peak memory.
@@ -206,7 +207,7 @@ def _apply(rows: Tensor, factors: Factors) -> Tensor:
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for chunk in _row_chunks(rows):
         product = torch.bmm(_group_by_tree(rows[chunk], trees), trees.transpose(1, 2))
-        product[:, :, 0] = _apply_to_columns(product[:, :, 0], upper_stages)
+        product[:, :, 0] = apply_to_columns(product[:, :, 0], upper_stages)
         _scatter_rows(out[chunk], product)
     return out
 
@@ -225,7 +226,7 @@ def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
     for chunk in _row_chunks(rows):
         part = out[chunk].copy_(rows[chunk])
         roots = _roots(part, trees)
-        roots.copy_(_apply_transpose_to_columns(roots.contiguous(), upper_stages))
+        roots.copy_(apply_transpose_to_columns(roots.contiguous(), upper_stages))
         _scatter_rows(part, torch.bmm(_group_by_tree(part, trees), trees))
     return out
 
@@ -297,7 +298,7 @@ def _backward_of_chunk(rows: Tensor, grads: Tensor, factors: Factors, sums: list
     inputs, roots = _group_by_tree(rows, trees), _roots(grads, trees)
     # Recomputing the values at the roots is cheaper, while the rows are in the cache, than saving them.
     values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
-    roots.copy_(_backward_of_columns(values, roots.contiguous(), upper_stages, sums[1:]))
+    roots.copy_(backward_of_columns(values, roots.contiguous(), upper_stages, sums[1:]))
     upper = _group_by_tree(grads, trees)
     sums[0] += torch.bmm(upper.transpose(1, 2), inputs)
     if need_input:
@@ -310,57 +311,16 @@ def _backward_of_transposed_chunk(rows: Tensor, grads: Tensor, factors: Factors,
     inputs, upper = _group_by_tree(grads, trees), _group_by_tree(rows, trees)
     values = torch.bmm(trees[:, :1], inputs.transpose(1, 2))[:, 0]
     # The root columns of x belong to the upper stages; S^T of them belongs to the trees.
-    at_roots = _backward_of_columns(values, _roots(rows, trees).clone(memory_format=torch.contiguous_format), upper_stages, sums[1:])
+    at_roots = backward_of_columns(values, _roots(rows, trees).clone(memory_format=torch.contiguous_format), upper_stages, sums[1:])
     grad = torch.bmm(upper.transpose(1, 2), inputs)
     grad[:, :1] = torch.bmm(at_roots[:, None], inputs)
     sums[0] += grad
     del grad, at_roots
     if need_input:
-        values = _apply_to_columns(values, upper_stages)
+        values = apply_to_columns(values, upper_stages)
         product = torch.bmm(inputs, trees.transpose(1, 2))
         product[:, :, 0] = values
         _scatter_rows(grads, product)
-
-
-def _stack_columns(columns: Tensor, trees: Tensor) -> Tensor:
-    """Reshape the roots of the lower stage [d_s, c] to [q_s, b_s, c], padded with zeros if the last tree extends beyond the end."""
-    count, width, _ = trees.shape
-    missing = count * width - len(columns)
-    if missing:
-        columns = torch.nn.functional.pad(columns, (0, 0, 0, missing))
-    return columns.reshape(count, width, -1)
-
-
-def _apply_to_columns(columns: Tensor, stages: list[Tensor]) -> Tensor:
-    """Apply the stages above the first to columns [d_s, c]. The memory order suits products from the left, so nothing is copied."""
-    trees, *upper_stages = stages
-    product = torch.bmm(trees, _stack_columns(columns, trees))
-    if upper_stages:
-        product[:, 0] = _apply_to_columns(product[:, 0], upper_stages)
-    return product.flatten(0, 1)[: len(columns)]
-
-
-def _apply_transpose_to_columns(columns: Tensor, stages: list[Tensor]) -> Tensor:
-    """Apply the transpose of `_apply_to_columns`."""
-    trees, *upper_stages = stages
-    inputs = _stack_columns(columns, trees)
-    if upper_stages:
-        inputs = inputs.clone()
-        inputs[:, 0] = _apply_transpose_to_columns(inputs[:, 0], upper_stages)
-    return torch.bmm(trees.transpose(1, 2), inputs).flatten(0, 1)[: len(columns)]
-
-
-def _backward_of_columns(columns: Tensor, grads: Tensor, stages: list[Tensor], sums: list[Tensor]) -> Tensor:
-    """Add the gradients of the stages for columns [d_s, c] with gradients [d_s, c], which are overwritten; return the gradient of the
-    columns.
-    """
-    trees, *upper_stages = stages
-    inputs, upper = _stack_columns(columns, trees), _stack_columns(grads, trees)
-    if upper_stages:
-        values = torch.bmm(trees[:, :1], inputs)[:, 0]
-        upper[:, 0] = _backward_of_columns(values, upper[:, 0].contiguous(), upper_stages, sums[1:])
-    sums[0] += torch.bmm(upper, inputs.transpose(1, 2))
-    return torch.bmm(trees.transpose(1, 2), upper).flatten(0, 1)[: len(columns)]
 
 
 def _apply_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:

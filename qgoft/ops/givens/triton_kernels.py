@@ -101,20 +101,9 @@ def _transpose_kernel(g, blocks, y, N, d: tl.constexpr, D: tl.constexpr, LEVELS:
 
 @triton.jit
 def _backward_kernel(
-    x,
-    g,
-    blocks,
-    out,
-    partial,
-    N,
-    tiles,
-    d: tl.constexpr,
-    D: tl.constexpr,
-    LEVELS: tl.constexpr,
-    ROWS: tl.constexpr,
-    NEED_INPUT: tl.constexpr,
-    TRANSPOSE: tl.constexpr,
-):
+    x, g, blocks, out, partial, N, tiles,
+    d: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, NEED_INPUT: tl.constexpr, TRANSPOSE: tl.constexpr,
+):  # fmt: skip
     """Process tiles at a fixed stride per program, recompute the inputs of each level, and add to the program's slice of `partial`.
 
     Writes R^T g to `out`, or with TRANSPOSE R x, the gradient of the input if the product was R^T g.

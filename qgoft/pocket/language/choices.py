@@ -152,7 +152,8 @@ def generate_commonsense() -> dict[str, list[Row]]:
     seen: set[str] = set()
 
     def draw(task: str, name: str, count: int, *, is_training: bool) -> list[Row]:
-        world, rows = World(f"pocket/commonsense/{task}/{name}"), []
+        world = World(f"pocket/commonsense/{task}/{name}")
+        rows: list[Row] = []
         while len(rows) < count:
             row = _commonsense_row(task, COMMONSENSE[task][0](world, is_training))
             # A closed task has fewer questions than rows: evaluation uses each once, training may repeat one.
@@ -217,10 +218,11 @@ def generate_subjects() -> dict[str, list[Row]]:
     """Generate dev (five per subject, for the few-shot examples) and test, with the hub's columns of MMLU."""
     splits: dict[str, list[Row]] = {"dev": [], "test": []}
     for subject, (_, draw) in SUBJECTS.items():
-        world, seen = World(f"pocket/mmlu/{subject}"), set()
+        world = World(f"pocket/mmlu/{subject}")
+        seen: set[tuple[str, ...]] = set()
         while len(seen) < DEV_ROWS + SUBJECT_ROWS:
             question, choices, number = draw(world)
-            row = {
+            row: Row = {
                 "question": " ".join(question),
                 "subject": subject,
                 "choices": [" ".join(choice) for choice in choices],

@@ -138,7 +138,9 @@ def _draw_row(world: World, category: str, asked: set[tuple[str, str]], *, is_tr
 
 def generate_questions() -> list[Row]:
     """Generate the synthetic 80 questions: ten per category, all different, with all correct answers for the F1 judge."""
-    world, rows, seen = World("pocket/vicuna"), [], set()
+    world = World("pocket/vicuna")
+    rows: list[Any] = []
+    seen: set[Any] = set()
     for category, draw in CATEGORIES.items():
         while sum(row["category"] == category for row in rows) < QUESTIONS_PER_CATEGORY:
             drawn = draw(world, False)

@@ -74,7 +74,8 @@ def generate_problems() -> dict[str, list[Row]]:
     seen: set[str] = set()
     splits: dict[str, list[Row]] = {}
     for split in sorted(SIZES, key=lambda name: name == "train"):
-        world, rows = World(f"pocket/math/{split}"), []
+        world = World(f"pocket/math/{split}")
+        rows: list[Any] = []
         while len(rows) < SIZES[split]:
             is_story = split == "gsm8k" or (split != "math" and world.chance(0.5))
             words, start, steps = story(world) if is_story else expression(world)

@@ -16,7 +16,8 @@ def generate_reading() -> dict[str, list[Row]]:
     splits: dict[str, list[Row]] = {}
     # Evaluation first, so that it does not depend on the draws of training.
     for split in sorted(SIZES, key=lambda name: name == "train"):
-        world, rows = World(f"pocket/squad/v1/{split}"), []
+        world = World(f"pocket/squad/v1/{split}")
+        rows: list[Any] = []
         while len(rows) < SIZES[split]:
             row = _draw(world)
             if row is None or (row["context"], row["question"]) in seen:

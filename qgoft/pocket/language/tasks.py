@@ -203,7 +203,7 @@ def generate(task: str) -> dict[str, list[Row]]:
 
 def evaluation_sentences() -> frozenset[str]:
     """Return every sentence of every validation and test split, which the corpus must not contain."""
-    found = set()
+    found: set[Any] = set()
     for task in TASKS:
         for split, rows in generate(task).items():
             if split != "train":

@@ -40,7 +40,8 @@ class Mmlu(Decoder):
             )
         if self.is_real:
             find_tasks()  # before the training, not after it
-        self.questions, self.examples = self._checked("test"), {}
+        self.questions = self._checked("test")
+        self.examples: dict[str, Any] = {}
         self.rows["test"] = len(self.questions)
         for row in self._checked("dev"):
             self.examples.setdefault(row["subject"], []).append(row)
@@ -74,7 +75,7 @@ class Mmlu(Decoder):
             size = min(self.settings.train.eval_batch_size, HARNESS_ROWS)
             found = {shots: harness_answers(self.questions, self.examples, shots, model, self.tokenizer, size) for shots in SHOTS}
         else:
-            letters = self.tokenizer.convert_tokens_to_ids(list(LETTERS))
+            letters = [self.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
             prompts = {shots: [self._prompt(row, shots) for row in self.questions] for shots in SHOTS}
             found = {shots: self._letters(prompts[shots], letters, model, accelerator) for shots in SHOTS}
         labels = list(self.questions["answer"])
@@ -103,7 +104,8 @@ class Mmlu(Decoder):
         ids = [torch.tensor(one) for one in self.tokenizer(prompts)["input_ids"]]
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))[accelerator.process_index :: accelerator.num_processes]
         # The answers do not depend on the batch size; prompts of five real questions are long.
-        size, mine = self.settings.train.eval_batch_size, []
+        size = self.settings.train.eval_batch_size
+        mine: list[Any] = []
         size = min(size, HARNESS_ROWS) if self.is_real else size
         with torch.no_grad(), evaluating(model):
             for start in range(0, len(order), size):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
@@ -98,6 +98,8 @@ class Solving(Decoder):
         if lost:
             name = self.settings.task.full_name
             raise QgoftError(f"{name}: {lost} of {len(solutions)} reference answers hold no result; correct the data")
+
+    prompts: list[Any]
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
         texts = self.write(self.prompts, model, accelerator)

@@ -121,7 +121,8 @@ class Decoder(TextSuite):
     def losses(self, rows: Dataset, model: nn.Module, accelerator: Accelerator) -> list[float]:
         """Return the mean loss of every row over the tokens that training counts, in nats per token."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[accelerator.process_index :: accelerator.num_processes]
-        size, mine = self.settings.train.eval_batch_size, []
+        size = self.settings.train.eval_batch_size
+        mine: list[Any] = []
         with torch.no_grad(), evaluating(model):
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]

@@ -2,12 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from qgoft.config.settings import RunSettings, TaskSettings
 from qgoft.models import load_classifier
@@ -34,9 +34,9 @@ class Glue(TextSuite):
 
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
         task, rows = self.settings.task, self.eval_sets[split]
-        read = _read_scores if task.is_regression else _read_classes
+        read: Any = _read_scores if task.is_regression else _read_classes
         size = self.settings.train.eval_batch_size
-        predictions = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read, token_lengths(rows))
+        predictions: list[Any] = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read, token_lengths(rows))
         labels = list(rows["labels"])
         ids = list(rows["idx"]) if "idx" in rows.column_names else list(range(len(rows)))
         from qgoft.tasks.metrics import Scores  # imported late: its libraries take half a second, and training does not need them
@@ -58,11 +58,11 @@ def _model_input(rows: Dataset) -> Dataset:
     return rows.select_columns([name for name in rows.column_names if name != "idx"])
 
 
-def _read_classes(output: ModelOutput, batch: dict[str, Tensor]) -> list[int]:
+def _read_classes(output: Any, batch: dict[str, Tensor]) -> list[int]:
     return output.logits.float().argmax(-1).tolist()
 
 
-def _read_scores(output: ModelOutput, batch: dict[str, Tensor]) -> list[float]:
+def _read_scores(output: Any, batch: dict[str, Tensor]) -> list[float]:
     return output.logits.float()[:, 0].tolist()
 
 

@@ -68,7 +68,7 @@ def load_splits(settings: RunSettings, files: DataFiles, tokenizer: PreTrainedTo
     else:
         halves = split_in_half(held["validation"], settings.seed if settings.eval_scheme == "seeded_halves" else None)
         questions = dict(zip(("validation", "test:"), halves, strict=True))
-    cut = {name: windows(name, lambda part=part: part) for name, part in questions.items()}
+    cut = {name: windows(name, _always(part)) for name, part in questions.items()}
     counted = {"rows": files.fingerprint, "task": task.full_name, "splits": list(held), "version": ROWS_VERSION}
     shared = cached_counts(counted, lambda: count_shared(read_rows(task, "train", files), held))
     rows = {"train": len(set(train["row"])), **{split: len(part) for split, part in held.items()}}
@@ -124,82 +124,106 @@ def place_answer(context: str, text: str, start: int) -> tuple[int, int]:
     return (min(found, key=lambda place: abs(place - start)), MOVED) if found else (-1, ABSENT)
 
 
+def _always(rows: Dataset) -> Callable[[], Dataset]:
+    return lambda: rows
+
+
 def write_windows(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, path: Path, *, is_training: bool
 ) -> None:
     """Write windows of `max_length` tokens over every passage, each after its question, to an Arrow file.
 
-    Columns: the model's inputs; `row`, the number of the question. For training `start_positions` and `end_positions`, first and last token
-    of the answer (both 0 if the window does not hold all of it), and `repair`, where the answer was found. For evaluation `first`, the
-    first
-    token of the passage, and `offsets`, start and end of each of its tokens in the passage.
+    Columns: the model's inputs, and `row`, the number of the question. For training: `start_positions` and `end_positions`, first and last
+    token of the answer (both 0 if the window does not contain all of it), and `repair`, how the answer was found. For evaluation: `first`,
+    the first token of the passage, and `offsets`, start and end of each of its tokens in the passage.
 
     Raises:
         QgoftError: the tokenizer has no offsets, or `stride` leaves no room.
     """
     if not tokenizer.is_fast:
-        raise QgoftError(
-            f"{type(tokenizer).__name__} cannot tell which letters a token stands for; SQuAD needs a model folder with tokenizer.json"
-        )
-    # A question is truncated to half of what the overlap leaves (the longest of SQuAD has some sixty tokens).
+        raise QgoftError(f"{type(tokenizer).__name__} has no character offsets; SQuAD needs a model directory with tokenizer.json")
+    # A question is truncated to half of what the overlap leaves; the longest of SQuAD has about 60 tokens.
     question_limit = (max_length - stride) // 2
     if question_limit < 8:
         raise QgoftError(
-            f"windows of train.max_length={max_length} that overlap by task.options.stride={stride} leave no room; lower the stride"
+            f"windows of train.max_length={max_length} that overlap by task.options.stride={stride} leave no room; reduce the stride"
         )
-    names = [name for name in MODEL_INPUT if name in tokenizer.model_input_names]
-
-    def cut(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        encoded = tokenizer(
-            [_shorten(question.strip(), tokenizer, question_limit) for question in batch["question"]],
-            batch["context"],
-            truncation="only_second",
-            max_length=max_length,
-            stride=stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        found: dict[str, list] = {name: encoded[name] for name in names}
-        owners = encoded["overflow_to_sample_mapping"]
-        found["row"] = [numbers[owner] for owner in owners]
-        extents = [_passage_tokens(encoded.sequence_ids(i)) for i in range(len(owners))]
-        if is_training:
-            places = [
-                place_answer(context, answer["text"][0], answer["answer_start"][0])
-                for context, answer in zip(batch["context"], batch["answers"], strict=True)
-            ]
-            found["repair"] = [places[owner][1] for owner in owners]
-            targets = []
-            for i, owner in enumerate(owners):
-                start = places[owner][0]
-                end = start + len(batch["answers"][owner]["text"][0])
-                targets.append((0, 0) if start < 0 else _tokens_of(encoded["offset_mapping"][i], extents[i], start, end))
-            found["start_positions"], found["end_positions"] = ([target[side] for target in targets] for side in (0, 1))
-        else:
-            found["first"] = [first for first, _ in extents]
-            found["offsets"] = [
-                [place for pair in offsets[first:end] for place in pair]
-                for offsets, (first, end) in zip(encoded["offset_mapping"], extents, strict=True)
-            ]
-        return found
-
-    numbers = ("row", "repair", "start_positions", "end_positions") if is_training else ("row", "first")
-    features = Features(
-        {
-            **{name: List(Value("int32")) for name in (*names, *(() if is_training else ("offsets",)))},
-            **{name: Value("int32") for name in numbers},
-        }
-    )
+    cut = WindowCutter(tokenizer, max_length, stride, question_limit, is_training)
     rows.map(
         cut,
         batched=True,
         with_indices=True,
         remove_columns=rows.column_names,
-        features=features,
+        features=cut.features,
         cache_file_name=str(path),
         load_from_cache_file=False,
         new_fingerprint="windows",
     )
+
+
+@dataclass(frozen=True)
+class WindowCutter:
+    """Cuts a batch of questions into windows.
+
+    Attributes:
+        question_limit: tokens to which a question is truncated.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    stride: int
+    question_limit: int
+    is_training: bool
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the model's inputs."""
+        return [name for name in MODEL_INPUT if name in self.tokenizer.model_input_names]
+
+    @property
+    def features(self) -> Features:
+        """Types of the columns."""
+        numbers = ("row", "repair", "start_positions", "end_positions") if self.is_training else ("row", "first")
+        lists = (*self.inputs, *(() if self.is_training else ("offsets",)))
+        return Features({**{name: List(Value("int32")) for name in lists}, **{name: Value("int32") for name in numbers}})
+
+    def __call__(self, batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
+        encoded = self.tokenizer(
+            [_shorten(question.strip(), self.tokenizer, self.question_limit) for question in batch["question"]],
+            batch["context"],
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=self.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        owners = encoded["overflow_to_sample_mapping"]
+        extents = [_passage_tokens(encoded.sequence_ids(i)) for i in range(len(owners))]
+        found: dict[str, list] = {name: encoded[name] for name in self.inputs}
+        found["row"] = [numbers[owner] for owner in owners]
+        if self.is_training:
+            return {**found, **self._targets(batch, owners, encoded["offset_mapping"], extents)}
+        found["first"] = [first for first, _ in extents]
+        found["offsets"] = [
+            [place for pair in offsets[first:end] for place in pair]
+            for offsets, (first, end) in zip(encoded["offset_mapping"], extents, strict=True)
+        ]
+        return found
+
+    @staticmethod
+    def _targets(batch: dict[str, list], owners: list[int], offsets: list, extents: list[tuple[int, int]]) -> dict[str, list]:
+        """Return the positions of the answers in their windows."""
+        places = [
+            place_answer(context, answer["text"][0], answer["answer_start"][0])
+            for context, answer in zip(batch["context"], batch["answers"], strict=True)
+        ]
+        targets = []
+        for i, owner in enumerate(owners):
+            start = places[owner][0]
+            end = start + len(batch["answers"][owner]["text"][0])
+            targets.append((0, 0) if start < 0 else _tokens_of(offsets[i], extents[i], start, end))
+        starts, ends = ([target[side] for target in targets] for side in (0, 1))
+        return {"repair": [places[owner][1] for owner in owners], "start_positions": starts, "end_positions": ends}
 
 
 def _shorten(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:

@@ -1,13 +1,12 @@
 """SQuAD: extractive question answering."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from qgoft.config.settings import RunSettings
 from qgoft.models import load_backbone
@@ -55,7 +54,7 @@ class Squad(TextSuite):
         }
 
 
-def _read_spans(output: ModelOutput, batch: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _read_spans(output: Any, batch: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the scores of every token as start and end of the answer, without padding."""
     both = [scores.float() for scores in (output.start_logits, output.end_logits)]
     lengths = batch["attention_mask"].sum(1).tolist()

@@ -41,7 +41,7 @@ def split_files(folder: Path, splits: list[str]) -> dict[str, tuple[Path, ...]]:
     Raises:
         QgoftError: it is missing.
     """
-    found = {}
+    found: dict[str, tuple[Path, ...]] = {}
     is_listed = any((folder / f"{name}.txt").is_file() for name in LISTS)
     for split in splits:
         path = folder / (f"{split}.txt" if is_listed else "test.parquet" if split == "test" else "train.parquet")

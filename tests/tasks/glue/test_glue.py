@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from qgoft.config.compose import compose_settings
-from qgoft.config.settings import settings_in_key
+from qgoft.config.keys import settings_in_key
 from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
 from qgoft.pocket.weights import weights_folder

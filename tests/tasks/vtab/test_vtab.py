@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from qgoft.config.compose import compose_settings
-from qgoft.config.settings import settings_in_key
+from qgoft.config.keys import settings_in_key
 from qgoft.errors import QgoftError
 from qgoft.run_id import identify
 from qgoft.tasks import sources

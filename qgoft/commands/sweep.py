@@ -1,0 +1,196 @@
+"""Plan and run a suite, or items of the papers, and print their tables: `make glue`, `make table1`, `make paper`.
+
+python scripts/sweep.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24
+python scripts/sweep.py table1,lambda --method lora,qgoft --seeds 0
+python scripts/sweep.py all --protocol pocket --action status
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from qgoft.cli import Parser
+from qgoft.config.compose import check_config_name, name_of
+from qgoft.config.locations import MEASURED
+from qgoft.config.suites import config_names, suite_info, suite_names
+from qgoft.errors import QgoftError, check_choice
+from qgoft.report.item_tables import item_rows, item_tables, suite_tables, write_tables
+from qgoft.report.library import read_library
+from qgoft.report.table import terminal_width
+from qgoft.sweep.actions import ACTIONS, SweepRequest, run_action
+from qgoft.sweep.actions import INTERRUPTED as INTERRUPTED
+from qgoft.sweep.executor import LAUNCHERS, ExecutorOptions
+from qgoft.sweep.items import ItemFilter, compose_plans, plan_items, plan_suite, read_items, split_runs
+from qgoft.sweep.planned_run import ROOT, PlannedRun, check_methods, compose_seeded, protocol_seeds, split_list, split_seeds
+
+# Setting of the plan -> variable of make.
+PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        QgoftError: an invalid option.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", help=f"a suite ({', '.join(suite_names())}), a comma list of items, or all")
+    parser.add_argument("--method", default=None, help="comma list; name or name@variant; default qgoft, or the methods of the item")
+    parser.add_argument("--tasks", default="", help="comma list; default all")
+    parser.add_argument("--seeds", default="", help="list or range; default 0, or the protocol's for items")
+    parser.add_argument("--protocol", default="pocket")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--data", default="", type=os.path.expanduser, help="directory with the data, instead of the hub")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--launcher", default="")
+    parser.add_argument("--nproc", type=int, default=1, help="processes of each run")
+    parser.add_argument("--accelerate", default="", help="file of configs/accelerate, for several GPUs")
+    parser.add_argument("--records", default="runs", choices=["runs", MEASURED.name])
+    parser.add_argument("--action", default="run", choices=ACTIONS)
+    parser.add_argument("--failfast", action="store_true", help="end after the first failure")
+    parser.add_argument("--detach", action="store_true", help="submit the jobs and return (submitit)")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the runs, and of the launcher (hydra.launcher.*)")
+    arguments = parser.parse_intermixed_args(words)
+    check_arguments(arguments)
+    return arguments
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Check the options of the executor.
+
+    Raises:
+        QgoftError: an unknown name or an unsupported combination.
+    """
+    check_config_name("protocol", arguments.protocol)
+    if arguments.model:
+        check_config_name("model", arguments.model)
+    is_cluster = arguments.launcher.startswith("submitit")
+    if arguments.launcher:
+        check_choice("launcher", arguments.launcher, list(LAUNCHERS), "change LAUNCHER")
+    for name in ("jobs", "nproc"):
+        if getattr(arguments, name) < 1:
+            raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: at least 1 process is needed")
+    for override in arguments.overrides:
+        name = name_of(override)
+        if name in PLANNED:
+            raise QgoftError(f"ARGS={override}: the plan sets {name}; use {PLANNED[name]}=...")
+        if name.startswith("hydra.launcher") and not is_cluster:
+            raise QgoftError(f"ARGS={override}: only for cluster jobs; set LAUNCHER=submitit_slurm or submitit_local")
+    if arguments.detach and not is_cluster:
+        raise QgoftError("DETACH=1: only for cluster jobs; set LAUNCHER=submitit_slurm")
+    if arguments.accelerate:
+        _check_accelerate(arguments)
+
+
+def _check_accelerate(arguments: argparse.Namespace) -> None:
+    check_choice("accelerate", arguments.accelerate, config_names("accelerate"), "change ACCELERATE")
+    if arguments.nproc < 2:
+        raise QgoftError(f"ACCELERATE={arguments.accelerate} distributes a run over processes; set NPROC to the number of GPUs")
+    if arguments.action != "run" or arguments.launcher == "submitit_slurm":  # SLURM's nodes have other GPUs
+        return
+    import torch  # takes two seconds to import
+
+    if torch.cuda.device_count() < arguments.nproc:
+        raise QgoftError(
+            f"ACCELERATE={arguments.accelerate} needs {arguments.nproc} GPUs; this machine has {torch.cuda.device_count()}; reduce NPROC, or omit "
+            "ACCELERATE, since NPROC also works on CPUs"
+        )
+
+
+def launcher_overrides(overrides: list[str]) -> tuple[str, ...]:
+    """Return the overrides of the launcher."""
+    return tuple(override for override in overrides if name_of(override).startswith("hydra."))
+
+
+def item_filter(arguments: argparse.Namespace) -> ItemFilter:
+    """Return the restrictions of the command line.
+
+    Raises:
+        QgoftError: an invalid method or seed.
+    """
+    methods = tuple(split_list(arguments.method or ""))
+    check_methods(methods)
+    lists = (methods, tuple(split_list(arguments.tasks)), tuple(split_seeds(arguments.seeds)))
+    own = tuple(override for override in arguments.overrides if not name_of(override).startswith("hydra."))
+    return ItemFilter(arguments.protocol, *lists, arguments.model, arguments.data, own)
+
+
+def sweep_request(title: str, arguments: argparse.Namespace, root: Path) -> SweepRequest:
+    """Return the request of the command line."""
+    options = ExecutorOptions(
+        arguments.jobs,
+        arguments.launcher,
+        arguments.nproc,
+        arguments.accelerate,
+        arguments.failfast,
+        arguments.detach,
+        launcher_overrides(arguments.overrides),
+    )
+    return SweepRequest(title, root, options, arguments.records, arguments.action)
+
+
+def suite_runs(arguments: argparse.Namespace) -> tuple[ItemFilter, list[PlannedRun]]:
+    """Plan the runs of a suite: method qgoft and seed 0 by default, or all seeds of the protocol for committed records.
+
+    Raises:
+        QgoftError: an unknown name, or an unsupported combination.
+    """
+    if arguments.method is None:
+        arguments.method = "qgoft"
+    if not split_list(arguments.seeds):
+        arguments.seeds = ",".join(protocol_seeds(arguments.protocol)) if arguments.records == MEASURED.name else "0"
+    ask = item_filter(arguments)
+    return ask, compose_seeded(plan_suite(arguments.target, ask), arguments.jobs)
+
+
+def run_suite(arguments: argparse.Namespace) -> int:
+    """Run methods on the tasks of a suite and print their table."""
+    suite = arguments.target
+    ask, planned = suite_runs(arguments)
+    root = Path(planned[0].settings.results.root)
+
+    def show(runs: list[PlannedRun]) -> None:
+        library = read_library(root, arguments.records, arguments.protocol)
+        tables = suite_tables(suite, runs, ask, library, arguments.jobs)
+        written = write_tables(tables, library)
+        print()
+        for table in tables:
+            if not table.name.endswith("-paired"):
+                print(table.terminal(terminal_width()))
+        records = os.path.relpath(MEASURED / "*") if library.is_committed else f"{root}/{arguments.records}"
+        print(f"{written}   {records}/*/record.json   (make report for the page)")
+
+    return run_action(sweep_request(suite_info(suite).title, arguments, root), planned, show)
+
+
+def run_items(arguments: argparse.Namespace) -> int:
+    """Run items of the papers and print their tables."""
+    for name in split_list(arguments.target):
+        check_choice("suite or item", name, ["all", *suite_names(), *read_items(arguments.protocol)], "run make help")
+    ask = item_filter(arguments)
+    plans = plan_items(split_list(arguments.target), ask)
+    planned = [run for runs in compose_plans(plans, arguments.jobs) for run in runs]
+    given = next((override.removeprefix(ROOT) for override in arguments.overrides if override.startswith(ROOT)), "results")
+    root = Path(planned[0].settings.results.root if planned else given)
+
+    def show(runs: list[PlannedRun]) -> None:
+        library = read_library(root, arguments.records, arguments.protocol)
+        for plan, own in zip(plans, split_runs(plans, runs), strict=True):
+            tables = item_tables(plan, item_rows(plan, own, ask, library), ask, library, arguments.jobs)
+            if not tables:
+                print(f"\n{plan.item.name}: no finished run yet")
+            for table in tables:
+                written = write_tables([table], library)
+                if not table.name.endswith("-paired"):
+                    print(f"\n{table.terminal(terminal_width())}\n{written}")
+
+    if not planned:
+        show([])
+        return 0
+    title = plans[0].item.name if len(plans) == 1 else f"{len(plans)} items"
+    return run_action(sweep_request(title, arguments, root), planned, show)
+
+
+def main(words: list[str]) -> int:
+    arguments = parse(words)
+    return run_suite(arguments) if arguments.target in suite_names() else run_items(arguments)

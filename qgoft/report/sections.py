@@ -1,0 +1,125 @@
+"""Sections of the report page: items, orthogonality, provenance, and runs that no item needs."""
+
+import collections
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qgoft.config.settings import method_label
+from qgoft.config.suites import suite_info
+from qgoft.records import Record, RecordSet
+from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
+from qgoft.report.item_tables import item_tables
+from qgoft.report.items import Item, item_named
+from qgoft.report.library import RecordLibrary
+from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
+from qgoft.report.page import Section
+from qgoft.report.published import load_rows, printed_averages
+from qgoft.report.row import Row
+from qgoft.report.table import Table
+from qgoft.sweep.items import ItemFilter, ItemPlan
+
+# Items with a figure of training curves.
+WITH_CURVES = ("table1", "table3", "table4", "psoft-table2", "psoft-table4", "psoft-table5")
+
+
+def item_section(plan: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: RecordLibrary, root: Path, jobs: int) -> Section | None:
+    """Return an item of runs with its tables and figures, or None if it has no record."""
+    if not any(row.records or row.failed for row in rows):
+        return None
+    name, protocol = plan.item.name, ask.protocol
+    tables, item = item_tables(plan, rows, ask, library, jobs), item_named(plan.item)
+    stem = root / "figures" / (name if protocol == "pocket" else f"{name}-{protocol}")
+    figures = _figures(name, item, rows, tables, stem)
+    probe = suite_info(item.suite).probe_task
+    if name in WITH_CURVES and probe:
+        figures += draw_curves(rows, probe, f"{item.suite}/{probe}", library.folders, stem.with_name(f"{stem.name}-curves"))
+    if not item.no_published_values and name != "figure3" and protocol in ("pocket", "small"):
+        # The page shows the published values as a table, a terminal as notes.
+        tables[0].notes = [note for note in tables[0].notes if not note.startswith(("published ", "published: "))]
+        tables.append(published_table(name, item))
+    return Section(f"{name}-{protocol}", f"{item_title(plan)} ({protocol})", tables, [path for path in figures if path.suffix == ".svg"])
+
+
+def _figures(name: str, item: Item, rows: Sequence[Row], tables: Sequence[Table], stem: Path) -> list[Path]:
+    if name == "flexibility":
+        return draw_flexibility(item, rows, stem)
+    if name == "lambda":
+        return draw_lambda(item, rows, stem)
+    if name == "figure3":
+        return [path for table in tables if table.name.startswith("figure3") for path in draw_wins(table, stem)]
+    return draw_pareto(item, rows, stem.with_name(f"{stem.name}-pareto")) if item.has_average else []
+
+
+def item_title(plan: ItemPlan) -> str:
+    """Return the title of an item: `PSOFT table 17`, `Real GLUE (not in the papers)`."""
+    if not plan.item.in_papers:
+        return f"{plan.item.title} (not in the papers)"
+    name = {"flexibility": "figure4 (a), flexibility", "lambda": "figure4 (b), lambda"}.get(plan.item.name, plan.item.name)
+    words = re.sub(r"(table|figure)(\d+)", r"\1 \2", name.removeprefix("psoft-"))
+    return f"{'PSOFT' if name.startswith('psoft-') else 'GOFT'} {words}"
+
+
+def page_order(name: str) -> tuple[Any, ...]:
+    """Return the sort key of an item on the page: GOFT before PSOFT, tables before figures, by number."""
+    number = re.search(r"\d+", name)
+    return name.startswith("psoft-"), "table" not in name, int(number[0]) if number else 99, name
+
+
+def published_table(name: str, item: Item) -> Table:
+    """Return the printed values of an item as a table of their own, since they are of other data."""
+    table = Table(f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles])
+    for row in load_rows(item.paper, item.table):
+        cells, extra = ([row.printed(column.printed) for column in columns] for columns in (item.columns, item.extra_columns))
+        averages = printed_averages(row, item)
+        shown = [*cells, *(None if mean is None else round(mean, 1) for mean in averages[:-1]), *averages[-1:], *extra]
+        parts = (row.targets, f"λ={row.penalty:g}" if row.penalty is not None else None)
+        label = "".join([method_label(row.method, row.variant or row.method), *(f", {part}" for part in parts if part)])
+        values = ("-" if v is None else str(v).upper() if isinstance(v, str) else f"{v:g}" for v in shown)
+        table.rows.append([label, row.params or "-", *values])
+    return table
+
+
+def orthogonality_sections(found: RecordSet, root: Path) -> list[Section]:
+    """Return the orthogonality error during training, by suite and protocol."""
+    sections = []
+    for protocol, suite in sorted({(r["protocol"], r["suite"]) for r in found.records if r["orthogonality"]["max_error"] is not None}):
+        traces = read_traces(found, protocol, suite)
+        if traces:
+            table = build_trace_table(traces, protocol, suite)
+            table.name = f"orthogonality-{suite}-{protocol}"
+            figures = draw_traces(traces, root / "figures", f"orthogonality-{suite}-{protocol}")
+            title = f"orthogonality: {suite_info(suite).title} ({protocol})"
+            sections.append(Section(table.name, title, [table], [path for path in figures if path.suffix == ".svg"]))
+    return sections
+
+
+def machine_section(records: Sequence[Record], problems: Sequence[str]) -> Section:
+    """Return the code, packages and hardware of the records, and the files that could not be read."""
+    table = Table("machine", "provenance of the records", ["commit", "device", "threads", "Python", "torch", "records"])
+    count: dict[tuple[str, ...], int] = collections.Counter()
+    for record in records:
+        provenance = record["provenance"]
+        hardware, packages = provenance["hardware"], provenance["packages"]
+        commit = str(provenance["commit"])[:10] + (" (dirty)" if provenance["dirty"] else "")
+        device = f"{hardware['device']}: {hardware['processor']}, {hardware['cores']} cores"
+        count[commit, device, str(hardware["threads"]), packages.get("python", "-"), packages.get("torch", "-")] += 1
+    table.rows = [[*place, str(number)] for place, number in sorted(count.items())]
+    table.notes = [f"left out: {problem}" for problem in problems]
+    return Section("machine", "code and machines", [table])
+
+
+def other_runs(records: Sequence[Record], sections: Sequence[Section]) -> Section | None:
+    """Return the records that no table shows, such as those of other settings, or None."""
+    shown = {key for section in sections for table in section.tables for keys in table.sources.values() for key in keys}
+    rest = [record for record in records if record["key"] not in shown]
+    if not rest:
+        return None
+    table = Table("other-runs", "runs that no item needs", ["task", "protocol", "method", "model", "seed", "score"])
+    for record in sorted(rest, key=lambda r: (r["protocol"], r["suite"], r["task"], r["method"], r["variant"], r["model"], r["seed"])):
+        value = record["metrics"].get(record["primary"], {}).get("value")
+        table.sources[len(table.rows), 5] = [record["key"]]
+        names = [f"{record['suite']}/{record['task']}", record["protocol"], f"{record['method']}@{record['variant']}", record["model"]]
+        table.rows.append([*names, str(record["seed"]), record["status"] if value is None else f"{value:.2f}"])
+    return Section("other-runs", "other runs", [table])

@@ -1,0 +1,213 @@
+"""Planned runs: their overrides, and the settings that these compose to."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import signal
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgoft.config import locations
+from qgoft.config.compose import check_config_name, compose_settings
+from qgoft.config.settings import MAX_SEED, RunSettings, settings_from_dict
+from qgoft.config.suites import read_config
+from qgoft.errors import QgoftError
+from qgoft.pocket.data import cache_folder
+from qgoft.records import Record, write_atomically
+
+# Compositions from which parallel processes and the cache pay off.
+PARALLEL_FROM = 12
+# Composed settings in the cache; a fuller file is discarded.
+CACHE_LIMIT = 20_000
+ROOT = "results.root="
+# Largest range of seeds.
+MAX_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan: its Hydra overrides, and the settings they compose to.
+
+    Attributes:
+        key: key of the run, if rows and weights are known.
+        data: checksum of the rows, if the command line names their directory.
+        weights: checksum of the weights, if the command line names their directory.
+    """
+
+    overrides: tuple[str, ...]
+    settings: RunSettings
+    key: str | None = None
+    data: str | None = None
+    weights: str | None = None
+
+    def matches_origin(self, record: Record) -> bool:
+        """Return False if a record was made with other rows or weights than those named on the command line."""
+        made = record["provenance"]
+        return self.data in (None, made["data"]["fingerprint"]) and self.weights in (None, made["model"]["sha256"])
+
+    @property
+    def label(self) -> str:
+        method = self.settings.method
+        return f"{self.settings.task.full_name} {method.name}@{method.variant} seed {self.settings.seed}"
+
+
+# Overrides of some runs, and their seeds.
+SeededOverrides = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def split_list(text: str) -> list[str]:
+    """Return the unique names of a comma-separated list."""
+    return list(dict.fromkeys(item for item in text.split(",") if item))
+
+
+def split_seeds(text: str) -> list[str]:
+    """Return the unique seeds of a comma-separated list of numbers and ranges: 0,2-4 -> 0, 2, 3, 4."""
+    seeds: list[str] = []
+    for item in split_list(text):
+        first, dash, last = item.partition("-")
+        if dash and first.isdigit() and last.isdigit() and 0 <= int(last) - int(first) < MAX_SEEDS:
+            seeds += [str(seed) for seed in range(int(first), int(last) + 1)]
+        else:
+            check_seed(item)
+            seeds.append(str(int(item)))
+    return list(dict.fromkeys(seeds))
+
+
+def check_seed(seed: str) -> None:
+    """Raise QgoftError unless a text is a valid seed."""
+    if not (seed.isascii() and seed.isdigit()) or int(seed) > MAX_SEED:
+        raise QgoftError(f"seed {seed!r}: allowed are whole numbers from 0 to {MAX_SEED}; SEEDS is a list or a range such as 0,1,2 or 0-2")
+
+
+def check_methods(methods: Iterable[str]) -> None:
+    """Check the names and variants of methods (`method@variant`) before anything is planned.
+
+    Raises:
+        QgoftError: an unknown method or an invalid variant.
+    """
+    methods = list(methods)
+    for name in methods:
+        check_config_name("method", name.partition("@")[0])
+    variants = {(method, variant) for method, at, variant in (name.partition("@") for name in methods) if at}
+    if not variants:
+        return
+    from qgoft.methods.registry import REGISTRY, parse_variant  # imports torch, which a plan without variants does not need
+
+    for method, variant in sorted(variants):
+        if method in REGISTRY:
+            parse_variant(REGISTRY[method], variant)
+
+
+def method_overrides(name: str) -> list[str]:
+    """Return the overrides of a method: lora@r2 -> method=lora method.variant=r2."""
+    method, at, variant = name.partition("@")
+    check_config_name("method", method)
+    return [f"method={method}", *([f"method.variant={variant}"] if at else [])]
+
+
+def common_overrides(protocol: str, model: str, data: str) -> list[str]:
+    """Return the overrides that all runs of a command share."""
+    return [f"protocol={protocol}", *([f"model={model}"] if model else []), *([f"data.root={data}"] if data else [])]
+
+
+def as_dict(overrides: Iterable[str]) -> dict[str, str]:
+    """Return overrides as setting -> value."""
+    return dict(override.split("=", 1) for override in overrides)
+
+
+def protocol_seeds(protocol: str) -> list[str]:
+    """Return the seeds of a protocol."""
+    return [str(seed) for seed in read_config(f"protocol/{protocol}")["seeds"]]
+
+
+def compose_runs(asked: Sequence[tuple[str, ...]], seeds: Sequence[str], jobs: int) -> list[PlannedRun]:
+    """Compose one run per list of overrides and seed."""
+    return compose_seeded([(overrides, tuple(seeds)) for overrides in asked], jobs)
+
+
+def compose_seeded(asked: Sequence[SeededOverrides], jobs: int) -> list[PlannedRun]:
+    """Compose one run per list of overrides and each of its seeds."""
+    for seed in dict.fromkeys(seed for _, seeds in asked for seed in seeds):
+        check_seed(seed)
+    composed = compose_all([overrides for overrides, _ in asked], jobs)
+    return [
+        PlannedRun((*overrides, f"seed={seed}"), dataclasses.replace(settings, seed=int(seed)))
+        for (overrides, seeds), settings in zip(asked, composed, strict=True)
+        for seed in seeds
+    ]
+
+
+@functools.cache
+def compose_cached(overrides: tuple[str, ...]) -> RunSettings:
+    """Compose settings once per process: it takes a fifth of a second, and tables repeat the same overrides."""
+    return compose_settings(list(overrides))
+
+
+def compose_all(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings]:
+    """Compose several lists of overrides, in parallel if there are many, with a cache on disk."""
+    # results.root changes nothing else, so the cache holds the settings without it.
+    roots = [next((override for override in overrides if override.startswith(ROOT)), None) for overrides in asked]
+    plain = [tuple(o for o in overrides if o != root) for overrides, root in zip(asked, roots, strict=True)]
+    return [
+        s if root is None else dataclasses.replace(s, results=dataclasses.replace(s.results, root=root.removeprefix(ROOT)))
+        for s, root in zip(_compose_plain(plain, jobs), roots, strict=True)
+    ]
+
+
+def _compose_plain(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings]:
+    distinct = list(dict.fromkeys(asked))
+    if len(distinct) < PARALLEL_FROM:
+        return [compose_cached(overrides) for overrides in asked]
+    path = cache_folder() / "settings" / f"{_configs_version()}.json"
+    cache = _read_cache(path)
+    missing = [overrides for overrides in distinct if "\n".join(overrides) not in cache]
+    if missing and (jobs == 1 or len(missing) < PARALLEL_FROM):
+        found = [compose_cached(overrides) for overrides in missing]
+    elif missing:
+        with start_pool(jobs) as pool:
+            found = list(pool.map(compose_cached, missing, chunksize=4))
+    if missing:
+        cache |= {"\n".join(o): dataclasses.asdict(settings) for o, settings in zip(missing, found, strict=True)}
+        _write_cache(path, cache)
+    built = {overrides: settings_from_dict(cache["\n".join(overrides)]) for overrides in distinct}
+    return [built[overrides] for overrides in asked]
+
+
+@functools.cache
+def _configs_version() -> str:
+    """Return a version that changes with everything that composition depends on."""
+    digest = hashlib.sha256()
+    for path in [*sorted(locations.CONFIGS.rglob("*.yaml")), *sorted(Path(locations.__file__).parent.glob("*.py"))]:
+        digest.update(str(path).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        cache = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) and len(cache) < CACHE_LIMIT else {}
+
+
+def _write_cache(path: Path, cache: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob("*.json"):
+            if old != path:
+                old.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(cache))
+    except OSError:
+        return  # without the cache, composing takes longer
+
+
+def start_pool(jobs: int) -> ProcessPoolExecutor:
+    """Start worker processes that leave Ctrl-C to this process."""
+    return ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
