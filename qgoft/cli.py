@@ -42,7 +42,7 @@ def run_cli(command: Callable[[], int], *, interrupted: str | None = None) -> No
         if error.errno not in DISK_ERRORS:
             raise
         file = error.filename or "a file"  # a failing write() names no file
-        print(f"qgoft: cannot open or write {file}: {error.strerror}; free space or choose another folder", file=sys.stderr)
+        print(f"qgoft: cannot open or write {file}: {error.strerror}; free space or choose another directory", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if interrupted is None:

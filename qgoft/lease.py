@@ -1,4 +1,4 @@
-"""The right of one process to work on a run."""
+"""Lease of a run: the right of one process to execute it."""
 
 import json
 import os
@@ -12,42 +12,45 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# Seconds between two signs of life of a running process, and after how many without one its lease is void.
+# Seconds between two heartbeats, and after how many without one a lease expires.
 HEARTBEAT_INTERVAL, LEASE_DURATION = 15.0, 120.0
 LEASES = "lease.*.json"
 ATTEMPTS, OWNER = "attempt-*", "owner"
-# Logs of wandb and TensorBoard are written past the record, and no number comes from them.
+# Logs of wandb and TensorBoard are written outside the workspace; no score comes from them.
 NOT_ADOPTED = ("record.json", "wandb", "tensorboard")
 
 
 class LeaseHeld(Exception):
-    """Another process is at work on this key."""
+    """Another process executes this run."""
 
 
 class LeaseLost(Exception):
-    """This process showed no sign of life for so long that another one took its run over."""
+    """The lease of this process expired, and another process has acquired the run."""
 
 
 class Lease:
-    """The right to work on a run's folder, as a context manager. It works on any file system that creates files exclusively, NFS too.
+    """Lease of a run's directory, as a context manager. It needs a file system that creates files exclusively, which includes NFS.
 
-    A lease is a file `lease.<n>.json` that its holder rewrites every `heartbeat_interval` seconds with a counter. Whoever finds one that has not
-    changed for `lease_duration` seconds of his own clock (so that no clock needs to be right, or to agree with another) takes over by creating
-    n + 1; a process of this machine that is dead is seen at once. Of two that want n + 1, the file system lets one create it.
+    A lease is a file `lease.<n>.json` that its owner rewrites with a counter every `heartbeat_interval` seconds. A process that sees a
+    lease
+    unchanged for `lease_duration` seconds of its own monotonic clock (so clocks need not agree) acquires the run by creating n + 1. A dead
+    owner
+    on the same machine is detected immediately. If two processes create n + 1, the file system lets one succeed.
 
-    A holder that was suspended past the expiry cannot do harm when it resumes. Everything it writes goes to `workspace`, a directory named by
-    its own token. Taking over renames that directory, so every later write, rename or deletion of the old holder fails for lack of
-    its path. `publish` moves the files into the run's directory one atomic rename at a time, the record last.
+    An owner that was suspended past the expiry is fenced: it writes to `workspace`, a directory named by its own token, which the new owner
+    renames, so every later write, rename or deletion fails. `publish` moves the files into the run's directory by one atomic rename each,
+    the
+    record last.
 
     Args:
-        folder: of the run; it is made.
-        patience: seconds to look, on entry, whether a holder of another machine shows life; with none, the first look decides.
+        folder: directory of the run; created if missing.
+        acquire_timeout: seconds on entry to watch the heartbeat of an owner on another machine; with 0 the first look decides.
 
     Raises:
-        LeaseHeld: on entry, while another process holds it.
+        LeaseHeld: on entry, while another process holds the lease.
     """
 
-    # When each lease file was first seen as it is: (path, content) -> own clock. Kept for the process, so that asking again counts on.
+    # (path, content) of a lease file -> time of the first sight, on this process's clock. Shared by all leases of the process.
     _seen: dict[Path, tuple[str, float]] = {}  # noqa: RUF012 - shared on purpose
 
     def __init__(
@@ -73,7 +76,7 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def owner(self) -> str | None:
-        """Who holds it now, in words; None where it is free or void."""
+        """Return the owner, `process 1 on host`, or None if the lease is free or expired."""
         files = self._files()
         if not files:
             return None
@@ -84,7 +87,7 @@ class Lease:
         return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
 
     def seconds_since_heartbeat(self) -> float:
-        """Seconds since the last sign of life, by this machine's clock and the file system's; 0 without a lease."""
+        """Return the seconds since the last heartbeat by the clocks of this machine and the file system; 0 without a lease."""
         with suppress(OSError, IndexError):
             return time.time() - self._files()[-1].stat().st_mtime
         return 0.0
@@ -117,16 +120,16 @@ class Lease:
             with open(mine, "x") as file:
                 file.write(self._content())
         except FileExistsError:
-            raise LeaseHeld("another process, which began just now") from None
-        except OSError:  # on a full disk the file is empty, and would look like the lease of a process elsewhere
+            raise LeaseHeld("another process that just started") from None
+        except OSError:  # on a full disk the file is empty, and would look like the lease of a process on another machine
             mine.unlink(missing_ok=True)
             raise
-        # What was void a moment ago may have been cleared away and begun anew meanwhile: then both step back, and ask again later.
-        # Older ones than the last are of processes that were killed while they took over.
+        # The expired lease may have been removed and acquired again in the meantime: then both processes step back and retry later. Leases
+        # older than the last belong to processes that were killed while acquiring.
         others = [path for path in self._files() if path != mine and (before is None or _number(path) >= _number(before))]
         if others != ([before] if before is not None else []) or (before is not None and read_text(before) != text):
             mine.unlink(missing_ok=True)
-            raise LeaseHeld("another process, which began just now")
+            raise LeaseHeld("another process that just started")
         self.path = mine
         for old in self._files():
             if _number(old) < number:
@@ -141,7 +144,7 @@ class Lease:
         return self
 
     def _fence(self) -> Path:
-        """Take the directory of the attempt before, with its checkpoints, or make a new one."""
+        """Rename the directory of the previous attempt with its checkpoints, or create a new one."""
         workspace = self.folder / f"attempt-{self.token}"
         # Without the file OWNER it was recreated by a process that had lost its lease.
         earlier = [path for path in self.folder.glob(ATTEMPTS) if (path / OWNER).is_file()]
@@ -155,7 +158,7 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        with suppress(OSError):  # a directory with files is kept: the next attempt resumes from it
+        with suppress(OSError):  # a directory with files is kept, since the next attempt resumes from it
             if self.path is not None and [path.name for path in self.workspace.iterdir()] == [OWNER]:
                 shutil.rmtree(self.workspace)
         if self.path is not None and not self.is_lost and parse(read_text(self.path) or "").get("token") == self.token:
@@ -179,12 +182,12 @@ class Lease:
 
     def _lost(self) -> LeaseLost:
         self.is_lost = True
-        return LeaseLost(f"{self.folder.name[:12]}: another process took this run over, since this one showed no sign of life for long")
+        return LeaseLost(f"{self.folder.name[:12]}: another process acquired this run after the lease of this one expired")
 
     def adopt(self) -> None:
         """Move what earlier attempts published, except a record, into the workspace: checkpoints, answers and curves to resume from.
 
-        Call it only after the run was found not to be done.
+        Call it only if the run is not done.
 
         Raises:
             LeaseLost: another process holds the run now.
@@ -212,7 +215,7 @@ class Lease:
         for path in paths:
             if path.name not in (OWNER, *leave):
                 self._rename(path, self.folder / path.name)
-        for name in leave:  # only now: a kill before leaves them to resume from
+        for name in leave:  # last: a kill before leaves them to resume from
             shutil.rmtree(self.workspace / name, ignore_errors=True)
 
     def _rename(self, source: Path, target: Path) -> None:
@@ -226,8 +229,8 @@ class Lease:
             pass
 
     def heartbeat(self) -> bool:
-        """Rewrite the lease, unless it is lost; whether it is held."""
-        # A full or vanished disk, the run itself will tell of; after one bad moment of it the signs go on.
+        """Rewrite the lease. Return False if it is lost."""
+        # The run itself reports a full or missing disk; heartbeats continue after a temporary error.
         with suppress(OSError):
             if self.path is None or self._is_fenced or self._files()[-1:] != [self.path]:
                 self.is_lost = True
@@ -279,16 +282,16 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def this_machine() -> dict[str, str]:
-    """Among which processes a number means one: containers may share the name of their machine."""
+    """Return the scope of process numbers: containers may share the host name."""
     marks = []
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
-        with suppress(OSError):  # where there is no /proc
+        with suppress(OSError):  # no /proc on this system
             marks.append(read())
     return {"host": socket.gethostname(), "space": " ".join(marks)}
 
 
 def _is_here(content: dict[str, Any]) -> bool:
-    """Whether the process that a lease names can be asked for."""
+    """Return True if the process of a lease runs on this machine."""
     return {name: content.get(name) for name in ("host", "space")} == this_machine() and isinstance(content.get("pid"), int)
 
 
@@ -303,7 +306,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Killed, but not yet collected by its parent."""
+    """Return True for a process that was killed but not yet collected by its parent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (OSError, IndexError):

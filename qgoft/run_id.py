@@ -46,7 +46,7 @@ class RunId:
             return None
         record = read_record(path)
         if record["key"] != self.key:
-            raise RecordError(f"{path}: it is the record of run {record['key'][:16]}, copied here; run {self.key[:16]} is not done")
+            raise RecordError(f"{path}: the record is that of run {record['key'][:16]}, copied here; run {self.key[:16]} is not done")
         return record
 
     @property

@@ -28,7 +28,7 @@ def could_be(shown: str, rows: int) -> bool:
     """Return True if a number of rows may be printed so: 872 exactly, 8.5k or 8.6k for 8,551 (truncated or rounded)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", shown)
     if match is None:
-        raise ValueError(f"{shown!r} is no size; the forms are 872 and 8.5k")
+        raise ValueError(f"{shown!r} is not a size; expected a form such as 872 or 8.5k")
     if not match[2]:
         return int(match[1]) == rows
     number = Decimal(match[1])

@@ -1,4 +1,4 @@
-"""Check what the papers print: averages, parameter counts, granularity, win counts, sizes of data sets, the released operator.
+"""Check the published values: averages, parameter counts, granularity, win counts, sizes of data sets, the released operator.
 
 python scripts/audit.py                     all checks
 python scripts/audit.py --only counts       one of them
@@ -21,7 +21,7 @@ from qgoft.config.locations import REPOSITORY
 from qgoft.errors import QgoftError, check_choice
 
 CHECKS = ("averages", "counts", "granularity", "wins", "sizes", "operator")
-# What the text of a paper states where its table counts something else.
+# Target set that the text of a paper states, if its table counts another one.
 STATED_TARGETS = {("goft-icml2024", "table3"): "all_linear"}
 # The papers describe OFT by skew-symmetric matrices (Cayley), whose free entries `oft` counts.
 STATED_METHODS = {"oft_paper": "oft"}
@@ -34,7 +34,7 @@ TARGETS = {
 
 
 def official_sizes() -> dict[str, tuple[int, int]]:
-    """Rows of GLUE's training and validation parts, from the task files."""
+    """Return the rows of GLUE's training and validation splits, from the task files."""
     sizes = {}
     for path in (locations.CONFIGS / "task" / "glue").glob("*.yaml"):
         rows = yaml.safe_load(path.read_text())["official_rows"]
@@ -43,8 +43,8 @@ def official_sizes() -> dict[str, tuple[int, int]]:
 
 
 def printed_counts() -> list[PrintedCount]:
-    """Every printed count with its readings."""
-    from qgoft.commands import counts  # builds the architectures; takes seconds that the other checks need not wait for
+    """Return every printed count with its possible readings."""
+    from qgoft.commands import counts  # builds the architectures, which takes seconds that other checks do not need
     from qgoft.config.settings import method_label
     from qgoft.methods.registry import REGISTRY
     from qgoft.models.architectures import build_shapes
@@ -83,7 +83,7 @@ def printed_counts() -> list[PrintedCount]:
 
 
 def run(only: str | None) -> tuple[list[Finding], dict[str, int]]:
-    """All findings, and how many figures each check looked at."""
+    """Return all findings, and the number of values of each check."""
     findings: list[Finding] = []
     checked: dict[str, int] = {}
     for name in (only,) if only else CHECKS:
@@ -93,7 +93,7 @@ def run(only: str | None) -> tuple[list[Finding], dict[str, int]]:
         elif name == "sizes":
             found, number = audit.check_sizes(official_sizes())
         elif name == "operator":
-            from qgoft.audit.operator import check_operator  # torch
+            from qgoft.audit.operator import check_operator  # imports torch
 
             found, number = check_operator()
         else:
@@ -104,7 +104,7 @@ def run(only: str | None) -> tuple[list[Finding], dict[str, int]]:
 
 
 def print_findings(findings: list[Finding], checked: dict[str, int]) -> None:
-    """One finding, three lines: a table of them is wider than any terminal."""
+    """Print each finding on a few lines, since a table would be wider than a terminal."""
     for title, is_explained in (("WHAT IS PRINTED AND DOES NOT FOLLOW", False), ("DIFFERENCES THAT HAVE AN EXPLANATION", True)):
         chosen = [finding for finding in findings if finding.is_explained == is_explained]
         print(f"{title}: {len(chosen)}")
@@ -125,12 +125,12 @@ def main(words: list[str]) -> int:
     if arguments.only:
         check_choice("check", arguments.only, list(CHECKS), "change --only")
         if arguments.write:
-            raise QgoftError("--write keeps the whole audit; leave out --only")
+            raise QgoftError("--write stores the whole audit; omit --only")
     findings, checked = run(arguments.only)
     tables = audit.build_findings(findings, checked)
     print_findings(findings, checked)
     for table in tables:
-        if arguments.only:  # a part does not stand for the whole
+        if arguments.only:  # a single check must not replace the whole audit
             table.name += f"-{arguments.only}"
         table.write(arguments.root / "tables")
         print(f"{arguments.root / 'tables' / table.name}.{{md,tex,csv}}")
@@ -140,5 +140,5 @@ def main(words: list[str]) -> int:
 
 
 def as_json(findings: list[Finding], checked: dict[str, int]) -> str:
-    """What results/published/audit.json holds, for reports: the printed figures change as seldom as the papers."""
+    """Return the content of results/published/audit.json, which the report reads."""
     return json.dumps({"checked": checked, "findings": [dataclasses.asdict(finding) for finding in findings]}, indent=1) + "\n"

@@ -1,12 +1,12 @@
-"""Time and memory of the operator, of layers, of a block and of whole models, every rival in one run: what `make bench` prints.
+"""Time and memory of the operator, of layers, of a block and of whole models, all methods in one run: `make bench`.
 
     python scripts/bench.py                       on a CPU, half an hour on two cores
     python scripts/bench.py --parts product,model --only deberta --repeats 3
     python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
-    python scripts/bench.py --return-memory       with the C library's usual way: pages go back after a step and are faulted in again
+    python scripts/bench.py --return-memory       with the default allocator: memory is returned after a step and faulted in again
     python scripts/bench.py --show FILE           tables and figures of a record
 
-The operator's tests run first; a wrong operator is not timed. The record goes to results/bench/, tables and figures beside it.
+The operator's tests run first, so that a wrong operator is not timed. The record is written to results/bench/, with its tables and figures.
 """
 
 import argparse
@@ -55,7 +55,9 @@ def operator_is_right() -> bool:
 
 
 def rivals_for(shape: Shape, wanted: list[str] | None) -> list[Rival]:
-    """The asked rivals and always the reference; without a wish, those of the shape's table, and of whole models no other slow ones."""
+    """Return the requested methods and always the reference; by default those of the shape's table, and for whole models no other slow
+    ones.
+    """
     if wanted is not None:
         return [rival for rival in RIVALS if rival.name in (*wanted, REFERENCE)]
     return [
@@ -75,7 +77,7 @@ def show(record: dict, folder: Path) -> None:
 
 
 def report_to_terminal(line: str) -> None:
-    """Every step on a terminal; in a log, one line for each thing that is timed."""
+    """Report every step on a terminal; in a log, one line per measurement."""
     if sys.stderr.isatty():
         print(f"\033[K{line}", end="\r", file=sys.stderr, flush=True)
         return
@@ -88,13 +90,14 @@ def report_to_terminal(line: str) -> None:
 _announced: set[str] = set()
 
 
-# glibc's settings, read when a process starts: large arrays come from the heap too, and the heap never shrinks. The usual way, a third of a step
-# goes into page faults or next to none, by where in the heap a method happens to leave its last block (docs/LOG.md): noise between methods.
+# glibc's settings, read when a process starts: large arrays come from the heap, and the heap never shrinks. With the defaults, between none
+# and a third of a step is spent in page faults, depending on the position of a method's last block in the heap (docs/LOG.md), which adds
+# noise between methods.
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "16000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 
 def restart_keeping_memory() -> None:
-    """As `make` has it for the embedded runs."""
+    """Restart this process with the allocator settings of the embedded runs."""
     if any(os.environ.get(name) != value for name, value in KEEP.items()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP})
 
@@ -104,14 +107,14 @@ def keeps_memory(arguments: argparse.Namespace) -> bool:
 
 
 def triton_state(device: str) -> str:
-    """What the record says about the GPU kernels: on a machine without a GPU they have been no more than interpreted, by the tests."""
+    """Return the state of the GPU kernels for the record: without a GPU the tests only interpret them."""
     if device != "cuda":
         return "has not run on a device: there is no GPU here"
     return "used" if triton_available() else "does not work on this device; matrix products were used"
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A process for each thing that is timed gives all its memory back, and what a kept heap makes slow, it makes slow for itself alone."""
+    """Time in a new process, which returns all its memory, so that a method cannot slow down the next one."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -137,13 +140,13 @@ def serve_rival(channel: Connection, shapes: str, shape_name: str, name: str, ba
 
 
 def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
-    """Whole models: the repeats are divided among new processes, since one process may be a tenth faster than another for all its life."""
+    """Time whole models: the repeats are divided among new processes, since a process may be 10% faster than another for its lifetime."""
     rounds = [repeats // ROUNDS + (i < repeats % ROUNDS) for i in range(ROUNDS)]
     return join_rounds([time_in_turns(shapes, shape_name, names, batch, count, threads, device) for count in rounds if count])
 
 
 def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
-    """Every rival in a process of its own, one step after the other."""
+    """Time every method in a process of its own, one step after the other."""
     context, processes, channels = multiprocessing.get_context("spawn"), [], []
     try:
         for name in names:
@@ -168,7 +171,7 @@ def time_products(repeats: int, threads: int, device: str) -> list[dict]:
 
 
 def run(arguments: argparse.Namespace, path: Path) -> dict:
-    """Time everything that was asked for. The record is written after each shape, so that nothing is lost with what comes later."""
+    """Time everything requested. The record is written after each shape, so that a later failure loses nothing."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     repeats, threads = arguments.repeats, arguments.threads
     torch.set_num_threads(threads)
@@ -205,7 +208,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             except (BrokenProcessPool, torch.OutOfMemoryError) as error:
                 reason = KILLED if isinstance(error, BrokenProcessPool) else format_exception(error)
                 record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": reason})
-        # A part of the batch is compared with nothing else: without the whole batch there is no line.
+        # A part of the batch is comparable only with the whole batch.
         if groups and groups[0][0]["batch"] == shape.batch:
             record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
         write(record, path)
@@ -213,7 +216,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
 
 
 def file_name(arguments: argparse.Namespace) -> str:
-    """Of the record: a part of the benchmark does not write over the whole."""
+    """Return the file name of the record: a part of the benchmark does not overwrite the whole."""
     parts = [] if arguments.parts == PARTS else arguments.parts
     words = [arguments.set, *(["returned"] if arguments.return_memory else []), *parts, *([arguments.only] if arguments.only else [])]
     words += arguments.rivals or []
@@ -252,7 +255,7 @@ def main(words: list[str]) -> int:
     if keeps_memory(arguments):
         restart_keeping_memory()
     if not operator_is_right():
-        print("qgoft: the operator fails its tests; nothing is timed", file=sys.stderr)
+        print("qgoft: the operator fails its tests; nothing was timed", file=sys.stderr)
         return 1
     path = arguments.out / f"{file_name(arguments)}.json"
     record = run(arguments, path)

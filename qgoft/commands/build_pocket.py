@@ -1,7 +1,7 @@
-"""Pretrain an embedded backbone anew, and check that its scores come back.
+"""Pretrain an embedded backbone again, and check its scores.
 
-python -m qgoft build-pocket language --check          trains into a scratch folder and compares with the shipped scores
-python -m qgoft build-pocket vision --write            replaces the shipped weights
+python -m qgoft build-pocket language --check          train into a scratch directory and compare with the shipped scores
+python -m qgoft build-pocket vision --write            replace the shipped weights
 """
 
 import argparse
@@ -23,7 +23,7 @@ CARD = "card.json"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A shipped backbone: how it is made, what is rounded to half precision and saved, and what its scores are called.
+    """A shipped backbone: its recipe, what is rounded to half precision and saved, and the names of its scores.
 
     `tolerance` is in points: about four standard errors of the measurement.
     """
@@ -59,7 +59,7 @@ BACKBONES = {
     "decoder": Backbone(
         "pocket-llama",
         "percent of next words found",
-        8.0,  # of the letters, 600 questions; the words and copies move by less than one point
+        8.0,  # accuracy of the letters, 600 questions; those of words and copies vary by less than one point
         pretrain_decoder.Recipe(),
         lambda recipe, report: pretrain_decoder.pretrain(recipe, report=report),
         lambda made: pretrain_decoder.measure(*made),
@@ -69,7 +69,7 @@ BACKBONES = {
 
 
 def save(backbone: Backbone, made: Any, folder: Path, scores: dict[str, float]) -> None:
-    """The backbone in half precision, its tokenizer if it has one, and a card with recipe and scores."""
+    """Save the backbone in half precision, its tokenizer if any, and a card with recipe and scores."""
     model, *others = backbone.parts(made)
     model.half().save_pretrained(folder)
     for other in others:
@@ -78,7 +78,7 @@ def save(backbone: Backbone, made: Any, folder: Path, scores: dict[str, float]) 
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
     size = (folder / "model.safetensors").stat().st_size
     if size >= 1_000_000:
-        raise SystemExit(f"model.safetensors has {size:,} bytes; it must stay under 1 MB")
+        raise SystemExit(f"model.safetensors has {size:,} bytes; the limit is 1 MB")
 
 
 def main(words: list[str]) -> int:
@@ -104,5 +104,5 @@ def main(words: list[str]) -> int:
         save(backbone, made, Path(scratch), scores)
     shipped = json.loads((folder / CARD).read_text())[backbone.scores]
     worst = max(abs(scores[name] - value) for name, value in shipped.items())
-    print(f"shipped: {shipped}; largest difference {worst:.2f} points, allowed {backbone.tolerance}")
+    print(f"shipped: {shipped}; largest difference {worst:.2f} points, tolerance {backbone.tolerance}")
     return 0 if worst <= backbone.tolerance else 1

@@ -1,9 +1,9 @@
-"""Copy finished runs into a folder of records that is to be committed, such as results/measured/pocket; never over another run.
+"""Copy finished runs into a directory of committed records, such as results/measured/pocket. Existing runs are never overwritten.
 
     python scripts/collect.py results/runs results/measured/pocket
     python scripts/collect.py /data/runs results/measured/small --protocol small
 
-What this version of the code would key otherwise is left, and so is what the folder holds already.
+Runs to which this version of the code gives another key are skipped, as are runs that the directory contains.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--protocol", default="pocket")
     arguments = parser.parse_args(words)
     if not arguments.source.is_dir():
-        raise QgoftError(f"there is no folder {arguments.source}; name one that holds runs, such as results/runs")
+        raise QgoftError(f"{arguments.source}: not a directory; expected one with runs, such as results/runs")
     arguments.target.mkdir(parents=True, exist_ok=True)
     there = {record["key"] for record in find_records(arguments.target).records}
     found = find_records(arguments.source)
@@ -37,9 +37,9 @@ def main(words: list[str]) -> int:
         if not is_asked or folder is None or record["key"] in there or not is_current(record):
             continue
         target = arguments.target / "-".join([*(record[name] for name in ("task", "method", "variant", "model")), f"seed{record['seed']}"])
-        if target.exists():  # other settings or other data
+        if target.exists():  # a run with other settings or data
             target = target.with_name(f"{target.name}-{record['key'][:8]}")
-        # Whole or not at all: a run without its answers would look like one that has none.
+        # Atomically: a run without its answers would look complete.
         part = target.with_name(f".{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()

@@ -1,6 +1,7 @@
 """Convert released adapters to this package, and runs of this package to plain checkpoints.
 
-python scripts/convert.py release ADAPTER TARGET --release first|second   convert an adapter of the authors' code for peft.PeftModel.from_pretrained
+python scripts/convert.py release ADAPTER TARGET --release first|second   convert an adapter of the authors' code for
+peft.PeftModel.from_pretrained
 python scripts/convert.py export RUN TARGET                               merge results/runs/<key> into a plain transformers checkpoint
 """
 
@@ -20,11 +21,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--release", help="release of the authors' code that trained the adapter: first or second (release)")
     arguments = parser.parse_args(words)
     if not arguments.source.is_dir():
-        raise QgoftError(f"there is no folder {arguments.source}; name that of an adapter (release) or of a finished run (export)")
+        raise QgoftError(f"{arguments.source}: not a directory; expected that of an adapter (release) or of a finished run (export)")
     if arguments.target.exists() and not arguments.target.is_dir():
-        raise QgoftError(f"{arguments.target} is a file; name a folder")
+        raise QgoftError(f"{arguments.target} is a file; name a directory")
     if arguments.target.exists() and any(arguments.target.iterdir()):
-        raise QgoftError(f"{arguments.target} is not empty; name a folder that is, or that is not there yet")
+        raise QgoftError(f"{arguments.target} is not empty; name an empty or new directory")
     if arguments.what == "release":
         from qgoft.tuners.goft.convert import convert_folder
 

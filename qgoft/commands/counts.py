@@ -1,6 +1,6 @@
-"""Trainable parameters of every method, head excluded, on the papers' architectures, beside the published counts: what `make counts` prints.
+"""Print the trainable parameters of every method, head excluded, on the papers' models, next to the published counts: `make counts`.
 
-Shapes alone are built; no weights are needed. Every real build checks the same formulas (qgoft/methods/base.py).
+Only shapes are built; no weights are needed. Every real build checks the same formulas (qgoft/methods/registry.py).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from qgoft.report.published import load_figures
 from qgoft.report.table import Table, terminal_width
 from qgoft.sweep.planned_run import split_list
 
-# Paper, table, model, target set of its rows that name none.
+# Paper, table, model, and the target set of rows that name none.
 TABLES = [
     ("goft-icml2024", "table1", "deberta_v3_base", "all_linear"),
     ("goft-icml2024", "table4", "deberta_v3_base", "all_linear"),
@@ -39,7 +39,7 @@ TABLES = [
     ("psoft-iclr2026", "table17", "deberta_v3_base", "all_linear"),
     ("psoft-iclr2026", "table18", "llama32_3b", "all_linear"),
 ]
-# What stands for a method where a table does not name its variant.
+# Variant of a method in tables that name none.
 USUAL = {"lora": "r8", "dora": "r8", "pissa": "r8", "adalora": "r8", "lora_xs": "r136", "psoft": "r46", "hra": "r8", "oft": "b32", "oft_v2": "b32",
          "oft_paper": "b8", "boft": "b8m2", "fact_tt": "r16", "fact_tk": "r32", "h_adapter": "r8", "p_adapter": "r16"}  # fmt: skip
 
@@ -57,7 +57,7 @@ class Printed:
 
 
 def count(model: nn.Module, spec: dict, method: Method, variant: str, targets: str) -> int:
-    """Trainable parameters by the method's promise, or, for methods that free what is there, by the names of the parameters.
+    """Return the trainable parameters by the method's formula, or by parameter names for methods that train existing parameters.
 
     Raises:
         ValueError: the method does not fit this model.
@@ -71,13 +71,13 @@ def count(model: nn.Module, spec: dict, method: Method, variant: str, targets: s
 
 
 def own_targets(method: str, targets: str) -> str:
-    """The target set of a method that has one of its own, else the given one."""
+    """Return the target set of a method that has one of its own, or else the given one."""
     chosen: str = method_config(method).get("targets", targets)
     return chosen
 
 
 def published() -> dict[tuple[str, str], dict[tuple[str, str], list[Printed]]]:
-    """(model, target set) -> (method, variant) -> where it is printed."""
+    """Return (model, target set) -> (method, variant) -> places where its count is printed."""
     places: dict[tuple[str, str], dict[tuple[str, str], list[Printed]]] = {}
     for paper, table, model, targets in TABLES:
         rows = places.setdefault((model, targets), {})
@@ -91,7 +91,7 @@ def published() -> dict[tuple[str, str], dict[tuple[str, str], list[Printed]]]:
 
 
 def verdict(number: int, printed: Printed, total: int, notes: list[str]) -> str:
-    """How a printed count compares. A reason becomes a note."""
+    """Return the verdict on a printed count. An explanation becomes a note."""
     if printed.params is None:
         return ""
     if printed.params == "0M" or agrees(number, printed.params, total):
@@ -136,7 +136,7 @@ def build_table(methods: Sequence[str] = ()) -> Table:
 
 
 def usual_variant(method: str) -> str | None:
-    """Return the variant that stands for a method of which no table names one: that of its recipes, or its own name."""
+    """Return the variant of a method that no table names: that of its recipes, or else its own name."""
     if method in USUAL:
         return USUAL[method]
     recipes = (yaml.safe_load(path.read_text("utf-8")) for path in sorted((locations.CONFIGS / "recipe").glob(f"*/{method}.yaml")))

@@ -1,4 +1,4 @@
-"""How far from orthogonal each method went while training: a table and a figure from finished runs.
+"""Print the orthogonality error of each method during training: a table and a figure of finished runs.
 
 python -m qgoft orthogonality                      your runs (results/runs), GLUE, protocol pocket
 python -m qgoft orthogonality --records measured --suite vtab
@@ -25,8 +25,8 @@ def main(words: list[str]) -> int:
     traces = read_traces(find_records(arguments.root / arguments.records), arguments.protocol, arguments.suite)
     if not traces:
         raise QgoftError(
-            f"no run of {arguments.suite} under protocol {arguments.protocol} in {arguments.root / arguments.records} has a trace; run one of the "
-            "methods that turn their input first, such as make glue METHOD=qgoft,oft"
+            f"no run of {arguments.suite} under protocol {arguments.protocol} in {arguments.root / arguments.records} has an orthogonality "
+            "trace; first run a method that rotates its input, such as make glue METHOD=qgoft,oft"
         )
     table = build_trace_table(traces, arguments.protocol, arguments.suite)
     print(table.terminal(terminal_width()))

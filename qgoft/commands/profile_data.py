@@ -1,10 +1,10 @@
-"""What reading costs beside training: windows of SQuAD a second, and pictures decoded a second beside a step of the ViT.
+"""Measure data loading next to training: windows of SQuAD per second, and images decoded per second next to a step of the ViT.
 
-    python -m qgoft profile-data squad protocol=small model.path=<folder of MiniLM-L6> data.root=<folder>
-    python -m qgoft profile-data vtab/caltech101 protocol=goft_icml24 model.path=<folder of a ViT> data.root=<folder>
+    python -m qgoft profile-data squad protocol=small model.path=<directory of MiniLM-L6> data.root=<directory>
+    python -m qgoft profile-data vtab/caltech101 protocol=goft_icml24 model.path=<directory of a ViT> data.root=<directory>
     python -m qgoft profile-data squad                   embedded data and model
 
-Prints one line of JSON. Nothing is cached: everything is read anew.
+Prints one line of JSON. Nothing is cached.
 """
 
 import json
@@ -20,7 +20,7 @@ LEAST_WINDOWS, LEAST_SECONDS = 10_000, 5.0
 
 
 def profile_windows(words: list[str]) -> dict[str, Any]:
-    """Seconds for LEAST_WINDOWS training windows, from text to rows on disk; rows are read again where there are too few."""
+    """Return the seconds for LEAST_WINDOWS training windows, from text to rows on disk; rows are repeated if there are too few."""
     from qgoft.models import load_tokenizer
     from qgoft.run_id import identify
     from qgoft.tasks.model_files import tokenizer_sha256
@@ -41,7 +41,7 @@ def profile_windows(words: list[str]) -> dict[str, Any]:
 
 
 def profile_pictures(task: str, words: list[str]) -> dict[str, Any]:
-    """Seconds a picture: decoded from its file, taken from the cache, and in a training step of the model."""
+    """Return the seconds per image: decoded from its file, read from the cache, and in a training step of the model."""
     from qgoft.run_id import identify
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.run import prepare, train_loader
@@ -69,7 +69,7 @@ def profile_pictures(task: str, words: list[str]) -> dict[str, Any]:
 
 
 def per_item(work: Any, items: int) -> float:
-    """Seconds an item, of calls for LEAST_SECONDS after a first one."""
+    """Return the seconds per item, from calls for LEAST_SECONDS after a first one."""
     work(0)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < LEAST_SECONDS:

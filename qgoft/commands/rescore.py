@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qgoft.cli import Parser
 
-# Points of a percentage: rounding may turn single items whose logits are equal to seven digits. Nats a token; and points of 1 to 10.
+# Tolerances: points of a percentage, since rounding may flip items whose logits are equal to seven digits; nats per token; points of a
+# rating.
 TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
 
 
@@ -38,6 +39,6 @@ def main(words: list[str]) -> int:
         then, allowed = record["metrics"][name]["value"], OTHERS.get(name, TOLERANCE)
         apart = abs(then - measured.value)
         is_same &= apart <= allowed
-        print(f"{name:<20} record {then:8.3f}   now {measured.value:8.3f}   apart {apart:.4f}, allowed {allowed:g}")
+        print(f"{name:<20} record {then:8.3f}   now {measured.value:8.3f}   difference {apart:.4f}, tolerance {allowed:g}")
     print(f"{'merged' if arguments.merge else 'unmerged'}: {'the same' if is_same else 'NOT the same'}")
     return 0 if is_same else 1

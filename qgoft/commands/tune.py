@@ -1,12 +1,12 @@
 """Choose the learning rates that no paper prints, and write them into configs/recipe.
 
-    python scripts/tune.py pocket                    all methods, six rates each, on cola, rte and stsb at seed 0
+    python scripts/tune.py pocket                    all methods, six learning rates each, on cola, rte and stsb at seed 0
     python scripts/tune.py pocket_math --methods lora,qgoft
     python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
 
-Every method gets the same ratios around its stated centre (configs/tuning.yaml). A rate is judged by the best score on the choosing
-part alone; the reported part is not read. Finished trials are kept in results/tuning/<name>.jsonl under the key that a run of these settings, rows
-and weights would have, and not repeated.
+Every method gets the same ratios around its stated centre (configs/tuning.yaml). The best score on the validation split decides; the
+reported split is not read. Finished trials are kept in results/tuning/<name>.jsonl under the key of a run with the same settings, rows and
+weights, and are not repeated.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from qgoft.errors import check_choice
 from qgoft.sweep.identify import identify_all
 from qgoft.sweep.planned_run import PlannedRun, compose_all
 
-Trial = tuple[str, float, str]  # method, rate, task
+Trial = tuple[str, float, str]  # method, learning rate, task
 
 
 def format_rate(rate: float) -> str:
-    """1.0e-3: the spelling that every YAML reader takes for a number."""
+    """Return a learning rate in a notation that every YAML reader parses as a number: 1.0e-3."""
     mantissa, exponent = f"{rate:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
 def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     specs = yaml.safe_load((locations.CONFIGS / "tuning.yaml").read_text())
-    check_choice("search", name, list(specs), "configs/tuning.yaml has them")
+    check_choice("search", name, list(specs), "configs/tuning.yaml lists them")
     spec = specs[name]
     chosen = methods or list(spec["centres"])
     for method in chosen:
-        check_choice("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml has their centres")
+        check_choice("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml lists their centres")
     trials = [
         (method, float(format_rate(spec["centres"][method] * ratio)), task)
         for method in chosen
@@ -51,7 +51,7 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
 
 
 def cells_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int) -> dict[Trial, PlannedRun]:
-    """Each trial as a run, with its key: of other steps, rows or weights it is another trial."""
+    """Return each trial as a planned run with its key."""
     words = [
         (f"protocol={protocol}", f"method={method}", f"task={task}", f"optim.lr={rate}", "seed=0", *overrides)
         for method, rate, task in trials
@@ -61,7 +61,7 @@ def cells_of(trials: list[Trial], protocol: str, overrides: list[str], jobs: int
 
 
 def run_trial(job: tuple[Trial, PlannedRun]) -> dict:
-    """Train once and return the best score on the choosing part, or null where it diverged."""
+    """Train once and return the best score on the validation split, or None if training diverged."""
     (method, rate, task), planned = job
     import torch
 
@@ -84,13 +84,13 @@ def run_trial(job: tuple[Trial, PlannedRun]) -> dict:
 
 
 def of_this_search(lines: list[dict], planned_runs: dict[Trial, PlannedRun]) -> list[dict]:
-    """The finished trials that are among those asked for, made with the same settings, rows and weights: others choose nothing."""
+    """Return the finished trials that are part of this search, with the same settings, rows and weights."""
     keys = {trial: planned.key for trial, planned in planned_runs.items()}
     return [line for line in lines if line.get("key") is not None and line["key"] == keys.get((line["method"], line["lr"], line["task"]))]
 
 
 def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
-    """Per method the rate with the highest mean over the tasks; a rate that diverged anywhere is out."""
+    """Return method -> learning rate with the highest mean over the tasks; one that diverged on any task is excluded."""
     scores: dict[tuple[str, float], dict[str, float | None]] = defaultdict(dict)
     for line in lines:
         scores[line["method"], line["lr"]][line["task"]] = line["score"]
@@ -106,7 +106,7 @@ def choose_rates(lines: list[dict], tasks: list[str]) -> dict[str, float]:
 
 
 def write_recipe(path: Path, suites: list[str], rate: float) -> None:
-    """Enter a chosen rate in the lines of some suites. The others keep theirs, and what the recipe said of where it is from."""
+    """Write a chosen learning rate into the rows of some suites. Other rows keep theirs with its source."""
     text = path.read_text()
     before = re.search(r"^source: (.*)$", text, flags=re.M)
     assert before, f"{path} has no source"

@@ -1,4 +1,4 @@
-"""Code of a checkout, taken by name, and the findings of a comparison."""
+"""Functions and classes of a checkout, loaded by name, and the findings of a comparison."""
 
 import ast
 import math
@@ -37,7 +37,7 @@ def names_from(path: Path, names: list[str], **namespace: Any) -> SimpleNamespac
     if missing:
         raise QgoftError(f"{path} has no {', '.join(sorted(missing))}; name a checkout at the commit of docs/fidelity.md")
     space: dict[str, Any] = {"torch": torch, "nn": nn, "F": nn.functional, "math": math, "np": np, "re": re, **namespace}
-    exec(compile(ast.Module(found, []), str(path), "exec"), space)  # the user named this code to be run
+    exec(compile(ast.Module(found, []), str(path), "exec"), space)  # code that the user asked to run
     return SimpleNamespace(**{name: space[name] for name in names}, space=space)
 
 
@@ -47,15 +47,16 @@ def compare(subject: str, ours: Tensor, theirs: Tensor, bound: float = 1e-5) -> 
 
 
 def verdicts(subject: str, pairs: list[tuple[Any, Any]]) -> Finding:
-    """Pairs of our verdict and theirs."""
+    """Return the finding of pairs of verdicts, this project's and theirs."""
     differing = sum(ours != theirs for ours, theirs in pairs)
     return Finding(subject, f"{differing} of {len(pairs):,} differ", differing == 0)
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """
+    """Return the path of a file below a directory.
+
     Raises:
-        QgoftError: the folder holds no such file.
+        QgoftError: the directory has no such file.
     """
     found = sorted(folder.rglob(name))
     if not found:

@@ -1,4 +1,4 @@
-"""Operators and adapters of the authors' code, run on random weights next to ours."""
+"""Operators and adapters of the authors' code, compared on random weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ N, D, R, ROWS = 40, 24, 6, 8
 
 
 def layer(n: int = N, d: int = D) -> nn.Linear:
-    """A linear layer with well-separated singular values, so that float32 decompositions agree."""
+    """Return a linear layer with well-separated singular values, so that float32 decompositions agree."""
     torch.manual_seed(0)
     made = nn.Linear(d, n)
     u, _, vh = torch.linalg.svd(made.weight.data.double(), full_matrices=False)
@@ -27,7 +27,7 @@ def layer(n: int = N, d: int = D) -> nn.Linear:
 
 
 def adapted(name: str, variant: str, model: nn.Module, targets: list[str], **options: Any) -> Any:
-    """Put a method of this project on some modules of a model."""
+    """Apply a method of this project to some modules of a model."""
     method, modules = REGISTRY[name], dict(model.named_modules())
     shapes = [shape for target in targets if (shape := method.shape_of(modules[target])) is not None]
     assert method.config is not None
@@ -43,7 +43,7 @@ def check_givens(folder: Path, release: str) -> Iterator[Finding]:
     first = release == "first"
     for variant, strict, plain in (("goft", True, True), ("goft_star", True, False), ("qgoft", False, False)):
         if variant == "goft_star" and not first:
-            continue  # has no counterpart here
+            continue  # not part of this project
         for d in (7, 8, 12, 13, 16, 96, 100, 768) if first else (8, 12, 16, 96, 100, 768):
             base = layer(N, d)
             config = GoftConfig(variant=variant if first else f"{variant}_v2", target_modules=["0"], init_weights=False)

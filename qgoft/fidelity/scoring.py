@@ -1,4 +1,4 @@
-"""Scoring rules of the authors' code, run on generated and real results next to ours."""
+"""Scoring rules of the authors' code, compared on generated and real results."""
 
 import contextlib
 import gzip
@@ -26,7 +26,7 @@ ATOMS = (
 
 
 def formula_pairs(count: int = 20_000) -> list[tuple[str, str]]:
-    """Every pair of the atoms, and pairs of texts made of them, one often a respelling of the other."""
+    """Return every pair of the atoms, and pairs of texts made of them, of which one is often a respelling of the other."""
     rng = np.random.default_rng(0)
     pairs = [(one, other) for one in ATOMS for other in ATOMS]
     while len(pairs) < count:
@@ -37,8 +37,8 @@ def formula_pairs(count: int = 20_000) -> list[tuple[str, str]]:
 
 
 def data_pairs(folder: Path) -> list[tuple[str, str]]:
-    """Pairs of real results below a directory of benchmark data (docs/data.md): the choices of one MMLU question, the answer of a word problem
-    and the result that its worked solution ends with, and the same of GSM8K.
+    """Return pairs of real results below a directory of benchmark data (docs/data.md): the choices of MMLU questions, and answers of word
+    problems and GSM8K with the results at the end of their solutions.
 
     Raises:
         QgoftError: the directory has none of them.
@@ -109,7 +109,7 @@ def check_metamath(folder: Path) -> Iterator[Finding]:
     pairs: list[tuple[Any, Any]] = []
     for _ in range(5000):
         text = "so The answer is: " * int(rng.integers(2)) + "".join(rng.choice(pieces, rng.integers(1, 6)))
-        with contextlib.suppress(ZeroDivisionError):  # on which the code itself ends
+        with contextlib.suppress(ZeroDivisionError):  # their code raises it
             pairs.append((published_rules.read_metamath_number(text), numbers.extract_answer_number(text)))
     yield verdicts("metamath: GSM8K's number", pairs)
     read: list[str] = []

@@ -77,7 +77,7 @@ def read_key(settings: JudgeSettings) -> str | None:
     if not key and urllib.parse.urlsplit(settings.url).hostname == HOSTED:
         raise QgoftError(f"the judge at {settings.url} needs a key: set {KEY}, or judge.url to a server of your own")
     if not (key.isascii() and key.isprintable()):
-        raise QgoftError(f"{KEY} holds characters that no key has; set it to the key alone")
+        raise QgoftError(f"{KEY} contains characters that a key cannot have; set it to the key only")
     return key or None
 
 
@@ -109,7 +109,7 @@ def ask(messages: Messages, settings: JudgeSettings, sleep: Callable[[float], No
     try:
         request = urllib.request.Request(url, json.dumps(request_body(messages, settings)).encode(), headers)
     except ValueError as error:
-        raise QgoftError(f"judge.url={settings.url} is not an address ({error}); give one such as http://localhost:8000/v1") from None
+        raise QgoftError(f"judge.url={settings.url} is not an address ({error}); expected one such as http://localhost:8000/v1") from None
     failure, pause = NoAnswer(""), FIRST_PAUSE
     for attempt in range(settings.retries + 1):
         if attempt:
@@ -254,7 +254,7 @@ def _text_of(body: bytes) -> str:
         parts = [part if isinstance(part, str) else part.get("text") for part in content]
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str) or not content.strip():
-        raise NoAnswer(f"the answer holds no text (finish_reason {str(choice.get('finish_reason'))[:40]})")
+        raise NoAnswer(f"the answer has no text (finish_reason {str(choice.get('finish_reason'))[:40]})")
     return content
 
 

@@ -21,7 +21,7 @@ def read_reviews(path: Path) -> tuple[dict[Any, float], dict[Any, float]]:
         question, scores = review["question_id"], review["score"]
         if len(scores) != 2 or question in first:
             raise ValueError(
-                f"{path.name}, line {number}: {len(scores)} scores of question {question}; needed are two, and each question once"
+                f"{path.name}, line {number}: {len(scores)} scores of question {question}; expected two, and each question once"
             )
         first[question], second[question] = map(float, scores)
     return first, second

@@ -46,7 +46,7 @@ def read_prompts(path: Path) -> dict[str, dict[str, str]]:
         lines = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
         prompts = {line["name"]: {"system": str(line["system_prompt"]), "user": str(line["prompt_template"])} for line in lines}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise QgoftError(f"{path} holds no judge prompts ({type(error).__name__}: {error}); fetch it again") from error
+        raise QgoftError(f"{path} has no judge prompts ({type(error).__name__}: {error}); fetch it again") from error
     missing = {"single-v1", "single-math-v1"} - set(prompts)
     if missing:
         raise QgoftError(f"{path} lacks the judge prompt {sorted(missing)[0]}; fetch it again")
@@ -147,7 +147,7 @@ def judge_answers(
             if silent == PATIENCE:
                 raise QgoftError(
                     f"the judge at {settings.url} gave no answer to {PATIENCE} questions in a row ({error}); what it has rated is kept, "
-                    "and the same command goes on from there"
+                    "repeat the command to resume"
                 ) from None
     judgments = file.read()
     lost = Counter(judgment["error"] for judgment in judgments if judgment["rating"] is None)

@@ -60,7 +60,7 @@ def merge_and_unload(adapted: AdaptedModel) -> nn.Module:
     try:
         plain: nn.Module = adapted.model.merge_and_unload(safe_merge=True)
     except (ValueError, TypeError) as error:
-        raise QgoftError(f"the adapters cannot be put into the weights: {error}") from error
+        raise QgoftError(f"the adapters cannot be merged: {error}") from error
     return plain
 
 

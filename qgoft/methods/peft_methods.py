@@ -203,7 +203,7 @@ register(
 
 def _hra(hparams: Hparams, context: Context) -> peft.PeftConfig:
     if hparams["r"] % 2:
-        raise ValueError(f"rank {hparams['r']} is odd; HRA starts at the identity for even ranks only")
+        raise ValueError(f"rank {hparams['r']} is odd; HRA is initialised to the identity for even ranks only")
     return peft.HRAConfig(r=hparams["r"])
 
 
@@ -240,7 +240,7 @@ def _psoft(hparams: Hparams, context: Context) -> peft.PeftConfig:
     if hparams["r"] > smallest:
         raise ValueError(f"rank {hparams['r']} is larger than the smallest width {smallest}")
     if hparams.get("t") in (1, 2, 4):
-        raise ValueError(f"t={hparams['t']}: peft has no series below 3 terms, and 4 is the series of 3; allowed are 3, 5 and more")
+        raise ValueError(f"t={hparams['t']}: peft's series has at least 3 terms, and 4 equals 3; allowed are 3, 5 and more")
     scales, factor, _ = (exclusive_modifier(hparams, modifiers) for modifiers in EXCLUSIVE)
     kind = PsoftOutputConfig if factor == "borth" else peft.PsoftConfig
     return kind(

@@ -146,7 +146,7 @@ def parse_variant(method: Method, variant: str) -> Hparams:
     parts = re.findall(r"([a-z]+)(\d+)", head) if method.hparams else []
     known = "".join(letter + number for letter, number in parts) if method.hparams else method.name
     if known != head or [letter for letter, _ in parts] != list(method.hparams):
-        raise QgoftError(f"variant {variant!r} of method {method.name}: needed is the form {wanted}; change METHOD or method.variant")
+        raise QgoftError(f"variant {variant!r} of method {method.name}: expected the form {wanted}; change METHOD or method.variant")
     hparams = {letter: int(number) for letter, number in parts}
     for word in modifiers:
         match = re.fullmatch(r"([a-z_]+)(\d*)", word)
@@ -201,12 +201,10 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     if settings.penalty and (method.own_penalty_weight or method.penalty(hparams) is None):
         reason = "weighs its penalty by an option of its own, method.options" if method.own_penalty_weight else "has nothing to penalise"
         raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} {reason}; leave it at 0")
-    check_choice(
-        "choice of layers method.targets", settings.targets, list(spec.target_sets), f"these are what configs/model names for {spec.name}"
-    )
+    check_choice("choice of layers method.targets", settings.targets, list(spec.target_sets), f"configs/model lists them for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head_modules)]
     if spec.head_modules and not head:
-        raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head_modules)}; correct `head` in its config")
+        raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head_modules)}; correct `head_modules` in its config")
     pattern = spec.target_sets[settings.targets]
     targets = find_targets(model, pattern, method.shape_of)
     if not targets:
@@ -265,8 +263,8 @@ def _wrap(
     promised = method.num_params(shapes, hparams)
     if trainable != promised:
         raise RuntimeError(
-            f"{settings.name}@{settings.variant} promises {promised:,} trainable parameters over {len(shapes)} layers, but the built model has "
-            f"{trainable:,}; refusing to train something else than what the row would claim"
+            f"{settings.name}@{settings.variant} should have {promised:,} trainable parameters over {len(shapes)} layers, but the built model has "
+            f"{trainable:,}; the count would not match the table"
         )
     selectable_from = method.selectable_from(total_steps) if method.selectable_from else 0
     in_head = sum(free[n] for n in head)

@@ -66,6 +66,6 @@ def build_shapes(name: str) -> nn.Module:
     Raises:
         QgoftError: an unknown name.
     """
-    check_choice("model", name, list(ARCHITECTURES), "these are the papers' own")
+    check_choice("model", name, list(ARCHITECTURES), "these are the models of the papers")
     with torch.device("meta"):
         return ARCHITECTURES[name]()

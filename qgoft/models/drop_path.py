@@ -38,7 +38,7 @@ def set_drop_path(model: PreTrainedModel, rate: float) -> None:
     if rate == 0:
         return
     if not 0 < rate < 1:
-        raise QgoftError(f"train.drop_path is {rate}; allowed are numbers from 0 to below 1")
+        raise QgoftError(f"train.drop_path is {rate}; allowed are 0 and more, below 1")
     blocks: list[Any] = [
         module
         for module in model.modules()

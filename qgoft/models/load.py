@@ -32,7 +32,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions for damaged files
-        raise QgoftError(f"{folder} holds no tokenizer that can be read ({error}); complete the model folder") from error
+        raise QgoftError(f"{folder} has no readable tokenizer ({error}); complete the model directory") from error
 
 
 def _check_special_tokens(folder: Path) -> None:
@@ -49,7 +49,7 @@ def _check_special_tokens(folder: Path) -> None:
         for token, value in content.items() if isinstance(content, dict) else ():
             text = value.get("content") if isinstance(value, dict) else value
             if token.endswith("_token") and text == "":
-                raise QgoftError(f"{folder / name}: {token} is empty; set it to a token of the vocabulary, or leave it out")
+                raise QgoftError(f"{folder / name}: {token} is empty; set it to a token of the vocabulary, or remove it")
 
 
 def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int, name: str) -> None:
@@ -70,7 +70,7 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_le
         if part.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             places = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
             if max_length > places:
-                raise QgoftError(f"train.max_length={max_length}: model={name} has {places} positions; lower train.max_length")
+                raise QgoftError(f"train.max_length={max_length}: model={name} has {places} positions; reduce train.max_length")
 
 
 def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
@@ -140,7 +140,7 @@ def load_backbone(
         )
     if auto_class is not AutoModelForCausalLM and not model.head_modules:
         raise QgoftError(
-            f"model={model.name} has no head for suite {settings.task.suite}: its file in configs/model names none; change MODEL"
+            f"model={model.name} has no head for suite {settings.task.suite}: its file in configs/model lists none; change MODEL"
         )
     for name, value in (changes or {}).items():
         setattr(config, name, value)

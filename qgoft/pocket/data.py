@@ -7,12 +7,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from qgoft.config.suites import import_name, suite_info
+from qgoft.config.suites import import_name, read_config, suite_info
 from qgoft.errors import QgoftError
 from qgoft.records import file_sha256
 
@@ -51,10 +51,17 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 
 @functools.cache
-def generator_version() -> str:
-    """Return a version that changes with the source of the generator, so that a stale cache is never read."""
+def generator_version(generator: str = "") -> str:
+    """Return a version that changes with the source of the generators, so that a stale cache is never read.
+
+    Args:
+        generator: dotted name of a function outside this package.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for folder in GENERATORS for path in folder.glob("*.py")):
+    paths = sorted(path for folder in GENERATORS for path in folder.glob("*.py"))
+    if generator and not generator.startswith("qgoft.pocket."):
+        paths.append(Path(import_name(generator).__code__.co_filename))
+    for path in paths:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -84,14 +91,14 @@ def pocket_files(suite: str, task: str) -> Path:
     """
     generator = suite_info(suite).generator
     if generator is None:
-        raise QgoftError(f"suite {suite} has no embedded twin; choose another PROTOCOL, or set data.root")
+        raise QgoftError(f"suite {suite} has no embedded rows; choose another PROTOCOL, or set data.root")
     folder = _folder(suite, task)
     if is_generated(suite, task):
         return folder
     try:
         if folder.is_dir():
             if (folder / CHECKSUMS).is_file():  # written by this version
-                print(f"qgoft: {folder} does not hold the rows that were generated; they are generated again", file=sys.stderr, flush=True)
+                print(f"qgoft: {folder} has other rows than were generated; generating them again", file=sys.stderr, flush=True)
             aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
             with suppress(FileNotFoundError):  # another process was first
                 folder.rename(aside / folder.name)
@@ -101,74 +108,69 @@ def pocket_files(suite: str, task: str) -> Path:
             (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=1) + "\n")
     except OSError as error:
         raise QgoftError(
-            f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a folder with free space"
+            f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a directory with free space"
         ) from error
     return folder
 
 
 def _folder(suite: str, task: str) -> Path:
-    return cache_folder() / f"pocket-{generator_version()}" / suite / task
+    return cache_folder() / f"pocket-{generator_version(suite_info(suite).generator or '')}" / suite / task
 
 
-def write_glue(task: str, folder: Path) -> None:
-    from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
+def write_splits(splits: Mapping[str, list[dict[str, Any]]], folder: Path, features: Any = None) -> None:
+    """Write generated rows as one parquet file per split, with their checksum.
 
-    from qgoft.pocket.language.tasks import generate
-
-    disable_progress_bars()
-    names = {
-        "mnli": ["entailment", "neutral", "contradiction"],
-        "sst2": ["negative", "positive"],
-        "cola": ["unacceptable", "acceptable"],
-        "qqp": ["not_duplicate", "duplicate"],
-        "qnli": ["entailment", "not_entailment"],
-        "rte": ["entailment", "not_entailment"],
-        "mrpc": ["not_equivalent", "equivalent"],
-    }
-    label = ClassLabel(names=names[task]) if task in names else Value("float32")
-    splits = generate(task)
-    for split, rows in splits.items():
-        texts = [name for name, value in rows[0].items() if isinstance(value, str)]
-        features = Features({**{name: Value("string") for name in texts}, "label": label, "idx": Value("int32")})
-        Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    _write_fingerprint(splits, folder)
-
-
-def write_squad(task: str, folder: Path) -> None:
-    from datasets import Dataset, Features, List, Value, disable_progress_bars
-
-    from qgoft.pocket.language.reading import generate_reading
-
-    disable_progress_bars()
-    answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
-    features = Features({**{name: Value("string") for name in ("id", "title", "context", "question")}, "answers": answers})
-    splits = generate_reading()
-    for split, rows in splits.items():
-        Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    _write_fingerprint(splits, folder)
-
-
-def write_decoder(task: str, folder: Path) -> None:
-    """Write the rows of a decoder task (instructions with the 80 questions, synthetic MMLU, arithmetic, or the eight choice tasks), one
-    parquet file per split.
+    Args:
+        features: types of the columns; None to infer them.
     """
     from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
+    for split, rows in splits.items():
+        Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    content = json.dumps(splits, sort_keys=True).encode()
+    (folder / FINGERPRINT).write_text(hashlib.sha256(content).hexdigest() + "\n")
+
+
+def write_glue(task: str, folder: Path) -> None:
+    """Write the rows of a synthetic GLUE task."""
+    from datasets import ClassLabel, Features, Value
+
+    from qgoft.pocket.language.tasks import generate
+
+    # The hub's names of the classes; STS-B has none.
+    names = read_config(f"task/glue/{task}")["labels"]
+    splits = generate(task)
+    texts = [name for name, value in next(iter(splits.values()))[0].items() if isinstance(value, str)]
+    label = ClassLabel(names=names) if names else Value("float32")
+    write_splits(splits, folder, Features({**{name: Value("string") for name in texts}, "label": label, "idx": Value("int32")}))
+
+
+def write_squad(task: str, folder: Path) -> None:
+    """Write the rows of synthetic SQuAD."""
+    from datasets import Features, List, Value
+
+    from qgoft.pocket.language.reading import generate_reading
+
+    answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+    features = Features({**{name: Value("string") for name in ("id", "title", "context", "question")}, "answers": answers})
+    write_splits(generate_reading(), folder, features)
+
+
+def write_decoder(task: str, folder: Path) -> None:
+    """Write the rows of a decoder task: instructions with the 80 questions, synthetic MMLU, arithmetic, or the eight choice tasks."""
     from qgoft.pocket.language.choices import generate_commonsense, generate_subjects
     from qgoft.pocket.language.instructions import generate_instructions, generate_questions
     from qgoft.pocket.language.problems import generate_problems
 
-    disable_progress_bars()
-    parts: dict[str, list[dict[str, Any]]] = {
+    generators: dict[str, Callable[[], dict[str, list[dict[str, Any]]]]] = {
         "alpaca": generate_instructions,
         "vicuna": lambda: {"question": generate_questions()},
         "mmlu": generate_subjects,
         "metamath": generate_problems,
         "mixture": generate_commonsense,
-    }[task]()
-    for part, rows in parts.items():
-        Dataset.from_list(rows).to_parquet(folder / f"{part}.parquet")
-    _write_fingerprint(parts, folder)
+    }
+    write_splits(generators[task](), folder)
 
 
 def write_vtab(task: str, folder: Path) -> None:
@@ -216,11 +218,6 @@ def _write_pictures(images: Any, labels: Any, path: Path) -> None:
         encoded.append({"bytes": file.getvalue(), "path": None})
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)
-
-
-def _write_fingerprint(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    content = json.dumps(splits, sort_keys=True).encode()
-    (folder / FINGERPRINT).write_text(hashlib.sha256(content).hexdigest() + "\n")
 
 
 def pocket_fingerprint(folder: Path) -> str:

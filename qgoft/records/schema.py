@@ -157,7 +157,7 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
     for name, metric in record["metrics"].items():
         _check(metric, _METRIC, f"metrics.{name}.")
     if not all(isinstance(word, str) for word in record.get("overrides", [])):
-        raise RecordError(f"overrides is {record['overrides']!r}; texts name=value are needed")
+        raise RecordError(f"overrides is {record['overrides']!r}; expected texts name=value")
     _check_origin(record["provenance"], "provenance.")
     by = record["provenance"].get("training", {}).get("by", {})
     if by:
@@ -169,17 +169,17 @@ def validate(record: dict[str, Any]) -> dict[str, Any]:
     if record["status"] not in PRIMARY_STATUSES:
         raise RecordError(f"status is {record['status']!r}; allowed are {', '.join(PRIMARY_STATUSES)}")
     if len(record["key"]) != 64 or not set(record["key"]) <= set("0123456789abcdef"):
-        raise RecordError(f"key is {record['key']!r}; a SHA-256 in hex is needed")
+        raise RecordError(f"key is {record['key']!r}; expected a SHA-256 in hex")
     for name, checksum in record.get("files", {}).items():
         if not isinstance(checksum, str):
-            raise RecordError(f"files.{name} is {checksum!r}; a checksum is needed")
+            raise RecordError(f"files.{name} is {checksum!r}; expected a checksum")
     for name in ("started", "finished"):
         try:
             has_zone = datetime.fromisoformat(record[name]).tzinfo is not None
         except ValueError as error:
-            raise RecordError(f"{name} is {record[name]!r}; an ISO 8601 time is needed") from error
+            raise RecordError(f"{name} is {record[name]!r}; expected an ISO 8601 time") from error
         if not has_zone:
-            raise RecordError(f"{name} is {record[name]!r}; an ISO 8601 time with its zone is needed")
+            raise RecordError(f"{name} is {record[name]!r}; expected an ISO 8601 time with its zone")
     if record["status"] == "done":
         if record["params"]["trainable"] is None:
             raise RecordError("status is done, but params.trainable is unknown")
@@ -217,12 +217,12 @@ def _check_names(record: dict[str, Any]) -> None:
         for part in path:
             node = node.get(part) if isinstance(node, dict) else None
         if node != record[name]:
-            raise RecordError(f"{name} is {record[name]!r}, and settings.{'.'.join(path)} is {node!r}; both are one thing")
+            raise RecordError(f"{name} is {record[name]!r}, and settings.{'.'.join(path)} is {node!r}; they must be equal")
 
 
 def _check(data: Any, fields: dict[str, tuple[Kind, bool]], where: str) -> None:
     if not isinstance(data, dict):
-        raise RecordError(f"{where or 'record'} is {data!r}; an object is needed")
+        raise RecordError(f"{where or 'record'} is {data!r}; expected an object")
     for name in sorted(set(data) ^ set(fields)):
         if f"{where}{name}" in _MAY_BE_ABSENT and name in fields:
             continue
@@ -237,4 +237,4 @@ def _check(data: Any, fields: dict[str, tuple[Kind, bool]], where: str) -> None:
         if not isinstance(value, kind) or is_wrong_bool:
             raise RecordError(f"{where}{name} is {value!r} of type {type(value).__name__}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise RecordError(f"{where}{name} is {value}; write null for what is unknown")
+            raise RecordError(f"{where}{name} is {value}; write null for an unknown value")

@@ -77,9 +77,9 @@ def read_record(path: Path) -> dict[str, Any]:
         stated = content.pop("checksum", None) if isinstance(content, dict) else None
         record: dict[str, Any] = validate(content)
         if stated is None and "files" in record:
-            raise RecordError("its checksum is missing; every record that lists files has one, so the line was deleted")
+            raise RecordError("its checksum is missing, so the line was deleted")
         if stated is not None and stated != _checksum(record):
-            raise RecordError("its checksum does not hold: something was changed in it")
+            raise RecordError("its checksum does not match: it was modified")
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: {error}") from error
     return record

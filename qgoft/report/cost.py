@@ -60,7 +60,7 @@ def _read_folder(folder: Path) -> list[BenchColumn]:
             found += [BenchColumn(line, record, line["part"], str(line["shape"]), line["item"], is_kept) for line in record["shapes"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(
-                f"qgoft: left out: {path} is no whole record of a benchmark ({format_exception(error)}); remove it, or make it again",
+                f"qgoft: left out: {path} is not a complete benchmark record ({format_exception(error)}); remove it, or run the benchmark again",
                 file=sys.stderr,
             )
     return found

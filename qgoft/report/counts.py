@@ -50,7 +50,7 @@ def agrees(count: int, printed: str, total: int) -> bool:
         return count == int(printed)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB%])", printed)
     if not match:
-        raise ValueError(f"{printed!r} is no printed count; the forms are 0.33M, 184M, 3.21B, 0.25% and 331776")
+        raise ValueError(f"{printed!r} is not a printed count; expected a form such as 0.33M, 184M, 3.21B, 0.25% and 331776")
     number, unit = Decimal(match[1]), match[2]
     last = Decimal(1).scaleb(number.as_tuple().exponent)  # type: ignore[arg-type]
     ours = Decimal(count) / (Decimal(total) / 100 if unit == "%" else UNITS[unit])

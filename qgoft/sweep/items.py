@@ -153,7 +153,7 @@ def plan_items(names: Sequence[str], ask: ItemFilter) -> list[ItemPlan]:
         if not overrides and item.bench is None:
             if is_all:
                 continue
-            raise QgoftError(f"protocol {ask.protocol} has nothing of item {name}: {'; '.join(left_out[:2])}; change PROTOCOL")
+            raise QgoftError(f"protocol {ask.protocol} supports nothing of item {name}: {'; '.join(left_out[:2])}; change PROTOCOL")
         plans.append(ItemPlan(item, tuple(overrides), tuple(left_out)))
     if refused and not any(plan.overrides for plan in plans):
         raise refused[0]

@@ -45,10 +45,10 @@ def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Da
             _make(folder, write)
         except OSError as error:
             raise QgoftError(
-                f"cannot write prepared rows to {folder.parent}: {error.strerror or error}; set QGOFT_CACHE to a folder with free space"
+                f"cannot write prepared rows to {folder.parent}: {error.strerror or error}; set QGOFT_CACHE to a directory with free space"
             ) from error
     raise QgoftError(
-        f"the prepared rows in {folder} cannot be read as they were written; set QGOFT_CACHE to a folder of a sound file system"
+        f"the prepared rows in {folder} differ from what was written; set QGOFT_CACHE to a directory on a reliable file system"
     )
 
 

@@ -34,7 +34,7 @@ def weight_files(directory: Path) -> list[Path]:
     """
     first = next((path for name in WEIGHTS if (path := directory / name).is_file()), None)
     if first is None:
-        raise QgoftError(f"{directory} holds none of {', '.join(WEIGHTS)}; the download is incomplete or the directory is wrong")
+        raise QgoftError(f"{directory} has none of {', '.join(WEIGHTS)}; the download is incomplete or the directory is wrong")
     if first.suffix != ".json":
         return [first]
     try:
@@ -63,7 +63,7 @@ def check_directory(directory: Path) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise QgoftError(f"{directory / 'config.json'} cannot be read ({error}); fetch the model again") from error
     if not isinstance(config, dict):
-        raise QgoftError(f"{directory / 'config.json'} is a {type(config).__name__}; a JSON object is needed; fetch the model again")
+        raise QgoftError(f"{directory / 'config.json'} is a {type(config).__name__}; expected a JSON object; fetch the model again")
     named = config.get("transformers_weights")
     if named is not None:
         raise QgoftError(

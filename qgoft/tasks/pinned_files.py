@@ -74,7 +74,7 @@ def pinned_file(name: str, root: str | None) -> Path:
         with atomic_file(path) as part:
             part.write_bytes(content)
     except OSError as error:
-        raise QgoftError(f"cannot write {path}: {error.strerror}; set QGOFT_CACHE to a folder with free space") from error
+        raise QgoftError(f"cannot write {path}: {error.strerror}; set QGOFT_CACHE to a directory with free space") from error
     return path
 
 
@@ -90,9 +90,9 @@ def _fetch(pinned: Pinned) -> bytes:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             if left == 0 or is_final:
-                raise QgoftError(f"{pinned.url} cannot be fetched ({error}); try again where there is a network, {place}") from error
+                raise QgoftError(f"{pinned.url} cannot be downloaded ({error}); try again with a network connection, {place}") from error
             time.sleep(PAUSE)
     found = hashlib.sha256(content).hexdigest()
     if found != pinned.sha256:
-        raise QgoftError(f"{pinned.url} has checksum {found[:12]}, not {pinned.sha256[:12]}; the download is damaged: try again, {place}")
+        raise QgoftError(f"{pinned.url} has checksum {found[:12]}, not {pinned.sha256[:12]}; the download is corrupt: try again, {place}")
     return content

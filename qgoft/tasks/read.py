@@ -49,7 +49,7 @@ def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], 
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         present = ", ".join(rows.column_names) or "none"
-        raise QgoftError(f"{where}: {name} has no column {missing[0]}; present are {present}; needed are {', '.join(columns)}")
+        raise QgoftError(f"{where}: {name} has no column {missing[0]}; present are {present}; expected {', '.join(columns)}")
     if len(rows) == 0:
         raise QgoftError(f"{where}: {name} has no rows; complete the data")
     for column in columns:
@@ -57,7 +57,7 @@ def check_columns(rows: Dataset, where: str, name: str, columns: Sequence[str], 
         if held.null_count:
             raise QgoftError(f"{where}: column {column} of {name} has {held.null_count} rows without a value; correct the data")
         if column in text and not (kinds.is_string(held.type) or kinds.is_large_string(held.type)):
-            raise QgoftError(f"{where}: column {column} of {name} holds {held.type}, rows that are not text; correct the data")
+            raise QgoftError(f"{where}: column {column} of {name} has type {held.type}; expected text; correct the data")
 
 
 def read_parquet(paths: Sequence[Path], where: str) -> Dataset:
@@ -68,7 +68,7 @@ def read_parquet(paths: Sequence[Path], where: str) -> Dataset:
     """
     for path in paths:
         if path.is_dir():
-            raise QgoftError(f"{where}: {path.name} is a directory; a parquet file is needed")
+            raise QgoftError(f"{where}: {path.name} is a directory; expected a parquet file")
     depends_on = {"parquet": [file_sha256(path) for path in paths], "version": PARQUET_VERSION}
     return cached_rows(depends_on, lambda copy: _copy_parquet(paths, where, copy))
 
@@ -108,7 +108,7 @@ def _write_batch(batch: pa.RecordBatch, schema: pa.Schema, writer: Any, where: s
     try:
         batch.validate(full=True)
     except pa.ArrowException as error:
-        raise QgoftError(f"{where} holds values that are not what their type says ({error}), such as text that is not UTF-8") from error
+        raise QgoftError(f"{where} has values that do not match their type ({error}), such as text that is not UTF-8") from error
     writer.write_table(pa.Table.from_batches([batch]).cast(schema))
 
 
@@ -126,9 +126,7 @@ def _from_json(path: Path, where: str) -> Dataset:
     try:
         return Dataset.from_list(rows)
     except (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError) as error:
-        raise QgoftError(
-            f"{where}: the rows of {path.name} do not fit together ({error}); a column holds values of one kind; correct the data"
-        ) from error
+        raise QgoftError(f"{where}: the rows of {path.name} have inconsistent columns ({error}); correct the data") from error
 
 
 def read_json(path: Path, where: str) -> list[tuple[int, dict[str, Any]]]:
@@ -159,7 +157,7 @@ def read_json(path: Path, where: str) -> list[tuple[int, dict[str, Any]]]:
             ) from error
         for place, row in enumerate(read, 1) if is_list else [(number, read)]:
             if not isinstance(row, dict):
-                raise QgoftError(f"{where}: {path.name}, line {place}: a {type(row).__name__} came, an object is needed; correct the data")
+                raise QgoftError(f"{where}: {path.name}, line {place}: got a {type(row).__name__}, expected an object; correct the data")
             found.append((place, row))
     return found
 

@@ -95,7 +95,9 @@ def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> D
         snapshot = _download_rows(task, data)
         folder, source, revision = snapshot / task.config, str(task.hub), snapshot.name
         if not folder.is_dir():
-            raise QgoftError(f"{task.hub} at {revision} has no folder {task.config} of parquet files; set data.root to a directory instead")
+            raise QgoftError(
+                f"{task.hub} at {revision} has no directory {task.config} of parquet files; set data.root to a directory instead"
+            )
     if task.suite == "vtab":
         return DataFiles(source, revision, pocket_fingerprint(folder), split_files(folder, splits))
     files = {split: _split_files(folder, split, task) for split in splits}
@@ -151,7 +153,7 @@ def _part_in_directory(task: TaskSettings, part: str, root: Path, place: str) ->
     found = find_in_folder(folder, stem) or find_in_folder(root / task.suite / Path(place).parent, stem)
     if found is None:
         raise QgoftError(
-            f"data.root={root} has no {part} part of {task.full_name}; needed is <root>/{place} with one of the endings "
+            f"data.root={root} has no split {part} of {task.full_name}; expected <root>/{place} with one of the endings "
             f"{', '.join(FORMATS)} (docs/data.md gives the layout)"
         )
     return found
@@ -160,7 +162,7 @@ def _part_in_directory(task: TaskSettings, part: str, root: Path, place: str) ->
 def _part_on_hub(task: TaskSettings, part: str, source: dict[str, Any], data: DataSettings) -> tuple[Path, str]:
     if not source.get("hub"):
         raise QgoftError(
-            f"the {part} part of {task.full_name} is on no hub that is certain; set data.root to a directory that holds {source['directory']} "
+            f"split {part} of {task.full_name} has no known hub repository; set data.root to a directory that contains {source['directory']} "
             "(docs/data.md gives the layout)"
         )
     snapshot = _download(source["hub"], "dataset", data.revision, source["files"])
@@ -170,9 +172,9 @@ def _part_on_hub(task: TaskSettings, part: str, source: dict[str, Any], data: Da
             return found[0], snapshot.name
         if found:
             raise QgoftError(
-                f"{source['hub']} at {snapshot.name} holds {len(found)} files {pattern}, one is needed; set data.root to a directory"
+                f"{source['hub']} at {snapshot.name} has {len(found)} files {pattern}, expected one; set data.root to a directory"
             )
-    raise QgoftError(f"{source['hub']} at {snapshot.name} holds none of {', '.join(source['files'])}; set data.root to a directory instead")
+    raise QgoftError(f"{source['hub']} at {snapshot.name} has none of {', '.join(source['files'])}; set data.root to a directory instead")
 
 
 def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
@@ -181,14 +183,14 @@ def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) ->
     if task.path is not None:
         folder = Path(task.path)
         if not folder.is_dir():
-            raise QgoftError(f"task.path={folder} is no folder; give the one that holds train800.txt or train.parquet")
+            raise QgoftError(f"task.path={folder} is not a directory; expected the one with train800.txt or train.parquet")
     elif data.root is not None:
         folder = find_folder(task.config, Path(data.root))
     else:
         snapshot = _download_rows(task, data)
         archives = sorted(snapshot.glob("*.zip"))
         if not archives:
-            raise QgoftError(f"{task.hub} at {snapshot.name} holds no zip; set data.root to a directory instead")
+            raise QgoftError(f"{task.hub} at {snapshot.name} has no zip file; set data.root to a directory instead")
         folder, source, revision = find_folder(task.config, unpack(archives[0], snapshot.name)), str(task.hub), snapshot.name
     files = split_files(folder, splits)
     digest = hashlib.sha256()
@@ -204,7 +206,7 @@ def _directory(task: TaskSettings, root: Path) -> Path:
     if list((root / task.suite).glob("*.parquet")):  # a suite with one task needs no directory for it
         return root / task.suite
     raise QgoftError(
-        f"data.root={root} has no {task.suite}/{task.config} folder; needed is <root>/{task.suite}/{task.config}/<split>.parquet "
+        f"data.root={root} has no {task.suite}/{task.config} directory; expected <root>/{task.suite}/{task.config}/<split>.parquet "
         "(docs/data.md gives the layout)"
     )
 
@@ -213,7 +215,7 @@ def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ..
     found = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-[0-9]*-of-*.parquet")])
     if not found:
         present = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
-        raise QgoftError(f"{task.full_name} needs split {split}, but {folder} holds {present}; complete the data or set data.root")
+        raise QgoftError(f"{task.full_name} needs split {split}, but {folder} has {present}; complete the data or set data.root")
     parts = [re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name) for path in found]
     if len(found) == 1 and parts[0] is None:
         return tuple(found)
@@ -251,21 +253,21 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             except (OSError, errors.HfHubHTTPError) as error:
                 if wait is None or not _may_pass(error):
                     raise
-                print(f"qgoft: {where}: {_told(error)}; once more in {wait} s", file=sys.stderr, flush=True)
+                print(f"qgoft: {where}: {_told(error)}; retrying in {wait} s", file=sys.stderr, flush=True)
                 time.sleep(wait)
     except errors.GatedRepoError as error:
         raise QgoftError(f"{where} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
         raise QgoftError(f"{where} does not exist or is private; check the name, log in, or set a local directory instead") from error
     except errors.RevisionNotFoundError as error:
-        raise QgoftError(f"{where}: there is no such revision; use main or a commit of that repository") from error
+        raise QgoftError(f"{where}: this revision does not exist; use main or a commit of that repository") from error
     except errors.LocalEntryNotFoundError as error:
         raise QgoftError(
-            f"{where} is not on this machine and the hub cannot be reached; run `make fetch` where there is a network, "
+            f"{where} is not in the cache and the hub is not reachable; run `make fetch` with a network connection, "
             "or set data.root / model.path to a local directory"
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose base class changes between its versions
-        raise QgoftError(f"downloading {where} failed ({_told(error)}); run the same command again to resume") from error
+        raise QgoftError(f"downloading {where} failed ({_told(error)}); repeat the command to resume") from error
     return Path(folder)
 
 
@@ -334,7 +336,7 @@ def resolve_model(model: ModelSettings) -> ModelFiles:
     if model.path is not None:
         folder, source, revision = Path(model.path), "directory", None
         if not (folder / "config.json").is_file():
-            raise QgoftError(f"model.path={folder} holds no config.json; give a directory in the format of save_pretrained")
+            raise QgoftError(f"model.path={folder} has no config.json; expected a directory in the format of save_pretrained")
     elif model.source == "pocket":
         folder, source, revision = weights_folder(model.name), "pocket", None
     elif model.hub is not None:

@@ -33,6 +33,6 @@ def holdout_split(rows: Dataset, count: int) -> tuple[Dataset, Dataset]:
         QgoftError: there are fewer rows.
     """
     if count >= len(rows):
-        raise QgoftError(f"train.holdout_rows={count}, but training has {len(rows)} rows; hold out fewer")
+        raise QgoftError(f"train.holdout_rows={count}, but training has {len(rows)} rows; reduce it")
     divided = rows.train_test_split(test_size=count, shuffle=True, seed=HOLD_OUT_SEED)
     return divided["train"], divided["test"]

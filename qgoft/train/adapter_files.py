@@ -116,9 +116,9 @@ def check_values(state: dict[str, Tensor]) -> None:
     """
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            raise ValueError(f"{name} has dtype {tensor.dtype}; a floating-point parameter is needed")
+            raise ValueError(f"{name} has dtype {tensor.dtype}; expected a floating-point parameter")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds values that are not finite")
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def weights_checksum(folder: Path) -> str:

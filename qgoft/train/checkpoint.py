@@ -183,7 +183,7 @@ def _read(path: Path) -> tuple[Tensors, Plain]:
     if header.get("format") != FORMAT:
         raise CorruptCheckpoint(f"its format is {header.get('format')!r}; this version reads {FORMAT!r}")
     if _checksum(tensors, header["state"]) != header.get("sha256"):
-        raise CorruptCheckpoint("its checksum does not hold")
+        raise CorruptCheckpoint("its checksum does not match")
     state = json.loads(header["state"])
     return tensors, state
 

@@ -28,12 +28,12 @@ def check_environment() -> None:
     for name in REFUSED:
         value = os.environ.get(name, "")
         if value.lower() not in OFF:
-            raise QgoftError(f"{name}={value} in the environment changes results, and no record would say so; unset {name}")
+            raise QgoftError(f"{name}={value} in the environment changes results, which no record would state; unset {name}")
     size = world_size()
     missing = [name for name in OF_TORCHRUN if name not in os.environ]
     if size > 1 and missing:
         raise QgoftError(
-            f"WORLD_SIZE={size} is in the environment, but not {missing[0]}: it is left from another launcher; unset WORLD_SIZE, or start {size} "
+            f"WORLD_SIZE={size} is in the environment, but not {missing[0]}: another launcher has set it; unset WORLD_SIZE, or start {size} "
             f"processes with NPROC={size}"
         )
     for name in WORLD_SIZES:

@@ -27,10 +27,10 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     """
     record = read_run(run)
     if record["status"] != "done":
-        raise QgoftError(f"{run} is {record['status']}; only a run that is done has weights to export")
+        raise QgoftError(f"{run} is {record['status']}; only a finished run has weights to export")
     settings = as_recorded(settings_from_record(record), record)
     if settings.model.init == "random":
-        raise QgoftError(f"{run} started from random weights, which are not kept")
+        raise QgoftError(f"{run} started from random weights, which are not saved")
     if settings.model.path and model_path is None:
         raise QgoftError(f"{run} had the weights of {record['model']} from a directory; name it with --model")
     base = resolve_model(dataclasses.replace(settings.model, path=model_path))

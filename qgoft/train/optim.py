@@ -33,12 +33,10 @@ def check_schedule(train: TrainSettings, optim: OptimSettings, total: int, per_e
         QgoftError: names the setting.
     """
     if train.max_steps is None and train.epochs is not None and train.epochs * per_epoch < 1:
-        raise QgoftError(f"train.epochs={train.epochs:g} is less than one of the {per_epoch} steps of an epoch; raise train.epochs")
+        raise QgoftError(f"train.epochs={train.epochs:g} is less than one of the {per_epoch} steps of an epoch; increase train.epochs")
     # A deliberately short run (debug=smoke) keeps the recipe's warmup.
     if train.max_steps is None and optim.warmup >= 1 and optim.warmup > total:
-        raise QgoftError(
-            f"optim.warmup={optim.warmup:g} steps do not end within the {total} steps of training; lower it, or give a fraction"
-        )
+        raise QgoftError(f"optim.warmup={optim.warmup:g} steps exceed the {total} steps of training; reduce it, or set a fraction")
 
 
 def evaluation_steps(train: TrainSettings, total: int, per_epoch: int) -> set[int]:

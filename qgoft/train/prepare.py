@@ -44,7 +44,7 @@ def prepare(settings: RunSettings, run_id: RunId, lease: Lease | None = None) ->
     set_seed(settings.seed)
     suite = build_suite(settings, run_id)
     if settings.train.group_by_length and suite.train_lengths is None:
-        raise QgoftError(f"train.group_by_length=true: the rows of suite {settings.task.suite} have no lengths here; leave it out")
+        raise QgoftError(f"train.group_by_length=true: the rows of suite {settings.task.suite} have no lengths; omit it")
     model = suite.build_model(settings, run_id.model.folder)
     if isinstance(suite, TextSuite):
         check_fit(suite.tokenizer, model, settings.train.max_length, settings.model.name)
@@ -55,8 +55,8 @@ def prepare(settings: RunSettings, run_id: RunId, lease: Lease | None = None) ->
     batches += rest > 0 and not settings.train.drop_last
     if not batches:
         raise QgoftError(
-            f"{settings.task.full_name} has {len(suite.train)} rows to train on and train.batch_size is {settings.train.batch_size}: with "
-            "train.drop_last=true no batch is left; lower train.batch_size, or set train.drop_last=false"
+            f"{settings.task.full_name} has {len(suite.train)} training rows and train.batch_size is {settings.train.batch_size}: with "
+            "train.drop_last=true no batch remains; reduce train.batch_size, or set train.drop_last=false"
         )
     total, per_epoch = count_steps(settings.train, batches)
     check_schedule(settings.train, settings.optim, total, per_epoch)
@@ -93,7 +93,7 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
 def _batch_per_process(settings: RunSettings, accelerator: Accelerator) -> int:
     size, processes = settings.train.batch_size, accelerator.num_processes
     if size % processes:
-        raise QgoftError(f"train.batch_size={size} cannot be divided among {processes} processes; change train.batch_size or NPROC")
+        raise QgoftError(f"train.batch_size={size} is not divisible by {processes} processes; change train.batch_size or NPROC")
     return size // processes
 
 

@@ -41,7 +41,7 @@ def rescore(
     settings = as_recorded(settings_from_record(record), record)
     if settings.judge.kind == "openai" and not ask_judge:
         raise QgoftError(
-            f"scoring this run again asks the judge ({settings.judge.model}) for every rating anew; say --ask-judge if that is meant"
+            f"scoring this run again asks the judge ({settings.judge.model}) for every rating again; add --ask-judge to confirm"
         )
     for what, named, given, flag in (
         ("weights", settings.model.path, model_path, "--model-path"),
@@ -61,7 +61,7 @@ def rescore(
     here, there = run_id.data.fingerprint, record["provenance"]["data"]["fingerprint"]
     if here != there:
         raise QgoftError(
-            f"the rows here have checksum {here[:12]}, those of the run {there[:12]}; name the right ones with --data-root or --task-path"
+            f"the rows here have checksum {here[:12]}, those of the run {there[:12]}; name the original rows with --data-root or --task-path"
         )
     # A decoder writes to a temporary directory, so that answers and judgments of the run are unchanged.
     with tempfile.TemporaryDirectory() as scratch:

@@ -47,15 +47,15 @@ def check_resources(adapted: AdaptedModel, settings: RunSettings, accelerator: A
     if free < needed:
         raise QgoftError(
             f"results.root={settings.results.root} has {format_bytes(free)} free, and this run writes {format_bytes(needed)} (adapter and "
-            "checkpoints); free space, set results.root to another folder, or results.checkpoint_interval=null for none"
+            "checkpoints); free space, set results.root to another directory, or disable checkpoints with results.checkpoint_interval=null"
         )
     if accelerator.device.type != "cuda" or is_sharded(accelerator):
         return
     needed, there = device_bytes(adapted), torch.cuda.get_device_properties(accelerator.device).total_memory
     if there < needed:
         raise QgoftError(
-            f"{settings.model.name} with {settings.method.name} needs {format_bytes(needed)} for weights, gradients and AdamW alone, and the device "
-            f"has {format_bytes(there)}; take a method that trains less, or divide the model (ACCELERATE=fsdp2)"
+            f"{settings.model.name} with {settings.method.name} needs {format_bytes(needed)} for weights, gradients and AdamW only, and the device "
+            f"has {format_bytes(there)}; choose a method with fewer trainable parameters, or shard the model (ACCELERATE=fsdp2)"
         )
 
 

@@ -98,7 +98,7 @@ def _lease(run_id: RunId, acquire_timeout: float) -> Iterator[Lease | None]:
     try:
         run_id.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise QgoftError(f"cannot make {run_id.folder.parent}: {error.strerror}; set results.root to another directory") from error
+        raise QgoftError(f"cannot create {run_id.folder.parent}: {error.strerror}; set results.root to another directory") from error
     with Lease(run_id.folder, acquire_timeout=acquire_timeout) as lease:
         try:
             yield lease
@@ -137,7 +137,7 @@ def _train_and_evaluate(context: RunContext, result: RunResult, tracker: Tracker
         tracker.close()
     primary = context.settings.task.primary
     if result.status == "done" and result.metrics[primary].value is None:
-        result.fail("diverged", f"{primary} is undefined: the predictions are all alike")
+        result.fail("diverged", f"{primary} is undefined: all predictions are equal")
     if context.accelerator.num_processes > 1:
         _collect_failures(context, result)
 
@@ -280,7 +280,7 @@ def _disk_errors(settings: RunSettings) -> Iterator[None]:
             raise
         name, root = error.filename, settings.results.root
         if isinstance(name, str | Path) and not Path(name).resolve().is_relative_to(Path(root).resolve()):
-            raise QgoftError(f"{name}: {error.strerror}; make it accessible, or name another place") from error
+            raise QgoftError(f"{name}: {error.strerror}; make it accessible, or choose another path") from error
         raise QgoftError(
-            f"cannot write below results.root={root}: {error.strerror}; free space or set results.root to another folder"
+            f"cannot write below results.root={root}: {error.strerror}; free space or set results.root to another directory"
         ) from error

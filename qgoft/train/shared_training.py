@@ -93,7 +93,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         QgoftError: it holds none.
     """
     if not (folder / "record.json").is_file():
-        raise QgoftError(f"{folder} holds no record.json; give the folder of a finished run, results/runs/<key>")
+        raise QgoftError(f"{folder} has no record.json; expected the directory of a finished run, results/runs/<key>")
     return read_record(folder / "record.json")
 
 
@@ -115,7 +115,7 @@ def _read(folder: Path) -> tuple[TrainResult, dict[str, Any]] | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     if files is not None and files != adapter_checksums(folder):
-        print(f"qgoft: {folder / 'adapter'} is not the adapter that was trained; it is trained again", file=sys.stderr, flush=True)
+        print(f"qgoft: {folder / 'adapter'} is not the trained adapter; training again", file=sys.stderr, flush=True)
         return None
     return result, by
 

@@ -53,7 +53,7 @@ class _CalledCheck:
         if unused:
             warnings.warn(
                 f"{len(unused)} adapted layers were not called in the first forward pass, such as {unused[0]}: if the model reads their weight "
-                "instead, their adapters have no effect and merging changes the output; leave them out of target_modules",
+                "instead, their adapters have no effect and merging changes the output; remove them from target_modules",
                 stacklevel=2,
             )
 
@@ -99,7 +99,7 @@ def check_onloaded(base: nn.Module) -> None:
     if any(getattr(part, "offload", False) for part in (hook, *getattr(hook, "hooks", ()))):
         raise ValueError(
             "its weight is offloaded (device_map with cpu or disk), so an adapter cannot be made for it; load the model without offloading, "
-            "or leave this layer out of target_modules"
+            "or remove this layer from target_modules"
         )
 
 
@@ -144,7 +144,7 @@ class MergeableLayer(BaseTunerLayer):
             if safe_merge and not torch.isfinite(weight).all():
                 base.weight = before
                 del self.merged_adapters[count:]
-                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter seems to be broken")
+                raise ValueError(f"merging adapter {name!r} gives weights that are not finite; the adapter is probably corrupt")
             base.weight = nn.Parameter(weight, requires_grad=before.requires_grad)
             self.merged_adapters.append(name)
         if not count and self.merged_adapters:

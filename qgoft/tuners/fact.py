@@ -59,7 +59,7 @@ def model_width(shapes: list[tuple[int, int]]) -> int:
     odd = [width for width in widths if width % widths[0]]
     if odd:
         raise ValueError(
-            f"widths {', '.join(map(str, widths))}: FacT stacks matrices of one width, and {odd[0]} is no multiple of {widths[0]}; choose other "
+            f"widths {', '.join(map(str, widths))}: FacT stacks matrices of one width, and {odd[0]} is not a multiple of {widths[0]}; choose other "
             "target_modules"
         )
     return widths[0]

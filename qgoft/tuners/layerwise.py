@@ -49,7 +49,7 @@ class LayerwiseConfig(PeftConfig):
         self.peft_type = PeftType[self.kind]
         normalize_lists(self)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform goes with a list of target_modules, not with a regular expression")
+            raise ValueError("layers_to_transform needs a list of target_modules, not a regular expression")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
 
@@ -216,7 +216,7 @@ class LayerwiseModel(AdapterDtypeMixin):
                 target.update_layer(adapter_name, config)
                 return
             if isinstance(target, BaseTunerLayer):
-                raise TypeError(f"it already carries a {type(target).__name__}; {config.kind} adapters cannot be stacked on another method")
+                raise TypeError(f"it already has a {type(target).__name__}; {config.kind} adapters cannot be stacked on another method")
             self._check_parent(parent, target_name, current_key)
             new_module = self._new_layer(target, adapter_name, config)
         except (TypeError, ValueError) as error:

@@ -37,7 +37,7 @@ def apply_svd_signs(model: nn.Module, svd_signs: dict[str, str]) -> None:
         here, rotation = _is_positive(layer), layer.psoft_R[ADAPTER]
         there = svd_signs.get(name, "")
         if len(there) != len(here):
-            raise ValueError(f"the signs of the factors of {name} are not there")
+            raise ValueError(f"the signs of the factors of {name} are missing")
         turned = torch.tensor([1.0 if (sign == "+") == is_positive else -1.0 for sign, is_positive in zip(there, here, strict=True)])
         turned = turned.to(rotation.weight)
         if rotation.orth:

@@ -96,7 +96,7 @@ def test_a_part_of_the_audit_does_not_stand_for_the_whole(tmp_path, capsys):
     assert script.main(["--only", "wins", "--root", str(tmp_path)]) == 0
     assert {path.stem for path in (tmp_path / "tables").iterdir()} == {"audit-wins", "audit-explained-wins"}
     assert "audit-wins" in capsys.readouterr().out
-    with pytest.raises(QgoftError, match="--write keeps the whole audit"):
+    with pytest.raises(QgoftError, match="--write stores the whole audit"):
         script.main(["--only", "wins", "--root", str(tmp_path), "--write", str(tmp_path / "audit.json")])
 
 
@@ -139,7 +139,7 @@ def test_sizes_may_be_cut_off_or_rounded(shown, rows, may):
 
 
 def test_an_unknown_form_of_a_size():
-    with pytest.raises(ValueError, match="is no size"):
+    with pytest.raises(ValueError, match="is not a size"):
         could_be("many", 3)
 
 

@@ -285,34 +285,6 @@ def test_committed_records_say_where_they_were_measured_and_are_interleaved(path
     assert report.all_tables(record)
 
 
-def quoted(record, shape_start):
-    """Rival -> ratio and peak of a step, spelled as README does."""
-    (line,) = (line for line in record["shapes"] if line["shape"].startswith(shape_start))
-    found = {}
-    for ours, reference in report.full_batch(line, record["reference"]):
-        median, low, high = report.ratios(report.step_seconds(ours), report.step_seconds(reference))
-        found[ours["name"]] = (f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{ours['peak_bytes'] / reference['peak_bytes']:.2f}")
-    return found
-
-
-def test_readme_quotes_the_committed_records():
-    readme = " ".join((REPOSITORY / "README.md").read_text().split())
-    for name, shape, title in (
-        ("cpu-deberta", "DeBERTaV3-base", "DeBERTaV3-base, 16 x 128"),
-        ("cpu-vit", "ViT-B/16", "ViT-B/16, 16 pictures"),
-        ("cpu-llama", "LLaMA shape", "LLaMA's shape, 4 layers, 2048 wide, 4 x 256"),
-    ):
-        found = quoted(json.loads((RECORDS / f"{name}.json").read_text()), shape)
-        cells = [f"{found[rival][0]} ({found[rival][1]})" for rival in ("frozen", "goft", "qgoft")]
-        assert f"| {title} | {' | '.join(cells)} | {found['qgoft'][2]} |" in readme
-    products = json.loads((RECORDS / "cpu-product.json").read_text())
-    product = report.product_table(products)
-    coo, csr = {row[0]: row for row in product.rows}["3072"][-2:]
-    assert f"{coo} times as fast as the chain of sparse products at 3072 wide in torch's default layout, {csr} times as in CSR" in readme
-    (note,) = product.notes
-    assert f"grows as {note.split()[6]} from 64 to 16384 wide" in readme
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")],

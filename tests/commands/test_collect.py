@@ -63,5 +63,5 @@ def test_what_was_broken_off_is_copied_whole_the_next_time(repository, tmp_path,
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(QgoftError, match="there is no folder"):
+    with pytest.raises(QgoftError, match="not a directory; expected one with runs"):
         collect.main([str(tmp_path / "nowhere"), str(tmp_path / "kept")])

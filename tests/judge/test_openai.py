@@ -282,7 +282,7 @@ def test_the_key_as_it_was_meant(endpoint, value, sent, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("", "needs a key: set OPENAI_API_KEY"), ("sk-\nsecret", "holds characters that no key has")]
+    ("value", "message"), [("", "needs a key: set OPENAI_API_KEY"), ("sk-\nsecret", "contains characters that a key cannot have")]
 )
 def test_a_key_that_cannot_be_is_told_before_anything_is_sent(value, message, monkeypatch):
     monkeypatch.setenv(openai.KEY, value)

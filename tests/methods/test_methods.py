@@ -151,23 +151,23 @@ def test_oft_is_exact_and_oft_v2_is_not():
 def test_a_broken_promise_is_an_error(monkeypatch):
     entry = REGISTRY["lora"]
     monkeypatch.setitem(REGISTRY, "lora", Method("lora", entry.hparams, lambda shapes, values: 7, entry.config))
-    with pytest.raises(RuntimeError, match="promises 7 trainable parameters over 18 layers, but the built model has 41,472"):
+    with pytest.raises(RuntimeError, match="should have 7 trainable parameters over 18 layers, but the built model has 41,472"):
         build("lora")
 
 
 @pytest.mark.parametrize(
     ("method", "words", "message"),
     [
-        ("lora", ["method.variant=b8"], r"needed is the form r<rank>"),
+        ("lora", ["method.variant=b8"], r"expected the form r<rank>"),
         ("lora", ["method.variant=r0"], "allowed are numbers from 1"),
         ("boft", ["method.variant=b8"], "b<block size>m<butterfly factors>"),
-        ("qgoft", ["method.variant=fast"], "needed is the form qgoft"),
+        ("qgoft", ["method.variant=fast"], "expected the form qgoft"),
         ("oft", ["method.variant=b7"], "block size 7 does not divide"),
         ("hra", ["method.variant=r3"], "odd"),
         ("oft_paper", ["method.variant=b7"], "block size 7 does not divide the input width 96"),
         ("lora_xs", ["method.variant=r97"], "rank 97 does not fit a layer of 96 outputs and 96 inputs; allowed are 1 to 96"),
         ("fact_tt", ["method.variant=r97"], "rank 97 is larger than the width 96"),
-        ("h_adapter", ["method.variant=b8"], "needed is the form r<bottleneck>"),
+        ("h_adapter", ["method.variant=b8"], "expected the form r<bottleneck>"),
         ("psoft", ["method.variant=r500"], "larger than the smallest width 96"),
         (
             "qgoft",

@@ -219,4 +219,4 @@ def test_changed_rows_of_the_cache_are_generated_again(tmp_path, monkeypatch, ca
     assert (folder / "train.parquet").read_bytes() != right["train.parquet"]
     assert pocket_files("glue", "rte") == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == right
-    assert "does not hold the rows that were generated; they are generated again" in capfd.readouterr().err
+    assert "has other rows than were generated; generating them again" in capfd.readouterr().err

@@ -68,7 +68,7 @@ def test_a_whole_record_is_valid():
         ("started", "2026-01-01T00:00:00", "with its zone"),
         ("selection", "best", "allowed are last, best_validation, best_reported"),
         ("task", "../../X", r"task is '../../X'; letters, digits"),
-        ("task", "rte", r"task is 'rte', and settings.task.name is 'cola'; both are one thing"),
+        ("task", "rte", r"task is 'rte', and settings.task.name is 'cola'; they must be equal"),
         ("method", "\x1b[31mlora", "method is"),
         ("seed", 1, "settings.seed is 0"),
         ("provenance.hardware.processes", "1", "provenance.hardware.processes is '1'"),
@@ -95,7 +95,7 @@ def test_a_changed_figure_is_seen(tmp_path):
     path = records.write_record(tmp_path / "run", copy.deepcopy(RECORD))
     text = path.read_text()
     path.write_text(text.replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(RecordError, match=r"record.json: its checksum does not hold"):
+    with pytest.raises(RecordError, match=r"record.json: its checksum does not match"):
         records.read_record(path)
     path.write_text(json.dumps(json.loads(text)))  # another spelling of the same
     assert records.read_record(path) == RECORD

@@ -80,7 +80,7 @@ def test_agreement_is_to_the_last_printed_digit(count, printed, total, expected)
 
 
 def test_other_spellings_are_refused():
-    with pytest.raises(ValueError, match="is no printed count"):
+    with pytest.raises(ValueError, match="is not a printed count"):
         agrees(1, "a third of a million", 1)
 
 

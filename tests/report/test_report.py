@@ -100,5 +100,5 @@ def test_a_folder_that_cannot_be_written_to(repository, tmp_path, monkeypatch, c
         _ending.run_cli(lambda: len(str((tmp_path / "out").mkdir())))
     assert ending.value.code == 2
     assert capsys.readouterr().err == (
-        f"qgoft: cannot open or write {tmp_path}/out: Read-only file system; free space or choose another folder\n"
+        f"qgoft: cannot open or write {tmp_path}/out: Read-only file system; free space or choose another directory\n"
     )

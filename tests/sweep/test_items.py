@@ -114,7 +114,7 @@ def test_cells_that_a_protocol_lacks_are_told():
     asked, left_out = words_of("table1", protocol="psoft_iclr26")
     assert {words[1] for words, _ in asked} == {f"task=glue/{t}" for t in ("sst2", "cola", "qnli", "rte", "mrpc", "stsb")}
     assert "bitfit on glue/cola: no row in the paper's table 2" in left_out
-    with pytest.raises(QgoftError, match=r"protocol small has nothing of item table3: .*no image encoder; change PROTOCOL"):
+    with pytest.raises(QgoftError, match=r"protocol small supports nothing of item table3: .*no image encoder; change PROTOCOL"):
         items.plan_items(["table3"], items.ItemFilter("small"))
     with pytest.raises(QgoftError, match="unknown item 'table99'"):
         items.plan_items(["table99"], items.ItemFilter("pocket"))

@@ -121,7 +121,7 @@ def test_who_was_taken_for_dead_is_told(tmp_path):
         foreign(tmp_path, number=1)
         time.sleep(0.2)
         assert lease.is_lost
-        with pytest.raises(LeaseLost, match="took this run over"):
+        with pytest.raises(LeaseLost, match="acquired this run after the lease of this one expired"):
             lease.assert_held()
     assert (tmp_path / "lease.1.json").is_file(), "the other's lease is left alone"
 

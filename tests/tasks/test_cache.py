@@ -71,7 +71,7 @@ def test_another_process_may_make_the_same_rows_meanwhile(cache):
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(QgoftError, match="set QGOFT_CACHE to a folder with free space"):
+    with pytest.raises(QgoftError, match="set QGOFT_CACHE to a directory with free space"):
         cached_rows({"rows": "a"}, Maker())
 
 

@@ -65,8 +65,8 @@ def test_labels_without_one(tmp_path, task, labels, message):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (pa.array([1, 2]), "column sentence1 of train.parquet holds int64, rows that are not text"),
-        (pa.array([["a"], ["b"]]), "holds list<"),
+        (pa.array([1, 2]), "column sentence1 of train.parquet has type int64; expected text"),
+        (pa.array([["a"], ["b"]]), "has type list<"),
         (pa.array(["a", None]), "1 rows without a value"),
     ],
 )
@@ -84,7 +84,7 @@ def test_other_ways_to_store_text(tmp_path):
 
 def test_files_that_are_no_split(tmp_path):
     (tmp_path / "folder.parquet").mkdir()
-    with pytest.raises(QgoftError, match=r"folder\.parquet is a directory; a parquet file is needed"):
+    with pytest.raises(QgoftError, match=r"folder\.parquet is a directory; expected a parquet file"):
         read_parquet([tmp_path / "folder.parquet"], "here")
     for name, columns in (("one", {"a": [1]}), ("two", {"b": [1]}), ("three", {"a": ["x"]})):
         pa.parquet.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
@@ -134,12 +134,12 @@ def test_a_byte_order_mark_is_no_text(tmp_path, content, packed):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": 3}', "holds int64, rows that are not text"),
-        ('{"question": ["a"]}', "holds list"),
-        ('{"question": NaN}', "holds double|not text"),
-        ('{"question": "a"}\n{"question": 3}', "do not fit together"),
+        ('{"question": 3}', "has type int64; expected text"),
+        ('{"question": ["a"]}', "has type list"),
+        ('{"question": NaN}', "has type double"),
+        ('{"question": "a"}\n{"question": 3}', "have inconsistent columns"),
         ("[" * 100_000, "line 1: RecursionError"),
-        ('{"question": "a"}\n3', "line 2: a int came, an object is needed"),
+        ('{"question": "a"}\n3', "line 2: got a int, expected an object"),
     ],
 )
 def test_odd_lines(tmp_path, line, message):
@@ -243,17 +243,17 @@ def test_questions_with_their_references(tmp_path):
 @pytest.mark.parametrize(
     ("questions", "references", "message"),
     [
-        ([QUESTION, {**QUESTION, "turns": None}], [], r"question\.jsonl, line 2: needed are question_id"),
-        ([{**QUESTION, "turns": []}], [], "line 1: needed are question_id"),
-        ([{**QUESTION, "turns": [3]}], [], "line 1: needed are question_id"),
-        ([{**QUESTION, "question_id": "1"}], [], "line 1: needed are question_id"),
-        ([{"question_id": 1}], [], "line 1: needed are question_id"),
-        ([QUESTION, QUESTION], [], "question_id 1 comes twice"),
-        (["[1]"], [], "line 1: a int came, an object is needed"),
+        ([QUESTION, {**QUESTION, "turns": None}], [], r"question\.jsonl, line 2: expected question_id"),
+        ([{**QUESTION, "turns": []}], [], "line 1: expected question_id"),
+        ([{**QUESTION, "turns": [3]}], [], "line 1: expected question_id"),
+        ([{**QUESTION, "question_id": "1"}], [], "line 1: expected question_id"),
+        ([{"question_id": 1}], [], "line 1: expected question_id"),
+        ([QUESTION, QUESTION], [], "question_id 1 occurs twice"),
+        (["[1]"], [], "line 1: got a int, expected an object"),
         ([QUESTION], ['{"question_id": 1, "cho'], r"references\.jsonl, line 1: "),
-        ([QUESTION], [{"question_id": 1}], r"references\.jsonl, line 1: needed are question_id and choices"),
-        ([QUESTION], [{"question_id": 1, "choices": []}], "needed are question_id and choices"),
-        ([QUESTION], ["3"], "line 1: a int came"),
+        ([QUESTION], [{"question_id": 1}], r"references\.jsonl, line 1: expected question_id and choices"),
+        ([QUESTION], [{"question_id": 1, "choices": []}], "expected question_id and choices"),
+        ([QUESTION], ["3"], "line 1: got a int"),
     ],
 )
 def test_questions_that_cannot_be_asked(tmp_path, questions, references, message):

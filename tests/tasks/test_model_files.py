@@ -67,7 +67,7 @@ def test_a_wrong_index_is_one_line(model, text, message):
 
 def test_no_weights_at_all(model):
     (model / "model.safetensors").rename(model / "weights.safetensors")
-    with pytest.raises(QgoftError, match=r"holds none of model\.safetensors, .*the download is incomplete"):
+    with pytest.raises(QgoftError, match=r"has none of model\.safetensors, .*the download is incomplete"):
         weights_sha256(model)
 
 

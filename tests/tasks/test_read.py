@@ -38,7 +38,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
         ("t.jsonl", LINES.encode()[:-20], "line 2: Expecting property name"),
         ("t.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "cannot be read"),  # a time in it would be in the name of the test
         ("t.parquet", b"PAR1 and no more", "cannot be read"),
-        ("t.json", b"[1, 2]", "line 1: a int came, an object is needed"),
+        ("t.json", b"[1, 2]", "line 1: got a int, expected an object"),
         ("t.json", b"[]", "has no"),
         ("t.jsonl", b'{"question": "q"}\n', "no column answer"),
         ("t.jsonl", b'{"question": "q", "answer": null}\n{"question": "q", "answer": "a"}\n', "1 rows without a value"),
@@ -55,13 +55,13 @@ def test_damage_is_one_line(tmp_path, name, content, message):
 
 def test_a_part_that_no_hub_has(tmp_path):
     s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft"])
-    with pytest.raises(QgoftError, match=r"train part of commonsense/boolq is on no hub .* commonsense/commonsense_15k/train"):
+    with pytest.raises(QgoftError, match=r"split train of commonsense/boolq has no known hub .* commonsense/commonsense_15k/train"):
         resolve_files(s.task, s.data)
 
 
 def test_a_directory_that_lacks_a_part(tmp_path):
     s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft", f"data.root={tmp_path}"])
-    with pytest.raises(QgoftError, match="no train part of commonsense/boolq; needed is <root>/commonsense/commonsense_15k/train"):
+    with pytest.raises(QgoftError, match="no split train of commonsense/boolq; expected <root>/commonsense/commonsense_15k/train"):
         resolve_files(s.task, s.data)
 
 

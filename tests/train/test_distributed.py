@@ -21,6 +21,7 @@ from qgoft.config.compose import compose_settings
 from qgoft.config.locations import CONFIGS
 from qgoft.errors import QgoftError
 from qgoft.train import loop
+from qgoft.train import prepare as prepare_module
 from qgoft.train import run as run_module
 from qgoft.train.distributed import check_sharding
 from qgoft.train.interrupts import Stopped
@@ -40,10 +41,10 @@ def divide(accelerator):
 
 def worker(rank, port, root, method):
     join_run(rank, port)
-    build = run_module.build_accelerator
+    build = prepare_module.build_accelerator
     for is_sharded in (False, True):
         if is_sharded:
-            run_module.build_accelerator = lambda settings: divide(build(settings))
+            prepare_module.build_accelerator = lambda settings: divide(build(settings))
         run_module.run(compose_settings([f"results.root={root / str(is_sharded)}", f"method={method}", *WORDS]))
         torch.distributed.barrier()
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py
@@ -79,8 +80,8 @@ def test_divided_weights_train_like_whole_ones(method, tmp_path):
 def resuming_worker(rank, port, root):
     """One sharded run without interruption, and one that rank 0 is asked to end in its third backward pass."""
     join_run(rank, port)
-    build = run_module.build_accelerator
-    run_module.build_accelerator = lambda settings: divide(build(settings))
+    build = prepare_module.build_accelerator
+    prepare_module.build_accelerator = lambda settings: divide(build(settings))
     words = ["method=qgoft", "results.checkpoint_interval=0", *WORDS]
     run_module.run(compose_settings([f"results.root={root / 'whole'}", *words]))
     torch.distributed.barrier()
@@ -135,7 +136,7 @@ def test_deepspeed_is_told_the_settings_of_the_run():
 
 @pytest.mark.parametrize(
     ("accelerator", "message"),
-    [(deepspeed(3), "stage 3 divides the weights"), (fake_accelerator(distributed_type=DistributedType.FSDP), "fsdp_version: 2")],
+    [(deepspeed(3), "stage 3 shards the weights"), (fake_accelerator(distributed_type=DistributedType.FSDP), "fsdp_version: 2")],
 )
 def test_what_cannot_work_is_refused(accelerator, message):
     with pytest.raises(QgoftError, match=message):

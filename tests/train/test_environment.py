@@ -5,7 +5,7 @@ import pytest
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.train.environment import REFUSED
-from qgoft.train.run import build_accelerator
+from qgoft.train.prepare import build_accelerator
 
 
 def refuse(monkeypatch, variables, *words):
@@ -18,7 +18,7 @@ def refuse(monkeypatch, variables, *words):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_variables_that_change_numbers(monkeypatch, name):
-    assert refuse(monkeypatch, {name: "1"}) == f"{name}=1 in the environment changes results, and no record would say so; unset {name}"
+    assert refuse(monkeypatch, {name: "1"}) == f"{name}=1 in the environment changes results, which no record would state; unset {name}"
 
 
 @pytest.mark.parametrize("value", ["", "no", "0", "FALSE"])

@@ -54,9 +54,9 @@ def test_it_predicts_without_this_package(method, tmp_path):
 def test_folders_that_are_none_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     for words, message in (
-        (["export", str(tmp_path / "runs" / "typo"), str(tmp_path / "plain")], "there is no folder .*typo"),
-        (["export", str(tmp_path), str(tmp_path / "file")], "file is a file; name a folder"),
-        (["export", str(tmp_path), str(tmp_path / "plain")], r"holds no record.json; give the folder of a finished run"),
+        (["export", str(tmp_path / "runs" / "typo"), str(tmp_path / "plain")], ".*typo"),
+        (["export", str(tmp_path), str(tmp_path / "file")], "file is a file; name a directory"),
+        (["export", str(tmp_path), str(tmp_path / "plain")], r"has no record.json; expected the directory of a finished run"),
     ):
         with pytest.raises(QgoftError, match=message):
             convert.main(words)
@@ -64,10 +64,10 @@ def test_folders_that_are_none_are_told(tmp_path):
 
 def test_what_cannot_be_exported_is_told(tmp_path):
     folder, _ = train(tmp_path / "h", "method=h_adapter")
-    with pytest.raises(QgoftError, match=r"cannot be put into the weights.*not linear"):
+    with pytest.raises(QgoftError, match=r"cannot be merged.*not linear"):
         export_run(folder, tmp_path / "plain")
     folder, _ = train(tmp_path / "r", "method=lora", "model=pocket_deberta_random")
-    with pytest.raises(QgoftError, match="random weights, which are not kept"):
+    with pytest.raises(QgoftError, match="random weights, which are not saved"):
         export_run(folder, tmp_path / "plain")
     folder, _ = train(tmp_path / "p", "method=lora", f"model.path={weights_folder('pocket-deberta')}")
     with pytest.raises(QgoftError, match="name it with --model"):

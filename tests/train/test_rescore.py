@@ -102,8 +102,8 @@ def test_a_changed_adapter_is_not_scored(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda tensor: tensor.fill_(torch.nan), "holds values that are not finite"),
-        (lambda tensor: tensor.to(torch.int8), "has dtype torch.int8; a floating-point parameter is needed"),
+        (lambda tensor: tensor.fill_(torch.nan), "has values that are not finite"),
+        (lambda tensor: tensor.to(torch.int8), "has dtype torch.int8; expected a floating-point parameter"),
     ],
 )
 def test_parameters_that_are_no_numbers_are_refused(finished, tmp_path, change, reason):
@@ -137,7 +137,7 @@ def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(fin
     shutil.copytree(finished["psoft"], tmp_path / "run")
     without_checksums(tmp_path / "run")
     (tmp_path / "run" / "adapter" / "signs.json").write_text("{}")
-    with pytest.raises(QgoftError, match=r"the signs of the factors of .* are not there"):
+    with pytest.raises(QgoftError, match=r"the signs of the factors of .* are missing"):
         rescore(tmp_path / "run", merge=False)
 
 
@@ -158,7 +158,7 @@ def test_the_command_has_a_tolerance_for_each_unit(finished, monkeypatch, capsys
     measured = {"loss": Metric(1.15, 1, None, None, "")}
     monkeypatch.setattr(rescore_module, "rescore", lambda *_, **__: ({"metrics": {"loss": {"value": 1.0}}}, measured))
     assert script.main(words) == 1
-    assert "apart 0.1500, allowed 0.002" in capsys.readouterr().out
+    assert "difference 0.1500, tolerance 0.002" in capsys.readouterr().out
 
 
 def test_a_judge_is_not_asked_anew_unless_that_is_meant(finished, tmp_path, monkeypatch):
@@ -166,10 +166,10 @@ def test_a_judge_is_not_asked_anew_unless_that_is_meant(finished, tmp_path, monk
     record = read_record(tmp_path / "run" / "record.json")
     record["settings"]["judge"].update(kind="openai", model="some-judge")
     write_record(tmp_path / "run", record)
-    with pytest.raises(QgoftError, match=r"asks the judge \(some-judge\) for every rating anew"):
+    with pytest.raises(QgoftError, match=r"asks the judge \(some-judge\) for every rating again"):
         script.main([str(tmp_path / "run")])
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(QgoftError, match="holds no record"):
+    with pytest.raises(QgoftError, match=r"has no record\.json"):
         rescore(tmp_path, merge=False)

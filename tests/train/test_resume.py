@@ -344,7 +344,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch
     record = run(s)
     told = capfd.readouterr().err
     assert "step-00000005.safetensors is damaged and not used" in told
-    assert "step-00000004.safetensors is damaged and not used (CorruptCheckpoint: its checksum does not hold)" in told
+    assert "step-00000004.safetensors is damaged and not used (CorruptCheckpoint: its checksum does not match)" in told
     assert record["provenance"]["resumed"][0]["step"] == 3
     assert_same(remains(s), whole)
 

@@ -347,7 +347,7 @@ def test_damaged_config_and_tokenizer_are_one_line(tmp_path):
         folder.mkdir()
         for path in base.iterdir():
             (folder / path.name).write_bytes(b"{" if path.name == damaged else path.read_bytes())
-        with pytest.raises(QgoftError, match=r"cannot be read|no tokenizer"):
+        with pytest.raises(QgoftError, match=r"cannot be read|no readable tokenizer"):
             run(settings(tmp_path, f"model.path={folder}"))
 
 
@@ -548,7 +548,7 @@ def test_settings_without_effect_or_meaning_are_refused(words, message):
 @pytest.mark.parametrize("length", [["train.max_steps=3"], ["train.max_steps=null", "train.epochs=1"]])
 def test_no_batch_at_all_is_refused(tmp_path, length):
     s = settings(tmp_path, "train.drop_last=true", "train.batch_size=8192", *length)
-    with pytest.raises(QgoftError, match=r"with train\.drop_last=true no batch is left; lower train.batch_size"):
+    with pytest.raises(QgoftError, match=r"with train\.drop_last=true no batch remains; reduce train.batch_size"):
         run(s)
 
 

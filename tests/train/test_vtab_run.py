@@ -57,5 +57,5 @@ def test_the_papers_setting_on_the_embedded_pictures(tmp_path):
 
 def test_a_text_model_is_refused(tmp_path):
     s = compose_settings(["task=vtab/digits", "model=pocket_deberta", *SHORT, f"results.root={tmp_path}"])
-    with pytest.raises(QgoftError, match="names no image_size"):
+    with pytest.raises(QgoftError, match="has no image_size"):
         run(s)

@@ -113,9 +113,9 @@ def test_switches():
         (
             "goft",
             {"base_model.model.first.givens_scaler": torch.ones(12)},
-            r"first has givens_hard, givens_scaler; .*calls goft has givens_hard",
+            r"first has givens_hard, givens_scaler; .*says goft has givens_hard",
         ),
-        ("goft_star", {"base_model.model.first.givens_scaler": None}, r"first has givens_hard; .*calls goft_star"),
+        ("goft_star", {"base_model.model.first.givens_scaler": None}, r"first has givens_hard; .*says goft_star"),
         (
             "goft_star",
             {"base_model.model.first.givens_scaler": torch.ones(11)},
@@ -131,11 +131,11 @@ def test_what_does_not_belong_together(variant, change, message):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(QgoftError, match=r"no adapter_config.json that can be read"):
+    with pytest.raises(QgoftError, match=r"no readable adapter_config.json"):
         convert_folder(tmp_path, tmp_path / "ours", "first")
     write(tmp_path / "theirs", "goft")
     (tmp_path / "theirs" / "adapter_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(QgoftError, match=r"no adapter_model.safetensors or .bin that can be read"):
+    with pytest.raises(QgoftError, match=r"no readable adapter_model.safetensors or .bin"):
         convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")
     with pytest.raises(QgoftError, match="not an adapter of peft-givens"):
         convert_state({"lora_A": torch.ones(1)}, "goft")
@@ -148,5 +148,5 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
 
     write(tmp_path / "theirs", "goft", kind="bin")
     torch.save({"base_model.model.first.givens_hard": Trap()}, tmp_path / "theirs" / "adapter_model.bin")
-    with pytest.raises(QgoftError, match="can be read"):
+    with pytest.raises(QgoftError, match="no readable adapter_model"):
         convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")

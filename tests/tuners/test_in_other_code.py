@@ -347,7 +347,7 @@ def test_a_model_without_blocks_is_said():
 
 
 def test_a_layer_of_one_input_is_refused():
-    with pytest.raises(ValueError, match=r"0: width d is 1; rotations need 2 inputs"):
+    with pytest.raises(ValueError, match=r"0: width d is 1; rotations need at least 2 inputs"):
         adapted(nn.Sequential(nn.Linear(1, 4)), ["0"])
 
 

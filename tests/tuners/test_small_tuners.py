@@ -244,7 +244,7 @@ def test_half_precision_base(case):
 def test_what_does_not_fit_is_named(case):
     with pytest.raises((ValueError, TypeError), match=r"target|matches none"):
         wrap(case, targets=["nowhere"])
-    with pytest.raises(TypeError, match=r"second.*already carries a GoftLinear"):
+    with pytest.raises(TypeError, match=r"second.*already has a GoftLinear"):
         wrap(case, peft.inject_adapter_in_model(GoftConfig(target_modules=["second"]), Toy()), targets=["second"])
     model = wrap(case)
     with pytest.raises(ValueError, match="several adapters in one batch"):
@@ -277,7 +277,7 @@ def test_settings_that_do_not_fit(kind, settings, message):
 
 
 def test_layer_choice_rules():
-    with pytest.raises(ValueError, match="not with a regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         SvftConfig(target_modules="first", layers_to_transform=[0])
     with pytest.raises(ValueError, match="layers_pattern needs"):
         SvftConfig(target_modules=["first"], layers_pattern="h")
@@ -286,7 +286,7 @@ def test_layer_choice_rules():
 def test_fact_needs_one_width():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 30), nn.Linear(30, 12))
-    with pytest.raises(ValueError, match=r"widths 12, 30.*30 is no multiple of 12"):
+    with pytest.raises(ValueError, match=r"widths 12, 30.*30 is not a multiple of 12"):
         peft.get_peft_model(model, FactConfig(target_modules=["0", "1"]))
 
 

@@ -31,6 +31,6 @@ def inverse_blocks(blocks: Tensor) -> Tensor:
     determinant = torch.linalg.det(blocks)
     scale = blocks.flatten(-2).square().sum(-1)
     if bool((determinant.abs() <= 16 * eps * scale).any()):
-        raise ValueError("a 2x2 block is singular and cannot be undone; reload the base model instead of unmerging")
+        raise ValueError("a 2x2 block is singular and cannot be inverted; reload the base model instead of unmerging")
     inverse: Tensor = torch.linalg.inv(blocks)
     return inverse.transpose(-1, -2)

@@ -19,7 +19,7 @@ _forced: list[str] = []
 def force_backend(name: str) -> Iterator[None]:
     """Force one backend (a name of `BACKENDS`) for all inputs, for tests and benchmarks."""
     if name not in BACKENDS:
-        raise ValueError(f"unknown path {name!r} of the Givens operator; allowed are {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend {name!r} of the Givens operator; allowed are {', '.join(BACKENDS)}")
     _forced.append(name)
     try:
         yield
@@ -54,10 +54,10 @@ def triton_available() -> bool:
     try:
         error = triton_kernels.self_check(torch.device("cuda"))
     except Exception as failure:
-        warnings.warn(f"the Triton kernels do not run here ({failure}); the slower path of matrix products is used", stacklevel=2)
+        warnings.warn(f"the Triton kernels do not run on this device ({failure}); using the slower matrix products", stacklevel=2)
         return False
     if error > triton_kernels.TOLERANCE:
-        warnings.warn(f"the Triton kernels are wrong here by {error:.1e}; the slower path of matrix products is used", stacklevel=2)
+        warnings.warn(f"the Triton kernels are wrong by {error:.1e} on this device; using the slower matrix products", stacklevel=2)
         return False
     return True
 

@@ -16,5 +16,5 @@ def weights_folder(name: str) -> Path:
     folder = FOLDER / name.removesuffix("-random")
     if not (folder / "config.json").is_file():
         known = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
-        raise QgoftError(f"no shipped backbone {name!r}; there are {', '.join(known)}; change MODEL")
+        raise QgoftError(f"no shipped backbone {name!r}; allowed are {', '.join(known)}; change MODEL")
     return folder

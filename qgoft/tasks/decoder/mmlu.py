@@ -36,7 +36,7 @@ class Mmlu(Decoder):
         if world_size() > 1 and self.is_real and self.prompt == "lm_eval":
             raise QgoftError(
                 f"{self.settings.task.full_name} is scored by lm-eval, which runs in one process, and this run has {world_size()}; set NPROC=1 for it "
-                "(it trains for itself: what several processes have trained is another run)"
+                "(the training of several processes is another run)"
             )
         if self.is_real:
             find_tasks()  # before the training, not after it
@@ -48,7 +48,7 @@ class Mmlu(Decoder):
         short = [subject for subject in dict.fromkeys(self.questions["subject"]) if len(self.examples.get(subject, [])) < max(SHOTS)]
         if short:
             raise QgoftError(
-                f"{self.settings.task.full_name}: the dev part has less than {max(SHOTS)} examples of {short[0]}; complete the data"
+                f"{self.settings.task.full_name}: the dev split has fewer than {max(SHOTS)} examples of {short[0]}; complete the data"
             )
 
     @property
@@ -61,7 +61,7 @@ class Mmlu(Decoder):
         where = f"{self.settings.task.full_name}, {split} part"
         for i, row in enumerate(rows):
             if row["subject"] not in GROUP_OF:
-                raise QgoftError(f"{where}: row {i} has the subject {row['subject']!r}, which is none of MMLU's; correct the data")
+                raise QgoftError(f"{where}: row {i} has the subject {row['subject']!r}, which MMLU does not have; correct the data")
             if len(row["choices"]) != len(LETTERS) or row["answer"] not in range(len(LETTERS)):
                 raise QgoftError(f"{where}: row {i} needs four choices and an answer from 0 to 3; correct the data")
         return rows

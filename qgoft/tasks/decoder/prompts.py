@@ -97,7 +97,7 @@ def read_template(path: Path | None, rules: PromptRules | None = None) -> Templa
         whole = template.with_input.count("{instruction}") == template.without_input.count("{instruction}") == 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise QgoftError(
-            f"{path} is no prompt template ({type(error).__name__}: {error}); needed are prompt_input and prompt_no_input"
+            f"{path} is not a prompt template ({type(error).__name__}: {error}); expected prompt_input and prompt_no_input"
         ) from error
     if not whole or "{input}" not in template.with_input:
         raise QgoftError(f"{path}: prompt_input needs {{instruction}} and {{input}}, prompt_no_input needs {{instruction}}, each once")

@@ -97,7 +97,7 @@ class Solving(Decoder):
         lost = sum(all(reference is None for reference in found) for found in zip(*self.references, strict=True))
         if lost:
             name = self.settings.task.full_name
-            raise QgoftError(f"{name}: {lost} of {len(solutions)} reference answers hold no result; correct the data")
+            raise QgoftError(f"{name}: {lost} of {len(solutions)} reference answers have no result; correct the data")
 
     prompts: list[Any]
 

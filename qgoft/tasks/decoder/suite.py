@@ -54,7 +54,7 @@ class Decoder(TextSuite):
             rows, validation = holdout_split(rows, settings.train.holdout_rows)
         elif settings.selection == "best_validation":
             raise QgoftError(
-                f"selection=best_validation needs rows to choose on, and {settings.task.full_name} has no validation part: set train.holdout_rows to a "
+                f"selection=best_validation needs validation rows, and {settings.task.full_name} has no validation split; set train.holdout_rows to a "
                 "number of rows, or selection=last"
             )
         self.train, self.train_lengths = _inputs(rows), [len(ids) for ids in rows["input_ids"]]

@@ -52,7 +52,7 @@ class Vicuna(Decoder):
                 references[row["question_id"]] = str(row["choices"][0]["turns"][0])
             except (KeyError, IndexError, TypeError) as error:
                 raise QgoftError(
-                    f"{where}: {files['references'][0].name}, line {line}: needed are question_id and choices[0].turns[0] ({type(error).__name__}: "
+                    f"{where}: {files['references'][0].name}, line {line}: expected question_id and choices[0].turns[0] ({type(error).__name__}: "
                     f"{error}); correct the data"
                 ) from error
         questions = []
@@ -61,7 +61,7 @@ class Vicuna(Decoder):
             is_whole = isinstance(row.get("question_id"), int) and isinstance(row.get("category"), str)
             if not is_whole or not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0].strip():
                 raise QgoftError(
-                    f"{where}: {files['question'][0].name}, line {line}: needed are question_id (a number), category (a text) and turns (a list "
+                    f"{where}: {files['question'][0].name}, line {line}: expected question_id (a number), category (a text) and turns (a list "
                     "of texts, the first of which is asked); correct the data"
                 )
             right = tuple(filter(None, [references.get(row["question_id"])]))
@@ -77,7 +77,7 @@ class Vicuna(Decoder):
         twice = [number for number, count in Counter(question.number for question in self.questions).items() if count > 1]
         if twice:
             raise QgoftError(
-                f"{self.settings.task.full_name}: question_id {twice[0]} comes twice ({len(twice)} such); ratings are kept by it; correct the data"
+                f"{self.settings.task.full_name}: question_id {twice[0]} occurs twice ({len(twice)} such), and ratings are stored by it; correct the data"
             )
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
@@ -96,12 +96,12 @@ class Vicuna(Decoder):
         if missing:
             raise QgoftError(
                 f"{len(missing)} of {len(self.questions)} answers have no rating (questions {', '.join(map(str, missing[:5]))}"
-                f"{' ...' if len(missing) > 5 else ''}); judgments.jsonl says why; the same command asks for these alone"
+                f"{' ...' if len(missing) > 5 else ''}); judgments.jsonl states the reasons; repeat the command to request only these"
             )
         ratings = median_ratings(box[0])
         rated = [question for question in self.questions if question.number in ratings]
         if not rated:
-            raise QgoftError("the judge has rated no answer; judgments.jsonl holds what it wrote instead")
+            raise QgoftError("the judge has rated no answer; judgments.jsonl contains its output")
         numbers = [question.number for question in rated]
         self.asked, self.failed = box[1]
         return Predictions(numbers, [ratings[number] for number in numbers], [question.category for question in rated], {"score": None})

@@ -98,7 +98,7 @@ def _with_labels(task: TaskSettings, where: str, rows: Dataset) -> Dataset:
     """
     feature = rows.features["label"]
     if isinstance(feature, ClassLabel) and task.labels and feature.names != task.labels:
-        raise QgoftError(f"{where}: labels are named {feature.names}; needed is {task.labels}, in this order")
+        raise QgoftError(f"{where}: labels are named {feature.names}; expected {task.labels}, in this order")
     if task.is_regression:
         low, high = task.label_range
         allowed = f"numbers from {low:g} to {high:g}"

@@ -98,7 +98,7 @@ def read_rows(task: TaskSettings, split: str, files: DataFiles) -> Dataset:
         kind = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
         rows = rows.remove_columns("answers").add_column("answers", answers, feature=Features(answers=kind)["answers"])
     if len(set(rows["id"])) != len(rows):
-        raise QgoftError(f"{task.full_name}, split {split}: an id occurs twice; predictions are told apart by id; correct the data")
+        raise QgoftError(f"{task.full_name}, split {split}: an id occurs twice; predictions are identified by id; correct the data")
     return rows.select_columns(wanted)
 
 

@@ -44,7 +44,7 @@ def exact_match_and_f1(predictions: dict[str, str], references: dict[str, list[s
         QgoftError: there is no reference, or one without an answer.
     """
     if not references:
-        raise QgoftError("no reference answers came; needed is at least one question")
+        raise QgoftError("no reference answers; expected at least one question")
     for name, answers in references.items():
         if not answers:
             raise QgoftError(f"question {name} has no reference answer; version 1.1 has one to six; correct the references")

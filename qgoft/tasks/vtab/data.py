@@ -108,12 +108,12 @@ def open_split(task: TaskSettings, split: str, files: DataFiles) -> tuple[int, C
     check_columns(rows, task.full_name, path.name, ["image", "label"], text=[])
     if not pa.types.is_integer(rows.data.column("label").type):
         raise QgoftError(
-            f"{task.full_name}: column label of {path.name} holds {rows.data.column('label').type}; the number of a class is needed; correct the data"
+            f"{task.full_name}: column label of {path.name} holds {rows.data.column('label').type}; expected the number of a class; correct the data"
         )
     rows = rows.cast_column("image", Image(decode=False))
     if pc.struct_field(rows.data.column("image"), "bytes").null_count:
         raise QgoftError(
-            f"{task.full_name}: {path.name} names pictures by their path, which no checksum covers; save it with the pictures inside (docs/data.md)"
+            f"{task.full_name}: {path.name} refers to images by path, which no checksum covers; save it with the images inside (docs/data.md)"
         )
     if split in PARTS_OF_TRAIN:
         wanted = PARTS_OF_TRAIN[split]

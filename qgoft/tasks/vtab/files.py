@@ -30,8 +30,8 @@ def find_folder(name: str, root: Path) -> Path:
         if (folder / "train800val200.txt").is_file() or (folder / "train800.txt").is_file() or (folder / "train.parquet").is_file():
             return folder
     raise QgoftError(
-        f"data.root={root} has no folder {name} with train800.txt or train.parquet; needed is <root>/{name}/train800.txt and its pictures, or "
-        f"<root>/vtab/{name}/train.parquet (docs/data.md gives the layouts); a folder of another name goes in task.path"
+        f"data.root={root} has no directory {name} with train800.txt or train.parquet; expected <root>/{name}/train800.txt and its images, or "
+        f"<root>/vtab/{name}/train.parquet (docs/data.md gives the layouts); set task.path to a directory with another name"
     )
 
 
@@ -61,7 +61,7 @@ def read_list(path: Path) -> list[tuple[Path, int]]:
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise QgoftError(f"{path.name} of {path.parent.name} is no text in UTF-8 ({error}); correct the list") from error
+        raise QgoftError(f"{path.name} of {path.parent.name} is not UTF-8 text ({error}); correct the list") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -69,16 +69,16 @@ def read_list(path: Path) -> list[tuple[Path, int]]:
         where = f"{path.name}, line {number}"
         if not name or not re.fullmatch("[0-9]{1,9}", label):
             raise QgoftError(
-                f"{where} of {path.parent.name} is {line!r}; needed is a path, a blank and the number of a class; correct the list"
+                f"{where} of {path.parent.name} is {line!r}; expected a path, a space and the number of a class; correct the list"
             )
         image = root / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise QgoftError(f"{where} of {path.parent.name} names {name}, outside the folder; only pictures below it may be named")
+            raise QgoftError(f"{where} of {path.parent.name} lists {name}, outside the directory; expected images below it")
         if not _is_file(image):
-            raise QgoftError(f"{where} of {path.parent.name} names {name}, which is not there; complete the data")
+            raise QgoftError(f"{where} of {path.parent.name} lists {name}, which does not exist; complete the data")
         found.append((image, int(label)))
     if not found:
-        raise QgoftError(f"{path.name} of {path.parent.name} names no picture; complete the data")
+        raise QgoftError(f"{path.name} of {path.parent.name} lists no image; complete the data")
     return found
 
 
@@ -131,7 +131,7 @@ def unpack(archive: Path, revision: str) -> Path:
                 raise QgoftError(f"{archive.name} cannot be unpacked to {folder} ({error}); free space, or fetch it again") from error
     lists = sorted(folder.glob("**/train800val200.txt"))
     if not lists:
-        raise QgoftError(f"{archive.name} holds no train800val200.txt; it is not VTAB-1K; set data.root to a directory instead")
+        raise QgoftError(f"{archive.name} has no train800val200.txt, so it is not VTAB-1K; set data.root to a directory instead")
     return lists[0].parents[1]
 
 
@@ -146,6 +146,6 @@ def _unpack(archive: Path, folder: Path) -> None:
             name = PurePosixPath(member.filename)
             is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
             if name.is_absolute() or ".." in name.parts or "\\" in member.filename or is_link:
-                raise QgoftError(f"{archive.name} holds {member.filename!r}, which points outside its folder; it is not to be trusted")
+                raise QgoftError(f"{archive.name} contains {member.filename!r}, which points outside its directory; do not use it")
         # The sizes above are claims of the archive; reading beyond them raises BadZipFile.
         packed.extractall(folder, members)

@@ -86,7 +86,7 @@ def write_examined(
         writer.finalize()
     if damaged:
         raise QgoftError(
-            f"{len(damaged)} of {count} pictures cannot be decoded, the first is {damaged[0]}; they are truncated or no pictures: fetch them again"
+            f"{len(damaged)} of {count} images cannot be decoded, such as {damaged[0]}; they are truncated or not images; fetch them again"
         )
 
 

@@ -25,7 +25,7 @@ class Vtab(Suite):
             size = AutoConfig.from_pretrained(folder, trust_remote_code=False).image_size
         except (OSError, ValueError, AttributeError) as error:
             raise QgoftError(
-                f"config.json in {folder} names no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
+                f"config.json in {folder} has no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
             ) from error
         splits = load_splits(self.settings, self.run_id.data, size)
         self.collate = PixelBatch(size, self.settings.task.options.get("image", DEFAULT_PRESET))

@@ -65,7 +65,7 @@ class GoftConfig(PeftConfig):
                 raise ValueError(f"GoftConfig({name}={value!r}): allowed are {', '.join(map(repr, allowed))}")
         normalize_lists(self)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform goes with a list of target_modules, not with a regular expression")
+            raise ValueError("layers_to_transform needs a list of target_modules, not a regular expression")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
 

@@ -58,7 +58,7 @@ def convert_state(state: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
     for layer, parts in found.items():
         if set(parts) != PARTS[variant]:
             raise QgoftError(
-                f"{layer} has {', '.join(f'givens_{p}' for p in sorted(parts))}; an adapter that its config calls {variant} has "
+                f"{layer} has {', '.join(f'givens_{p}' for p in sorted(parts))}; an adapter whose config says {variant} has "
                 f"{', '.join(f'givens_{p}' for p in sorted(PARTS[variant]))}: strict_oft and no_scaling do not belong to these weights"
             )
         _check_shapes(layer, parts)
@@ -71,7 +71,7 @@ def _check_shapes(layer: str, parts: dict[str, Tensor]) -> None:
     wanted = {"hard": (d - 1,), "soft": (d - 1, 2, 2), "scaler": (d,)}
     for part, tensor in parts.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise QgoftError(f"{layer}.givens_{part} is {tensor.dtype} or not finite; a parameter is a finite floating-point tensor")
+            raise QgoftError(f"{layer}.givens_{part} is {tensor.dtype} or not finite; expected a finite floating-point tensor")
         if tuple(tensor.shape) != wanted[part]:
             raise QgoftError(f"{layer}.givens_{part} has shape {list(tensor.shape)}; a layer of width {d} has {list(wanted[part])}")
 
@@ -94,7 +94,7 @@ def convert_folder(source: Path, target: Path, release: str | None) -> str:
     try:
         config = json.loads((source / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:
-        raise QgoftError(f"{source} holds no adapter_config.json that can be read ({error}); give the folder of an adapter") from error
+        raise QgoftError(f"{source} has no readable adapter_config.json ({error}); expected the directory of an adapter") from error
     variant = variant_of(config)
     if release == "second" and variant == "goft_star":
         raise QgoftError(
@@ -118,5 +118,5 @@ def _read_state(source: Path) -> dict[str, Tensor]:
             return load_file(safe)
         state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)  # loads tensors only, executes nothing
     except Exception as error:  # the two loaders raise different exceptions for a damaged file
-        raise QgoftError(f"{source} holds no adapter_model.safetensors or .bin that can be read ({error})") from error
+        raise QgoftError(f"{source} has no readable adapter_model.safetensors or .bin ({error})") from error
     return state

@@ -86,7 +86,7 @@ class FactorCache:
         if block is not None and block._version != version:
             self.has_penalty = True
             warnings.warn(
-                "a qgoft adapter was trained by a step without the orthogonality penalty, so its blocks drift from rotations; add "
+                "a qgoft adapter was trained by a step without the orthogonality penalty, so its blocks drift from orthogonality; add "
                 "weight * qgoft.orthogonality_penalty(model) to the loss, or give a transformers.Trainer "
                 "callbacks=[qgoft.OrthogonalityPenaltyCallback(weight)] (0 to train without)",
                 stacklevel=4,

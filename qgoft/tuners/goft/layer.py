@@ -76,7 +76,7 @@ class GoftLayer(MergeableLayer):
         """Add one adapter, at the identity unless `config.init_weights` is False."""
         d = self.in_features
         if d < 2:
-            raise ValueError(f"width d is {d}; rotations need 2 inputs at least. Leave the layer out of target_modules")
+            raise ValueError(f"width d is {d}; rotations need at least 2 inputs. Remove the layer from target_modules")
         if config.is_released_version:
             check_even(d)
         self.goft_config[adapter_name] = config
@@ -235,7 +235,7 @@ class GoftLinear(nn.Module, GoftLayer):
             raise ValueError(
                 f"adapter_names has {len(adapter_names)} entries, but a {self.in_features} wide layer got a batch of {len(x)}. Give one name "
                 "per item. A layer that gets another batch than the model (DeBERTa's query and key see the table of relative positions, "
-                "batch size 1) cannot be adapted differently per item: leave it out of target_modules, or run one adapter at a time"
+                "batch size 1) cannot be adapted differently per item: remove it from target_modules, or run one adapter at a time"
             )
         mixed = x.clone()
         for name in dict.fromkeys(adapter_names):

@@ -36,7 +36,7 @@ class GoftModel(AdapterDtypeMixin):
             target.update_layer(adapter_name, goft_config)
             return
         if isinstance(target, BaseTunerLayer):
-            raise TypeError(f"{current_key} already carries a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
+            raise TypeError(f"{current_key} already has a {type(target).__name__}; GOFT adapters cannot be stacked on another method")
         try:
             self._check_parent(parent, target_name, current_key)
             new_module = GoftLinear(target, adapter_name, goft_config, self._get_factor_cache())

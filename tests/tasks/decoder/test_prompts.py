@@ -26,8 +26,8 @@ def test_the_template_with_and_without_input(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("nonsense", "no prompt template"),
-        ('{"prompt_input": "x"}', "no prompt template"),
+        ("nonsense", "not a prompt template"),
+        ('{"prompt_input": "x"}', "not a prompt template"),
         ('{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}', "needs"),
         ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "none"}', "each once"),
     ],

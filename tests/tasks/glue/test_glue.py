@@ -80,10 +80,10 @@ def test_validation_reports_all_and_chooses_nothing(tmp_path):
     ("change", "message"),
     [
         ({"labels": (0, 1, -1, 1)}, r"label -1 in row 2 \(1 such rows\); allowed are 0 to 1"),
-        ({"names": ("yes", "no")}, r"labels are named \['yes', 'no'\]; needed is \['entailment'"),
+        ({"names": ("yes", "no")}, r"labels are named \['yes', 'no'\]; expected \['entailment'"),
         ({"texts": ["a", None, "b", "c"]}, "column sentence1 of train.parquet has 1 rows without a value"),
         ({"texts": [], "labels": []}, "has no rows; complete the data"),
-        ({"splits": ("train",)}, "needs split validation, but .*rte holds train.parquet"),
+        ({"splits": ("train",)}, "needs split validation, but .*rte has train.parquet"),
     ],
 )
 def test_damaged_rows_are_told_in_one_line(tmp_path, change, message):
@@ -142,7 +142,7 @@ def test_missing_and_mixed_parts(tmp_path, names):
 
 
 def test_no_such_directory(tmp_path):
-    with pytest.raises(QgoftError, match=r"has no glue/rte folder"):
+    with pytest.raises(QgoftError, match=r"has no glue/rte directory"):
         load(settings(tmp_path, "task=glue/rte"))
 
 
@@ -172,7 +172,7 @@ def test_the_hub_path_reads_a_snapshot(tmp_path, monkeypatch):
         ("LocalEntryNotFoundError", "make fetch"),
         ("RepositoryNotFoundError", "does not exist or is private"),
         ("GatedRepoError", "accept its terms on"),
-        ("RevisionNotFoundError", "no such revision"),
+        ("RevisionNotFoundError", "this revision does not exist"),
     ],
 )
 def test_hub_errors_say_what_to_do(monkeypatch, error, message):

@@ -134,7 +134,7 @@ def test_rows_that_cannot_be_used_are_told(tmp_path, tokenizer, broken, message)
 
 
 def test_a_missing_column_and_a_missing_folder(tmp_path, tokenizer):
-    with pytest.raises(QgoftError, match="no squad/plain_text folder"):
+    with pytest.raises(QgoftError, match="no squad/plain_text directory"):
         load(settings(tmp_path), tokenizer)
     write(tmp_path / "squad", [question("a")], [question("b")])
     rows(question("b")).remove_columns("answers").to_parquet(tmp_path / "squad" / "validation.parquet")

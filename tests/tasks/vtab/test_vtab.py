@@ -107,7 +107,7 @@ def test_pictures_named_by_their_path_are_refused(tmp_path):
     write_tables(tmp_path / "vtab" / "dtd")
     rows = [{"bytes": None, "path": f"{i}.png"} for i in range(5)]
     pq.write_table(pa.table({"image": rows, "label": [0] * 5}), tmp_path / "vtab" / "dtd" / "test.parquet")
-    with pytest.raises(QgoftError, match=r"test.parquet names pictures by their path, which no checksum covers"):
+    with pytest.raises(QgoftError, match=r"test.parquet refers to images by path, which no checksum covers"):
         load(settings(f"data.root={tmp_path}"))
 
 
@@ -143,19 +143,19 @@ def test_other_modes_are_read_as_rgb_and_counted(tmp_path, mode, kind):
 @pytest.mark.parametrize("content", [encoded()[:200], b"no picture", b""])
 def test_damaged_pictures_are_named_and_counted_before_anything_is_trained(tmp_path, name, content):
     write_archive(tmp_path / "dtd", images={name: content})
-    with pytest.raises(QgoftError, match=rf"1 of \d+ pictures cannot be decoded, the first is vtab/dtd: {name}"):
+    with pytest.raises(QgoftError, match=rf"1 of \d+ images cannot be decoded, such as vtab/dtd: {name}"):
         load(settings(f"data.root={tmp_path}"))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("images/none.png 3", "which is not there"),
+        ("images/none.png 3", "which does not exist"),
         ("images/train800_0.png 47", "label 47; allowed are 0 to 46"),
-        ("images/train800_0.png", "needed is a path, a blank and the number"),
-        ("images/train800_0.png three", "needed is a path, a blank and the number"),
-        ("../../etc/passwd 3", "outside the folder"),
-        ("/etc/passwd 3", "outside the folder"),
+        ("images/train800_0.png", "expected a path, a space and the number"),
+        ("images/train800_0.png three", "expected a path, a space and the number"),
+        ("../../etc/passwd 3", "outside the directory"),
+        ("/etc/passwd 3", "outside the directory"),
     ],
 )
 def test_lists_that_are_wrong(tmp_path, line, message):
@@ -165,9 +165,9 @@ def test_lists_that_are_wrong(tmp_path, line, message):
 
 
 def test_what_is_missing_is_told(tmp_path):
-    with pytest.raises(QgoftError, match="has no folder dtd with"):
+    with pytest.raises(QgoftError, match="has no directory dtd with"):
         load(settings(f"data.root={tmp_path}"))
-    with pytest.raises(QgoftError, match="is no folder"):
+    with pytest.raises(QgoftError, match="is not a directory"):
         load(settings(f"task.path={tmp_path / 'nowhere'}"))
     write_archive(tmp_path / "dtd")
     (tmp_path / "dtd" / "test.txt").unlink()
@@ -207,7 +207,7 @@ def test_the_hubs_zip(tmp_path, monkeypatch):
 def test_an_archive_that_points_outside_is_refused(tmp_path, name):
     write_archive(tmp_path / "data" / "dtd")
     zipped(tmp_path / "bad.zip", tmp_path / "data", [(name, "x")])
-    with pytest.raises(QgoftError, match="points outside its folder"):
+    with pytest.raises(QgoftError, match="points outside its directory"):
         picture_files.unpack(tmp_path / "bad.zip", "r")
     assert not list(tmp_path.rglob("outside.txt"))
 
