@@ -32,15 +32,12 @@ class Lease:
     """Lease of a run's directory, as a context manager. It needs a file system that creates files exclusively, which includes NFS.
 
     A lease is a file `lease.<n>.json` that its owner rewrites with a counter every `heartbeat_interval` seconds. A process that sees a
-    lease
-    unchanged for `lease_duration` seconds of its own monotonic clock (so clocks need not agree) acquires the run by creating n + 1. A dead
-    owner
-    on the same machine is detected immediately. If two processes create n + 1, the file system lets one succeed.
+    lease unchanged for `lease_duration` seconds of its own monotonic clock (so clocks need not agree) acquires the run by creating n + 1. A
+    dead owner on the same machine is detected immediately. If two processes create n + 1, the file system lets one succeed.
 
     An owner that was suspended past the expiry is fenced: it writes to `workspace`, a directory named by its own token, which the new owner
     renames, so every later write, rename or deletion fails. `publish` moves the files into the run's directory by one atomic rename each,
-    the
-    record last.
+    the record last.
 
     Args:
         folder: directory of the run; created if missing.

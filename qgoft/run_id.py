@@ -87,7 +87,7 @@ class RunId:
         try:
             record = self.read()
         except RecordError as error:
-            return "torn", str(error)
+            return "corrupt", str(error)
         if record is not None and record["status"] == "done":
             return "done", ""
         lease = Lease(self.folder)
@@ -97,7 +97,7 @@ class RunId:
         if record is not None:
             return record["status"], record["reason"] or ""
         files = self.checkpoints()
-        words = [f"goes on after step {checkpoint_step(files[-1])}"] if files else []
+        words = [f"resumes after step {checkpoint_step(files[-1])}"] if files else []
         words += [f"{owner} began it and has shown no sign of life for {stale_seconds / 3600:.1f} h"] if owner is not None else []
         return "planned", "; ".join(words)
 

@@ -1,4 +1,4 @@
-"""Two processes of one run on this machine, over gloo."""
+"""Two processes of one run on this machine, connected by gloo."""
 
 import os
 import socket
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-# Seen once in some hundred runs, on FSDP2 with gloo: the process died of glibc's "malloc_consolidate(): unaligned fastbin chunk". Memcheck and
-# malloc's own checks find nothing on our way (docs/LOG.md), so such a death alone, and once, is tried again; a fault of ours would come back.
+# Seen once in about a hundred runs of FSDP2 with gloo: the process died of glibc's "malloc_consolidate(): unaligned fastbin chunk". Memcheck and
+# malloc's own checks find nothing in this project's code (docs/LOG.md), so such a death is retried once; a fault of this project would recur.
 FATAL_SIGNALS = {"SIGABRT", "SIGSEGV"}
 
 
@@ -22,15 +22,15 @@ def free_port() -> int:
 
 
 def join_run(rank: int, port: int) -> None:
-    """Make this process one of the two of a run, as torchrun does."""
+    """Initialise this process as one of the two ranks of a run, as torchrun does."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
     os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     torch.set_num_threads(1)
 
 
 def run_in_two(worker: Callable[..., None], *arguments: Any) -> None:
-    """worker(rank, port, *arguments) in two new processes."""
-    os.environ["PYTHONFAULTHANDLER"] = "1"  # a death without an exception tells where it was
+    """Run worker(rank, port, *arguments) in two new processes."""
+    os.environ["PYTHONFAULTHANDLER"] = "1"  # print where a death without an exception happened
     try:
         mp.spawn(worker, (free_port(), *arguments), nprocs=2)
     except mp.ProcessExitedException as death:

@@ -1,4 +1,4 @@
-"""Shared fixtures. No test reaches a network beyond the loopback interface."""
+"""Shared fixtures. No test uses a network beyond the loopback interface."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "disabled")
-# Triton reads it when it is first imported: without a GPU its kernels run in the interpreter.
+# Triton reads it on first import: without a GPU its kernels run in the interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -29,7 +29,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def shared() -> Path:
-    """Real benchmark rows, where a developer or CI has them beside the project."""
+    """Return the directory of real benchmark rows; skip if it is missing."""
     folder = REPOSITORY.parent / "shared"
     if not (folder / "data" / "glue").is_dir():
         pytest.skip("needs the shared folder with real benchmark rows; tests/tasks cover the same code on made-up rows")

@@ -21,7 +21,7 @@ def guides(repository):
 
 @pytest.fixture
 def run_guide(repository, tmp_path):
-    """Carry out one guide. Return the output of each command."""
+    """Execute one guide. Return the output of each command."""
 
     def carry_out(title):
         guide = guides(repository)[title]

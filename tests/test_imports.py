@@ -38,7 +38,7 @@ ALLOWED = {
 EVERYWHERE = {"console", "errors", "config"}
 # Scoring rules without dependencies: a report recomputes item scores with the functions of training.
 SCORING = {"qgoft.tasks.decoder.answer_parsing", "qgoft.tasks.decoder.published_rules", "qgoft.tasks.squad.scoring"}
-# The third-party packages that a part may import, or may not.
+# Third-party packages that a part may import, or may not.
 ONLY = {"judge": set(), "ops": {"torch", "triton"}, "records": set(), "errors": set(), "lease": set()}
 FORBIDDEN = {part: {"torch", "transformers", "peft", "datasets"} for part in ("report", "run_id")}
 
@@ -68,11 +68,11 @@ def imports():
             yield name, part, found
 
 
-def test_every_part_is_listed():
+def test_packages_are_listed():
     assert {part for _, part, _ in modules()} == set(ALLOWED)
 
 
-def test_directions_inside_the_package():
+def test_import_directions():
     for name, part, found in imports():
         words = found.split(".")
         if words[0] == "qgoft" and len(words) > 1:
@@ -80,7 +80,7 @@ def test_directions_inside_the_package():
             assert allowed or (part == "report" and found.rpartition(".")[0] in SCORING), f"{name} imports {found}"
 
 
-def test_modules_import_each_other_without_a_circle():
+def test_no_import_cycle():
     known = {name for name, _, _ in modules()}
     graph = {}
     for name, _, path in modules():
@@ -92,7 +92,7 @@ def test_modules_import_each_other_without_a_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_third_party_packages():
+def test_third_party_imports():
     for name, part, found in imports():
         top = found.split(".")[0]
         if top == "qgoft" or top in sys.stdlib_module_names:
@@ -105,6 +105,6 @@ def test_only_config_imports_hydra():
     assert not [(part, found) for _, part, found in imports() if found.split(".")[0] in ("hydra", "omegaconf") and part != "config"]
 
 
-def test_reports_and_plans_run_without_torch():
+def test_report_and_planning_without_torch():
     program = "import sys; sys.modules['torch'] = None; import qgoft.records, qgoft.run_id, qgoft.sweep.items, qgoft.report.score_table, qgoft.report.page"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

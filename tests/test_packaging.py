@@ -1,4 +1,4 @@
-"""Versions are written once; the skeleton is what it says."""
+"""Versions, locks, documents and files of the project."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ def project(repository):
     return tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 
 
-def test_environment_yml_holds_the_same_ranges(repository):
+def test_environment_yml_has_the_same_ranges(repository):
     data = yaml.safe_load((repository / "environment.yml").read_text())
     pip = next(item["pip"] for item in data["dependencies"] if isinstance(item, dict))
     spec = project(repository)
@@ -21,13 +21,13 @@ def test_environment_yml_holds_the_same_ranges(repository):
     assert data["name"] == "qgoft"
 
 
-def test_version_is_written_alike(repository):
+def test_version_is_consistent(repository):
     import qgoft
 
     assert project(repository)["version"] == qgoft.__version__
 
 
-def test_top_level(repository):
+def test_top_level_files(repository):
     for name in (
         "configs",
         "qgoft",
@@ -57,7 +57,7 @@ def test_help_lists_every_target(repository):
         assert re.search(rf"^  {target}\s+\S", text, re.M), f"make help does not list {target}"
 
 
-def test_torch_pin_is_that_of_the_project(repository):
+def test_torch_pin_matches_pyproject(repository):
     printed = subprocess.run(["python3", "scripts/torch_pin.py"], cwd=repository, capture_output=True, text=True, check=True).stdout.strip()
     assert printed in project(repository)["dependencies"]
 
@@ -73,7 +73,7 @@ def locked(repository, name):
     return versions
 
 
-def test_every_package_but_torch_is_locked_within_its_range(repository):
+def test_locks_cover_dependencies(repository):
     spec = project(repository)
     dev, wanted = locked(repository, "dev"), [*spec["dependencies"], *spec["optional-dependencies"]["dev"]]
     for requirement in map(Requirement, wanted):
@@ -83,12 +83,12 @@ def test_every_package_but_torch_is_locked_within_its_range(repository):
         assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: locked is {versions}; run `make lock`"
     (triton,) = map(Requirement, spec["optional-dependencies"]["triton"])
     assert all(triton.specifier.contains(version) for version in locked(repository, "triton")["triton"])
-    # Which build of torch is right depends on the machine; what its builds for GPUs bring must not come with the lock.
+    # The right build of torch depends on the machine, and dependencies of its GPU builds must not be in the lock.
     assert not [name for name in dev if re.match(r"torch|triton|nvidia|cuda", name)]
     assert {"setuptools", "wheel"} <= set(locked(repository, "build"))
 
 
-def test_make_installs_from_the_lock_and_builds_with_nothing_else(repository):
+def test_make_installs_from_the_lock(repository):
     printed = subprocess.run(
         ["make", "--dry-run", "--always-make", "test", "PYTHON=python3"], cwd=repository, capture_output=True, text=True, check=True
     ).stdout
@@ -105,7 +105,7 @@ def tracked(repository, *patterns):
     return [repository / name for name in filter(None, listed.split("\0"))]
 
 
-def test_no_paths_of_a_machine_are_committed(repository):
+def test_no_machine_paths_are_committed(repository):
     for path in tracked(repository):
         if path.suffix in (".safetensors", ".gz", ".png", ".pdf") or not path.is_file():
             continue
@@ -114,9 +114,21 @@ def test_no_paths_of_a_machine_are_committed(repository):
             assert place not in text, f"{path} holds {place}"
 
 
-def test_links_of_the_documents_lead_to_files(repository):
+def test_document_links_exist(repository):
     pages = [page for page in tracked(repository, "*.md") if repository / "results" not in page.parents]
     assert len(pages) > 10
     links = {(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()) if "://" not in link}
     assert len(links) > 30
     assert not [f"{page.name}: {link}" for page, link in sorted(links) if not (page.parent / link).exists()]
+
+
+PATH = re.compile(r"(?<![\w/.<>])(?:configs|docs|qgoft|requirements|results/(?:example|measured|published)|scripts|tests)/[\w/.-]*\w")
+
+
+def test_paths_in_text_exist(repository):
+    """Except in CHANGELOG, which names removed files, and in the guides, which create files."""
+    without = {repository / "CHANGELOG.md", repository / "docs" / "extending.md", repository / "tests" / "test_extending.py"}
+    texts = [path for path in tracked(repository, "*.md", "*.py", "*.yaml", "Makefile") if path not in without and path.is_file()]
+    named = {(path.relative_to(repository), name) for path in texts for name in PATH.findall(path.read_text())}
+    assert len(named) > 150
+    assert not sorted(f"{path}: {name}" for path, name in named if not (repository / name).exists())

@@ -1,7 +1,5 @@
-"""What must hold for every input: readers of foreign text, records, tables, the rotation.
-
-A hundred inputs each; QGOFT_EXAMPLES=10000 tries as many. What has failed once is an @example.
-"""
+"""Properties for every input: readers of foreign text, records, tables, the rotation. A hundred inputs each; QGOFT_EXAMPLES=10000 tries as
+many. Inputs that failed once are an @example."""
 
 import copy
 import csv
@@ -42,7 +40,7 @@ EXAMPLES = int(os.environ.get("QGOFT_EXAMPLES", "100"))
 settings.register_profile("here", max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 settings.load_profile("here")
 
-# Text that comes near to what is looked for.
+# Text similar to the expected form.
 PIECES = [
     "the answer is",
     "The answer is:",
@@ -89,7 +87,7 @@ near = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=12).map(
 
 
 def outcome(kind, function, *arguments):
-    """What it returns, or the words of the error that it may raise."""
+    """Return the result, or the text of the expected error."""
     try:
         return function(*arguments), ""
     except kind as error:
@@ -98,7 +96,7 @@ def outcome(kind, function, *arguments):
 
 @given(near)
 @example("[[" + "9" * 400 + "]]")
-def test_a_rating_is_in_its_range_or_there_is_none(text):
+def test_rating_in_range_or_none(text):
     rating, reason = outcome(NoRating, read_rating, text)
     if reason:
         assert reason in ("no rating", "several ratings", "rating outside 1 to 10")
@@ -110,14 +108,14 @@ def test_a_rating_is_in_its_range_or_there_is_none(text):
 @given(near)
 @example("#### 1e999999999")
 @example("the answer is 1/" + "9" * 5000)
-def test_numbers_are_fractions_or_none(text):
+def test_read_number_is_a_fraction_or_none(text):
     for found in (answers.read_number(text), answers.reference_number(text), answers.to_fraction(text)):
         assert found is None or isinstance(found, Fraction)
 
 
 @given(near, near)
 @example("\\frac{" + "9" * 5000 + "}{1}", "1")
-def test_formulas_compare_without_an_error(one, other):
+def test_formula_comparison_never_raises(one, other):
     assert answers.same_formula(one, one)
     assert answers.same_formula(one, other) == answers.same_formula(other, one)
     found = answers.read_formula(one)
@@ -125,13 +123,13 @@ def test_formulas_compare_without_an_error(one, other):
 
 
 @given(near, st.sampled_from([["answer1", "answer2", "answer10"], ["true", "false"]]))
-def test_a_choice_is_one_of_the_labels(text, labels):
+def test_choice_is_a_label(text, labels):
     assert answers.read_choice(text, labels) in (None, *labels)
     assert answers.read_choice(f"({labels[-1]})", labels) == labels[-1]
 
 
 @given(st.text(max_size=40), st.lists(st.text(max_size=20), min_size=1, max_size=3))
-def test_the_rule_rates_the_right_answer_highest(answer, right):
+def test_rule_judge_prefers_the_right_answer(answer, right):
     rating, reason = rate(answer, right)
     assert LOWEST <= rating <= HIGHEST
     assert reason
@@ -142,7 +140,7 @@ def test_the_rule_rates_the_right_answer_highest(answer, right):
 @example("a.png \u00b2".encode())
 @example(b"\xff.png 1")
 @example(b"a" * 300 + b" 1")
-def test_a_list_file_is_read_or_refused(tmp_path_factory, content):
+def test_list_file_is_read_or_refused(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp() / "list"
     folder.mkdir(exist_ok=True)
     (folder / "train800.txt").write_bytes(content)
@@ -159,7 +157,7 @@ def test_a_list_file_is_read_or_refused(tmp_path_factory, content):
 @example(b'[1]\n{"step": null, "loss": 1.0}')
 @example(b"\xff")
 @example(b'{"step": 1, "loss": 1e999}')
-def test_lines_of_a_run_are_read_as_far_as_they_are_whole(tmp_path_factory, content):
+def test_jsonl_reads_complete_lines(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp() / "lines"
     folder.mkdir(exist_ok=True)
     (folder / "history.jsonl").write_bytes(b'{"step": 1, "loss": 2.5}\n' + content)
@@ -172,8 +170,8 @@ def test_lines_of_a_run_are_read_as_far_as_they_are_whole(tmp_path_factory, cont
 
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=40), st.binary(max_size=20))
 @example(0, 10_000, b"")
-def test_a_record_is_as_it_was_written_or_refused(tmp_path_factory, place, length, instead):
-    """Any piece of it replaced by anything."""
+def test_record_round_trip_or_refused(tmp_path_factory, place, length, instead):
+    """Any part of it is replaced by anything."""
     folder = tmp_path_factory.getbasetemp() / "record"
     path = records.write_record(folder, copy.deepcopy(RECORD))
     content = path.read_bytes()
@@ -187,7 +185,7 @@ def test_a_record_is_as_it_was_written_or_refused(tmp_path_factory, place, lengt
 @example(b"[" * 100_000)
 @example(b"{}")
 @example(b"[]")
-def test_what_is_no_record_is_refused(tmp_path_factory, content):
+def test_arbitrary_json_is_not_a_record(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp() / "no-record"
     folder.mkdir(exist_ok=True)
     (folder / "record.json").write_bytes(content)
@@ -205,7 +203,7 @@ def test_what_is_no_record_is_refused(tmp_path_factory, content):
         ),
     )
 )
-def test_one_content_has_one_spelling(data):
+def test_canonical_json_is_unique(data):
     text = records.canonical_json(data)
     assert records.canonical_json(json.loads(text)) == text
     assert json.loads(text) == data
@@ -213,8 +211,8 @@ def test_one_content_has_one_spelling(data):
 
 @given(st.lists(st.text(max_size=12), min_size=3, max_size=3), st.text(max_size=30))
 @example(["a|b", "\r", "\u2028"], "<script>\r\n| x")
-def test_a_cell_stays_in_its_cell(cells, note):
-    """Whatever a judge or a data set wrote."""
+def test_table_cell_is_escaped(cells, note):
+    """Any text of a judge or data set."""
     table = Table("t", "title", ["a", "b", "c"], [cells], [note])
     lines = table.markdown().splitlines()
     (row,) = [line for line in lines[4:] if line.startswith("|")]
@@ -232,7 +230,7 @@ SCORES = st.floats(min_value=-100, max_value=100)
 
 
 @given(st.dictionaries(st.sampled_from(GOFT_TASKS), st.dictionaries(st.integers(0, 4), SCORES, min_size=1), min_size=1))
-def test_a_table_holds_the_means_of_its_records_and_no_other_figure(found):
+def test_table_has_the_means_of_its_records(found):
     made = {task: [score_record(task, value, seed=seed) for seed, value in seeds.items()] for task, seeds in found.items()}
     line = rows_of(build_table("glue", "goft_icml24", [Row("qgoft", made)]))["qgoft"]
     means = {task: statistics.fmean(seeds.values()) for task, seeds in found.items()}
@@ -249,7 +247,7 @@ def test_a_table_holds_the_means_of_its_records_and_no_other_figure(found):
         assert float(line[9].partition("±")[0]) == pytest.approx(statistics.fmean(means.values()), abs=0.0501)
 
 
-# Often enough what matters: to take, to wait, to show life.
+# Mostly the relevant actions: acquire, wait, heartbeat.
 MOVES = st.lists(
     st.tuples(
         st.sampled_from(["take", "take", "wait", "wait", "live", "ask", "leave", "die"]), st.integers(0, 2), st.sampled_from([10, 100, 130])
@@ -262,8 +260,8 @@ MOVES = st.lists(
 @example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 130), ("take", 1, 0), ("live", 0, 0), ("live", 1, 0), ("take", 0, 0)])
 @example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 100), ("take", 1, 0)])
 @example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 100), ("live", 0, 0), ("wait", 0, 100), ("take", 1, 0)])
-def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
-    """Three machines, whatever they do in whatever order; who dies leaves his file, and nobody knows more than the files show."""
+def test_lease_is_exclusive(tmp_path_factory, moves):
+    """Three machines in any order of actions; a dead one leaves its file, and the others see only files."""
     folder, now, hidden = tmp_path_factory.mktemp("run"), [0.0], {"heartbeat_interval": 1e6, "lease_duration": 120.0}
     views = [type("View", (Lease,), {"_seen": {}}) for _ in range(3)]
     held, last_life = {}, {}
@@ -280,7 +278,7 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
                     lease.__enter__()
                 except LeaseHeld:
                     continue
-                # Whoever held it until now had shown no sign of life for long.
+                # The previous owner has sent no heartbeat for the lease duration.
                 assert all(now[0] - last_life[other] > hidden["lease_duration"] for other in others), moves
                 held[number], last_life[number] = lease, now[0]
             elif number in held and move == "live":
@@ -294,7 +292,7 @@ def test_never_do_two_hold_one_lease(tmp_path_factory, moves):
             assert sum(still_holds(lease) for lease in held.values()) <= 1, moves
         for lease in held.values():
             lease.__exit__(None, None, None)
-        # Whatever was left behind does not bar the way for ever.
+        # Remaining files never block the run forever.
         for _ in range(2):
             views[0](folder, **hidden).owner()
             now[0] += 130
@@ -311,7 +309,7 @@ def still_holds(lease):
 
 
 @given(st.integers(min_value=2, max_value=130), st.integers(min_value=0, max_value=2**31), st.floats(min_value=0.01, max_value=40))
-def test_the_rotation_is_orthogonal_whatever_its_angles(d, seed, scale):
+def test_rotation_is_orthogonal(d, seed, scale):
     theta = scale * torch.randn(d - 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     blocks = rotation_blocks(theta)
     matrix = reference_matrix(blocks, d)

@@ -69,7 +69,7 @@ def check_averages() -> tuple[list[Finding], int]:
         other = next((name for name, rule in OTHERS.items() if _could_be(rule, average, unit)), None)
         text = f"{follows:.{_decimals(unit)}f}, {average.said}"
         if not is_rounding and other:
-            text += f"; what is printed is {other}"
+            text += f"; printed is {other}"
         if is_rounding:
             text += "; the values are rounded, and the average is rounded or cut off"
         findings.append(Finding("averages", average.where, f"{average.printed:g}", text, "certain", is_explained=is_rounding))

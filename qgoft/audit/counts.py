@@ -42,7 +42,7 @@ def check_counts(counts: Sequence[PrintedCount]) -> list[Finding]:
         place = (count.paper, count.table, count.row)
         follows = f"{count.stated.count:,} ({count.stated.words})"
         if other is not None:
-            follows += f"; what is printed is {other.count:,} ({other.words})"
+            follows += f"; printed is {other.count:,} ({other.words})"
         elif reason := REASONS.get(place):
             follows += f"; {reason}"
         sure = "certain" if other is not None else "certain that it differs"

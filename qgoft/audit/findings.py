@@ -36,7 +36,7 @@ def build_findings(findings: Sequence[Finding], checked: dict[str, int]) -> list
     columns = ["where", "printed", "follows", "how sure", "repeat with"]
     tables = []
     for name, title, is_explained in (
-        ("audit", "what is printed and does not follow", False),
+        ("audit", "printed values that do not follow", False),
         ("audit-explained", "differences that have an explanation", True),
     ):
         table = Table(name, title, columns)

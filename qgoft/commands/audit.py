@@ -1,7 +1,6 @@
 """Check the published values: averages, parameter counts, granularity, win counts, sizes of data sets, the released operator.
 
-python scripts/audit.py                     all checks
-python scripts/audit.py --only counts       one of them
+python scripts/audit.py                     all checks python scripts/audit.py --only counts       one of them
 """
 
 import argparse

@@ -40,7 +40,7 @@ from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.report.table import terminal_width
 from qgoft.train.quiet import quiet_libraries
 
-KILLED = "the process was killed, as happens where memory runs out; choose with --only or --rivals"
+KILLED = "the process was killed, as happens if memory runs out; select with --only or --rivals"
 ROUNDS = 3
 PARTS = ["product", "layer", "block", "model"]
 WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
@@ -109,7 +109,7 @@ def keeps_memory(arguments: argparse.Namespace) -> bool:
 def triton_state(device: str) -> str:
     """Return the state of the GPU kernels for the record: without a GPU the tests only interpret them."""
     if device != "cuda":
-        return "has not run on a device: there is no GPU here"
+        return "has not run on a device: this machine has no GPU"
     return "used" if triton_available() else "does not work on this device; matrix products were used"
 
 

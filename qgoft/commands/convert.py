@@ -1,8 +1,8 @@
 """Convert released adapters to this package, and runs of this package to plain checkpoints.
 
 python scripts/convert.py release ADAPTER TARGET --release first|second   convert an adapter of the authors' code for
-peft.PeftModel.from_pretrained
-python scripts/convert.py export RUN TARGET                               merge results/runs/<key> into a plain transformers checkpoint
+peft.PeftModel.from_pretrained python scripts/convert.py export RUN TARGET                               merge results/runs/<key> into a
+plain transformers checkpoint
 """
 
 import argparse
@@ -17,7 +17,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("what", choices=["release", "export"])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--model", help="folder of the base model, where the run had its weights from a directory (export)")
+    parser.add_argument("--model", help="directory of the base model, if the run read its weights from a directory (export)")
     parser.add_argument("--release", help="release of the authors' code that trained the adapter: first or second (release)")
     arguments = parser.parse_args(words)
     if not arguments.source.is_dir():

@@ -3,9 +3,9 @@
     python -m qgoft estimate                  all items; protocol small in hours of a CPU core
     python -m qgoft estimate --speed 40 200   another GPU: sustained TFLOP/s in float32 and in bfloat16
 
-Counted are the operations of linear layers and of attention: 2 per weight and token forward, as many backward, and as many again if weights
-are trained. Those of adapters are left out (`make bench`: GOFT and qGOFT take about LoRA's time per step). A step takes at least STEP_SECONDS,
-the time to launch its kernels. Answers are generated at a tenth of the speed, and all at their maximum length. `--write` stores the estimate
+torch's FlopCounterMode counts a forward pass of the frozen model; a backward pass costs as much, and as much again if weights are trained.
+Adapters are not included (`make bench`: GOFT and qGOFT take about LoRA's time per step). A step takes at least STEP_SECONDS, the time to
+launch its kernels. Answers are generated at a tenth of the speed, and all at their maximum length. `--write` stores the estimate
 in results/published/hours.json, which the report reads.
 """
 
@@ -17,7 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTForImageClassification
 
 from qgoft.cli import Parser
 from qgoft.config.compose import model_files
@@ -46,31 +49,53 @@ GENERATION = 0.1
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A model's cost.
+class ForwardCost:
+    """Operations of a model's forward pass: batch + rows * (row + token * length + pair * length ** 2).
 
     Attributes:
-        weights: weights of the linear layers that every token passes.
-        attention: layers times width.
+        batch: per batch (DeBERTa projects its relative positions once).
+        row: per row (pooler and head of an encoder).
+        token: per token.
+        pair: per pair of tokens (attention).
     """
 
-    weights: int
-    attention: int
+    batch: float
+    row: float
+    token: float
+    pair: float
 
     @classmethod
     @functools.cache
-    def of(cls, name: str) -> "Architecture":
-        """Return the cost of a model by its name in settings."""
-        if name == "minilm-l6":
-            return cls(6 * (4 * 384**2 + 2 * 384 * 1536), 6 * 384)
-        model = build_shapes(model_files()[name])
+    def of(cls, name: str) -> "ForwardCost":
+        """Count the operations of a model (name in settings) by torch's FlopCounterMode on the meta device."""
+        model = build_shapes(model_files()[name]).eval()
         config: Any = model.config
-        weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-        return cls(weights, config.num_hidden_layers * config.hidden_size)
+        config.pad_token_id = None  # otherwise transformers reads the tokens, which the meta device cannot
+        if isinstance(model, ViTForImageClassification):  # images have one size
+            one, two = (_count(model, torch.zeros(rows, 3, 224, 224, device="meta")) for rows in (1, 2))
+            return cls(2 * one - two, two - one, 0, 0)
+        tokens = torch.zeros(2, 256, dtype=torch.long, device="meta")
+        one, two = (_count(model, tokens[:rows, :64]) for rows in (1, 2))
+        batch = 2 * one - two
+        at_64, at_128, at_256 = (_count(model, tokens[:1, :length]) - batch for length in (64, 128, 256))
+        # the quadratic through three points
+        pair = ((at_256 - at_128) / 128 - (at_128 - at_64) / 64) / (256 - 64)
+        token = (at_128 - at_64) / 64 - pair * (128 + 64)
+        return cls(batch, at_64 - 64 * token - 64**2 * pair, token, pair)
 
-    def forward(self, tokens: float, length: float) -> float:
-        """Return the operations of a forward pass over some tokens in rows of a length."""
-        return tokens * (2 * self.weights + 4 * length * self.attention)
+    def forward(self, rows: float, length: float, batches: float = 1) -> float:
+        """Return the operations of a forward pass over rows of a length (tokens), in some batches."""
+        return batches * self.batch + rows * (self.row + self.token * length + self.pair * length**2)
+
+    def generate(self, tokens: float, length: float) -> float:
+        """Return the operations of generating tokens, each of which attends to `length` others."""
+        return tokens * (self.token + self.pair * length)
+
+
+def _count(model: nn.Module, inputs: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)
@@ -103,7 +128,7 @@ def operations_per_second(settings: RunSettings, speed: tuple[float, float]) -> 
     return (CORE_SPEED if settings.protocol == SMALL else speed[settings.train.mixed_precision != "no"]) * 1e12
 
 
-def training_work(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
+def training_work(settings: RunSettings, model: ForwardCost, speed: tuple[float, float]) -> Work:
     """Return the work of the steps of a run and of its evaluations on the validation split."""
     train, rows = settings.train, settings.task.rows
     mean, length = row_lengths(settings)
@@ -111,29 +136,30 @@ def training_work(settings: RunSettings, model: Architecture, speed: tuple[float
     full, rest = divmod(rows[split], train.batch_size)
     steps, per_epoch = count_steps(train, full + (rest > 0 and not train.drop_last))
     passes = {"full": 3, "linear": 1}.get(settings.method.name, 2)
-    per_step = model.forward(train.batch_size * train.gradient_accumulation_steps * length, length) * passes
+    batches = train.gradient_accumulation_steps
+    per_step = model.forward(train.batch_size * batches, length, batches) * passes
     evaluations = 0 if SELECTION_SPLIT[settings.selection] is None else len(evaluation_steps(train, steps, per_epoch))
     scored = sum(number for name, number in rows.items() if name.startswith("val")) / (2 if settings.eval_scheme.endswith("halves") else 1)
     scored += train.holdout_rows
-    evaluating = evaluations * model.forward(scored * mean, mean)
+    evaluating = evaluations * model.forward(scored, mean, scored / train.eval_batch_size)
     rate = operations_per_second(settings, speed)
     seconds = steps * max(per_step / rate, 0.0 if settings.protocol == SMALL else STEP_SECONDS) + evaluating / rate
     return Work(0, steps, (steps * per_step + evaluating) / 1e15, seconds / 3600)
 
 
-def scoring_work(settings: RunSettings, model: Architecture, speed: tuple[float, float]) -> Work:
+def scoring_work(settings: RunSettings, model: ForwardCost, speed: tuple[float, float]) -> Work:
     """Return the work of scoring the reported split once, with generated answers for decoders."""
     task, rows = settings.task, settings.task.rows
     mean, _ = row_lengths(settings)
     rate = operations_per_second(settings, speed)
     if task.full_name == "instruct/mmlu":
-        flop = model.forward(rows["test"] * MMLU_TOKENS, MMLU_TOKENS)
+        flop = model.forward(rows["test"], MMLU_TOKENS)
         return Work(1, 0, flop / 1e15, flop / rate / 3600)
     has_test_split = task.suite == "vtab" or suite_info(task.suite).is_decoder
     names = ("test", "question") if has_test_split else "val"
     scored = sum(number for name, number in rows.items() if name.startswith(names))
-    flop = model.forward(scored * mean, mean)
-    generated = model.forward(scored * int(task.options.get("new_tokens", 0)) * int(task.options.get("num_beams", 1)), mean)
+    flop = model.forward(scored, mean, scored / settings.train.eval_batch_size)
+    generated = model.generate(scored * int(task.options.get("new_tokens", 0)) * int(task.options.get("num_beams", 1)), mean)
     return Work(1, 0, (flop + generated) / 1e15, (flop + generated / GENERATION) / rate / 3600)
 
 
@@ -142,7 +168,7 @@ def work_by_task(runs: Iterable[RunSettings], speed: tuple[float, float]) -> dic
     found: dict[str, Work] = defaultdict(Work)
     trained = set()
     for settings in runs:
-        model = Architecture.of(settings.model.name)
+        model = ForwardCost.of(settings.model.name)
         place = (settings.method, settings.optim, settings.model.name, settings.seed)
         shared = repr(place if suite_info(settings.task.suite).is_decoder else (*place, settings.task.full_name))
         if shared not in trained and settings.method.name != "base":
@@ -179,7 +205,7 @@ def build_table(found: Estimate, speed: tuple[float, float]) -> Table:
     table.notes = [
         f"one GPU at {speed[0]:g} TFLOP/s in float32 and {speed[1]:g} in bfloat16, at least {STEP_SECONDS * 1000:g} ms per step; protocol small: one "
         f"CPU core at {CORE_SPEED:g}",
-        "runs that two items share count in both; python -m qgoft estimate --help states what is left out",
+        "runs that two items share count in both; python -m qgoft estimate --help lists what is not included",
     ]
     return table
 

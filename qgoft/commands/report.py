@@ -1,7 +1,7 @@
 """Write all tables and figures of the records, and one page with all of them (results/report.html): `make report`.
 
-python scripts/report.py                        your runs (results/runs)
-python scripts/report.py --records measured     the committed records
+python scripts/report.py                        your runs (results/runs) python scripts/report.py --records measured     the committed
+records
 """
 
 import argparse
@@ -60,9 +60,10 @@ class Report:
         for protocol in sorted(config_names("protocol"), key=lambda name: name == "pocket"):  # real data first
             self.add_protocol(protocol)
         self.sections += self.costs.values()
+        others = other_runs(records, self.sections)
         self.sections += orthogonality_sections(RecordSet(list(records), self.library.folders, []), self.out)
         ends = (
-            other_runs(records, self.sections),
+            others,
             audit_section(),
             machine_section(records, self.library.problems),
             missing_section(self.missing, self.benches),

@@ -17,10 +17,10 @@ def main(words: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
-    parser.add_argument("--model-path", help="directory of the base model, where it did not come from the hub")
-    parser.add_argument("--data-root", help="directory of the rows, where they did not come from the hub")
-    parser.add_argument("--ask-judge", action="store_true", help="ask a judge behind an endpoint for all ratings anew")
-    parser.add_argument("--task-path", help="directory of the pictures of one task, where the run had it in task.path")
+    parser.add_argument("--model-path", help="directory of the base model, if it is not from the hub")
+    parser.add_argument("--data-root", help="directory of the rows, if they are not from the hub")
+    parser.add_argument("--ask-judge", action="store_true", help="request all ratings again from a judge behind an endpoint")
+    parser.add_argument("--task-path", help="directory of the images of one task, if the run set task.path")
     arguments = parser.parse_args(words)
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.rescore import rescore

@@ -121,7 +121,11 @@ def write_recipe(path: Path, suites: list[str], rate: float) -> None:
             lines[i] = line.replace("}", f", source: {before[1]}}}")
     text = "".join(lines)
     text = re.sub(r"^source: .*$", "source: own", text, flags=re.M)
-    text = re.sub(r"^# Rate: the centre .*? among six\.", "# Rate: one of six around the stated centre, chosen by scripts/tune.py.", text)
+    text = re.sub(
+        r"^# Learning rate: the centre .*? among six\.",
+        "# Learning rate: one of six around the stated centre, chosen by scripts/tune.py.",
+        text,
+    )
     path.write_text(text)
 
 

@@ -23,7 +23,7 @@ from qgoft.errors import QgoftError, check_choice, hint
 
 PATH_SETTINGS = ("data.root", "model.path", "task.path", "results.root")
 # Config group -> variable of make.
-GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": "", "debug": ""}
+GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": ""}
 # Settings that vary between the runs of a protocol.
 RUN_SETTINGS = ("protocol", "task", "method", "method.variant", "model", "seed")
 # Groups of a composed configuration that are not settings of the run.
@@ -253,7 +253,7 @@ def select_lr(row: DictConfig, recipe: DictConfig, variant: str) -> DictConfig:
     rates = {usual: row.lr, **row.get("rates", {})}
     if variant in rates:
         return OmegaConf.create({"lr": rates[variant], "source": source})
-    return OmegaConf.create({"lr": row.lr, "source": f"{source}, the rate of {usual}"})
+    return OmegaConf.create({"lr": row.lr, "source": f"{source}, the learning rate of {usual}"})
 
 
 def select_penalty(row: DictConfig, variant: str) -> float:

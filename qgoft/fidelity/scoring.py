@@ -79,7 +79,7 @@ def check_equivalence(path: Path, rule: str) -> Iterator[Finding]:
         own.append((answers.same_formula(one, other), theirs))
     yield verdicts(f"{rule}: is_equiv", found)
     accepts, refuses = (sum(ours is verdict and theirs is not verdict for ours, theirs in own) for verdict in (True, False))
-    yield Finding(f"{rule}: math_equivalent, our own metric", f"accepts {accepts:,}, refuses {refuses:,} that it does not", True)
+    yield Finding(f"{rule}: math_equivalent, this project's metric", f"accepts {accepts:,}, refuses {refuses:,} that it does not", True)
 
 
 def check_metamath(folder: Path) -> Iterator[Finding]:

@@ -75,7 +75,7 @@ register(
         {"r": "rank"},
         count_fact_tk,
         _fact("tk"),
-        modifiers={"formula": "each core acts on a part of its own, as in the paper, instead of interleaved as in its code"},
+        modifiers={"formula": "each core acts on its own slice, as in the paper, instead of interleaved as in its code"},
     )
 )
 

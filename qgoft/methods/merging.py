@@ -18,9 +18,8 @@ def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
     """Merge the adapters inside the block, then restore the exact weights.
 
     Unmerging by arithmetic would leave rounding errors in frozen weights at every evaluation, so the weights of the adapted layers are
-    kept;
-    on the papers' models that is a quarter of a training step's activations. Does nothing if merging would round (weights below 32 bits) or
-    is impossible (quantised or sharded weights, adapters that are not linear, methods without adapters).
+    kept; on the papers' models that is a quarter of a training step's activations. Does nothing if merging would round (weights below 32
+    bits) or is impossible (quantised or sharded weights, adapters that are not linear, methods without adapters).
     """
     layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
     bases = [layer.get_base_layer() for layer in layers]

@@ -17,8 +17,7 @@ def transformations(model: nn.Module) -> Iterator[Tensor]:
     """Yield the dense R of every adapted layer that rotates its input (for PSOFT, the principal subspace).
 
     GOFT's R rotates the rows of the weight, so features see R^T. PSOFT's R is diag(beta) C diag(alpha) with trained scales; only C comes
-    from
-    its Cayley map.
+    from its Cayley map.
     """
     for module in model.modules():
         if isinstance(module, GoftLayer):

@@ -77,8 +77,7 @@ def _allocate(model: nn.Module, step: int) -> None:
 
 def _distance_of_triplets(hparams: Hparams) -> Penalty:
     """Return the mean of |P^T P - I|_F over P and Q of all layers (Zhang et al., 2023, equation 4, as peft's forward adds it). peft's
-    wrapper
-    bypasses that forward for models without a task type.
+    wrapper bypasses that forward for models without a task type.
     """
 
     def distance(model: nn.Module) -> Tensor:
@@ -212,9 +211,9 @@ register(Method("hra", {"r": "reflections"}, lambda s, v: sum(v["r"] * d for _, 
 
 # Tables 6, 7, 16 and 17 and figures 3 and 8 of PSOFT.
 PSOFT_MODIFIERS = {
-    "strict": "R alone, no scales",
-    "alpha": "R with the scale of its input alone",
-    "beta": "R with the scale of its output alone",
+    "strict": "R without scales",
+    "alpha": "R with the scale of its input only",
+    "beta": "R with the scale of its output only",
     "symmetric": "both frozen factors carry the root of the singular values",
     "borth": "the output's factor is the orthogonal one",
     "exact": "the exact Cayley map",

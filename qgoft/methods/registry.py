@@ -199,7 +199,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     method = REGISTRY[settings.name]
     hparams = parse_variant(method, settings.variant)
     if settings.penalty and (method.own_penalty_weight or method.penalty(hparams) is None):
-        reason = "weighs its penalty by an option of its own, method.options" if method.own_penalty_weight else "has nothing to penalise"
+        reason = "sets the weight of its penalty in method.options" if method.own_penalty_weight else "has nothing to penalise"
         raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} {reason}; leave it at 0")
     check_choice("choice of layers method.targets", settings.targets, list(spec.target_sets), f"configs/model lists them for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head_modules)]
@@ -211,7 +211,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
         present = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         raise QgoftError(
             f"no linear layer of this {type(model).__name__} matches {settings.targets} = {pattern!r} of model={spec.name}; "
-            f"its linear layers are named like {', '.join(present[:3])}; choose the MODEL that belongs to these weights, or set method.targets"
+            f"its linear layers are named like {', '.join(present[:3])}; set the MODEL of these weights, or set method.targets"
         )
     if method.setup:
         method.setup()

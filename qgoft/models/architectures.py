@@ -1,10 +1,12 @@
-"""The papers' models as shapes: built on the meta device, without weights, in a second."""
+"""Models as shapes: built on the meta device, without weights, in a second."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     LlamaConfig,
@@ -50,10 +52,16 @@ def build_llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int,
     return LlamaForCausalLM(config)
 
 
+def build_minilm() -> nn.Module:
+    """Build MiniLM-L6, the encoder of protocol small: BERT with 6 layers of width 384."""
+    return BertForSequenceClassification(BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536))
+
+
 # By their names in configs/model.
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "deberta_v3_base": build_deberta,
     "vit_base": lambda: ViTForImageClassification(ViTConfig()),
+    "minilm_l6": build_minilm,
     "llama2_7b": lambda: build_llama(4096, 11008, 32, 32, 32, 32000),
     "llama32_3b": lambda: build_llama(3072, 8192, 28, 24, 8, 128256, is_tied=True),
     "llama31_8b": lambda: build_llama(4096, 14336, 32, 32, 8, 128256),
@@ -61,11 +69,11 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_shapes(name: str) -> nn.Module:
-    """Build a model of the papers on the meta device.
+    """Build a model on the meta device.
 
     Raises:
         QgoftError: an unknown name.
     """
-    check_choice("model", name, list(ARCHITECTURES), "these are the models of the papers")
+    check_choice("model", name, list(ARCHITECTURES), "these are the models of the protocols")
     with torch.device("meta"):
         return ARCHITECTURES[name]()

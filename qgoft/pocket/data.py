@@ -31,8 +31,7 @@ def cache_folder() -> Path:
 @contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield a new directory that becomes `folder` atomically at the end of the block, unless another process created it first. Nothing
-    remains if
-    the block fails. Permissions follow the user's umask, since a group may share a cache.
+    remains if the block fails. Permissions follow the user's umask, since a group may share a cache.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))

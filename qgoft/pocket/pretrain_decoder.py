@@ -128,8 +128,7 @@ def pretrain(recipe: Recipe, *, report: Callable[[str], None] = print) -> tuple[
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, count: int = 1440) -> dict[str, float]:
     """Return the percentage of next words predicted on unseen text: in the second of two repeated sentences, in documents, and for the
-    answer letters
-    of new questions of synthetic MMLU (all subjects except sums, which stay at chance).
+    answer letters of new questions of synthetic MMLU (all subjects except sums, which stay at chance).
     """
     vocabulary = tokenizer.get_vocab()
     corpus = Corpus(sorted(vocabulary, key=vocabulary.__getitem__), Recipe(), "measure")

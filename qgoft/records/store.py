@@ -146,21 +146,23 @@ def find_records(root: Path) -> RecordSet:
         try:
             settings_from_record(record)
         except QgoftError as error:
-            problems.append(f"{path}: left out, its settings are none of this version: {error}")
+            problems.append(f"{path}: not used: its settings are not valid in this version: {error}")
             continue
         name = path.parent.name
         if re.fullmatch("[0-9a-f]{64}", name) and name != record["key"]:
             problems.append(f"{path}: it is the record of run {record['key'][:16]}, copied here; it is not counted")
             continue
         if record["finished"] < record["started"]:
-            problems.append(f"{path}: it finished before it started; the clock was set back, its times say nothing")
+            problems.append(f"{path}: it finished before it started: the clock was set back, so its times are invalid")
         known = newest.get(record["key"])
         if known is None or known[0]["finished"] <= record["finished"]:
             newest[record["key"]] = record, path.parent
     folders = {}
     for key, (record, folder) in newest.items():
         changed = _changed_files(record, folder)
-        problems += [f"{folder / name}: it is not as the run left it; its curve and answers are not used" for name in changed]
+        problems += [
+            f"{folder / name}: it differs from its checksum in the record; the run's curve and answers are not used" for name in changed
+        ]
         if not changed:
             folders[key] = folder
     return RecordSet([record for record, _ in newest.values()], folders, problems)

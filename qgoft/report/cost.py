@@ -10,7 +10,7 @@ from typing import Any
 
 from qgoft.errors import format_exception
 from qgoft.report.bench import published_table, shape_table
-from qgoft.report.table import Table
+from qgoft.report.table import Table, directory_name
 
 # Item -> place of its printed figures, and the corresponding column of the benchmark.
 PRINTED = {
@@ -35,12 +35,12 @@ class BenchColumn:
     shape: str
     item: str | None  # item, if the shape belongs to one only
     is_kept: bool  # freed memory
+    path: Path  # of the record
 
 
 def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[BenchColumn]:
     """Return the shapes of an item from the first directory that has any: those of a part of the benchmark (layer, block), or of a model by
-    a word
-    of its name. Shapes measured with freed memory kept come first, since the others are noisier.
+    a word of its name. Shapes measured with freed memory kept come first, since the others are noisier.
     """
     for folder in folders:
         found = [one for one in _read_folder(folder) if _is_of(one, name, shape)]
@@ -57,7 +57,7 @@ def _read_folder(folder: Path) -> list[BenchColumn]:
         try:
             record = json.loads(path.read_text())
             is_kept = record["allocator"] == KEPT
-            found += [BenchColumn(line, record, line["part"], str(line["shape"]), line["item"], is_kept) for line in record["shapes"]]
+            found += [BenchColumn(line, record, line["part"], str(line["shape"]), line["item"], is_kept, path) for line in record["shapes"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(
                 f"qgoft: left out: {path} is not a complete benchmark record ({format_exception(error)}); remove it, or run the benchmark again",
@@ -82,6 +82,7 @@ def cost_tables(name: str, measured: Sequence[BenchColumn]) -> list[Table]:
             f"measured on {hardware['device']} ({hardware['processor']}), {hardware['threads']} threads, {found.record['dtype']}, "
             f"{found.record['repeats']} repeats, allocator: {found.record['allocator']}, commit {str(found.record['commit'])[:7]}; make bench measures it here"
         )
+        ours.notes.append(f"record: {directory_name(found.path)}")
         tables.append(ours)
     if not measured:
         tables.append(

@@ -86,7 +86,7 @@ def missing_section(missing: Sequence[MissingRuns], benches: Sequence[str]) -> S
     notes = [
         "runs that two items share count in both",
         f"estimates, for a CPU core of {hours['core_speed']:g} TFLOP/s (pocket: from records of the same suite and method), and a GPU of "
-        f"{hours['speed'][0]:g} in float32 and {hours['speed'][1]:g} in bfloat16 (python -m qgoft estimate --help states what is left out)",
+        f"{hours['speed'][0]:g} in float32 and {hours['speed'][1]:g} in bfloat16 (python -m qgoft estimate --help lists what is not included)",
     ]
     table = Table("missing", "runs without a record", ["item", "protocol", "runs planned", "runs left", "cost", "command"], rows, notes)
     return Section("missing", table.title, [table])

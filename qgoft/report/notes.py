@@ -104,7 +104,7 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
 def _left_out_notes(rows: Iterable[Row]) -> list[str]:
     notes = []
     if left_out := sum(row.left_out for row in rows):
-        notes.append(f"warning: left out {_runs(left_out)} on other data or weights than the newest of their row")
+        notes.append(f"warning: excluded {_runs(left_out)} on other data or weights than the newest of their row")
     if others := sum(row.others for row in rows):
         notes.append(
             f"warning: not shown {_runs(others)} with equal settings on other data, weights or number of processes; the newest is shown, or the "
@@ -128,7 +128,7 @@ def _origin_notes(records: Sequence[Record]) -> list[str]:
         notes.append("warning: some records come from uncommitted code (dirty)")
     stale = sum(part.get("code", code_checksum()) != code_checksum() for part in made_by)
     if stale:
-        notes.append(f"warning: {stale} of {len(made_by)} runs were made with other code than the current one; delete them to rerun")
+        notes.append(f"warning: {stale} of {len(made_by)} runs have other code than the current one; delete them to rerun")
     versions: dict[str, set[str]] = {}
     for part in made_by:
         for name, version in part.get("packages", {}).items():

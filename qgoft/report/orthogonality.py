@@ -17,11 +17,12 @@ from qgoft.report.table import Table
 
 @dataclass(frozen=True)
 class Trace:
-    """One run: its error at fractions of the training; for the selected step, its error and unweighted penalty, if any."""
+    """One run: its error at fractions of the training; for the selected step, its error and unweighted penalty, if any; its key."""
 
     points: tuple[tuple[float, float], ...]
     error: float
     penalty: float | None = None
+    key: str = ""
 
 
 Traces = dict[str, list[Trace]]  # by label
@@ -32,10 +33,8 @@ MOST_LINES = 12  # of a figure
 
 def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
     """Return the traces of all finished runs of a suite with a pretrained backbone; under pocket only on generated rows. Methods that
-    rotate
-    nothing have none. A training shared by several tasks counts once. If the runs of a method differ in their target sets or in the weight
-    of
-    the penalty, each choice has its own row.
+    rotate nothing have none. A training shared by several tasks counts once. If the runs of a method differ in their target sets or in the
+    weight of the penalty, each choice has its own row.
     """
     runs: dict[str, tuple[Record, Trace]] = {}
     for training, record in group_by_training(found.records):
@@ -49,7 +48,7 @@ def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
             steps = record["cost"]["steps"] or 0
             # Trainings of other lengths have their evaluations at the same fractions up to rounding.
             shares = tuple((round(step / steps, 2), value) for step, value in points) if steps else ()
-            runs[training] = record, Trace(shares, error, record["orthogonality"]["penalty"])
+            runs[training] = record, Trace(shares, error, record["orthogonality"]["penalty"], record["key"])
     targets: dict[str, set[str]] = defaultdict(set)
     for record, _ in runs.values():
         targets[_method(record)].add(record["settings"]["method"]["targets"])
@@ -78,12 +77,13 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
     for label, runs in traces.items():
         errors, penalties = [run.error for run in runs], [run.penalty for run in runs if run.penalty is not None]
         penalty = f"{statistics.median(penalties):.1e}" if penalties else "-"
+        table.sources[len(table.rows), 1] = [run.key for run in runs]
         table.rows.append(
             [label, str(len(runs)), *(f"{value:.1e}" for value in (statistics.median(errors), min(errors), max(errors))), penalty]
         )
     table.notes = [
-        "of the step that was kept; penalty: its median, without its weight (qGOFT: squared products of the two columns of a block, summed over all blocks)",
-        "R is what each layer does to its input, scales included (PSOFT: to its principal subspace); below 1e-5 it is rounding",
+        "at the selected step; penalty: its median, unweighted (qGOFT: squared products of the two columns of a block, summed over all blocks)",
+        "R is the map that each layer applies to its input, with scales (PSOFT: to its principal subspace); below 1e-5 it is rounding",
     ]
     if any(", λ=" in label for label in traces):
         table.notes.append(
@@ -99,8 +99,7 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
 
 def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
     """Draw the error over the training from history.jsonl: median of the runs and their range. If there are many rows, only the largest row
-    of each
-    method. Return the files.
+    of each method. Return the files.
     """
     readable = _readable(traces)
     return save_figure(_figure(readable), folder / name) if readable else []

@@ -31,6 +31,11 @@ def build_paired(table_name: str, rows: list[Row], item: Item, bootstrap: Bootst
         found = [column_gap(bootstrap, column, row, baseline) for column in item.columns]
         if item.has_average:
             found.append(average_gap(bootstrap, item, row, baseline))
+        everything = [record["key"] for record in (*row.all(), *baseline.all())]
+        for place, title in enumerate(titles, start=1):
+            task = None if title == "Avg" else item.columns[place - 1].task
+            both = (*row.records.get(task, []), *baseline.records.get(task, [])) if task else ()
+            table.sources[len(table.rows), place] = [record["key"] for record in both] or everything
         won, lost = _won_and_lost(row, baseline, item)
         chance = "-" if is_decoder else f"{sign_test(won, lost):.2g}"
         table.rows.append([row.label, *map(_format, found), f"{won}/{lost}", chance])

@@ -155,7 +155,7 @@ class Table:
             if self.columns[place] != "Avg":
                 cells.setdefault(self.rows[line][0].strip(), {})[self.columns[place]] = [key[:16] for key in sorted(keys)]
         keys = sorted({key for keys in self.sources.values() for key in keys})
-        runs = {key[:16]: _directory(folders[key]) for key in keys if key in folders}
+        runs = {key[:16]: directory_name(folders[key]) for key in keys if key in folders}
         rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}: {json.dumps(columns)}" for row, columns in cells.items())
         places = ",\n".join(f"  {json.dumps(key)}: {json.dumps(place)}" for key, place in runs.items())
         return f'{{\n "title": {json.dumps(self.title, ensure_ascii=False)},\n "cells": {{\n{rows}\n }},\n "runs": {{\n{places}\n }}\n}}\n'
@@ -173,7 +173,7 @@ class Table:
         return [write_atomically(directory / f"{self.name}.{suffix}", text) for suffix, text in texts.items()]
 
 
-def _directory(path: Path) -> str:
+def directory_name(path: Path) -> str:
     """Return the path of a run, relative to the repository if it is inside."""
     absolute = path.resolve()
     return os.path.relpath(absolute, REPOSITORY) if absolute.is_relative_to(REPOSITORY) else str(path)

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
 from qgoft.records import Record
@@ -13,11 +13,21 @@ from qgoft.report.row import row_label
 from qgoft.report.table import Table
 
 Ratings = dict[tuple[int, Any], float]  # (seed, question) -> rating
-Rated = dict[str, tuple[Ratings, dict[Any, str]]]  # label of a row -> its ratings, and the category of each question
+
+
+class RatedRow(NamedTuple):
+    """The ratings of a row, the category of each question, and the keys of its records."""
+
+    ratings: Ratings
+    categories: dict[Any, str]
+    keys: list[str]
+
+
+Rated = dict[str, RatedRow]  # by the label of the row
 
 
 def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> Rated:
-    """Return row label -> its ratings over all seeds, and the category of each question. Records without answers are left out.
+    """Return row label -> its ratings over all seeds. Records without answers are left out.
 
     Args:
         folders: key of a record -> its directory.
@@ -27,10 +37,11 @@ def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> Rate
         lines = read_lines(folders[record["key"]]) if record["key"] in folders else None
         if lines is None:
             continue
-        ratings, categories = found.setdefault(row_label(record), ({}, {}))
+        row = found.setdefault(row_label(record), RatedRow({}, {}, []))
+        row.keys.append(record["key"])
         for line in lines:
-            ratings[record["seed"], line["idx"]] = line["prediction"]
-            categories[line["idx"]] = line["label"]
+            row.ratings[record["seed"], line["idx"]] = line["prediction"]
+            row.categories[line["idx"]] = line["label"]
     return found
 
 
@@ -38,10 +49,10 @@ def build_win_rates(rated: Rated, protocol: str) -> Table | None:
     """Compare the first row with each other one by the mean rating of a question over the common seeds; None if there is no other."""
     if len(rated) < 2:
         return None
-    (first, (ours, _)), *others = rated.items()
+    (first, (ours, _, our_keys)), *others = rated.items()
     title = f"{first} against each, on the questions both answered, protocol {protocol}"
     table = Table(f"figure3-{protocol}", title, ["against", "won", "tie", "lost", "mean difference", "95% interval"])
-    for label, (theirs, _) in others:
+    for label, (theirs, _, keys) in others:
         first_means, means = (
             _by_question({key: ratings[key] for key in ratings if key in ours and key in theirs}) for ratings in (ours, theirs)
         )
@@ -50,9 +61,10 @@ def build_win_rates(rated: Rated, protocol: str) -> Table | None:
             continue
         low, high = paired_interval(first_means, means)
         difference = statistics.fmean(first_means[question] - means[question] for question in means)
+        table.sources |= {(len(table.rows), place): [*our_keys, *keys] for place in range(1, len(table.columns))}
         table.rows.append([label, *map(str, counts), f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"])
     table.notes.append("interval: bootstrap over questions, 2000 draws; other seeds are not in it")
-    if any(len({seed for seed, _ in ratings}) > 1 for ratings, _ in rated.values()):
+    if any(len({seed for seed, _ in ratings}) > 1 for ratings, *_ in rated.values()):
         table.notes.append("won, tie, lost: by a question's mean rating over seeds, so that ties are rarer than in one run")
     if first == "goft":
         printed = load_figures("goft-icml2024", "figure3")["rows"]
@@ -72,12 +84,13 @@ def _by_question(ratings: Ratings) -> dict[Any, float]:
 
 def build_categories(rated: Rated, protocol: str) -> Table:
     """Return the mean rating of each category, and over all questions with its interval."""
-    names = list(dict.fromkeys(category for _, categories in rated.values() for category in categories.values()))
+    names = list(dict.fromkeys(category for row in rated.values() for category in row.categories.values()))
     title = f"Vicuna-Eval by category, ratings from 1 to 10, protocol {protocol}"
     table = Table(f"vicuna-{protocol}", title, ["", *names, "all", "95% interval"])
-    for label, (ratings, categories) in rated.items():
+    for label, (ratings, categories, keys) in rated.items():
         by_category = {name: [rating for (_, question), rating in ratings.items() if categories[question] == name] for name in names}
         cells = [f"{statistics.fmean(values):.2f}" if values else "-" for values in by_category.values()]
         low, high = bootstrap_interval(list(_by_question(ratings).values()))
+        table.sources |= {(len(table.rows), place): keys for place in range(1, len(table.columns))}
         table.rows.append([label, *cells, f"{statistics.fmean(ratings.values()):.2f}", f"{low:.2f} to {high:.2f}"])
     return table

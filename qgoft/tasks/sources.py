@@ -112,8 +112,7 @@ def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> D
 
 def resolve_files(task: TaskSettings, data: DataSettings) -> DataFiles:
     """Locate every file of `task.sources`: generated (`pocket`: folder/stem), pinned (`pinned`), below data.root (`directory`: folder/stem,
-    in
-    a format of `part_files.FORMATS`), or on the hub (`hub` and `files`, patterns of which the first match is used).
+    in a format of `part_files.FORMATS`), or on the hub (`hub` and `files`, patterns of which the first match is used).
 
     Raises:
         QgoftError: a file is not available.

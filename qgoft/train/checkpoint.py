@@ -114,7 +114,7 @@ class CheckpointManager:
                 for old in checkpoint_files(self.folder)[:-KEPT]:
                     old.unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:
-                self.notify(f"qgoft: no checkpoint could be written ({format_exception(error)}); the run goes on without it")
+                self.notify(f"qgoft: no checkpoint could be written ({format_exception(error)}); the run continues without it")
                 is_written = False
         self._last = time.monotonic()
         self.cost = self._last - began
@@ -141,7 +141,7 @@ class CheckpointManager:
         self.resumed = [Resumed(**part) for part in state["resumed"]]
         self.resumed.append(Resumed(training.result.steps, state["hardware"]))
         if self.accelerator.is_main_process:
-            self.notify(f"going on after step {training.result.steps}")
+            self.notify(f"resuming after step {training.result.steps}")
         return True
 
     def clear(self) -> None:
@@ -161,7 +161,7 @@ class CheckpointManager:
             if not changed:
                 return path, (tensors, state)
             self.notify(
-                f"qgoft: the checkpoint after step {state['fitted']['steps']} was made with another {', '.join(changed)}; the run begins anew"
+                f"qgoft: the checkpoint after step {state['fitted']['steps']} is of other {', '.join(changed)}; the run starts again"
             )
             self.clear()  # the oldest would be deleted first, but new ones have lower steps
             break

@@ -29,10 +29,9 @@ class Stopped(KeyboardInterrupt):
 class SignalHandler:
     """Handler of these signals inside the block, in the main thread of a process; no effect in other threads.
 
-    Raises `Stopped` immediately. Inside `defer()` the signal is stored in `pending`; `raise_pending()` or a second signal acts on it.
-    A signal that was blocked before the block (a sweep starts its workers so, that none is killed before it has a run) arrives at the start
-    of
-    the block, and is blocked again after it.
+    Raises `Stopped` immediately. Inside `defer()` the signal is stored in `pending`; `raise_pending()` or a second signal acts on it. A
+    signal that was blocked before the block (a sweep starts its workers so, that none is killed before it has a run) arrives at the start
+    of the block, and is blocked again after it.
 
     Args:
         forward: called when a signal is deferred, to notify other processes.
@@ -89,8 +88,7 @@ class SignalHandler:
 
     def raise_pending(self, where: str = "") -> None:
         """Act on the pending signal after everything is saved. If another handler was installed before (submitit's, which requeues the
-        job), call it;
-        if it returns, the run continues.
+        job), call it; if it returns, the run continues.
 
         Raises:
             Stopped: no other handler, or it failed.

@@ -45,8 +45,7 @@ class Wandb:
     """Weights & Biases. Offline mode needs no key. The settings that are sent hold no path and no secret.
 
     A restarted or resumed run is a new run with the same name and group, because wandb accepts no earlier steps and cannot resume offline.
-    The
-    last one is complete.
+    The last one is complete.
     """
 
     def __init__(self, settings: RunSettings, folder: Path):

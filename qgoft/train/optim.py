@@ -34,7 +34,7 @@ def check_schedule(train: TrainSettings, optim: OptimSettings, total: int, per_e
     """
     if train.max_steps is None and train.epochs is not None and train.epochs * per_epoch < 1:
         raise QgoftError(f"train.epochs={train.epochs:g} is less than one of the {per_epoch} steps of an epoch; increase train.epochs")
-    # A deliberately short run (debug=smoke) keeps the recipe's warmup.
+    # A deliberately short run (make smoke) keeps the recipe's warmup.
     if train.max_steps is None and optim.warmup >= 1 and optim.warmup > total:
         raise QgoftError(f"optim.warmup={optim.warmup:g} steps exceed the {total} steps of training; reduce it, or set a fraction")
 
@@ -82,8 +82,7 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, total: int) -> LR
 
 def _cosine_to(floor: float, warmup: int, total: int, step: int) -> float:
     """Return the learning rate factor after a step: linear warmup, then a half cosine down to the minimum. The cosine is counted from the
-    first
-    step, as in timm's CosineLRScheduler, which the one protocol with a minimum follows.
+    first step, as in timm's CosineLRScheduler, which the one protocol with a minimum follows.
     """
     if step < warmup:
         return step / max(1, warmup)

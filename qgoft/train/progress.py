@@ -39,8 +39,7 @@ class Progress:
     """Progress of one run: a redrawn line on a terminal, otherwise one line per evaluation and at the end.
 
     In a worker of a sweep on a terminal (`CHANNEL` in the environment), nothing is printed: the state and the lines go to files that the
-    parent
-    displays (sweep/display.py).
+    parent displays (sweep/display.py).
     """
 
     def __init__(self, settings: RunSettings):

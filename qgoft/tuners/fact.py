@@ -31,12 +31,14 @@ class FactConfig(LayerwiseConfig):
 
     kind: ClassVar[str] = "FACT"
     form: Literal["tt", "tk"] = field(
-        default="tt", metadata={"help": "tt: a free core a matrix. tk: a vector a matrix and a shared tensor."}
+        default="tt", metadata={"help": "tt: one core per matrix. tk: one vector per matrix and a shared tensor."}
     )
     r: int = field(default=16, metadata={"help": "Rank."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the updates."})
-    dropout: float = field(default=0.0, metadata={"help": "Between core and V."})
-    layout: Literal["code", "formula"] = field(default="code", metadata={"help": "Of FacT-TK's cores where a layer has several parts."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout between core and V."})
+    layout: Literal["code", "formula"] = field(
+        default="code", metadata={"help": "Layout of FacT-TK's cores if a layer has several slices."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

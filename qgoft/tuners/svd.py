@@ -62,8 +62,8 @@ class LoraXsConfig(LayerwiseConfig):
     kind: ClassVar[str] = "LORA_XS"
     r: int = field(default=16, metadata={"help": "Rank."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the update, alpha / r in the paper."})
-    svd_iterations: int | None = field(default=None, metadata={"help": "Of a randomised SVD; none for the full one."})
-    dropout: float = field(default=0.0, metadata={"help": "Of the input."})
+    svd_iterations: int | None = field(default=None, metadata={"help": "Iterations of a randomised SVD; none for the full one."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of the input."})
     singular_values: Literal["input", "output"] = field(default="input", metadata={"help": "Side of R that carries the singular values."})
 
     def __post_init__(self):
@@ -102,8 +102,7 @@ class SvftConfig(LayerwiseConfig):
     """SVFT_P (Lingam et al., 2024): D = sigmoid(g) U diag(m) V^T over all k = min(n, d) singular vectors.
 
     As in its code, m is drawn from N(0, 2 / k) (Kaiming's rule on [1, k]) and each layer has a trainable gate g, initialised to 0. The
-    paper
-    has m = 0 and no gate.
+    paper has m = 0 and no gate.
     """
 
     kind: ClassVar[str] = "SVFT"

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: bytes are counted right, rivals compute what they are named after, and the tables follow the record."""
+"""The benchmark: counts of bytes, contenders, and tables."""
 
 import argparse
 import gc
@@ -38,7 +38,7 @@ def script(repository):
     return importlib.reload(command)
 
 
-def test_live_bytes_follow_what_is_made_and_dropped():
+def test_live_bytes_track_allocations():
     kept = torch.zeros(1000)
     with LiveBytes([kept]) as mode:
         assert mode.now == 4000
@@ -52,7 +52,7 @@ def test_live_bytes_follow_what_is_made_and_dropped():
     assert (mode.now, mode.peak) == (4000, 12000)
 
 
-def test_live_bytes_see_backward():
+def test_live_bytes_include_backward():
     x = torch.zeros(1000, requires_grad=True)
     with LiveBytes([x]) as mode:
         x.exp().sum().backward()
@@ -61,15 +61,15 @@ def test_live_bytes_see_backward():
     assert mode.peak >= 12000
 
 
-def test_saved_bytes_count_each_storage_once_and_no_weights():
+def test_saved_bytes_count_storages_once():
     layer = nn.Linear(10, 10)
     x = torch.zeros(5, 10)
     assert saved_bytes(layer, lambda: layer(x).sum()) == x.nbytes
     assert saved_bytes(layer, lambda: (layer(x) + layer(x)).sum()) == x.nbytes
 
 
-def test_counting_saved_bytes_leaves_nothing_behind():
-    """An operation that saves its own output, as softmax and exp do, must not be kept alive by the count."""
+def test_saved_bytes_hook_keeps_no_tensor():
+    """The count must not keep an operation alive that saves its own output, as softmax and exp do."""
     x = torch.zeros(1000, requires_grad=True)
     made = []
 
@@ -85,7 +85,7 @@ def test_counting_saved_bytes_leaves_nothing_behind():
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("d", [2, 7, 64, 100])
-def test_sparse_products_are_the_operator(d, layout):
+def test_sparse_product_equals_operator(d, layout):
     blocks, x = random_blocks(d).requires_grad_(), random_rows(3, d).requires_grad_()
     cotangent = random_rows(3, d, seed=2)
     ours = givens.mix_pairs(x, blocks)
@@ -99,7 +99,7 @@ def test_sparse_products_are_the_operator(d, layout):
 
 
 @pytest.mark.parametrize("d", [2, 64, 100])
-def test_the_release_by_levels_is_the_release(d):
+def test_release_by_levels_equals_release(d):
     blocks, x = random_blocks(d).requires_grad_(), random_rows(3, d).requires_grad_()
     ours, theirs = givens.mix_neighbours(x, blocks), mix_neighbours_by_level(x, blocks)
     torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-10)
@@ -109,7 +109,7 @@ def test_the_release_by_levels_is_the_release(d):
 
 @pytest.mark.parametrize("shape", SMALL, ids=["layer", "block"])
 @pytest.mark.parametrize("rival", [rival for rival in rivals.RIVALS if not re.search(r"r=\d{3}", rival.name)], ids=lambda rival: rival.name)
-def test_every_rival_shares_the_frozen_weights_and_trains_something_else(rival, shape):
+def test_contenders_share_frozen_weights(rival, shape):
     torch.manual_seed(0)
     base = shape.build()
     before = {name: p.clone() for name, p in base.named_parameters()}
@@ -131,8 +131,8 @@ PRINTED_AS = {
 
 
 @pytest.mark.parametrize("item", sorted(cost.PRINTED))
-def test_every_printed_row_is_timed_at_the_papers_shapes(script, item):
-    """With the whole batch, whatever memory it takes."""
+def test_printed_rows_have_contenders(script, item):
+    """With the whole batch, whatever memory it needs."""
     paper, table = cost.PRINTED[item]
     mine = [shape for shape in shapes.paper_shapes() if shape.item == f"{paper}/{table}"]
     printed = load_figures(paper, table)
@@ -150,7 +150,7 @@ def test_every_printed_row_is_timed_at_the_papers_shapes(script, item):
                 assert PRINTED_AS.get(row, row) in timed, shape.name
 
 
-def test_the_decoders_have_their_true_shapes():
+def test_decoder_shapes_are_published():
     found = {}
     for shape in shapes.paper_shapes():
         if shape.item == "psoft-iclr2026/figure4b":
@@ -161,9 +161,9 @@ def test_the_decoders_have_their_true_shapes():
     assert list(found.values()) == [(28 * 3, small), (28 * 7, small), (32 * 2, large), (32 * 5, large)]
 
 
-def test_qgoft_keeps_one_copy_of_every_input_and_less_than_a_sixteenth_more():
-    """The count of issue and README: of a block, beside what frozen layers keep, one copy of the input of each adapted layer, shared by the
-    three projections that see the same one, and no more than 1/b of that beside matrices that do not grow with the rows."""
+def test_qgoft_saves_each_input_once():
+    """A block saves one copy of the input of each adapted layer more than frozen layers do. The three projections share one, and the rest
+    is at most 1/b of that next to matrices whose size does not depend on the rows."""
     d, shape = 64, shapes.block(64, 4, 64, 32)
     torch.manual_seed(0)
     base, inputs = shape.build(), shape.inputs(shape.batch)
@@ -180,7 +180,7 @@ def test_qgoft_keeps_one_copy_of_every_input_and_less_than_a_sixteenth_more():
         assert kept[name] - kept["frozen"] <= different_inputs * (1 + 1 / factors.BLOCK_WIDTH) + matrices
 
 
-def test_peak_of_qgoft_is_not_above_lora():
+def test_qgoft_peak_is_at_most_loras():
     shape = shapes.block(256, 4, 48, 64)
     torch.manual_seed(0)
     base, inputs = shape.build(), shape.inputs(shape.batch)
@@ -189,12 +189,12 @@ def test_peak_of_qgoft_is_not_above_lora():
     assert peaks["qgoft"] <= peaks[rivals.REFERENCE]
 
 
-def test_peak_bytes_of_a_step_without_state():
+def test_peak_bytes_stateless_step():
     x = torch.zeros(1000)
     assert peak_bytes([x], lambda: x + 1, "cpu") == 8000
 
 
-def test_groups_all_hold_the_reference():
+def test_groups_contain_the_reference():
     def names(groups):
         return [([rival.name for rival in group], batch) for group, batch in groups]
 
@@ -205,11 +205,11 @@ def test_groups_all_hold_the_reference():
     assert names(measure.plan_groups(some, 16, apart=True)) == [(["lora r=8", "frozen"], 16), (["lora r=8", "qgoft"], 16), last]
 
 
-def test_everybody_has_a_turn_in_every_round_and_another_neighbour():
+def test_rounds_alternate_contenders():
     assert list(measure.turns(3, 3)) == [0, 1, 2, 1, 2, 0, 2, 0, 1]
 
 
-def test_rivals_of_their_own_step_in_turns():
+def test_processes_step_in_turns():
     channels, threads = [], []
     by_name = {rival.name: rival for rival in rivals.RIVALS}
     for name in ("lora r=8", "qgoft"):
@@ -238,7 +238,7 @@ def timing(name, seconds, batch=8):
     }
 
 
-def test_rounds_are_joined_repeat_by_repeat():
+def test_rounds_join_by_repeat():
     first, second = [timing("a", [1.0, 2.0]), timing("b", [3.0, 4.0])], [timing("a", [5.0]), timing("b", [6.0])]
     second[1]["peak_bytes"] = 7_000_000
     joined = measure.join_rounds([first, second])
@@ -256,7 +256,7 @@ def made_up_record():
     return {"reference": "a", "products": products, "shapes": [line]}
 
 
-def test_tables_are_ratios_within_a_repeat(tmp_path):
+def test_table_ratios_are_within_a_repeat(tmp_path):
     record = made_up_record()
     table = report.shape_table(0, record["shapes"][0], record)
     by_name = {row[0]: row for row in table.rows}
@@ -274,7 +274,7 @@ def test_tables_are_ratios_within_a_repeat(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
-def test_committed_records_say_where_they_were_measured_and_are_interleaved(path):
+def test_committed_bench_states_its_machine(path):
     record = json.loads(path.read_text())
     assert record["hardware"]["processor"]
     assert record["commit"]
@@ -289,7 +289,7 @@ def test_committed_records_say_where_they_were_measured_and_are_interleaved(path
     ("words", "message"),
     [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")],
 )
-def test_unknown_words_are_refused_in_one_line(script, words, message, capsys):
+def test_bench_unknown_argument(script, words, message, capsys):
     with pytest.raises(SystemExit) as end:
         _ending.run_cli(lambda: script.main(words))
     said = capsys.readouterr().err
@@ -298,7 +298,7 @@ def test_unknown_words_are_refused_in_one_line(script, words, message, capsys):
     assert message in said
 
 
-def test_a_shape_that_does_not_fit_is_named_and_the_next_is_timed(script, monkeypatch, tmp_path):
+def test_bench_continues_after_out_of_memory(script, monkeypatch, tmp_path):
     def time_group(function, shapes, name, *arguments):
         if "4096" in name:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB\nmore lines")
@@ -316,7 +316,7 @@ def test_a_shape_that_does_not_fit_is_named_and_the_next_is_timed(script, monkey
     assert "\n" not in failed["reason"]
 
 
-def test_a_part_of_the_benchmark_has_a_record_of_its_own(script):
+def test_partial_bench_has_its_own_record(script):
     def name(**changed):
         usual = {"set": "cpu", "parts": script.PARTS, "only": None, "rivals": None, "return_memory": False}
         return script.file_name(argparse.Namespace(**{**usual, **changed}))
@@ -327,7 +327,7 @@ def test_a_part_of_the_benchmark_has_a_record_of_its_own(script):
     assert name(set="paper", rivals=["goft", "oft b=32"]) == "paper-goft-oft_b_32"
 
 
-def test_an_item_shows_its_own_shapes_and_those_of_kept_memory_first(tmp_path):
+def test_item_shows_its_shapes_kept_memory_first(tmp_path):
     def write(name, allocator, *items):
         lines = [{"part": "model", "shape": f"DeBERTaV3-base, 12 layers, {item}", "item": item, "groups": []} for item in items]
         (tmp_path / name).write_text(json.dumps({"allocator": allocator, "shapes": lines}))

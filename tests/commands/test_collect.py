@@ -1,4 +1,4 @@
-"""Runs that are kept in the repository: copied whole, and never over another."""
+"""Runs copied into results/measured: complete, and never over another one."""
 
 import errno
 import json
@@ -13,8 +13,8 @@ from qgoft.records import find_records
 FILES = ("history.jsonl", "predictions.jsonl.gz")
 
 
-def test_runs_of_one_name_lie_side_by_side(repository, tmp_path, capsys):
-    """LoRA on the drawn twin of Caltech-101 and on its real pictures: one task, method, variant, model and seed, and two keys."""
+def test_collect_numbers_equal_names(repository, tmp_path, capsys):
+    """LoRA on synthetic Caltech-101 and on its real images: one task, method, variant, model and seed, but two keys."""
     name = "caltech101-lora-r8-pocket-vit-seed0"
     source, target = tmp_path / "runs", tmp_path / "kept"
     for folder in sorted((repository / "results" / "measured" / "pocket").glob(f"{name}*")):
@@ -23,12 +23,12 @@ def test_runs_of_one_name_lie_side_by_side(repository, tmp_path, capsys):
         (source / key / "checkpoint").mkdir()
     assert len(list(source.iterdir())) == 2
     text = (repository / "results" / "measured" / "pocket" / "rte-lora-r8-pocket-deberta-seed0" / "record.json").read_text()
-    for bad, content in (("torn", text[:300]), ("of-other-settings", json.dumps({**json.loads(text), "key": "0" * 64}))):
+    for bad, content in (("corrupt", text[:300]), ("of-other-settings", json.dumps({**json.loads(text), "key": "0" * 64}))):
         (source / bad).mkdir()
         (source / bad / "record.json").write_text(content)
     assert collect.main([str(source), str(target)]) == 0
     told = capsys.readouterr()
-    assert "torn" in told.err
+    assert "corrupt" in told.err
     first, second = sorted(path.name for path in target.iterdir())
     assert first == name
     assert second.startswith(f"{name}-")
@@ -42,7 +42,7 @@ def test_runs_of_one_name_lie_side_by_side(repository, tmp_path, capsys):
     assert not list((tmp_path / "small").iterdir())
 
 
-def test_what_was_broken_off_is_copied_whole_the_next_time(repository, tmp_path, monkeypatch):
+def test_collect_repeats_an_interrupted_copy(repository, tmp_path, monkeypatch):
     name = "rte-lora-r8-pocket-deberta-seed0"
     shutil.copytree(repository / "results" / "measured" / "pocket" / name, tmp_path / "runs" / "run")
     copy = shutil.copyfile
@@ -62,6 +62,6 @@ def test_what_was_broken_off_is_copied_whole_the_next_time(repository, tmp_path,
     assert {path.name for path in (tmp_path / "kept" / name).iterdir()} == {"record.json", *FILES}
 
 
-def test_no_such_folder(tmp_path):
+def test_collect_missing_directory(tmp_path):
     with pytest.raises(QgoftError, match="not a directory; expected one with runs"):
         collect.main([str(tmp_path / "nowhere"), str(tmp_path / "kept")])

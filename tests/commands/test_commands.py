@@ -1,4 +1,4 @@
-"""What a mistyped command says, and what it prints where nobody reads."""
+"""Messages for mistyped commands, and output when nothing reads it."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def make(repository, *words):
 
 
 @pytest.mark.parametrize(("word", "meant"), [("TASK=rte", "TASKS"), ("SEED=3", "SEEDS"), ("METHODS=lora", "METHOD"), ("JOB=1", "JOBS")])
-def test_a_misspelled_variable_of_make(repository, word, meant):
+def test_make_misspelled_variable(repository, word, meant):
     done = make(repository, "glue", word)
     assert done.returncode == 2
     said = done.stdout + done.stderr
@@ -38,7 +38,7 @@ def test_a_misspelled_variable_of_make(repository, word, meant):
     assert f"did you mean {meant}?" in said
 
 
-def test_known_variables_of_make(repository):
+def test_make_known_variables(repository):
     assert make(repository, "glue", "TASKS=rte", "SEEDS=3", "METHOD=lora", "JOBS=1", "ARGS=train.max_steps=3").returncode == 0
     assert make(repository, "fidelity", "PEFT_GIVENS=/a").returncode == 0
 
@@ -59,7 +59,7 @@ def test_known_variables_of_make(repository):
         (["--seeds", "3-1"], "seed '3-1': allowed"),
     ],
 )
-def test_mistakes_are_told_while_planning(words, message):
+def test_planning_reports_errors(words, message):
     for parse, first in (
         (lambda words: suite_runs(words), "glue"),
         (lambda words: sweep.item_filter(sweep.parse(words)), "table1"),
@@ -70,28 +70,28 @@ def test_mistakes_are_told_while_planning(words, message):
             parse([first, *words])
 
 
-def test_seeds_are_lists_and_ranges():
+def test_seeds_lists_and_ranges():
     assert planned_run.split_seeds("0,2-4,2,07") == ["0", "2", "3", "4", "7"]
     assert planned_run.split_seeds("") == []
 
 
-def test_committed_records_are_shown_with_all_their_seeds():
+def test_measured_table_shows_all_seeds():
     cells = suite_runs(["glue", "--tasks", "rte", "--records", "measured"])
     assert [cell.settings.seed for cell in cells] == [0, 1, 2]
 
 
-def test_only_the_columns_that_were_asked_for():
+def test_table_shows_requested_columns():
     item = item_of("glue", "pocket").only(["cola"])
     assert item.titles == ["CoLA"]
     assert item_of("glue", "pocket").only([]) is ITEMS["table1"]
 
 
-def test_a_protocol_of_one_s_own_has_a_table():
+def test_own_protocol_has_a_table():
     assert item_of("glue", "mine") is ITEMS["table1"]
     assert not item_of("glue", "mine").is_comparable("mine")
 
 
-def test_a_method_of_one_s_own_has_a_count(monkeypatch):
+def test_own_method_has_a_count(monkeypatch):
     base = counts.REGISTRY["lora"]
     monkeypatch.setitem(counts.REGISTRY, "vera", SimpleNamespace(**{**vars(base), "name": "vera"}))
     assert counts.usual_variant("vera") is None, "no recipe names one"
@@ -107,12 +107,12 @@ def test_a_method_of_one_s_own_has_a_count(monkeypatch):
         ("method=goft, linear", ["goft", "linear"]),
     ],
 )
-def test_sweeps_in_the_grammar_of_hydra(word, names):
+def test_multirun_accepts_hydra_sweeps(word, names):
     assert swept_values(word, "method") == names
 
 
 @pytest.mark.parametrize("word", ["method=glob(z*)", "method=choice(", "method=a=b,"])
-def test_sweeps_that_choose_nothing(word):
+def test_multirun_empty_sweep(word):
     with pytest.raises(QgoftError, match=r"no match|a list a,b"):
         swept_values(word, "method")
 
@@ -138,11 +138,11 @@ def test_sweeps_that_choose_nothing(word):
         " b ",
     ],
 )
-def test_a_path_is_what_was_written(path):
+def test_paths_are_literal_in_overrides(path):
     assert compose_settings([f"results.root={path}"]).results.root == path
 
 
-def test_the_home_directory():
+def test_home_directory_is_expanded():
     assert compose_settings(["results.root=~/runs"]).results.root == f"{os.path.expanduser('~')}/runs"
     assert quoted("data.root=null") == "data.root=null"
 
@@ -171,12 +171,12 @@ def test_the_home_directory():
         ("++method.options.scal=4", "method.options.scal: method qgoft has no such option; it has none"),
     ],
 )
-def test_settings_that_cannot_be_meant(word, message):
+def test_settings_out_of_range(word, message):
     with pytest.raises(QgoftError, match=message):
         compose_settings([word])
 
 
-def test_options_of_a_method():
+def test_method_options_unknown():
     with pytest.raises(
         QgoftError, match=r"method\.options\.scal: method lora has no such option; allowed are scale, dropout; .*did you mean scale\?"
     ):
@@ -189,7 +189,7 @@ def test_options_of_a_method():
     ("word", "message"),
     [("train.epochs=1e-9", "less than one of the"), ("optim.warmup=1e6", r"optim\.warmup=1e\+06 steps exceed the \d+ steps")],
 )
-def test_a_length_of_training_that_cannot_be_meant(tmp_path, word, message):
+def test_training_length_invalid(tmp_path, word, message):
     from qgoft.run_id import identify
     from qgoft.train.run import prepare
 
@@ -199,7 +199,7 @@ def test_a_length_of_training_that_cannot_be_meant(tmp_path, word, message):
         prepare(s, identify(s))
 
 
-def test_what_a_record_lists_as_overrides():
+def test_record_lists_overrides():
     words = [
         "protocol=pocket",
         "task=glue/rte",
@@ -218,7 +218,7 @@ def run_suite(repository, root, *words, **streams):
     return subprocess.run(line, cwd=repository, timeout=200, check=False, **streams)
 
 
-def test_output_that_cannot_be_written_costs_nothing(repository, tmp_path):
+def test_full_disk_behind_stdout_keeps_the_run(repository, tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here; a closed pipe is tested below")
     with open("/dev/full", "w") as full:
@@ -227,7 +227,7 @@ def test_output_that_cannot_be_written_costs_nothing(repository, tmp_path):
     assert (record["status"], record["overrides"]) == ("done", ["train.max_steps=2", "train.num_evals=1"])
 
 
-def test_a_reader_that_leaves_costs_nothing(repository, tmp_path):
+def test_closed_pipe_keeps_the_run(repository, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -237,21 +237,21 @@ def test_a_reader_that_leaves_costs_nothing(repository, tmp_path):
     assert len(records.read_records(tmp_path / "runs")) == 1
 
 
-def test_a_root_that_is_a_file(repository, tmp_path):
+def test_results_root_is_a_file(repository, tmp_path):
     (tmp_path / "file").touch()
     done = run_suite(repository, tmp_path / "file", capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert ": not a directory; expected a directory" in done.stderr
 
 
-def test_a_root_that_cannot_be_made(repository):
+def test_results_root_not_creatable(repository):
     done = run_suite(repository, "/proc/none/results", capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("qgoft: results.root=/proc/none/results: cannot be created")
 
 
-def test_a_run_folder_that_was_copied_over_another(repository, tmp_path):
-    """Its record is of another key: the run is not done, and is made."""
+def test_run_directory_of_another_run(repository, tmp_path):
+    """Its record has another key: the run is not finished, and is executed."""
     words = [f"results.root={tmp_path}", "task=glue/rte", *SHORT]
     from qgoft.run_id import identify
     from qgoft.train.run import run
@@ -261,7 +261,7 @@ def test_a_run_folder_that_was_copied_over_another(repository, tmp_path):
     copied = identify(other)
     copied.folder.mkdir(parents=True)
     (copied.folder / "record.json").write_text((identify(one).folder / "record.json").read_text())
-    assert copied.state()[0] == "torn"
+    assert copied.state()[0] == "corrupt"
     assert not copied.is_done
     (problem,) = records.find_records(tmp_path).problems
     assert "it is the record of run" in problem
@@ -269,7 +269,7 @@ def test_a_run_folder_that_was_copied_over_another(repository, tmp_path):
     assert not records.find_records(tmp_path).problems
 
 
-def test_a_record_without_its_checksum(tmp_path):
+def test_record_without_checksum(tmp_path):
     path = records.write_record(tmp_path, {**RECORD_WITH_FILES(), "files": {"history.jsonl": "0" * 64}})
     content = json.loads(path.read_text())
     del content["checksum"]
@@ -288,7 +288,7 @@ def RECORD_WITH_FILES():  # noqa: N802 - imported late, since composing takes ti
 # --- the display ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_leaves_its_state_to_its_parent(tmp_path, monkeypatch, capsys):
+def test_worker_reports_state_to_parent(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(CHANNEL, str(tmp_path))
     progress = Progress(compose_settings(["task=glue/rte"]))
     progress.step(20, 200, 0.5)
@@ -304,7 +304,7 @@ def test_a_worker_leaves_its_state_to_its_parent(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_a_line_of_a_run_fits_a_terminal():
+def test_progress_line_fits_the_terminal():
     from rich.console import Console
 
     state = RunState("commonsense/hellaswag  lora_xs@r136-formula (random)", 2, 19999, 20000, 0.123456, "pearson_spearman 99.99", 3599.0)
@@ -315,8 +315,8 @@ def test_a_line_of_a_run_fits_a_terminal():
     assert line.rstrip().endswith("59:59")
 
 
-def test_the_time_left_counts_runs_that_are_at_work(monkeypatch, capsys):
-    """Two at a time, the first two ended together after ten seconds: six more take thirty."""
+def test_remaining_time_includes_running_runs(monkeypatch, capsys):
+    """Two at a time; the first two took ten seconds, so six more take thirty."""
     now = [0.0]
     monkeypatch.setattr(_display.time, "monotonic", lambda: now[0])
     display = _display.Display(2)
@@ -327,7 +327,7 @@ def test_the_time_left_counts_runs_that_are_at_work(monkeypatch, capsys):
     assert "8 of 8 runs ended, 1 of them not done, about 0 min 00 s left" in capsys.readouterr().err
 
 
-def test_a_wide_table_is_folded():
+def test_wide_table_is_folded():
     table = Table("t", "a title", ["method", *(f"task {i}" for i in range(12))], [["qgoft", *["80.0 ±1.0"] * 12]], ["a note " * 30])
     lines = table.terminal(80).splitlines()
     assert max(map(len, lines)) <= 80
@@ -336,5 +336,5 @@ def test_a_wide_table_is_folded():
     assert max(map(len, table.terminal().splitlines())) > 80
 
 
-def test_the_rows_of_a_table_know_of_other_runs():
+def test_table_counts_excluded_runs():
     assert Row("a", {}).others == 0

@@ -35,8 +35,8 @@ def command(repository, tmp_path, *words):
     return process.returncode, out, err
 
 
-def test_figure_3_prints_the_wins(capsys, tmp_path):
-    """Those of the committed ratings; without any, that there are none."""
+def test_figure3_prints_wins(capsys, tmp_path):
+    """The wins of the committed ratings; without ratings, a line that there are none."""
     assert sweep.main(["figure3", "--records", "measured", "--jobs", "1", f"results.root={tmp_path}"]) == 0
     assert "won" in capsys.readouterr().out
     assert sweep.main(["figure3", "--action", "table", "--jobs", "1", f"results.root={tmp_path}"]) == 0
@@ -44,7 +44,7 @@ def test_figure_3_prints_the_wins(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_sweeps_share_the_work_and_a_table_comes_out(repository, tmp_path):
+def test_two_sweeps_share_the_work(repository, tmp_path):
     words = ("psoft-table7", "--tasks", "rte", "--seeds", "0", "--jobs", "1", *SHORT)
     sweeps = [start(repository, tmp_path, *words) for _ in range(2)]
     outputs = [sweep.communicate(timeout=300) for sweep in sweeps]
@@ -62,7 +62,7 @@ def test_two_sweeps_share_the_work_and_a_table_comes_out(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_begun_again(repository, tmp_path):
+def test_killed_worker_is_restarted(repository, tmp_path):
     process = start(
         repository,
         tmp_path,
@@ -90,8 +90,8 @@ def test_a_killed_worker_is_begun_again(repository, tmp_path):
     assert {record["method"] for record in records.read_records(tmp_path / "runs")} == {"goft", "qgoft"}
 
 
-def test_jobs_of_submitit(repository, tmp_path):
-    """The local executor runs the same jobs as SLURM's. One that was refused says why."""
+def test_submitit_runs_jobs(repository, tmp_path):
+    """The local executor runs the same jobs as SLURM's. A refused one gives its reason."""
     words = ("flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0,1", "--jobs", "2", "--launcher", "submitit_local")
     code, out, err = command(repository, tmp_path, *words, "hydra.launcher.timeout_min=5", *SHORT)
     assert code == 0, err
@@ -110,7 +110,7 @@ def test_jobs_of_submitit(repository, tmp_path):
         (["--launcher", "submitit_slurm"], "sbatch is not installed"),
     ],
 )
-def test_mistakes_about_launchers(repository, tmp_path, words, message):
+def test_launcher_options_invalid(repository, tmp_path, words, message):
     if message == "sbatch is not installed" and shutil.which("sbatch"):
         pytest.skip("this machine has SLURM")
     code, _, err = command(repository, tmp_path, "flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0", *words, *SHORT)
@@ -119,7 +119,7 @@ def test_mistakes_about_launchers(repository, tmp_path, words, message):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_failures_are_all_named_at_the_end(repository, tmp_path):
+def test_sweep_lists_all_failures(repository, tmp_path):
     code, out, err = command(
         repository, tmp_path, "flexibility", "--method", "lora,qgoft", "--tasks", "rte", "--seeds", "0", "--jobs", "1", "optim.lr=1.0e+18",
         "optim.max_grad_norm=null", "selection=last", *SHORT,
@@ -130,7 +130,7 @@ def test_failures_are_all_named_at_the_end(repository, tmp_path):
     assert "diverged" in out, "the table shows what happened"
 
 
-def test_failfast_leaves_the_rest(repository, tmp_path):
+def test_failfast_leaves_pending_runs(repository, tmp_path):
     code, _, err = command(
         repository, tmp_path, "flexibility", "--method", "lora,qgoft", "--tasks", "rte", "--seeds", "0", "--jobs", "1", "--failfast",
         "optim.lr=1.0e+18", "optim.max_grad_norm=null", "selection=last", *SHORT,
@@ -140,13 +140,13 @@ def test_failfast_leaves_the_rest(repository, tmp_path):
     assert "not started: FAILFAST ended the sweep" in err
 
 
-def test_a_table_prints_around_broken_records(repository, tmp_path):
-    """Torn, of an older schema, with NaN: named and left out, and the rest is there."""
+def test_table_excludes_broken_records(repository, tmp_path):
+    """Corrupt, of an older schema, or with NaN: named and left out; the other records are shown."""
     run(compose_settings(["task=glue/rte", "method=goft", f"results.root={tmp_path}", *SHORT]))
     (good,) = (tmp_path / "runs").glob("*/record.json")
     record = json.loads(good.read_text())
     for name, text in (
-        ("torn", good.read_text()[:300]),
+        ("corrupt", good.read_text()[:300]),
         ("older", json.dumps({**record, "schema": 0})),
         ("nan", json.dumps({**record, "key": "0" * 64, "metrics": {"accuracy": {**record["metrics"]["accuracy"], "value": float("nan")}}})),
     ):
@@ -158,19 +158,19 @@ def test_a_table_prints_around_broken_records(repository, tmp_path):
     code, out, _ = command(repository, tmp_path, "flexibility", "--method", "goft", "--tasks", "rte", "--seeds", "0", *SHORT)
     assert code == 0
     assert out.count("warning, skipped: ") == 3
-    for name, reason in (("torn", "Unterminated|Expecting"), ("older", "schema is 0"), ("nan", "is nan")):
+    for name, reason in (("corrupt", "Unterminated|Expecting"), ("older", "schema is 0"), ("nan", "is nan")):
         assert re.search(rf"{name}/record.json: .*({reason})", out), out
     assert re.search(r"goft \(altered\) .* \d\d\.\d", out)
 
 
-def test_items_without_runs_print_what_is_published(repository, tmp_path):
+def test_item_without_runs_prints_published(repository, tmp_path):
     code, out, _ = command(repository, tmp_path, "table10")
     assert code == 0
     assert "measured on cpu" in out
     assert str(load_paper("goft-icml2024")["table10"]["rows"]["qgoft"][0]) in (tmp_path / "tables" / "table10-published.md").read_text()
 
 
-def test_looking_and_fetching_go_on_past_what_cannot_be_had(tmp_path, capsys):
+def test_status_and_fetch_continue_after_errors(tmp_path, capsys):
     words = [("task=glue/rte",), ("protocol=psoft_iclr26", "task=math/math", "method=lora", f"data.root={tmp_path}", "data.source=hub")]
     cells = [planned_run.PlannedRun(some, compose_settings([*some, f"results.root={tmp_path}"])) for some in words]
     problems = {}
@@ -187,11 +187,11 @@ def test_looking_and_fetching_go_on_past_what_cannot_be_had(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words", [["--action", "status"], ["--launcher", "submitit_slurm"]])
-def test_another_machine_s_gpus_are_not_asked_for_here(words):
-    sweep.parse(["glue", "--nproc", "64", "--accelerate", "fsdp2", *words])
+def test_cluster_gpus_are_not_checked_locally(words):
+    assert sweep.parse(["glue", "--nproc", "64", "--accelerate", "fsdp2", *words]).nproc == 64
 
 
-def test_words_that_are_added_to_the_launcher_are_the_launchers():
+def test_added_launcher_options_reach_the_launcher():
     words = ["+hydra.launcher.additional_parameters.reservation=x", "hydra.launcher.partition=p", "optim.max_grad_norm=2"]
     assert sweep.item_filter(sweep.parse(["glue", "--launcher", "submitit_slurm", *words])).overrides == ("optim.max_grad_norm=2",)
     assert sweep.launcher_overrides(words) == tuple(words[:2])

@@ -1,4 +1,4 @@
-"""Searches of rates: what is tried, what is chosen, and which lines of a recipe get it."""
+"""Searches of learning rates: trials, selection, and the recipe lines that are written."""
 
 import itertools
 
@@ -14,27 +14,27 @@ SEARCHES = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_every_trial_of_a_search_composes_and_can_choose(name):
+def test_tune_trials_compose(name):
     trials, spec = tune.plan(name, None)
     assert len(trials) == len(spec["centres"]) * len(spec["ratios"]) * len(spec["tasks"])
-    # Every method, and every task: that all of them compose together is tested in test_configs.
+    # Every method, and every task; test_configs tests that all of them compose together.
     (method, *_), (task, *_) = spec["centres"], spec["tasks"]
     for pair in {*itertools.product(spec["centres"], [task]), *itertools.product([method], spec["tasks"])}:
         settings = compose_settings([f"protocol={spec['protocol']}", f"method={pair[0]}", f"task={pair[1]}"])
         assert settings.selection == "best_validation"
 
 
-def test_an_unknown_search_is_refused():
+def test_tune_unknown_search():
     with pytest.raises(QgoftError, match="unknown search 'poket'; allowed are pocket, "):
         tune.plan("poket", None)
 
 
-def test_an_unknown_method_is_refused():
+def test_tune_unknown_method():
     with pytest.raises(QgoftError, match="unknown method 'qgfot'; allowed are adalora, "):
         tune.plan("pocket", ["qgfot"])
 
 
-def test_trials_under_other_settings_choose_nothing():
+def test_tune_ignores_trials_of_other_settings():
     trials = [("lora", 0.1, "glue/rte"), ("lora", 0.2, "glue/rte")]
     cells, shorter, elsewhere = (
         tune.cells_of(trials, "pocket", words, 1) for words in ([], ["train.max_steps=20"], ["results.root=elsewhere"])
@@ -52,15 +52,15 @@ def test_trials_under_other_settings_choose_nothing():
     assert tune.of_this_search(lines, cells) == [whole]
 
 
-def test_the_best_mean_is_chosen_and_a_rate_that_diverged_is_out():
+def test_tune_selects_best_mean():
     scores = {0.1: (50, 60), 0.2: (70, 30), 0.4: (90, None)}
     lines = [{"method": "m", "lr": lr, "task": task, "score": s} for lr, both in scores.items() for task, s in zip("ab", both, strict=True)]
     assert tune.choose_rates(lines, ["a", "b"]) == {"m": 0.1}
 
 
 @pytest.mark.parametrize("method", ["lora", "psoft", "boft"])
-def test_only_the_lines_of_its_suites_are_written(tmp_path, method):
-    """The others keep their rate and what is said of it: that it is tuned, another suite's, or the centre."""
+def test_tune_writes_only_its_suites(tmp_path, method):
+    """Other suites keep their learning rate and its source: tuned, of another suite, or the centre of the grid."""
     path = tmp_path / f"{method}.yaml"
     path.write_text((CONFIGS / "recipe" / "pocket" / f"{method}.yaml").read_text())
     before = yaml.safe_load(path.read_text())

@@ -1,4 +1,4 @@
-"""Every (protocol, task, method) composes, or is listed with its reason."""
+"""Every (protocol, task, method) composes, or is unsupported with a reason."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ METHODS = """base full linear bitfit lora dora pissa adalora oft oft_v2 boft hra
 h_adapter p_adapter fact_tt fact_tk lora_xs svft_p oft_paper""".split()
 
 
-def test_the_groups_hold_what_the_suite_promises():
+def test_config_groups_are_complete():
     assert config_names("protocol") == sorted(PROTOCOLS)
     assert config_names("method") == sorted(METHODS) == sorted(REGISTRY)
     glue = [f"glue/{t}" for t in "mnli sst2 cola qqp qnli rte mrpc stsb".split()]
@@ -30,8 +30,8 @@ def test_the_groups_hold_what_the_suite_promises():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_cell_composes_or_has_a_reason(protocol):
-    # Suites whose tasks share one line of settings: every method on one task, and one method on every task.
+def test_combinations_compose_or_have_a_reason(protocol):
+    # Suites whose tasks share their settings: every method on one task, and one method on every task.
     alike = ("vtab/", "math/", "commonsense/", "instruct/")
     for task, method in itertools.product(config_names("task"), METHODS):
         if task.startswith(alike) and method != "qgoft" and task not in ("vtab/dtd", "math/gsm8k", "commonsense/boolq", "instruct/mmlu"):
@@ -44,7 +44,7 @@ def test_every_cell_composes_or_has_a_reason(protocol):
             continue
         suite, _, name = task.partition("/")
         if suite == "glue" and name != "cola" and method != "qgoft":
-            # Composing takes a fifth of a second; what differs between these cells is a line of two tables.
+            # Composing takes a fifth of a second, and these combinations differ by a line of two tables.
             recipe = yaml.safe_load((CONFIGS / "recipe" / protocol / f"{method}.yaml").read_text())
             assert recipe["glue"][name]["lr"] > 0
             continue
@@ -55,7 +55,7 @@ def test_every_cell_composes_or_has_a_reason(protocol):
         assert settings.method.lr_source
 
 
-def test_unsupported_reasons_name_combinations_without_settings():
+def test_unsupported_reasons_have_no_settings():
     for protocol in PROTOCOLS:
         for name in read_config(f"protocol/{protocol}").get("unsupported", {}):
             suite, _, method = name.partition("/")
@@ -110,14 +110,14 @@ def test_psoft_table_10_is_transcribed():
         assert (s.task.primary, s.optim.warmup_rounding) == ({"cola": "matthews", "stsb": "pearson"}.get(task, "accuracy"), "down")
 
 
-def test_published_values_beat_the_recipe_on_the_command_line():
+def test_overrides_precede_the_recipe():
     s = compose_settings(["task=glue/rte", "method=qgoft", "optim.lr=0.5", "method.penalty=0.25", "train.epochs=2", "train.max_steps=null"])
     assert (s.optim.lr, s.method.penalty, s.train.epochs, s.train.max_steps) == (0.5, 0.25, 2.0, None)
 
 
 @pytest.mark.parametrize("experiment", config_names("experiment"))
-def test_experiments_compose_or_say_why_not(experiment):
-    """Hydra sweeps over products of lists; what pairs a method with its variant, or is no run, goes by make."""
+def test_experiments_compose_or_have_a_reason(experiment):
+    """Hydra sweeps over products of lists; pairs of method and variant go through make."""
     item = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())["item"]
     if "rows" in item or "bench" in item:
         with pytest.raises(QgoftError, match=f"run make {item['name']}"):
@@ -142,7 +142,7 @@ def test_experiments_compose_or_say_why_not(experiment):
         (["protocol=goft_icml24", "selection=best_validation"], r"leaves no rows for validation"),
     ],
 )
-def test_mistakes_are_one_line(words, message):
+def test_compose_errors_are_one_line(words, message):
     with pytest.raises(QgoftError, match=message) as caught:
         compose_settings(words)
     assert "\n" not in str(caught.value)
@@ -157,14 +157,14 @@ def leaves(node):
 
 
 @pytest.mark.parametrize("path", ["/home/josé/my data (2)/a=b#c", "it's/~x", "plain/a-b_c.d", "D:/{x}/[y],z"])
-def test_paths_are_taken_as_they_are(path):
+def test_paths_are_literal(path):
     found = compose_settings(["task=glue/rte", f"data.root={path}", f"model.path={path}", f"results.root={path}"])
     assert (found.data.root, found.model.path, found.results.root) == (path, path, path)
     assert compose_settings(["data.root=null", "results.root='a b'"]).results.root == "a b", "words in quotes are Hydra's"
 
 
-def test_recipes_hold_numbers_not_text():
-    """1e-3 is text to plain YAML readers; 1.0e-3 is a number."""
+def test_recipes_contain_numbers():
+    """Plain YAML readers parse 1e-3 as text and 1.0e-3 as a number."""
     for path in CONFIGS.rglob("*.yaml"):
         for value in leaves(yaml.safe_load(path.read_text())):
             assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value)), f"{path.name}: {value}"
@@ -183,8 +183,8 @@ def test_goft_tables_8_and_9_are_transcribed():
         assert s.model.hub == "google/vit-base-patch16-224-in21k"
 
 
-def test_copied_baselines_have_the_settings_of_their_own_code():
-    """AdaLoRA's lora_alpha of 32 over a starting rank of 3, FacT's scale by task and its layers, and no clipping in FacT's loop."""
+def test_copied_baselines_use_their_own_settings():
+    """AdaLoRA's lora_alpha of 32 over a starting rank of 3; FacT's scale by task, its layers, and no gradient clipping."""
     adalora = compose_settings(["protocol=goft_icml24", "task=glue/rte", "method=adalora"])
     assert 3 * adalora.method.options["scale"] == pytest.approx(32)
     assert adalora.method.options["orthogonal_weight"] == 0.3
@@ -209,19 +209,19 @@ def test_psoft_table_11_is_transcribed():
     [
         ("math/gsm8k", "r352", 2e-4, "table 12"),
         ("math/gsm8k", "r168", 4e-4, "table 12"),
-        ("math/gsm8k", "r72", 2e-4, "table 12, the rate of r352"),
+        ("math/gsm8k", "r72", 2e-4, "table 12, the learning rate of r352"),
         ("commonsense/piqa", "r424", 1e-4, "table 14"),
         ("commonsense/piqa", "r194", 4e-4, "table 14"),
-        ("commonsense/piqa", "r64", 1e-4, "table 14, the rate of r424"),
+        ("commonsense/piqa", "r64", 1e-4, "table 14, the learning rate of r424"),
     ],
 )
-def test_a_variant_has_its_own_rate_or_says_whose(task, variant, rate, source):
+def test_variant_learning_rate_or_its_source(task, variant, rate, source):
     """PSOFT, tables 12 and 14."""
     s = compose_settings(["protocol=psoft_iclr26", f"task={task}", "method=psoft", f"method.variant={variant}"])
     assert (s.optim.lr, s.optim.head_lr, s.method.lr_source) == (rate, rate, source)
 
 
-def test_rows_of_table_4_have_the_printed_variants():
+def test_psoft_table_4_variants():
     for method, variant in (("lora", "r2"), ("oft_paper", "b4")):
         for protocol in ("goft_icml24", "small"):
             assert compose_settings([f"protocol={protocol}", "task=squad/v1", f"method={method}"]).method.variant == variant
@@ -237,13 +237,13 @@ def test_rows_of_table_4_have_the_printed_variants():
         (["task=vtab/dtd", "eval_scheme=whole"], "leaves no rows for validation"),
     ],
 )
-def test_splits_that_a_suite_lacks(words, message):
+def test_eval_scheme_unsupported_by_suite(words, message):
     with pytest.raises(QgoftError, match=message):
         compose_settings(words)
 
 
-def test_batches_of_sampled_answers_count_and_others_do_not():
-    """A seed for every batch: other batches, other answers. The training they share is the same."""
+def test_eval_batch_size_in_key_if_sampled():
+    """Every batch has its own seed, so other batches sample other answers. The shared training is the same."""
     words = ["task=instruct/vicuna", "method=goft"]
     for protocol, counts in (("goft_icml24", True), ("pocket", False)):
         one, two = (compose_settings([f"protocol={protocol}", *words, f"train.eval_batch_size={size}"]) for size in (8, 128))

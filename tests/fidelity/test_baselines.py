@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fidelity
 
 
 def wrap(name, variant, model, targets, **options):
-    """The peft configuration that a method makes for a variant, on a model."""
+    """Return the peft configuration of a method and variant on a model."""
     method = REGISTRY[name]
     modules = dict(model.named_modules())
     shapes = [method.shape_of(modules[target]) for target in targets]
@@ -31,7 +31,7 @@ def wrap(name, variant, model, targets, **options):
 
 
 def linear(n, d):
-    """A layer with well-separated singular values, as a pretrained weight has: their vectors are then the same in float32."""
+    """Return a layer with well-separated singular values, as pretrained weights have, so that float32 determines their vectors."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(d, n)).double()
     u, _, vh = torch.linalg.svd(model[0].weight.data, full_matrices=False)
@@ -48,7 +48,7 @@ def relative(ours, theirs):
 
 
 def psoft_skew(rotation, spectral_norm=None):
-    """Q of peft's parameters, after scaling them so that |Q| is as given."""
+    """Return Q of peft's parameters, scaled to the given |Q|."""
     q = torch.zeros(rotation.size, rotation.size, dtype=torch.float64)
     q[rotation.rows, rotation.cols] = rotation.weight.detach().double()
     q = q - q.T
@@ -64,7 +64,7 @@ def psoft_output(layer, q, alpha, beta, r, x, terms):
     base = layer.base_layer
     weight = base.weight.detach().double()
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    # Singular vectors are unique up to their signs: take those of the layer, which Q was trained with.
+    # Singular vectors are unique up to sign: use those of the layer, with which Q was trained.
     signs = (vh[:r] * layer._psoft_A_cache["default"]).sum(1).sign()
     a, b = signs[:, None] * vh[:r], u[:, :r] * s[:r] * signs
     k, eye = -q, torch.eye(r, dtype=torch.float64)
@@ -125,7 +125,7 @@ def test_lora_xs_decomposes_the_transpose(variant):
     lora_a, lora_b = (p[:, :r] * s[:r]).T, qh[:r].T
     if variant == "r6-formula":
         lora_a, lora_b = p[:, :r].T, qh[:r].T * s[:r]
-    # Singular vectors are unique up to their signs, which R absorbs: compare with R in the basis of this decomposition.
+    # Singular vectors are unique up to sign, which R absorbs: compare with R in the basis of this decomposition.
     a, b = layer.right["default"].T, layer.left["default"]
     flip_a = (lora_a * a).sum(1).sign()
     flip_b = (lora_b * b).sum(0).sign()
@@ -135,7 +135,7 @@ def test_lora_xs_decomposes_the_transpose(variant):
 
 
 def test_lora_xs_variants_take_different_steps():
-    """Adam divides by the size of a gradient, so that the side of the singular values changes the first step."""
+    """Adam normalises by the size of a gradient, so the side of the singular values changes the first step."""
     deltas = []
     for variant in ("r6", "r6-formula"):
         model = wrap("lora_xs", variant, linear(40, 30), ["0"]).train()
@@ -148,7 +148,7 @@ def test_lora_xs_variants_take_different_steps():
     assert relative(deltas[0], deltas[1]) > 0.1
 
 
-def test_svft_p_has_a_gate_and_a_random_start():
+def test_svft_p_gate_and_random_start():
     model, x = wrap("svft_p", "svft_p", linear(40, 30), ["0"]), rows(6, 30)
     layer, k = model.base_model.model[0], 30
     m, gate = layer.svft_m["default"], layer.svft_gate["default"]
@@ -176,7 +176,7 @@ def tiny_deberta(dropout):
 
 @pytest.mark.parametrize("name", ["h_adapter", "p_adapter"])
 @pytest.mark.parametrize("training", [False, True])
-def test_bottleneck_is_where_adalora_has_it(name, training):
+def test_bottleneck_position_is_adaloras(name, training):
     """Houlsby: LN(h + up(swish(down(h))) + x), Pfeiffer: LN(up(relu(down(LN(h + x)))) + h + x), h = dropout(dense(y))."""
     model = tiny_deberta(0.3)
     pattern = ["attention.output", "output"] if name == "h_adapter" else ["output"]

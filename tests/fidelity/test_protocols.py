@@ -1,7 +1,5 @@
-"""What the protocols make of rows, images, prompts and steps, against the behaviour of the papers' scripts, written here independently.
-
-Sources: PSOFT 783a5e2 and 820959e, MetaMath fe667b1, LLM-Adapters 8166572, LLaMA-Factory 73f40f1. docs/protocols.md names the place of each.
-"""
+"""Rows, images, prompts and steps of the protocols against the behaviour of the papers' scripts, written independently. Sources: PSOFT
+783a5e2 and 820959e, MetaMath fe667b1, LLM-Adapters 8166572, LLaMA-Factory 73f40f1. docs/protocols.md names the place of each."""
 
 import io
 import math
@@ -31,7 +29,7 @@ def settings(*words):
 @pytest.mark.parametrize("count", [408, 277])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_psoft_halves_follow_the_seed(count, seed):
-    """np.random.seed(seed); np.random.shuffle(arange(n)): the first floor(n / 2) choose."""
+    """np.random.seed(seed); np.random.shuffle(arange(n)): the first floor(n / 2) are the validation split."""
     first, second = split_in_half(Dataset.from_dict({"row": list(range(count))}), seed)
     np.random.seed(seed)
     order = np.arange(count)
@@ -42,7 +40,7 @@ def test_psoft_halves_follow_the_seed(count, seed):
 
 
 def test_psoft_warmup_is_truncated():
-    """int(total * 0.1) on GLUE and VTAB, ceil where transformers' Trainer counts (mathematics)."""
+    """int(total * 0.1) on GLUE and VTAB, rounded up by transformers' Trainer (mathematics)."""
     total, parameter = 5357, torch.nn.Parameter(torch.zeros(1))
     steps = {}
     for task in ("glue/cola", "vtab/dtd", "math/gsm8k"):
@@ -78,14 +76,14 @@ def test_vtab_images(protocol, method, resample, mean, deviation):
 
 
 @pytest.mark.parametrize("method", ["psoft", "lora", "dora", "pissa", "oft_v2", "boft", "lora_xs"])
-def test_psoft_vtab_dropout_is_the_adapters(method):
+def test_psoft_vtab_dropout_is_on_the_adapter(method):
     """Table 11's dropout of 0.1 is --peft_dropout."""
     s = settings("protocol=psoft_iclr26", "task=vtab/dtd", f"method={method}")
     assert (s.method.options["dropout"], s.train.hidden_dropout) == (0.1, None)
 
 
 @pytest.mark.parametrize(("protocol", "scale"), [("psoft_iclr26", 1.0), ("goft_icml24", 2.0), ("pocket", 2.0)])
-def test_lora_scale_of_the_protocol(protocol, scale):
+def test_lora_scale_by_protocol(protocol, scale):
     assert settings(f"protocol={protocol}", "task=glue/rte", "method=lora").method.options["scale"] == scale
 
 
@@ -96,7 +94,8 @@ def test_psoft_qgoft_without_penalty():
 
 
 def test_metamath_prompts():
-    """No newline after "### Response:"; in training further lines of a query are its input; at test the whole question is the instruction."""
+    """No newline after "### Response:". In training, further lines of a query are its input; in tests the whole question is the
+    instruction."""
     options = settings("protocol=psoft_iclr26", "task=math/math", "method=psoft").task.options
     template = Template(*TEMPLATE, prompt_rules(options))
     assert template.prompt("one") == "I one\n\n### Response:"
@@ -109,7 +108,7 @@ def test_metamath_prompts():
 
 
 def test_llama_factory_prompts():
-    """An input follows its instruction on a new line; there is no section for it."""
+    """An input follows its instruction on a new line, without a section of its own."""
     s = settings("protocol=goft_icml24", "task=instruct/vicuna", "method=goft")
     template = Template(*TEMPLATE, prompt_rules(s.task.options))
     assert template.prompt("one", "two") == "I one\ntwo\n\n### Response:\n"
@@ -117,7 +116,7 @@ def test_llama_factory_prompts():
     assert (s.train.max_length, s.train.batch_size * s.train.gradient_accumulation_steps, s.train.group_by_length) == (1024, 128, False)
 
 
-def test_prompt_rules_refuse_what_they_do_not_know():
+def test_prompt_rules_unknown_value():
     for rules, message in (
         ({"answer": 1}, "unknown task.options.train_prompt 'answer'"),
         ({"response": "x"}, "allowed are glued, newline"),
@@ -127,7 +126,7 @@ def test_prompt_rules_refuse_what_they_do_not_know():
 
 
 def test_commonsense_training():
-    """Loss on all tokens, 120 rows held out with seed 42, a look every 80 steps with the best loss kept, but not for BOFT."""
+    """Loss on all tokens, 120 rows held out with seed 42, evaluated every 80 steps; the best loss is selected, except for BOFT."""
     s = settings("protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft")
     assert (s.train.loss_on, s.train.holdout_rows, s.train.eval_steps, s.selection) == ("all", 120, 80, "best_validation")
     assert (s.train.mixed_precision, s.train.group_by_length, s.task.options["num_beams"], s.task.options["new_tokens"]) == (
@@ -146,7 +145,7 @@ def test_commonsense_training():
     assert sorted([*train["row"], *held["row"]]) == list(range(500))
 
 
-def test_vtab_offers_both_readings_of_the_training_set():
+def test_vtab_supports_both_training_sets():
     """GOFT's G.2 trains on the 800, FacT's framework on all 1,000."""
     words = ["protocol=goft_icml24", "task=vtab/dtd", "method=goft"]
     assert settings(*words).eval_scheme == "whole"

@@ -137,8 +137,8 @@ def test_second_release_forward(d, variant, tmp_path):
 
 
 @pytest.mark.parametrize("d", [12, 96])
-def test_releases_differ_for_the_same_file(d, tmp_path):
-    """Why the release must be named: one file, two products."""
+def test_releases_differ_on_one_adapter(d, tmp_path):
+    """The release must be named, since one file has two products."""
     state, outputs = released_state("qgoft", d), []
     for release in ("first", "second"):
         (tmp_path / release).mkdir()
@@ -148,8 +148,8 @@ def test_releases_differ_for_the_same_file(d, tmp_path):
 
 
 @pytest.mark.parametrize("variant", list(SWITCHES))
-def test_rows_of_the_weight_are_rotated(variant, tmp_path):
-    """h = (R W^T)^T x of the paper, its R on the rows of W: not W (R x)."""
+def test_goft_rotates_rows_of_the_weight(variant, tmp_path):
+    """h = (R W^T)^T x in the paper, with R on the rows of W: not W (R x)."""
     d, state = 13, released_state(variant, 13)
     model, weight, bias = load_converted(tmp_path, state, variant, d, "first")
     matrix, x = first_release(state, d).detach(), torch.randn(4, d)
@@ -158,7 +158,7 @@ def test_rows_of_the_weight_are_rotated(variant, tmp_path):
     assert (weight @ matrix @ x.double().T - (paper - bias).T).norm() > 0.1 * paper.norm()
 
 
-def test_mix_pairs_is_the_product_of_the_levels():
+def test_mix_pairs_equals_product_of_levels():
     d, state = 100, released_state("qgoft", 100)
     matrix, x = first_release(state, d).detach(), torch.randn(3, d, dtype=torch.float64)
     assert_close(givens.mix_pairs(x, state["givens_soft"]).detach(), x @ matrix.T, 1e-12)

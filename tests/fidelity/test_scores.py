@@ -1,7 +1,5 @@
 """Scores against verdicts of the published code: MetaMath fe667b1, hendrycks/math 985bdc1, LLM-Adapters 8166572, SQuAD's official script.
-
-The verdicts are recorded here; `make fidelity` asks the code itself.
-"""
+The verdicts are recorded here; `make fidelity` runs the code."""
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from qgoft.tasks.squad.scoring import exact_match_and_f1
 
 pytestmark = pytest.mark.fidelity
 
-# Two results; whether they are the same to MetaMath, to hendrycks/math, and to this project's own rule.
+# Two results; whether they are equal for MetaMath, for hendrycks/math, and by this project's rule.
 PAIRS = [
     ("$3$", "3", False, False, True),
     ("3.", "3", False, False, True),
@@ -104,7 +102,7 @@ def test_math_equivalence_without_a_result():
         ("The answer is: " + "9" * 400, None, str(int("9" * 400))),
     ],
 )
-def test_gsm8k_reading(text, published, own):
+def test_gsm8k_parsing(text, published, own):
     assert RULES["number"]["published"].read(text) == published
     assert RULES["number"]["own"].read(text) == own
 
@@ -120,7 +118,7 @@ def test_gsm8k_reading(text, published, own):
         ("The answer is: $3$", "$3$"),
     ],
 )
-def test_math_reading(text, published):
+def test_math_parsing(text, published):
     assert published_rules.read_metamath_formula(text) == published
 
 
@@ -151,7 +149,7 @@ def test_math_reference(solution, published):
         ("neither", ["option1", "option2"], None, None),
     ],
 )
-def test_commonsense_reading(text, labels, published, own):
+def test_commonsense_parsing(text, labels, published, own):
     assert published_rules.read_first_label(text, labels) == published
     assert answers.read_choice(text, labels) == own
 
@@ -163,7 +161,7 @@ def test_squad_missing_id_scores_zero():
     assert exact_match_and_f1({}, {"a": ["a."]}) == {"exact_match": 0, "f1": 0, "n": 1, "missing": 1, "unknown": 0}
 
 
-def test_stsb_pearson_is_no_average():
+def test_stsb_pearson_is_not_averaged():
     ours, labels = np.array([0.0, 1.0, 2.0, 9.0]), np.array([0.0, 1.0, 3.0, 2.0])
     centred = [values - values.mean() for values in (ours, labels)]
     pearson = 100 * (centred[0] @ centred[1]) / np.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1]))

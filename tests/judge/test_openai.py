@@ -1,4 +1,4 @@
-"""The judge behind an endpoint: a real server on the loopback interface that is slow, busy or talks nonsense."""
+"""The judge behind an endpoint: a real server on the loopback interface that is slow, busy or malformed."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ PROMPTS = {
 
 
 class Endpoint:
-    """Answers from a script: a status, a text, or "hang"."""
+    """Respond by a script: a status, a text, or "hang"."""
 
     def __init__(self):
         self.script, self.seen = [], []
@@ -73,7 +73,7 @@ def ask(endpoint, pauses=None, **changes):
     return openai.ask(openai.Messages("s", "u"), endpoint.settings(**changes), sleep=(pauses if pauses is not None else []).append)
 
 
-def test_the_protocol(endpoint, monkeypatch):
+def test_openai_request_and_response(endpoint, monkeypatch):
     monkeypatch.setenv(openai.KEY, "secret-key")
     assert ask(endpoint) == "Rating: [[5]]"
     path, headers, body = endpoint.seen[0]
@@ -83,19 +83,19 @@ def test_the_protocol(endpoint, monkeypatch):
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
 
 
-def test_busy_and_failing_endpoints_are_asked_again(endpoint):
+def test_openai_retries_busy_endpoints(endpoint):
     pauses = []
     endpoint.script = [429, 500, "[[8]]"]
     assert ask(endpoint, pauses) == "[[8]]"
     assert pauses == [1.0, 2.0]
 
 
-def test_an_answer_that_comes_short_is_asked_for_again(endpoint):
+def test_openai_retries_truncated_responses(endpoint):
     endpoint.script = ["short", "[[8]]"]
     assert ask(endpoint) == "[[8]]"
 
 
-def test_an_endpoint_that_hangs_times_out(endpoint):
+def test_openai_hanging_endpoint_times_out(endpoint):
     endpoint.script = ["hang", "[[8]]"]
     assert ask(endpoint) == "[[8]]"
 
@@ -103,13 +103,13 @@ def test_an_endpoint_that_hangs_times_out(endpoint):
 @pytest.mark.parametrize(
     ("script", "reason"), [([503, 503, 503], "status 503"), ([400], "status 400"), ([{"no": "choices"}] * 3, "not that of a chat endpoint")]
 )
-def test_what_stays_without_an_answer(endpoint, script, reason):
+def test_openai_no_response(endpoint, script, reason):
     endpoint.script = script
     with pytest.raises(openai.NoAnswer, match=reason):
         ask(endpoint)
 
 
-def test_a_refused_key_ends_the_run_and_is_not_printed(endpoint, monkeypatch):
+def test_openai_refused_key_is_not_printed(endpoint, monkeypatch):
     monkeypatch.setenv(openai.KEY, "secret-key")
     endpoint.script = [401]
     with pytest.raises(QgoftError, match="refuses") as caught:
@@ -137,26 +137,26 @@ def send_forever(handler, piece, pause=0.0):
 
 
 def drip(handler):
-    """A byte before every timeout of the socket, without end."""
+    """Send a byte before every socket timeout, endlessly."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     send_forever(handler, b"x", 0.05)
 
 
 def failing_drip(handler):
-    """A status of failure, and its reason a byte at a time."""
+    """Send an error status, and its reason one byte at a time."""
     handler.send_response(400)
     handler.end_headers()
     send_forever(handler, b"x", 0.05)
 
 
 def stream(handler):
-    """More than any memory holds."""
+    """Send more than fits in memory."""
     handler.send_response(200)
     handler.end_headers()
     send_forever(handler, b" " * 2**16)
 
 
-def test_the_key_does_not_follow_a_redirect(endpoint, monkeypatch):
+def test_openai_redirect_is_refused(endpoint, monkeypatch):
     monkeypatch.setenv(openai.KEY, "secret-key")
     other = Endpoint()
     try:
@@ -173,7 +173,7 @@ def test_the_key_does_not_follow_a_redirect(endpoint, monkeypatch):
 @pytest.mark.parametrize(
     ("step", "reason"), [(drip, "timed out"), (failing_drip, "status 400"), (stream, "the answer has more than 1,048,576 bytes")]
 )
-def test_an_endpoint_without_end_is_bounded(endpoint, step, reason):
+def test_openai_endless_response_is_bounded(endpoint, step, reason):
     endpoint.script, began = [step] * 2, time.monotonic()
     with pytest.raises(openai.NoAnswer, match=reason):
         ask(endpoint, retries=1)
@@ -191,7 +191,7 @@ def test_an_endpoint_without_end_is_bounded(endpoint, step, reason):
         (b"your key secret-key is old", r"status 400: your key \[OPENAI_API_KEY\] is old"),
     ],
 )
-def test_the_reason_of_a_refusal_is_kept(endpoint, monkeypatch, body, reason):
+def test_openai_refusal_keeps_the_reason(endpoint, monkeypatch, body, reason):
     monkeypatch.setenv(openai.KEY, "secret-key")
     endpoint.script = [status(400, body)]
     with pytest.raises(openai.Refused, match=reason) as caught:
@@ -206,7 +206,7 @@ def test_the_reason_of_a_refusal_is_kept(endpoint, monkeypatch, body, reason):
         ({"content": "the key was secret-key, [[3]]"}, "the key was [OPENAI_API_KEY], [[3]]"),
     ],
 )
-def test_what_is_read_of_an_answer(endpoint, monkeypatch, message, text):
+def test_openai_text_of_a_response(endpoint, monkeypatch, message, text):
     monkeypatch.setenv(openai.KEY, "secret-key")
     endpoint.script = [{"choices": [{"message": message}]}]
     assert ask(endpoint) == text
@@ -221,7 +221,7 @@ def test_what_is_read_of_an_answer(endpoint, monkeypatch, message, text):
         (status(200, b"[" * 100_000), "not that of a chat endpoint"),
     ],
 )
-def test_an_odd_answer_is_no_answer(endpoint, answer, reason):
+def test_openai_malformed_response(endpoint, answer, reason):
     endpoint.script = [answer] * 3
     with pytest.raises(openai.NoAnswer, match=reason):
         ask(endpoint)
@@ -238,7 +238,7 @@ def test_an_odd_answer_is_no_answer(endpoint, answer, reason):
         ({"system_role": False, "max_tokens": 9}, "max_tokens", 0.0, ["user"]),
     ],
 )
-def test_what_servers_differ_in(endpoint, changes, field, temperature, roles):
+def test_openai_server_options(endpoint, changes, field, temperature, roles):
     ask(endpoint, **changes)
     body = endpoint.seen[0][2]
     assert body[field] == changes.get("max_tokens", 2048)
@@ -248,7 +248,7 @@ def test_what_servers_differ_in(endpoint, changes, field, temperature, roles):
     assert "s" in body["messages"][0]["content"]
 
 
-def test_a_proxy_is_named(monkeypatch):
+def test_openai_proxy_is_named(monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://user:word@127.0.0.1:9")
@@ -257,7 +257,7 @@ def test_a_proxy_is_named(monkeypatch):
         openai.ask(openai.Messages("s", "u"), settings)
 
 
-def test_three_equal_refusals_end_it(endpoint, tmp_path):
+def test_openai_three_equal_refusals(endpoint, tmp_path):
     """Before eighty questions are paid for."""
     asked, file = questions(8), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
     endpoint.script = [status(400, b'{"error": "no system role"}')] * 8
@@ -266,7 +266,7 @@ def test_three_equal_refusals_end_it(endpoint, tmp_path):
     assert len(endpoint.seen) == 3
 
 
-def test_an_answer_without_a_rating_is_not_asked_for_again(endpoint, tmp_path):
+def test_judge_keeps_unrated_answers(endpoint, tmp_path):
     asked, file = questions(3), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
     endpoint.script = ["[[7]]", "I would not say", 400]
     judgments = judge_answers(asked, ["a"] * 3, endpoint.settings(), file, PROMPTS, print)
@@ -275,7 +275,7 @@ def test_an_answer_without_a_rating_is_not_asked_for_again(endpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("value", "sent"), [("secret-key\r\n", "Bearer secret-key"), ("", None)])
-def test_the_key_as_it_was_meant(endpoint, value, sent, monkeypatch):
+def test_openai_key_is_stripped(endpoint, value, sent, monkeypatch):
     monkeypatch.setenv(openai.KEY, value)
     ask(endpoint)
     assert endpoint.seen[0][1].get("Authorization") == sent
@@ -284,7 +284,7 @@ def test_the_key_as_it_was_meant(endpoint, value, sent, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "message"), [("", "needs a key: set OPENAI_API_KEY"), ("sk-\nsecret", "contains characters that a key cannot have")]
 )
-def test_a_key_that_cannot_be_is_told_before_anything_is_sent(value, message, monkeypatch):
+def test_openai_invalid_key_before_requests(value, message, monkeypatch):
     monkeypatch.setenv(openai.KEY, value)
     with pytest.raises(QgoftError, match=message) as caught:
         openai.read_key(JudgeSettings(kind="openai", model="m"))
@@ -295,7 +295,7 @@ def questions(count):
     return [Question(i + 1, "math" if i == 0 else "generic", f"question {i}", "", ("reference",) if i == 0 else ()) for i in range(count)]
 
 
-def test_failures_are_kept_counted_and_asked_again_alone(endpoint, tmp_path):
+def test_judge_repeats_only_failed_judgments(endpoint, tmp_path):
     said, asked = [], questions(5)
     endpoint.script = ["[[7]]", "no number", "[[11]]", "[[3]] [[4]]", 400]
     file = JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
@@ -316,7 +316,7 @@ def test_failures_are_kept_counted_and_asked_again_alone(endpoint, tmp_path):
     assert file.count() == (9, 4), "what was asked again had failed all the same"
 
 
-def test_a_dead_endpoint_ends_it_and_the_rest_is_asked_later(endpoint, tmp_path):
+def test_judge_resumes_after_dead_endpoint(endpoint, tmp_path):
     asked, file = questions(8), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
     endpoint.script = ["[[7]]", 503, 503, "no number", 429, 500, 503]
     with pytest.raises(QgoftError, match=r"no answer to 3 questions in a row \(status 503\); what it has rated is kept"):
@@ -327,17 +327,17 @@ def test_a_dead_endpoint_ends_it_and_the_rest_is_asked_later(endpoint, tmp_path)
     assert unrated(asked, judgments) == []
 
 
-def test_repeats_and_other_answers(endpoint, tmp_path):
+def test_judge_several_ratings_and_new_answers(endpoint, tmp_path):
     endpoint.script = ["[[2]]", "[[8]]", "[[9]]"]
     path, asked = tmp_path / "judgments.jsonl", questions(1)
     judge_answers(asked, ["a"], endpoint.settings(num_ratings=3), JudgmentFile(path, {"answers": "x"}), PROMPTS, print)
     assert len(endpoint.seen) == 3
     assert endpoint.seen[0][2]["messages"][1]["content"] == "Q: question 0 R: reference A: a"
-    # Other answers: nothing of before is taken over.
+    # Other answers: earlier judgments are not used.
     assert JudgmentFile(path, {"answers": "y"}).read() == []
 
 
-def test_a_torn_last_line_is_dropped(tmp_path):
+def test_judge_ignores_a_corrupt_last_line(tmp_path):
     path = tmp_path / "judgments.jsonl"
     file = JudgmentFile(path, {"answers": "x"})
     file.append({"question_id": 1, "repeat": 0, "rating": 4.0, "error": None, "text": ""})
@@ -348,12 +348,12 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     assert [j["question_id"] for j in again.read()] == [1, 3]
 
 
-def test_braces_in_answers_are_left_alone():
+def test_judge_prompt_keeps_braces():
     text = messages_for(Question(1, "generic", "what is {answer}?", "", ()), "a {question} {x}", PROMPTS).user
     assert text == "Q: what is {answer}? A: a {question} {x}"
 
 
-def test_prompts_of_the_pinned_file(shared):
+def test_judge_prompts_of_the_pinned_file(shared):
     prompts = read_prompts(shared / "data" / "vicuna" / "judge_prompts.jsonl")
     question = Question(1, "math", "How much?", "", ("Seven.",))
     filled = messages_for(question, "Eight.", prompts).user
@@ -362,7 +362,7 @@ def test_prompts_of_the_pinned_file(shared):
     assert "{" not in filled.replace("{{", "")
 
 
-def test_a_file_without_prompts(tmp_path):
+def test_judge_file_without_prompts(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"name": "single-v1", "system_prompt": "", "prompt_template": ""}\n')
     with pytest.raises(QgoftError, match="lacks the judge prompt single-math-v1"):
         read_prompts(tmp_path / "p.jsonl")

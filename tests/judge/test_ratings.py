@@ -1,4 +1,4 @@
-"""What counts as a rating, and what is made of ratings."""
+"""Ratings in judgments, and statistics of ratings."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from qgoft.judge.f1_judge import rate
 from qgoft.judge.ratings import NoRating, bootstrap_interval, median_ratings, paired_interval, read_rating, win_tie_loss
 
 
-def test_ratings_in_double_or_single_brackets():
+def test_rating_in_double_or_single_brackets():
     assert read_rating("Good. Rating: [[7]]") == 7
     assert read_rating("Rating: [[8.5]]") == 8.5
     assert read_rating("Rating: [6]") == 6
@@ -33,12 +33,12 @@ def test_ratings_in_double_or_single_brackets():
         ("[[-3]]", "outside"),
     ],
 )
-def test_what_is_no_rating(text, reason):
+def test_rating_missing(text, reason):
     with pytest.raises(NoRating, match=reason):
         read_rating(text)
 
 
-def test_the_median_of_the_ratings_there_are():
+def test_median_of_available_ratings():
     judgments = [
         {"question_id": 1, "rating": 2.0},
         {"question_id": 1, "rating": 9.0},
@@ -49,11 +49,11 @@ def test_the_median_of_the_ratings_there_are():
     assert median_ratings(judgments) == {1: 8.0, 3: 4.0}
 
 
-def test_wins_are_counted_on_shared_questions():
+def test_wins_count_common_questions():
     assert win_tie_loss({1: 5, 2: 5, 3: 9, 4: 1}, {1: 4, 2: 5, 3: 10}) == (1, 1, 1)
 
 
-def test_the_interval_holds_the_mean_and_shrinks_to_it():
+def test_bootstrap_interval_contains_the_mean():
     low, high = bootstrap_interval([1.0, 10.0] * 40)
     assert low < 5.5 < high
     assert bootstrap_interval([3.0] * 5) == (3.0, 3.0)
@@ -61,10 +61,10 @@ def test_the_interval_holds_the_mean_and_shrinks_to_it():
     assert (low, high) == (1.0, 1.0)
 
 
-def test_the_rule_judge_is_exact():
+def test_rule_judge_is_exact():
     right = ["a dog", "an animal"]
     assert rate("an animal", right)[0] == 10
     assert rate("a cat", right) == (1 + round(8 * 0.5), "F1 0.50 with 'a dog'")
     assert rate("", right)[0] == 1
-    # All words but in another order: nearly, not quite.
+    # All words, but in another order: nearly right.
     assert rate("dog a", right)[0] == 9

@@ -1,4 +1,4 @@
-"""For every method, at parameters away from the start: reloaded equals saved, and the same seed gives the same weights."""
+"""For every method, away from the initial parameters: reloaded equals saved, and the same seed gives the same weights."""
 
 import peft
 import pytest
@@ -21,7 +21,7 @@ def words(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
-def test_the_same_seed_gives_the_same_weights_and_reloaded_equals_saved(name, tmp_path):
+def test_method_is_seeded_and_reloads(name, tmp_path):
     method, variant = words(name)
     (_, adapted), (_, again) = build(method, *variant), build(method, *variant)
     for (first, a), (second, b) in zip(adapted.model.state_dict().items(), again.model.state_dict().items(), strict=True):
@@ -33,7 +33,7 @@ def test_the_same_seed_gives_the_same_weights_and_reloaded_equals_saved(name, tm
     if adapted.is_peft:
         adapted.model.save_pretrained(tmp_path)
         load_adapter(again, tmp_path)
-        # In another program peft alone is asked, with a head of its own to be replaced.
+        # Another program uses only peft, with its own head to be replaced.
         torch.manual_seed(9)
         base = load_classifier(compose_settings(["task=glue/rte", f"method={method}", *variant]), weights_folder("pocket-deberta"))
         loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()

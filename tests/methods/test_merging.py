@@ -1,4 +1,4 @@
-"""Evaluation on merged weights: the same predictions, and afterwards the very same weights."""
+"""Evaluation with merged weights: the same predictions, and the original weights afterwards."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def tuner_layers(adapted):
 
 
 def move(adapted):
-    """Leave the start, where merging would change nothing."""
+    """Move away from the start, at which merging changes nothing."""
     torch.manual_seed(1)
     for name, parameter in adapted.model.named_parameters():
         if parameter.requires_grad and name not in adapted.head_names:
@@ -26,14 +26,14 @@ def move(adapted):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-def test_merged_predicts_the_same_and_leaves_no_trace(method):
+def test_merged_for_eval_restores_weights(method):
     _, adapted = build(method)
     move(adapted)
     adapted.model.eval()
     before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
     plain = adapted.model(ids()).logits
     with merged_for_eval(adapted):
-        # What is not linear in its input cannot be part of a weight, and is left where it is.
+        # Adapters that are not linear in their input cannot be merged and stay unmerged.
         assert all(layer.merged == getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted))
         inside = adapted.model(ids()).logits
     torch.testing.assert_close(inside, plain, rtol=1e-4, atol=2e-5)
@@ -44,7 +44,7 @@ def test_merged_predicts_the_same_and_leaves_no_trace(method):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-def test_unloaded_is_a_plain_model_that_predicts_the_same(method):
+def test_unload_predicts_the_same(method):
     _, adapted = build(method)
     move(adapted)
     adapted.model.eval()
@@ -60,7 +60,7 @@ def test_unloaded_is_a_plain_model_that_predicts_the_same(method):
 
 
 @torch.no_grad()
-def test_an_error_inside_puts_the_weights_back():
+def test_merged_for_eval_restores_after_error():
     _, adapted = build("qgoft")
     move(adapted)
     before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
@@ -71,7 +71,7 @@ def test_an_error_inside_puts_the_weights_back():
 
 
 @torch.no_grad()
-def test_half_precision_stays_unmerged_since_merging_would_round():
+def test_merged_for_eval_skips_half_precision():
     _, adapted = build("qgoft")
     adapted.model.bfloat16()
     with merged_for_eval(adapted):

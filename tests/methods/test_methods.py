@@ -1,4 +1,4 @@
-"""Every method on the embedded encoder: the promise holds, it starts at the base model where it should, and it trains."""
+"""Every method on the embedded encoder: its parameter count, its start at the base model, and its training."""
 
 import dataclasses
 
@@ -62,13 +62,13 @@ def ids():
         ("lora", "r8", VIT_QUERY_VALUE, 294_912),
     ],
 )
-def test_promised_counts_on_the_papers_shapes(method, variant, shapes, expected):
+def test_num_params_on_published_shapes(method, variant, shapes, expected):
     entry = REGISTRY[method]
     assert entry.num_params(shapes, parse_variant(entry, variant)) == expected
 
 
-def test_bitfit_on_deberta_v3_base():
-    """Every bias but pooler and head: 102,912 (GOFT, table 1 prints 0.1M). Shapes alone: no weights are made."""
+def test_bitfit_count_on_deberta_v3_base():
+    """All biases except pooler and head: 102,912 (GOFT, table 1 prints 0.1M). Shapes only; no weights are allocated."""
     model = build_shapes("deberta_v3_base")
     spec = compose_settings(["protocol=goft_icml24", "method=bitfit"])
     adapted = apply_method(model, spec.model, spec.method, total_steps=1)
@@ -77,7 +77,7 @@ def test_bitfit_on_deberta_v3_base():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_builds_with_its_promised_count_and_trains(method):
+def test_method_has_its_num_params_and_trains(method):
     _, adapted = build(method)
     assert adapted.head == sum(p.numel() for n, p in adapted.model.named_parameters() if n in adapted.head_names)
     assert adapted.head > 0
@@ -86,7 +86,7 @@ def test_builds_with_its_promised_count_and_trains(method):
     before = {n: p.detach().clone() for n, p in adapted.model.named_parameters()}
     optimizer = torch.optim.AdamW(free.values(), 1e-2)
     adapted.model.train()
-    # Twice: LoRA's A moves only once B has left zero.
+    # Two steps: LoRA's A changes only after B has left zero.
     for step in (1, 2):
         adapted.model(input_ids=ids(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
         optimizer.step()
@@ -104,7 +104,7 @@ DRAWN = ("h_adapter", "p_adapter", "svft_p")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_starts_at_the_pretrained_model(method):
+def test_method_starts_at_the_base_model(method):
     settings = compose_settings(["method=full", "task=glue/rte"])
     torch.manual_seed(0)
     expected = load_classifier(settings, weights_folder("pocket-deberta")).eval()(input_ids=ids()).logits
@@ -116,13 +116,13 @@ def test_starts_at_the_pretrained_model(method):
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
 
 
-def test_boft_keeps_its_factors_without_an_extension():
+def test_boft_without_the_cuda_extension():
     _, adapted = build("boft")
     sizes = {p.shape[0] for n, p in adapted.model.named_parameters() if "boft_R" in n}
     assert sizes == {2}
 
 
-def test_boft_factors_multiply_to_an_orthogonal_matrix():
+def test_boft_product_is_orthogonal():
     _, adapted = build("boft")
     layer = next(m for m in adapted.model.modules() if hasattr(m, "boft_R"))
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_boft_factors_multiply_to_an_orthogonal_matrix():
     assert per_row.max() > 8, "two factors reach beyond one block"
 
 
-def test_oft_is_exact_and_oft_v2_is_not():
+def test_oft_is_exact_oft_v2_is_not():
     errors = {}
     for method in ("oft", "oft_v2"):
         _, adapted = build(method, "method.variant=b32")
@@ -148,7 +148,7 @@ def test_oft_is_exact_and_oft_v2_is_not():
     assert errors["oft"] < 1e-5 < 1e-2 < errors["oft_v2"]
 
 
-def test_a_broken_promise_is_an_error(monkeypatch):
+def test_num_params_mismatch_is_an_error(monkeypatch):
     entry = REGISTRY["lora"]
     monkeypatch.setitem(REGISTRY, "lora", Method("lora", entry.hparams, lambda shapes, values: 7, entry.config))
     with pytest.raises(RuntimeError, match="should have 7 trainable parameters over 18 layers, but the built model has 41,472"):
@@ -181,28 +181,28 @@ def test_a_broken_promise_is_an_error(monkeypatch):
         ),
     ],
 )
-def test_what_does_not_fit_is_told(method, words, message):
+def test_method_does_not_fit_model(method, words, message):
     with pytest.raises(QgoftError, match=message):
         build(method, *words)
 
 
-def test_a_head_that_is_not_there():
+def test_head_module_missing():
     settings = compose_settings(["task=glue/rte"])
     model = load_classifier(settings, weights_folder("pocket-deberta"))
     with pytest.raises(QgoftError, match="no module named lm_head"):
         apply_method(model, dataclasses.replace(settings.model, head_modules=["lm_head"]), settings.method, total_steps=1)
 
 
-def test_names_are_taken_once():
+def test_registry_refuses_duplicate_names():
     with pytest.raises(ValueError, match="registered twice"):
         register(Method("lora"))
 
 
-def test_each_method_is_one_entry_and_one_file():
+def test_method_has_one_config_file():
     assert config_names("method") == sorted(REGISTRY)
 
 
-def test_targets_are_linear_layers_only():
+def test_targets_are_linear_layers():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 5))
     assert find_targets(model, ".*") == {"0": (4, 3), "2": (5, 4)}
     block = BertSelfOutput(BertConfig(hidden_size=12, num_attention_heads=2))
@@ -214,7 +214,7 @@ def test_targets_are_linear_layers_only():
     ("variant", "per_layer"),
     [("goft-sequential", lambda d, b: d - 1), ("goft_star-butterfly", lambda d, b: b + d), ("qgoft-butterfly", lambda d, b: 4 * b)],
 )
-def test_other_pairings_have_their_own_counts(variant, per_layer):
+def test_pairings_have_their_own_counts(variant, per_layer):
     _, adapted = build(variant.partition("-")[0], f"method.variant={variant}")
     # Widths 96 and 384: pairs (i, i + s) with bit log2 s of i zero.
     blocks = {d: sum(not i & 2**r for r in range(d.bit_length()) for i in range(d - 2**r)) for d in (96, 384)}
@@ -223,8 +223,8 @@ def test_other_pairings_have_their_own_counts(variant, per_layer):
         build("goft", "method.variant=goft-butterfly-sequential")
 
 
-def test_what_is_freed_of_a_16_bit_model_trains_in_float32():
-    """AdamW's steps of a small rate are lost in the rounding of bfloat16: of a hundred equal ones nothing may be left."""
+def test_base_16_bit_parameters_train_in_float32():
+    """AdamW's small steps are lost in the rounding of bfloat16: a hundred equal ones may have no effect."""
     settings = compose_settings(["method=full", "task=glue/rte"])
     model = load_classifier(settings, weights_folder("pocket-deberta")).to(torch.bfloat16)
     adapted = apply_method(model, settings.model, settings.method, total_steps=1)
@@ -234,8 +234,8 @@ def test_what_is_freed_of_a_16_bit_model_trains_in_float32():
 
 
 @pytest.mark.parametrize("method", ["adalora", "bitfit", "boft", "fact_tk", "h_adapter", "lora", "psoft", "qgoft"])
-def test_a_16_bit_encoder_trains_in_float32(method):
-    """peft widens adapters alone: a head of 16 bits would lose most of its steps."""
+def test_encoder_16_bit_trains_in_float32(method):
+    """peft widens only adapters: a head in 16 bits would lose most of its steps."""
     settings = compose_settings([f"method={method}", "task=glue/rte", "model.dtype=bfloat16", "train.mixed_precision=bf16"])
     adapted = apply_method(load_classifier(settings, weights_folder("pocket-deberta")), settings.model, settings.method, total_steps=1)
     trained = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
@@ -250,8 +250,8 @@ def test_a_16_bit_encoder_trains_in_float32(method):
     )
 
 
-def test_adalora_is_pulled_towards_orthogonal_matrices():
-    """Equation 4 of its paper; the weight is a setting of the method, and what peft would add is the same."""
+def test_adalora_orthogonal_term_has_an_effect():
+    """Equation 4 of its paper; the weight is a hyperparameter of the method, and the term equals peft's."""
     _, adapted = build("adalora")
     assert adapted.penalty_weight == 0.1
     distance = adapted.penalty(adapted.model)
@@ -269,7 +269,7 @@ def test_adalora_is_pulled_towards_orthogonal_matrices():
 
 
 @pytest.mark.parametrize(("scale", "alpha"), [(1.0, 2), (2.0, 4), (0.25, 0.5)])
-def test_a_scale_is_kept_whatever_it_gives(scale, alpha):
+def test_lora_scale_is_not_rounded(scale, alpha):
     values = {"r": 2}
     config = REGISTRY["lora"].config(values, Context([(8, 8)], 1, {"scale": scale}))
     assert config.lora_alpha == alpha

@@ -1,4 +1,4 @@
-"""What claims to be orthogonal is, at random parameters; what only nearly is, is measured; what does not turn its input has no error."""
+"""At random parameters: orthogonal methods are exact, nearly orthogonal ones have a measured error, and methods without rotation have none."""
 
 import json
 
@@ -26,29 +26,29 @@ def moved(method, scale=0.1):
 
 
 @pytest.mark.parametrize("method", sorted(EXACT))
-def test_exact_at_random_parameters(method):
+def test_orthogonal_methods_at_random_parameters(method):
     assert orthogonality_error(moved(method, 0.5)) < 2e-5
 
 
 @pytest.mark.parametrize("method", sorted(FREE))
-def test_the_others_are_measured(method):
+def test_other_methods_have_an_error(method):
     _, adapted = build(method)
     assert orthogonality_error(adapted.model) < 1e-6
     assert orthogonality_error(moved(method)) > 1e-4
 
 
 @pytest.mark.parametrize("method", sorted(set(REGISTRY) - EXACT - FREE - {"base"}))
-def test_none_where_nothing_is_turned(method):
+def test_no_error_without_rotation(method):
     assert orthogonality_error(build(method)[1].model) is None
 
 
-def test_neumann_drifts_with_the_size_of_its_angles():
+def test_neumann_error_grows_with_the_angle():
     errors = [orthogonality_error(moved("oft_v2", scale)) for scale in (0.01, 0.03, 0.1)]
     assert errors[0] < 1e-3
     assert errors == sorted(errors)
 
 
-def test_psoft_without_its_scales_is_near():
+def test_psoft_without_scales_is_nearly_orthogonal():
     model = moved("psoft", 0.01)
     for module in model.modules():
         if hasattr(module, "psoft_R"):
@@ -59,7 +59,7 @@ def test_psoft_without_its_scales_is_near():
     assert len(list(transformations(model))) == 18
 
 
-def test_a_run_keeps_its_trace(tmp_path):
+def test_run_stores_its_trace(tmp_path):
     for method, is_there in (("goft", True), ("lora", False)):
         words = [
             f"method={method}",

@@ -1,4 +1,4 @@
-"""PSOFT's ablations: what each word of a variant changes, and what it leaves alone."""
+"""PSOFT's ablations: the effect of each modifier of a variant."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def factors(model):
 
 
 def with_other_signs(found, *, of_rows):
-    """A decomposition that another library might give as well; of V the vectors are rows, or columns."""
+    """Return a decomposition that another library might give; vectors of V are rows or columns."""
 
     def decompose(*args, **kwargs):
         u, s, v = found(*args, **kwargs)
@@ -49,14 +49,14 @@ def with_other_signs(found, *, of_rows):
 
 
 @pytest.mark.parametrize("variant", SIZES)
-def test_each_starts_at_the_base_with_its_own_count(variant):
+def test_psoft_variants_start_at_the_base(variant):
     _, plain = build("linear")
     _, adapted = build("psoft", f"method.variant={variant}")
     assert adapted.trainable == 18 * SIZES[variant]
     torch.testing.assert_close(adapted.model.eval()(input_ids=ids()).logits, plain.model.eval()(input_ids=ids()).logits, rtol=0, atol=2e-4)
 
 
-def test_scales():
+def test_psoft_scales():
     found = {}
     for variant in ("r8", "r8-strict", "r8-alpha", "r8-beta"):
         rotation = layers(build("psoft", f"method.variant={variant}")[1].model)[0].psoft_R["default"]
@@ -64,8 +64,8 @@ def test_scales():
     assert found == {"r8": (True, True), "r8-strict": (False, False), "r8-alpha": (True, False), "r8-beta": (False, True)}
 
 
-def test_which_factor_is_orthogonal():
-    """The products are the same principal part; the singular values sit on the output's side, on the input's, or on both."""
+def test_psoft_orthogonal_factor():
+    """The products are the same principal part; the singular values are on the output side, the input side, or both."""
     products = {}
     for variant, (is_a, is_b) in {"r8": (True, False), "r8-borth": (False, True), "r8-symmetric": (False, False)}.items():
         a, b = factors(build("psoft", f"method.variant={variant}")[1].model)
@@ -77,7 +77,7 @@ def test_which_factor_is_orthogonal():
     torch.testing.assert_close(products["r8-symmetric"], products["r8"], rtol=1e-3, atol=1e-5)
 
 
-def test_a_randomised_decomposition_comes_near_the_full_one():
+def test_psoft_randomised_decomposition():
     _, full = build("psoft", "method.variant=r8")
     _, quick = build("psoft", "method.variant=r8-svd20")
     assert layers(quick.model)[0].psoft_svd == {"default": "lowrank"}
@@ -87,7 +87,7 @@ def test_a_randomised_decomposition_comes_near_the_full_one():
     assert lost[0] <= lost[1] < 1.01 * lost[0]
 
 
-def test_error_of_the_neumann_series_by_its_length():
+def test_psoft_neumann_error_by_terms():
     """A series of K = t - 2 is C (I - Q^(K+1)), C the exact map. Of R^T R - I it leaves 2 Q^(K+1) for odd K, and Q^(2K+2) for even K, since an odd
     power of the skew Q is skew. docs/LOG.md."""
     errors = {}
@@ -102,8 +102,8 @@ def test_error_of_the_neumann_series_by_its_length():
 
 
 @pytest.mark.parametrize(("method", "variant"), [("psoft", "r8"), ("psoft", "r8-borth"), ("psoft", "r8-svd5"), ("lora_xs", "r8-pissa")])
-def test_an_adapter_is_taken_over_to_singular_vectors_of_other_signs(method, variant, monkeypatch):
-    """They are unique but for their sign, and an adapter is R alone."""
+def test_psoft_adapter_with_other_signs(method, variant, monkeypatch):
+    """They are unique except for their sign, and an adapter contains only R."""
 
     def built():
         model = build(method, f"method.variant={variant}")[1].model.eval()
@@ -123,7 +123,7 @@ def test_an_adapter_is_taken_over_to_singular_vectors_of_other_signs(method, var
     torch.testing.assert_close(elsewhere(input_ids=ids()).logits, expected)
 
 
-def test_ranks_of_tables_17_and_18():
+def test_psoft_ranks_of_tables_17_and_18():
     entry = REGISTRY["psoft"]
     shapes = 12 * [(768, 768)] * 4 + 12 * [(3072, 768), (768, 3072)]
     for rank, printed in {1: 144, 2: 360, 4: 1008, 32: 40320, 512: 9492480}.items():
@@ -133,7 +133,7 @@ def test_ranks_of_tables_17_and_18():
 @pytest.mark.parametrize(
     ("method", "variant", "message"),
     [
-        ("psoft", "r8-loose", r"'loose' cannot follow r<rank>; allowed are -strict \(R alone, no scales\), .*-t<number>"),
+        ("psoft", "r8-loose", r"'loose' cannot follow r<rank>; allowed are -strict \(R without scales\), .*-t<number>"),
         ("psoft", "r8-strict-strict", "each once"),
         ("psoft", "r8-t", "'t' cannot follow"),
         ("psoft", "r8-strict3", "'strict3' cannot follow"),
@@ -150,13 +150,13 @@ def test_ranks_of_tables_17_and_18():
         ("lora_xs", "r97-pissa", "rank 97 does not fit"),
     ],
 )
-def test_words_that_are_none(method, variant, message):
+def test_psoft_unknown_modifiers(method, variant, message):
     with pytest.raises(QgoftError, match=message):
         build(method, f"method.variant={variant}")
 
 
-def test_gamma_holds_r_near_an_orthogonal_matrix(tmp_path):
-    """PSOFT's table 6: R between PiSSA's factors, its distance weighed in the loss and recorded."""
+def test_lora_xs_gamma_keeps_r_orthogonal(tmp_path):
+    """PSOFT's table 6: R between PiSSA's factors; its distance is weighted in the loss and recorded."""
     found = {}
     for gamma in (0.0, 1.0):
         words = ["method=lora_xs", "method.variant=r16-pissa", f"method.penalty={gamma}", "task=glue/rte", "optim.lr=1e-2"]
@@ -167,13 +167,13 @@ def test_gamma_holds_r_near_an_orthogonal_matrix(tmp_path):
     assert found[1.0]["max_error"] < found[0.0]["max_error"]
 
 
-def test_a_penalty_without_anything_to_penalise_is_refused():
+def test_penalty_without_parameters_is_refused():
     for method in ("lora", "goft", "lora_xs"):
         with pytest.raises(QgoftError, match=rf"method.penalty=0.1: {method}@.* has nothing to penalise"):
             build(method, "method.penalty=0.1")
 
 
-def test_the_output_side_is_saved_and_found_again(tmp_path):
+def test_lora_xs_output_side_reloads(tmp_path):
     torch.manual_seed(0)
     base = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.Linear(20, 6))
     config = PsoftOutputConfig(r=4, psoft_alpha=4, target_modules=["0", "1"], init_weights=False)

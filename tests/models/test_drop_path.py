@@ -1,4 +1,4 @@
-"""Stochastic depth: off outside training, right in the mean, rising with depth."""
+"""Stochastic depth: disabled in evaluation, correct in the mean, increasing with depth."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def vit():
     )
 
 
-def test_a_branch_is_dropped_whole_and_the_mean_stays():
+def test_drop_path_drops_rows_and_keeps_the_mean():
     torch.manual_seed(0)
     drop, branch = DropPath(0.25).train(), torch.ones(20000, 2, 3)
     out = drop(branch)
@@ -28,7 +28,7 @@ def test_a_branch_is_dropped_whole_and_the_mean_stays():
     assert drop.eval()(branch) is branch
 
 
-def test_rates_rise_to_the_last_block():
+def test_drop_path_rates_increase():
     model = vit()
     set_drop_path(model, 0.1)
     rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
@@ -40,7 +40,7 @@ def test_rates_rise_to_the_last_block():
         assert not torch.equal(model.train()(pixels.repeat(40, 1, 1, 1)).logits, model.eval()(pixels.repeat(40, 1, 1, 1)).logits)
 
 
-def test_what_it_does_not_fit():
+def test_drop_path_unsupported_model():
     model = vit()
     set_drop_path(model, 0.0)
     assert not [module for module in model.modules() if isinstance(module, DropPath)]
@@ -62,7 +62,7 @@ def test_what_it_does_not_fit():
         (["task=glue/rte", "train.classifier_dropout=0.5"], True),
     ],
 )
-def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
+def test_dropout_settings_have_an_effect(tmp_path, words, is_random):
     settings = compose_settings([f"results.root={tmp_path}", *words])
     model = suite_class(settings).build_model(settings, identify(settings).model.folder).train()
     ids = torch.arange(16).reshape(2, 8)
@@ -81,7 +81,7 @@ def test_a_dropout_that_is_asked_for_is_there(tmp_path, words, is_random):
         (["task=vtab/digits", "train.group_by_length=true"], "the rows of suite vtab have no lengths"),
     ],
 )
-def test_what_would_be_left_out_in_silence_is_refused(tmp_path, words, message):
+def test_dropout_without_effect_is_refused(tmp_path, words, message):
     def build():
         settings = compose_settings([f"results.root={tmp_path}", *words])
         prepare(settings, identify(settings))

@@ -1,4 +1,4 @@
-"""The operator against its definition, at random parameters: values, both gradients, and the theorems."""
+"""The operator against its definition, at random parameters: values, both gradients, and its properties."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def random_rows(*shape, dtype=torch.float64, seed=1):
 
 
 @pytest.mark.parametrize("d", WIDTHS)
-def test_pairs_are_d_minus_1_in_the_stated_order(d):
+def test_pairs_are_d_minus_1_in_order(d):
     listed = list(givens.pairs(d))
     assert len(listed) == d - 1
     assert listed == sorted(listed)
@@ -34,8 +34,8 @@ def test_pairs_are_d_minus_1_in_the_stated_order(d):
     assert len({j for _, _, j in listed}) == d - 1, "every coordinate but 0 is finished exactly once"
 
 
-def test_reference_is_the_product_of_embedded_blocks():
-    """A second, independent reading of the definition: whole d x d matrices multiplied level by level."""
+def test_reference_is_product_of_embedded_blocks():
+    """A second, independent implementation of the definition: d x d matrices multiplied level by level."""
     d = 11
     blocks = random_blocks(d)
     product = torch.eye(d, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_reference_is_the_product_of_embedded_blocks():
 
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("d", WIDTHS)
-def test_equals_reference_with_gradients(d, transpose):
+def test_mix_pairs_equals_reference(d, transpose):
     blocks = random_blocks(d).requires_grad_()
     x, cotangent = random_rows(5, d).requires_grad_(), random_rows(5, d, seed=2)
     dense = givens.reference_matrix(blocks, d)
@@ -63,7 +63,7 @@ def test_equals_reference_with_gradients(d, transpose):
 
 
 def by_levels(x, blocks):
-    """The definition on vectors, one level at a time: for widths whose dense matrix would not fit."""
+    """The definition on vectors, one level at a time, for widths whose dense matrix would not fit in memory."""
     y, used, stride = x.clone(), 0, 1
     while stride < x.shape[-1]:
         i = torch.arange(0, x.shape[-1] - stride, 2 * stride)
@@ -76,7 +76,7 @@ def by_levels(x, blocks):
 
 
 @pytest.mark.parametrize("d", [2, 3, 5, 17, 255, 257, 1023, 1025, 4099, 8192, 11008, 14336, 16381, 16384])
-def test_all_widths_up_to_16384(d):
+def test_mix_pairs_all_widths(d):
     blocks, x = random_blocks(d).requires_grad_(), random_rows(3, d).requires_grad_()
     expected = by_levels(x.detach(), blocks.detach())
     y = givens.mix_pairs(x, blocks)
@@ -92,7 +92,7 @@ def test_all_widths_up_to_16384(d):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("d", WIDTHS)
-def test_lower_precision_against_float64(d, dtype, tolerance):
+def test_mix_pairs_lower_precision(d, dtype, tolerance):
     blocks = random_blocks(d, rotations=True, dtype=torch.float32)
     x = random_rows(9, d, dtype=dtype)
     y = givens.mix_pairs(x, blocks)
@@ -102,21 +102,21 @@ def test_lower_precision_against_float64(d, dtype, tolerance):
 
 
 @pytest.mark.parametrize("d", SMALL)
-def test_gradcheck(d):
+def test_mix_pairs_gradcheck(d):
     blocks, x = random_blocks(d).requires_grad_(), random_rows(2, 3, d).requires_grad_()
     for transpose in (False, True):
         assert torch.autograd.gradcheck(lambda a, b, t=transpose: givens.mix_pairs(a, b, transpose=t), (x, blocks), fast_mode=d > 33)
 
 
 @pytest.mark.parametrize("d", WIDTHS)
-def test_rotations_are_orthogonal(d):
+def test_mix_pairs_rotations_are_orthogonal(d):
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         matrix = givens.mix_pairs(torch.eye(d, dtype=dtype), random_blocks(d, rotations=True, dtype=dtype))
         assert (matrix @ matrix.T - torch.eye(d, dtype=dtype)).abs().max() < bound
 
 
 @pytest.mark.parametrize("d", WIDTHS)
-def test_transpose_undoes_rotations_and_keeps_norms(d):
+def test_transpose_inverts_rotations(d):
     blocks, x = random_blocks(d, rotations=True), random_rows(4, d)
     y = givens.mix_pairs(x, blocks)
     torch.testing.assert_close(y.norm(dim=-1), x.norm(dim=-1), rtol=1e-12, atol=0)
@@ -124,14 +124,14 @@ def test_transpose_undoes_rotations_and_keeps_norms(d):
 
 
 @pytest.mark.parametrize("d", WIDTHS)
-def test_inverse_blocks_undo_free_blocks(d):
+def test_inverse_blocks_invert_free_blocks(d):
     blocks = givens.identity_blocks(d - 1, dtype=torch.float64) + 0.2 * random_blocks(d)
     x = random_rows(4, d)
     y = givens.mix_pairs(givens.mix_pairs(x, blocks), givens.inverse_blocks(blocks), transpose=True)
     torch.testing.assert_close(y, x, rtol=0, atol=1e-9)
 
 
-def test_singular_block_cannot_be_inverted():
+def test_inverse_blocks_singular():
     blocks = givens.identity_blocks(6)
     blocks[3] = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
     with pytest.raises(ValueError, match="singular"):
@@ -139,20 +139,20 @@ def test_singular_block_cannot_be_inverted():
 
 
 @pytest.mark.parametrize("d", WIDTHS)
-def test_identity_blocks_change_nothing(d):
+def test_mix_pairs_identity(d):
     x = random_rows(3, d)
     assert torch.equal(givens.mix_pairs(x, givens.identity_blocks(d - 1, dtype=torch.float64)), x)
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (0, 7), (2, 3, 7), (2, 0, 7), (2, 1, 3, 7)])
-def test_any_leading_shape(shape):
+def test_mix_pairs_leading_shapes(shape):
     blocks, x = random_blocks(7), random_rows(*shape)
     y = givens.mix_pairs(x, blocks)
     assert y.shape == x.shape
     torch.testing.assert_close(y, x @ givens.reference_matrix(blocks, 7).T, rtol=0, atol=1e-13)
 
 
-def test_non_contiguous_input_and_its_gradient():
+def test_mix_pairs_non_contiguous():
     d, blocks = 100, random_blocks(100)
     x = random_rows(d, 6).T.requires_grad_()
     y = givens.mix_pairs(x, blocks)
@@ -163,7 +163,7 @@ def test_non_contiguous_input_and_its_gradient():
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_inputs_and_cotangents_are_left_alone(transpose):
+def test_mix_pairs_does_not_modify_inputs(transpose):
     x, blocks = random_rows(4, 96).requires_grad_(), random_blocks(96).requires_grad_()
     before = x.detach().clone()
     y = givens.mix_pairs(x, blocks, transpose=transpose)
@@ -176,7 +176,7 @@ def test_inputs_and_cotangents_are_left_alone(transpose):
 
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("d", [96, 100, 768, 3072])
-def test_saves_its_input_and_nothing_else_that_grows(d, transpose):
+def test_mix_pairs_saves_only_its_input(d, transpose):
     rows = 512
     x, blocks = random_rows(rows, d, dtype=torch.float32).requires_grad_(), random_blocks(d, dtype=torch.float32).requires_grad_()
     saved = []
@@ -187,8 +187,8 @@ def test_saves_its_input_and_nothing_else_that_grows(d, transpose):
     assert sum(others.values()) <= sum(2 * count * width**2 for width, count in factors.stage_sizes(d))
 
 
-def test_fresh_memory_is_never_read(monkeypatch):
-    """Outputs are written completely: freshly allocated memory is filled with NaN and none may survive."""
+def test_mix_pairs_uninitialised_memory(monkeypatch):
+    """Outputs are written completely: newly allocated memory is filled with NaN, and none may remain."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
     try:
@@ -200,15 +200,15 @@ def test_fresh_memory_is_never_read(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-def test_autocast_does_not_lower_the_precision():
+def test_mix_pairs_under_autocast():
     x, blocks = random_rows(8, 96, dtype=torch.float32), random_blocks(96, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = givens.mix_pairs(x, blocks)
     assert torch.equal(y, givens.mix_pairs(x, blocks))
 
 
-def test_shapes_alone_can_be_computed():
-    """On the meta device and under fake tensors, as estimators of memory do; what they leave must not be met by real calls."""
+def test_mix_pairs_on_the_meta_device():
+    """On the meta device and under fake tensors, as in memory estimators; they must not affect later real calls."""
     for linear in (False, True):
         x, blocks = torch.empty(3, 70, device="meta", requires_grad=True), torch.empty(69, 2, 2, device="meta", requires_grad=True)
         if linear:
@@ -224,18 +224,18 @@ def test_shapes_alone_can_be_computed():
 
 
 @pytest.mark.parametrize(("width", "shape"), [(7, (7, 2, 2)), (8, (6, 2, 2)), (8, (7, 4))])
-def test_wrong_blocks_are_refused(width, shape):
+def test_mix_pairs_invalid_blocks(width, shape):
     with pytest.raises(ValueError, match="blocks have shape"):
         givens.mix_pairs(torch.zeros(width), torch.zeros(shape))
 
 
-def test_width_1_is_refused():
+def test_mix_pairs_width_1():
     with pytest.raises(ValueError, match="d >= 2"):
         givens.mix_pairs(torch.zeros(3, 1), torch.zeros(0, 2, 2))
 
 
 @pytest.mark.parametrize("d", [2, 6, 64, 96, 100, 768])
-def test_released_version_follows_its_index_rule(d):
+def test_release_follows_its_index_rule(d):
     blocks, x = random_blocks(d).requires_grad_(), random_rows(3, 2, d).requires_grad_()
     dense = givens.released_reference_matrix(blocks.detach(), d)
     y = givens.mix_neighbours(x, blocks)
@@ -244,8 +244,8 @@ def test_released_version_follows_its_index_rule(d):
         assert torch.autograd.gradcheck(givens.mix_neighbours, (x, blocks), fast_mode=True)
 
 
-def test_released_version_is_not_orthogonal():
-    """The finding: |R R^T - I| of the release at d = 768 with unit-normal angles is above 1; ours stays at rounding error."""
+def test_release_is_not_orthogonal():
+    """|R R^T - I| of the release at d = 768 with unit-normal angles is above 1; this project's is at rounding error."""
     theta = torch.randn(767, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     blocks = givens.rotation_blocks(theta)
     released = givens.released_reference_matrix(blocks, 768)
@@ -255,14 +255,14 @@ def test_released_version_is_not_orthogonal():
     assert (ours @ ours.T - eye).abs().max() < 1e-13
 
 
-def test_released_version_refuses_odd_widths():
+def test_release_refuses_odd_widths():
     with pytest.raises(ValueError, match="even width"):
         givens.mix_neighbours(torch.zeros(7), torch.zeros(6, 2, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_inverse_of_half_blocks_is_wide(dtype):
-    """LU has no half on a CPU."""
+def test_inverse_blocks_half_precision(dtype):
+    """LU does not support half precision on a CPU."""
     blocks = (givens.identity_blocks(11) + 0.2 * random_blocks(12).float()).to(dtype)
     inverse = givens.inverse_blocks(blocks)
     assert inverse.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Other pairings than the tree: their definitions, pair after pair."""
+"""Orderings other than the tree against their definitions, pair by pair."""
 
 import math
 
@@ -38,7 +38,7 @@ def defined(blocks, d, pairing):
 
 @pytest.mark.parametrize("pairing", PAIRS)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_it_is_its_definition(d, pairing):
+def test_ordering_equals_definition(d, pairing):
     count = givens.count_pairs(d, pairing)
     assert count == len(list(PAIRS[pairing](d)))
     blocks = random_blocks(count).requires_grad_()
@@ -52,7 +52,7 @@ def test_it_is_its_definition(d, pairing):
 
 @pytest.mark.parametrize("pairing", PAIRS)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_rotations_are_orthogonal_and_the_identity_is_kept(d, pairing):
+def test_ordering_rotations_are_orthogonal(d, pairing):
     count = givens.count_pairs(d, pairing)
     turned = givens.pairing_matrix(givens.rotation_blocks(torch.randn(count, dtype=torch.float64)), d, pairing)
     eye = torch.eye(d, dtype=torch.float64)
@@ -60,19 +60,19 @@ def test_rotations_are_orthogonal_and_the_identity_is_kept(d, pairing):
     assert torch.equal(givens.pairing_matrix(givens.identity_blocks(count), d, pairing), torch.eye(d))
 
 
-def test_counts():
+def test_ordering_counts():
     assert [givens.count_pairs(8, pairing) for pairing in givens.PAIRINGS] == [7, 12, 7]
     assert givens.count_pairs(768, "butterfly") == len(list(butterfly_pairs(768)))
 
 
-def test_a_butterfly_reaches_everything_and_a_tree_does_not():
-    """Every entry of the butterfly's product is there; the tree's d-1 blocks leave most of a row at zero."""
+def test_butterfly_connects_all_coordinates():
+    """Every entry of the butterfly's product is non-zero; the tree's d-1 blocks leave most of a row at zero."""
     turned = givens.pairing_matrix(random_blocks(12), 8, "butterfly")
     assert (turned.abs() > 1e-9).all()
     assert (givens.reference_matrix(random_blocks(7), 8).abs() > 1e-9).float().mean() < 0.7
 
 
-def test_what_does_not_fit():
+def test_ordering_invalid_arguments():
     with pytest.raises(ValueError, match=r"needs \[12, 2, 2\]"):
         givens.pairing_matrix(random_blocks(7), 8, "butterfly")
     with pytest.raises(ValueError, match="allowed here are butterfly, sequential"):

@@ -1,4 +1,4 @@
-"""The frozen layer behind the rotation in one step, and every path of the operator against the definition."""
+"""The fused rotation and frozen layer, and every backend of the operator, against the definition."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from qgoft.ops.givens import factors
 from qgoft.ops.givens import rotate as tree
 from tests.ops.test_givens import random_blocks, random_rows
 
-# Paths that compute in the precision of the rows; the kernels compute in float32 and have tests of their own.
+# Backends that compute in the precision of the rows; the kernels compute in float32 and have their own tests.
 EXACT_PATHS = ("trees", "graph")
 SHAPES = [(3, 2, 5), (40, 7, 3), (300, 96, 40), (5, 33, 40), (64, 96, 64), (7, 100, 130), (3, 1021, 8)]
 
@@ -19,7 +19,7 @@ def expected_output(x, blocks, weight, bias):
 
 @pytest.mark.parametrize("backend", EXACT_PATHS)
 @pytest.mark.parametrize(("rows", "d", "outputs"), SHAPES)
-def test_equals_reference_with_gradients(rows, d, outputs, backend):
+def test_rotated_linear_equals_reference(rows, d, outputs, backend):
     """More rows than outputs and fewer: both sides on which the rotation may be computed."""
     blocks, x = random_blocks(d).requires_grad_(), random_rows(rows, d).requires_grad_()
     weight, bias, cotangent = random_rows(outputs, d, seed=4), random_rows(outputs, seed=5), random_rows(rows, outputs, seed=6)
@@ -36,7 +36,7 @@ def test_equals_reference_with_gradients(rows, d, outputs, backend):
 @pytest.mark.parametrize("backend", EXACT_PATHS)
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("d", [2, 7, 96, 100, 1021])
-def test_every_path_of_mix_pairs(d, transpose, backend):
+def test_mix_pairs_every_backend(d, transpose, backend):
     blocks, x, cotangent = random_blocks(d).requires_grad_(), random_rows(5, d).requires_grad_(), random_rows(5, d, seed=2)
     dense = givens.reference_matrix(blocks, d)
     expected = x @ (dense if transpose else dense.T)
@@ -48,14 +48,14 @@ def test_every_path_of_mix_pairs(d, transpose, backend):
         assert (ours - theirs).abs().max() < 1e-12 * max(1.0, theirs.abs().max().item())
 
 
-def test_unknown_path_is_refused():
+def test_force_backend_unknown_name():
     with pytest.raises(ValueError, match="allowed are trees"), givens.force_backend("fast"):
         pass
 
 
 @pytest.mark.parametrize("d", [100, 768])
 @pytest.mark.parametrize("transpose", [False, True])
-def test_result_does_not_depend_on_the_pieces(d, transpose, monkeypatch):
+def test_result_independent_of_chunks(d, transpose, monkeypatch):
     results = []
     for piece in (1, 2**30):
         monkeypatch.setattr(tree, "CHUNK", piece)
@@ -68,7 +68,7 @@ def test_result_does_not_depend_on_the_pieces(d, transpose, monkeypatch):
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("d", [2, 7, 64, 100, 1021])
-def test_factors_of_many_layers_are_those_of_each(d, layers):
+def test_factors_of_many_layers_equal_single(d, layers):
     stacked = torch.stack([random_blocks(d, seed=seed) for seed in range(layers)]).requires_grad_()
     together, tape = factors.build_forward(stacked.detach(), d)
     cotangent = factors.Factors(tuple(torch.randn_like(stage) for stage in together.stages))
@@ -85,7 +85,7 @@ def test_factors_of_many_layers_are_those_of_each(d, layers):
 
 
 @pytest.mark.parametrize(("rows", "outputs"), [(50, 20), (20, 50)])
-def test_weight_without_bias_as_a_transposed_view_and_any_leading_shape(rows, outputs):
+def test_rotated_linear_views_and_shapes(rows, outputs):
     d, blocks = 33, random_blocks(33)
     stored = random_rows(d, outputs)
     x = random_rows(2, rows, d)
@@ -97,7 +97,7 @@ def test_weight_without_bias_as_a_transposed_view_and_any_leading_shape(rows, ou
 
 @pytest.mark.parametrize(("rows", "outputs"), [(600, 96), (96, 600)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
-def test_precision(rows, outputs, dtype, tolerance):
+def test_rotated_linear_precision(rows, outputs, dtype, tolerance):
     d = 96
     blocks = random_blocks(d, rotations=True, dtype=torch.float32).requires_grad_()
     x, weight, cotangent = (random_rows(*s, dtype=dtype, seed=i) for i, s in enumerate([(rows, d), (outputs, d), (rows, outputs)]))
@@ -111,7 +111,7 @@ def test_precision(rows, outputs, dtype, tolerance):
         assert (ours.double() - theirs).norm() / theirs.norm() < tolerance
 
 
-def test_saves_nothing_but_its_input():
+def test_rotated_linear_saves_only_its_input():
     x, blocks, weight = (
         torch.randn(512, 96, requires_grad=True),
         random_blocks(96, dtype=torch.float32).requires_grad_(),
@@ -126,7 +126,7 @@ def test_saves_nothing_but_its_input():
     assert {t.data_ptr() for t in saved} <= known
 
 
-def test_a_weight_that_wants_a_gradient_is_refused():
+def test_rotated_linear_trainable_weight():
     built = givens.build_factors(random_blocks(6), 6)
     with pytest.raises(ValueError, match="freeze both"):
         givens.rotated_linear(torch.zeros(2, 6), built, torch.zeros(3, 6, requires_grad=True))

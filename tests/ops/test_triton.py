@@ -1,4 +1,4 @@
-"""The GPU kernels: in Triton's interpreter on any machine that has triton, on the device where there is one."""
+"""The GPU kernels: in Triton's interpreter on any machine with triton, and on the device if there is one."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def assert_near(ours, theirs, bound):
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("d", WIDTHS)
-def test_equals_reference_with_gradients(d, rows, transpose):
+def test_kernels_equal_reference(d, rows, transpose):
     x, blocks = random_rows(rows, d, dtype=torch.float32).to(DEVICE).requires_grad_(), random_blocks(d, dtype=torch.float32).to(DEVICE)
     blocks.requires_grad_()
     g = random_rows(rows, d, dtype=torch.float32, seed=2).to(DEVICE)
@@ -41,7 +41,7 @@ def test_equals_reference_with_gradients(d, rows, transpose):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
-def test_half_precision_is_rounded_once(dtype, bound):
+def test_kernels_round_half_precision_once(dtype, bound):
     d = 100
     x, blocks = random_rows(9, d, dtype=dtype).to(DEVICE).requires_grad_(), random_blocks(d, rotations=True, dtype=torch.float32).to(DEVICE)
     blocks.requires_grad_()
@@ -54,7 +54,7 @@ def test_half_precision_is_rounded_once(dtype, bound):
 
 
 @pytest.mark.parametrize(("rows", "outputs"), [(30, 12), (12, 30)])
-def test_layer_behind(rows, outputs):
+def test_kernels_with_linear_layer(rows, outputs):
     d = 33
     x, blocks = random_rows(rows, d, dtype=torch.float32).to(DEVICE).requires_grad_(), random_blocks(d, dtype=torch.float32).to(DEVICE)
     blocks.requires_grad_()
@@ -68,8 +68,8 @@ def test_layer_behind(rows, outputs):
 
 
 @pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
-def test_tuner_with_the_kernels(variant):
-    """GOFT* stays on matrix products, since the kernels take blocks and no scales; the result is the same for all."""
+def test_tuner_uses_kernels(variant):
+    """GOFT* uses matrix products, since the kernels take blocks without scales; the result is the same."""
     from tests.tuners.test_factor_cache import grads_of, make, rows
 
     results = []
@@ -84,7 +84,7 @@ def test_tuner_with_the_kernels(variant):
         torch.testing.assert_close(results[1][name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_are_the_same_every_time_and_no_rows_are_fine():
+def test_kernels_are_deterministic():
     d = 100
     blocks, x, g = random_blocks(d, dtype=torch.float32).to(DEVICE), random_rows(50, d, dtype=torch.float32).to(DEVICE), None
     from qgoft.ops.givens import triton_kernels
@@ -98,7 +98,7 @@ def test_gradients_are_the_same_every_time_and_no_rows_are_fine():
     assert triton_kernels.forward(x[:0], blocks).shape == (0, d)
 
 
-def test_self_check_passes_and_would_notice(monkeypatch):
+def test_self_check_detects_an_error(monkeypatch):
     from qgoft.ops.givens import triton_kernels
 
     assert triton_kernels.self_check(torch.device(DEVICE)) < triton_kernels.TOLERANCE
@@ -107,8 +107,8 @@ def test_self_check_passes_and_would_notice(monkeypatch):
 
 
 @pytest.mark.slow
-def test_kernels_compile_to_machine_code_of_a_gpu_that_is_not_here():
-    """Ahead of time, for compute capability 9.0, without a device: what the interpreter accepts, the compiler may still refuse."""
+def test_kernels_compile_for_compute_capability_90():
+    """Ahead of time, for compute capability 9.0, without a device: the compiler may refuse code that the interpreter accepts."""
     code = """
     import triton
     from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""The pocket world: labels follow from meaning, splits do not overlap, and the shipped encoder is what its card says."""
+"""The synthetic language: labels follow from meaning, splits are disjoint, and the shipped encoder matches its card."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ def event(**changes):
 
 
 @pytest.mark.parametrize("task", list(TASKS))
-def test_tasks_have_the_hubs_columns_sizes_and_balanced_labels(task):
+def test_glue_columns_sizes_and_labels(task):
     splits = generate(task)
     assert {name: len(rows) for name, rows in splits.items()} == (MNLI_SIZES if task == "mnli" else SIZES)
     texts = [tuple(row[c] for c in sorted(COLUMNS[task])) for rows in splits.values() for row in rows]
@@ -49,7 +49,7 @@ def test_generation_is_seeded():
     assert generate("rte") == generate("rte")
 
 
-def test_most_training_rows_lack_the_sentiment_words_of_evaluation():
+def test_sst2_evaluation_words_are_rare_in_training():
     splits = generate("sst2")
     first, second = Opinions(0), Opinions(1)
 
@@ -63,7 +63,7 @@ def test_most_training_rows_lack_the_sentiment_words_of_evaluation():
     assert 25 < shared < 80
 
 
-def test_mismatched_nouns_are_not_in_training():
+def test_mnli_mismatched_nouns():
     splits = generate("mnli")
     kinds = {kind for kinds in lex.KINDS.values() for kind in kinds}
 
@@ -73,7 +73,7 @@ def test_mismatched_nouns_are_not_in_training():
     assert not drawn(splits["train"]) & drawn(splits["test_mismatched"])
 
 
-def test_realisation():
+def test_sentence_realisation():
     assert " ".join(realise(event())) == "the dog chased a red cat"
     assert " ".join(realise(event(), passive=True)) == "a red cat was chased by the dog"
     assert " ".join(realise(event(is_negated=True, is_past=False))) == "the dog does not chase a red cat"
@@ -95,7 +95,7 @@ def test_realisation():
     ],
 )
 def test_entailment_follows_monotonicity(determiner, change, label):
-    """A dog ran -> an animal ran; every dog ran does not give every animal ran, but every poodle ran."""
+    """ "A dog ran" entails "an animal ran". "Every dog ran" does not entail "every animal ran", but "every poodle ran"."""
     edit, slot = change
     world = World("test")
     pair = Pair(world)
@@ -126,14 +126,14 @@ def test_similarity_counts_slots():
     assert similarity(event(), other) == 0.0
 
 
-def test_near_misses_differ_and_synonyms_do_not_reach_other_nouns():
+def test_near_misses_differ():
     world = World("near")
     for _ in range(300):
         drawn = world.event()
         assert realise(world.near_miss(drawn)) != realise(drawn)
 
 
-def test_the_corpus_holds_no_evaluation_sentence():
+def test_corpus_excludes_evaluation_sentences():
     from qgoft.pocket.pretrain import Corpus, Recipe
 
     held_out, words = evaluation_sentences(), vocabulary()
@@ -144,7 +144,7 @@ def test_the_corpus_holds_no_evaluation_sentence():
         assert held_out.isdisjoint(sentences(text))
 
 
-def test_pairs_of_questions_are_not_in_the_corpus():
+def test_corpus_excludes_question_pairs():
     world = World("questions")
     assert all(document(world).count("?") <= 1 for _ in range(2000))
 
@@ -163,7 +163,7 @@ def test_vocabulary_covers_everything():
     assert tokenizer.decode(encoded) == "[CLS] the dog ran . [SEP] a cat slept . [SEP]"
 
 
-def test_the_cache_is_made_once_and_holds_the_rows(tmp_path, monkeypatch):
+def test_cache_is_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     folder = pocket_files("glue", "cola")
     first = pocket_fingerprint(folder)
@@ -173,7 +173,7 @@ def test_the_cache_is_made_once_and_holds_the_rows(tmp_path, monkeypatch):
     assert len(first) == 64
 
 
-def test_the_shipped_encoder():
+def test_shipped_encoder_loads():
     from qgoft.pocket.pretrain import Recipe
 
     folder = weights_folder("pocket-deberta")
@@ -185,8 +185,8 @@ def test_the_shipped_encoder():
     assert card["recipe"] == vars(Recipe())
 
 
-def test_the_shipped_encoder_is_really_pretrained():
-    """The backbone alone tells a repeated sentence from another one: its states of the two halves agree."""
+def test_shipped_encoder_is_pretrained():
+    """The backbone distinguishes a repeated sentence from another one: its states of the two halves agree."""
     import torch
     from safetensors.torch import load_file
 
@@ -208,8 +208,8 @@ def test_the_shipped_encoder_is_really_pretrained():
     assert sum(near) / 30 > sum(far) / 30 + 0.2
 
 
-def test_changed_rows_of_the_cache_are_generated_again(tmp_path, monkeypatch, capfd):
-    """Labels flipped by hand would train under the fingerprint of the right ones."""
+def test_changed_cache_rows_are_regenerated(tmp_path, monkeypatch, capfd):
+    """Rows with labels changed by hand would be used under the checksum of the correct ones."""
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     folder = pocket_files("glue", "rte")
     right = {path.name: path.read_bytes() for path in folder.iterdir()}

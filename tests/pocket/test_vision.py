@@ -1,4 +1,4 @@
-"""The drawn twins of VTAB: seeded, different, within their classes, and not told by their mean colour."""
+"""The synthetic VTAB tasks: seeded, distinct, within their classes, and not predictable from the mean colour."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from qgoft.pocket.vision.tasks import NOISE, SIZES, TASKS, finish, generate_pict
 from qgoft.tasks.vtab.data import GROUPS
 
 
-def test_every_task_of_vtab_has_a_twin():
+def test_vtab_tasks_have_a_synthetic_version():
     assert set(TASKS) == {name for names in GROUPS.values() for name in names}
     assert len(TASKS) == 19
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_pictures_follow_the_seed_and_the_label(name):
+def test_images_depend_on_seed_and_label(name):
     draw, classes = TASKS[name]
 
     def images(seed):
@@ -30,7 +30,7 @@ def test_pictures_follow_the_seed_and_the_label(name):
     assert not np.array_equal(one, other)
 
 
-def test_splits_are_seeded_and_apart(monkeypatch):
+def test_splits_are_seeded_and_disjoint(monkeypatch):
     monkeypatch.setitem(SIZES, "train800", 40)
     monkeypatch.setitem(SIZES, "test", 40)
     train, labels = generate_pictures("svhn", "train800")
@@ -42,23 +42,23 @@ def test_splits_are_seeded_and_apart(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*OUTLINES, "ring", "tee"])
-def test_outlines_are_inside_their_radius(name):
+def test_outlines_stay_within_radius(name):
     mask = outline(name, 0.1, -0.1, 0.5, 0.7)
     ys, xs = np.nonzero(mask > 0.5)
     away = np.hypot(xs / (SIZE - 1) * 2 - 1.1, ys / (SIZE - 1) * 2 - 0.9)
     assert len(xs) > 5
-    # The corner of a square lies beyond its inner radius.
+    # The corner of a square is outside its inner radius.
     assert away.max() < 0.5 * 1.5
 
 
 @pytest.mark.parametrize("name", TEXTURES)
-def test_textures_are_from_zero_to_one(name):
+def test_textures_range_from_0_to_1(name):
     pattern = texture(name, np.random.default_rng(0))
     assert pattern.shape == (SIZE, SIZE)
     assert 0 <= pattern.min() < pattern.max() <= 1
 
 
-def test_scenes_have_attributes_in_range():
+def test_scene_attributes_in_range():
     random = np.random.default_rng(0)
     for _ in range(200):
         _, found = scene(random)
@@ -68,7 +68,7 @@ def test_scenes_have_attributes_in_range():
         assert found[0] >= 0
 
 
-def test_the_files_of_the_twins_and_the_real_digits(tmp_path, monkeypatch):
+def test_synthetic_files_and_real_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     folder = pocket_files("vtab", "digits")
     assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.txt", "sha256.json", "test.parquet", "train.parquet"]

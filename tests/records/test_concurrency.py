@@ -1,4 +1,4 @@
-"""Eight writers and a reader on one results folder: no record is lost, torn or there twice."""
+"""Eight writers and a reader on one results directory: no record is lost, corrupt or duplicated."""
 
 import copy
 import hashlib
@@ -16,7 +16,7 @@ def key(number):
 
 
 def write(root, writer, barrier):
-    """As runs do: under a lease, the other files first, and the record last. All keys, begun at another one."""
+    """Write as runs do: under a lease, other files first, and the record last. All keys, each writer starting at another."""
     barrier.wait()
     for turn in range(TURNS):
         for number in range(KEYS):
@@ -34,7 +34,7 @@ def write(root, writer, barrier):
                 continue
 
 
-def test_writers_and_a_reader(tmp_path):
+def test_concurrent_writers_and_reader(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(WRITERS + 1)
     writers = [context.Process(target=write, args=(tmp_path, number, barrier)) for number in range(WRITERS)]
@@ -46,8 +46,8 @@ def test_writers_and_a_reader(tmp_path):
         found = records.find_records(tmp_path)
         keys = [record["key"] for record in found.records]
         assert len(keys) == len(set(keys))
-        # A curve may be a moment ahead of its record, which is told; anything else would be a torn file.
-        assert all("history.jsonl: it is not as the run left it" in problem for problem in found.problems), found.problems
+        # A curve may be a moment ahead of its record, which is reported; anything else would be a corrupt file.
+        assert all("history.jsonl: it differs from its checksum" in problem for problem in found.problems), found.problems
         assert seen <= set(keys), "what was there once stays"
         seen |= set(keys)
         reads += 1

@@ -1,4 +1,4 @@
-"""The record: validated, written last and whole, found again by its key."""
+"""The record: validated, written last and atomically, found again by its key."""
 
 import copy
 import dataclasses
@@ -44,7 +44,7 @@ def changed(path, value):
     return record
 
 
-def test_a_whole_record_is_valid():
+def test_record_complete_is_valid():
     assert records.validate(copy.deepcopy(RECORD)) == RECORD
 
 
@@ -79,25 +79,25 @@ def test_a_whole_record_is_valid():
         ("provenance.model.sha256", None, "provenance.model.sha256"),
     ],
 )
-def test_what_is_not_whole_is_refused(path, value, message):
+def test_record_incomplete_is_refused(path, value, message):
     with pytest.raises(RecordError, match=message):
         records.validate(changed(path, value))
 
 
-def test_written_and_read_back(tmp_path):
+def test_record_round_trip(tmp_path):
     path = records.write_record(tmp_path / "run", copy.deepcopy(RECORD))
     assert path.name == "record.json"
     assert records.read_record(path) == RECORD
     assert os.listdir(tmp_path / "run") == ["record.json"]
 
 
-def test_a_changed_figure_is_seen(tmp_path):
+def test_record_changed_value_is_detected(tmp_path):
     path = records.write_record(tmp_path / "run", copy.deepcopy(RECORD))
     text = path.read_text()
     path.write_text(text.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(RecordError, match=r"record.json: its checksum does not match"):
         records.read_record(path)
-    path.write_text(json.dumps(json.loads(text)))  # another spelling of the same
+    path.write_text(json.dumps(json.loads(text)))  # another spelling of the same value
     assert records.read_record(path) == RECORD
     bare = json.loads(text)
     del bare["checksum"]  # as the first versions wrote it
@@ -105,7 +105,7 @@ def test_a_changed_figure_is_seen(tmp_path):
     assert records.read_record(path) == RECORD
 
 
-def test_a_curve_that_was_changed_is_named_and_not_used(tmp_path):
+def test_changed_curve_is_not_used(tmp_path):
     assert records.file_checksums(tmp_path) == {}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     records.write_record(tmp_path, {**copy.deepcopy(RECORD), "files": records.file_checksums(tmp_path)})
@@ -114,18 +114,20 @@ def test_a_curve_that_was_changed_is_named_and_not_used(tmp_path):
     found = records.find_records(tmp_path)
     assert found.records
     assert found.folders == {}
-    assert found.problems == [f"{tmp_path / 'history.jsonl'}: it is not as the run left it; its curve and answers are not used"]
-    (tmp_path / "history.jsonl").unlink()  # not everybody keeps them
+    assert found.problems == [
+        f"{tmp_path / 'history.jsonl'}: it differs from its checksum in the record; the run's curve and answers are not used"
+    ]
+    (tmp_path / "history.jsonl").unlink()  # not every committed directory has them
     assert records.find_records(tmp_path).problems == []
 
 
-def test_an_invalid_record_is_not_written(tmp_path):
+def test_record_invalid_is_not_written(tmp_path):
     with pytest.raises(RecordError):
         records.write_record(tmp_path / "run", changed("seed", None))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_failing_disk_leaves_nothing_half(tmp_path, monkeypatch):
+def test_record_write_error_leaves_no_file(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
@@ -135,7 +137,7 @@ def test_a_failing_disk_leaves_nothing_half(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "run") == []
 
 
-def test_a_broken_record_is_told_with_its_file(tmp_path):
+def test_broken_record_is_named_by_file(tmp_path):
     records.write_record(tmp_path / "one", copy.deepcopy(RECORD))
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "record.json").write_text("{")
@@ -143,14 +145,14 @@ def test_a_broken_record_is_told_with_its_file(tmp_path):
         records.read_records(tmp_path)
 
 
-def test_of_one_key_the_last_finished_counts(tmp_path):
+def test_latest_finished_record_of_a_key_counts(tmp_path):
     records.write_record(tmp_path / "b", changed("finished", "2026-01-02T00:00:00+00:00"))
     records.write_record(tmp_path / "c", copy.deepcopy(RECORD))
     (only,) = records.read_records(tmp_path)
     assert only["finished"].startswith("2026-01-02")
 
 
-def test_keys_tell_runs_apart_and_nothing_else():
+def test_key_depends_on_results_only():
     base = {"settings": {"seed": 0, "lr": 0.001}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
     key = records.compute_key(**base)
     assert key == records.compute_key(**{**base, "settings": {"lr": 0.001, "seed": 0}})
@@ -164,7 +166,7 @@ def test_keys_tell_runs_apart_and_nothing_else():
     assert len(key) == 64
 
 
-def test_the_results_version_takes_part_in_the_key(monkeypatch):
+def test_key_includes_results_version(monkeypatch):
     from qgoft.records import key as keys
 
     base = {"settings": {}, "world_size": 1, "data_fingerprint": "d", "model_sha256": "m"}
@@ -173,19 +175,19 @@ def test_the_results_version_takes_part_in_the_key(monkeypatch):
     assert keys.compute_key(**base) != before
 
 
-def test_the_keys_of_committed_records_hold():
-    """A change of the rules that no record is meant to notice is noticed here."""
+def test_committed_records_have_current_keys():
+    """Detects a change of the rules that was not meant to affect records."""
     for path in sorted((Path(__file__).resolve().parents[2] / "results" / "measured").glob("*/*/record.json")):
         record = json.loads(path.read_text())
         assert key_from_record(record) == record["key"], path.parent.name
 
 
-def test_provenance_outside_a_repository_is_unknown(tmp_path, repository):
+def test_provenance_outside_a_repository(tmp_path, repository):
     assert records.code_provenance(tmp_path) == {"commit": None, "dirty": None}
     assert len(records.code_provenance(repository)["commit"]) == 40
 
 
-def test_committed_records_are_whole(repository):
+def test_committed_records_are_valid(repository):
     found = records.read_records(repository / "results" / "measured")
     assert found, "results/measured holds the records that the documents quote"
     for record in found:
@@ -194,15 +196,15 @@ def test_committed_records_are_whole(repository):
         assert "/" not in json.dumps(record["settings"]["data"]).replace("pocket/", "")
 
 
-def test_files_are_as_readable_as_any_other(tmp_path):
+def test_record_file_permissions(tmp_path):
     other = tmp_path / "other"
     other.write_text("")
     path = records.write_atomically(tmp_path / "one", "text")
     assert path.stat().st_mode == other.stat().st_mode
 
 
-def test_the_code_of_a_record_is_that_which_the_process_loaded(tmp_path):
-    """Not what the repository has when the run ends."""
+def test_record_states_the_loaded_code(tmp_path):
+    """Not the state of the repository at the end of the run."""
 
     def git(*words):
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)

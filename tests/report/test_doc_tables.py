@@ -1,6 +1,7 @@
-"""Tables in the documents against those of results/example, and these against the committed records."""
+"""Tables in the documents against results/example, and results/example against the committed records."""
 
 import json
+import pkgutil
 import re
 import statistics
 
@@ -77,7 +78,7 @@ def measured(repository):
 
 
 def rows_behind(measured, table):
-    """The rows of a table from the records that the JSON next to the table names: one method and variant each."""
+    """Return the rows of a table from the records that the JSON next to it names: one method and variant each."""
     by_key = {record["key"][:16]: record for record in measured.records}
     rows = []
     for label, cells in json.loads((doc_tables.TABLES / f"{table}.json").read_text())["cells"].items():
@@ -94,8 +95,23 @@ def rows_behind(measured, table):
     return rows
 
 
-def test_quoted_tables_are_those_of_the_records(repository, measured):
-    """Drawn again from the committed records, without the settings of each having to be composed."""
+def test_tables_lead_to_records_and_code(repository, measured):
+    """Table -> record -> function, in three opens."""
+    keys, functions = {record["key"][:16]: record for record in measured.records}, set()
+    tables = sorted(doc_tables.TABLES.glob("*.json"))
+    for path in tables:
+        table = json.loads(path.read_text())
+        assert table["cells"], path.name
+        for key in {key for columns in table["cells"].values() for some in columns.values() for key in some}:
+            directory = repository / table["runs"][key]
+            assert measured.folders[keys[key]["key"]] == directory
+            functions |= {metric["computed_by"] for metric in keys[key]["metrics"].values()}
+    assert {"table1", "table1-paired", "figure3-pocket", "orthogonality-glue-pocket"} <= {path.stem for path in tables}
+    assert all(callable(pkgutil.resolve_name(name)) for name in functions)
+
+
+def test_document_tables_match_the_records(repository, measured):
+    """Rebuilt from the committed records, without composing the settings of each."""
     again = {}
     bootstrap = Bootstrap(measured.folders)
     for name in {block.table for block in blocks(repository)}:
@@ -129,12 +145,12 @@ def test_quoted_tables_are_those_of_the_records(repository, measured):
 
 
 def is_equal(ours, theirs):
-    """Return True for equal numbers. How many of the planned seeds are done is not known here."""
+    """Return True for equal numbers. The number of planned seeds that are finished is not known here."""
     return NUMBER.findall(ours) == NUMBER.findall(re.sub(r" \[\d+ of \d+[^\]]*\]$", "", theirs))
 
 
-def test_costs_are_those_of_the_estimate():
-    """Of what has no record, under the protocols with real data."""
+def test_document_costs_match_the_estimate():
+    """Items without records, under the protocols with real data."""
     kept = json.loads(hours.HOURS.read_text())["work"]
     _, rows = doc_tables.read_table("missing")
     seen = 0
@@ -150,13 +166,13 @@ def test_costs_are_those_of_the_estimate():
     assert seen > 20
 
 
-def test_example_has_no_table_that_the_report_did_not_write():
+def test_example_has_only_report_tables():
     inputs = set(re.findall(r"^\\shown\{.*\}\{([\w-]+)\}$", (doc_tables.TABLES / "all.tex").read_text(), re.M))
     assert {path.stem for path in doc_tables.TABLES.glob("*.csv")} == inputs
 
 
-def test_readme_output_is_that_of_the_records(repository, measured):
-    """The rows of the table that `make glue METHOD=qgoft` printed, folded to 80 columns."""
+def test_readme_output_matches_the_records(repository, measured):
+    """Return the rows of the table that `make glue METHOD=qgoft` prints, folded to 80 columns."""
     glue = [r for r in measured.records if (r["protocol"], r["suite"]) == ("pocket", "glue")]
     behind = json.loads((doc_tables.TABLES / "table1.json").read_text())["cells"]["qgoft"]
     own = {key for keys in behind.values() for key in keys}

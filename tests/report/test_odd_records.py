@@ -1,4 +1,4 @@
-"""Records that were changed by hand or by a program: what validates does not break a table or the page, and what it says is only text."""
+"""Records changed by hand or by a program: a valid one breaks neither a table nor the page, and its text is escaped."""
 
 import copy
 import csv
@@ -42,7 +42,7 @@ def changed(record, path, value):
 
 
 def show(root):
-    """Everything that is made of records."""
+    """Build everything that is derived from records."""
     (cell,) = planned_run.compose_runs([("protocol=pocket", "task=glue/cola", "method=qgoft")], ["0"], 1)
     library = RecordLibrary.read(root)
     tables = score_tables("glue", "pocket", collect_rows([cell], library.index), library, item_of("glue", "pocket"))
@@ -55,7 +55,7 @@ def show(root):
 
 
 @pytest.mark.parametrize("status", ["done", "oom"])
-def test_whatever_validates_can_be_shown(tmp_path, status):
+def test_odd_valid_records_are_shown(tmp_path, status):
     record = {**RECORD, "status": status, "reason": None if status == "done" else "too large"}
     record["provenance"] = {
         **RECORD["provenance"],
@@ -85,7 +85,7 @@ def test_whatever_validates_can_be_shown(tmp_path, status):
 EVIL = "=cmd|' /C calc'!A0 ![x](http://evil) \x1b]0;title\x07 <script>"
 
 
-def test_text_of_records_is_only_text(tmp_path):
+def test_record_text_is_escaped_in_tables(tmp_path):
     table = Table("t", EVIL, ["method", "-1.5", "=2"], [[EVIL, "+3.0", "-"], ["@x", "-4", "±1"]], [EVIL])
     for text in (table.terminal(), table.markdown(), table.csv(), table.latex()):
         assert "\x1b" not in text
@@ -98,7 +98,7 @@ def test_text_of_records_is_only_text(tmp_path):
     assert "<script>" not in show(tmp_path).split("</script>")[-1]
 
 
-def test_the_command_of_a_record_is_quoted_for_a_shell():
+def test_page_command_is_shell_quoted():
     record = copy.deepcopy(RECORD)
     record["provenance"]["data"]["revision"] = "main; rm -rf ~"
     words = rerun_words(record, {})

@@ -1,4 +1,4 @@
-"""The page: whole by itself, safe with whatever text records hold, and usable, clicked through in a browser where there is one."""
+"""The page: self-contained, safe with any text in records, and usable in a browser if there is one."""
 
 import copy
 import dataclasses
@@ -55,7 +55,7 @@ def page(tmp_path):
 
 
 class Reader(html.parser.HTMLParser):
-    """What a browser would see: open elements, addresses, scripts."""
+    """Collect open elements, addresses and scripts, as a browser would."""
 
     EMPTY = ("meta", "input", "br", "link", "img")
 
@@ -88,29 +88,29 @@ def data_of(text):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
 
 
-def test_names_of_parts_are_unique(page):
-    """Sections of two protocols may have tables of one name; a filter finds its own."""
+def test_page_anchors_are_unique(page):
+    """Sections of two protocols may have tables of one name; a filter applies to its own."""
     names = re.findall(r' id="([^"]+)"', page)
     assert len(set(names)) == len(names)
     assert set(re.findall(r'data-table="([^"]+)"', page)) <= set(names)
     assert page.count('aria-label="row"') == 2
 
 
-def test_it_needs_nothing_from_outside(page):
+def test_page_is_self_contained(page):
     reader = read(page)
     assert all(address.startswith("#") for address in reader.addresses)
     assert "default-src 'none'" in page
     assert not re.search(r"(url\(|@import|fetch\(|XMLHttpRequest|innerHTML|eval\()", page)
 
 
-def test_text_of_records_stays_text(page):
+def test_record_text_is_escaped_in_page(page):
     reader = read(page)
     assert reader.names.count("script") == 2
     assert "b" not in reader.names
     assert data_of(page)["runs"][2]["reason"] == EVIL
 
 
-def test_every_cell_opens_runs_that_are_there(page):
+def test_page_cells_open_existing_runs(page):
     data, cells = data_of(page), [b for b in read(page).buttons if b.get("class") == "cell"]
     assert [cell["data-runs"] for cell in cells] == ["0", "0 1 2"]
     assert all(cell["aria-label"] for cell in cells)
@@ -126,8 +126,8 @@ def test_every_cell_opens_runs_that_are_there(page):
     assert {shared[name]: value for name, value in run["facts"]}["selection"] == "best_validation"
 
 
-def test_the_command_composes_to_the_same_settings():
-    """For a record of this version: what it prints makes the run it stands under."""
+def test_page_command_composes_the_same_settings():
+    """For a record of this version, the printed command gives the run that it belongs to."""
     for words in (
         ["task=glue/rte", "method=lora", "seed=3"],
         [
@@ -153,7 +153,7 @@ def test_the_command_composes_to_the_same_settings():
         assert settings_in_key(again) == settings_in_key(settings), method_label(made["method"], made["variant"])
 
 
-def test_the_command_names_the_commits_that_the_run_was_made_from():
+def test_page_command_names_revisions():
     made = record(0)
     made["provenance"] = copy.deepcopy(RECORD["provenance"]) | {"hardware": made["provenance"]["hardware"]}
     assert "revision" not in rerun_command(made, {})
@@ -164,8 +164,8 @@ def test_the_command_names_the_commits_that_the_run_was_made_from():
     assert "data.revision" not in rerun_command(made, {})
 
 
-def test_the_command_of_a_committed_run_composes_to_its_settings(repository):
-    """Of each suite under each protocol the last run, and one on real pictures, whose data and steps are not the protocol's."""
+def test_committed_commands_compose(repository):
+    """The last run of each suite under each protocol, and one on real images, whose data and steps are not the protocol's."""
     found = records.find_records(repository / "results" / "measured").records
     some = {(r["protocol"], r["suite"], r["settings"]["data"]["source"]): r for r in found}
     assert len(some) > 7
@@ -204,7 +204,7 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-def test_clicked_through_in_a_browser(page, tmp_path):
+def test_page_in_a_browser(page, tmp_path):
     browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no chromium on this machine (apt-get install chromium); the page's structure is tested without it")

@@ -1,4 +1,4 @@
-"""`make report` as a whole: from a folder of records to the page, its tables and its figures, without torch."""
+"""`make report`: from a directory of records to the page, its tables and its figures, without torch."""
 
 import errno
 import filecmp
@@ -21,7 +21,7 @@ GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 
 
 def report(repository, root, out):
-    """In a process in which torch cannot be imported."""
+    """Run it in a process in which torch cannot be imported."""
     program = (
         f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(repository)!r})\n"
         f"from qgoft.commands import report; sys.exit(report.main(['--root', {str(root)!r}, '--out', {str(out)!r}, '--jobs', '1']))"
@@ -31,7 +31,7 @@ def report(repository, root, out):
 
 @pytest.fixture(scope="module")
 def root(repository, tmp_path_factory):
-    """Some of the committed records: rows of table 1, both ablations, the judged answers."""
+    """Copy some of the committed records: rows of table 1, both ablations, the judged answers."""
     root, measured = tmp_path_factory.mktemp("report"), repository / "results" / "measured" / "pocket"
     names = [f"{task}-{method}-pocket-deberta-seed0" for task in GLUE for method in ("lora-r8", "full-full", "goft-goft", "qgoft-qgoft")]
     names += [
@@ -46,7 +46,7 @@ def root(repository, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_whole_report_and_the_same_bytes_again(repository, root, tmp_path):
+def test_report_is_deterministic(repository, root, tmp_path):
     first, again = report(repository, root, tmp_path / "one"), report(repository, root, tmp_path / "two")
     assert first.returncode == again.returncode == 0, first.stderr
     assert "items without a record" in first.stdout
@@ -71,7 +71,7 @@ def test_the_whole_report_and_the_same_bytes_again(repository, root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_record_is_named_and_the_rest_is_printed(repository, root, tmp_path):
+def test_report_names_a_broken_record(repository, root, tmp_path):
     shutil.copytree(root, tmp_path / "root")
     broken = sorted((tmp_path / "root" / "runs").iterdir())[0] / "record.json"
     broken.write_text(broken.read_text()[:300])
@@ -81,14 +81,14 @@ def test_a_broken_record_is_named_and_the_rest_is_printed(repository, root, tmp_
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_without_a_record_it_says_what_to_run(repository, tmp_path):
+def test_report_without_records(repository, tmp_path):
     done = report(repository, tmp_path, tmp_path / "out")
     assert ": no record; run something first" in done.stderr
     assert done.returncode
 
 
-def test_a_folder_that_cannot_be_written_to(repository, tmp_path, monkeypatch, capsys):
-    """Tables are printed all the same, and what must be written says in one line that it cannot be."""
+def test_report_read_only_directory(repository, tmp_path, monkeypatch, capsys):
+    """Tables are still printed, and one line states that they cannot be written."""
 
     def refuse(self, *_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))

@@ -32,12 +32,12 @@ def rows_from(found, *words, **more):
 
 @pytest.fixture(scope="module")
 def goft_on_rte():
-    found = RecordLibrary.read(MEASURED).index.records  # read once a process
+    found = RecordLibrary.read(MEASURED).index.records  # read once per process
     return [r for r in found if (r["protocol"], r["method"], r["variant"], r["task"]) == ("pocket", "goft", "goft", "rte")]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("model", "sha256"), ("data", "fingerprint")])
-def test_runs_on_other_data_or_weights_are_no_seeds_of_a_row(goft_on_rte, kind, name):
+def test_rows_exclude_other_data_and_weights(goft_on_rte, kind, name):
     found = copy.deepcopy(goft_on_rte)
     newest = max(found, key=lambda record: record["finished"])
     for record in found:
@@ -47,20 +47,20 @@ def test_runs_on_other_data_or_weights_are_no_seeds_of_a_row(goft_on_rte, kind, 
     (row,) = rows_from(found)
     assert row.records == {"rte": [newest]}
     table = build_table("glue", "pocket", [row], item=ITEMS["table1"])
-    assert "warning: left out 2 runs on other data or weights than the newest of their row" in table.notes
+    assert "warning: excluded 2 runs on other data or weights than the newest of their row" in table.notes
     (whole,) = rows_from(goft_on_rte)
     assert len(whole.all()) == 3
     assert whole.left_out == 0
 
 
-def test_runs_on_official_rows_are_none_of_the_twin(goft_on_rte):
+def test_rows_of_pocket_exclude_official_data(goft_on_rte):
     found = copy.deepcopy(goft_on_rte)
     found[0]["settings"]["data"]["source"] = "hub"
     (row,) = rows_from(found)
     assert len(row.all()) == 2
 
 
-def test_a_cell_that_is_asked_for_twice_counts_once(goft_on_rte):
+def test_rows_count_a_run_once(goft_on_rte):
     part, ask, cells = measured_cells(seeds=("0", "0", "1"))
     assert [cell.settings.seed for cell in cells] == [0, 1]
     (row,) = item_rows(part, [*cells, *cells], ask, RecordLibrary(record_index.RecordIndex(goft_on_rte), {}))
@@ -71,7 +71,7 @@ def test_a_cell_that_is_asked_for_twice_counts_once(goft_on_rte):
     ("word", "is_altered"),
     [("results.root=elsewhere", False), ("model.path=a", False), ("+wandb.mode=offline", False), ("optim.max_grad_norm=2.0", True)],
 )
-def test_only_what_moves_a_number_alters_a_row(goft_on_rte, word, is_altered):
+def test_rows_altered_by_settings_that_matter(goft_on_rte, word, is_altered):
     part, ask, cells = measured_cells()
     ask = dataclasses.replace(ask, overrides=(word,))
     part = dataclasses.replace(part, overrides=tuple(((*words, word), seeds) for words, seeds in part.overrides))
@@ -88,8 +88,8 @@ def test_only_what_moves_a_number_alters_a_row(goft_on_rte, word, is_altered):
         (["train.batch_size=16", "train.gradient_accumulation_steps=2", "optim.max_grad_norm=2.0"], True),
     ],
 )
-def test_a_batch_in_passes_is_the_same_training(words, is_altered):
-    """As a run that is out of memory advises."""
+def test_rows_allow_gradient_accumulation(words, is_altered):
+    """As the message of a run that is out of memory suggests."""
     own = ["task=glue/rte", "method=goft", "seed=0"]
     cell = planned_run.PlannedRun((*own, *words), compose_settings([*own, *words]))
     assert rows.is_altered(cell) is is_altered

@@ -1,4 +1,4 @@
-"""The table: measured beside published, and nothing that is not there."""
+"""The score table: measured next to published values, and nothing else."""
 
 import copy
 import shutil
@@ -44,7 +44,7 @@ def rows_of(table):
     return {line[0].strip(): line[1:] for line in table.rows}
 
 
-def test_measured_published_and_difference():
+def test_table_measured_published_difference():
     records = {task: [record(task, 90.0)] for task in GOFT_TASKS}
     table = build_table("glue", "goft_icml24", [Row("qgoft", records)])
     lines = rows_of(table)
@@ -58,35 +58,35 @@ def test_measured_published_and_difference():
 
 @pytest.mark.parametrize("splits", EVAL_SCHEMES)
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_every_way_to_divide_the_rows_and_to_choose_has_its_words(splits, selection):
-    """VTAB's own protocol trains on all thousand rows, which once ended its table in a traceback."""
+def test_notes_cover_schemes_and_selections(splits, selection):
+    """VTAB under goft_icml24 trains on all thousand rows; that scheme once ended its table in a traceback."""
     made = record("dtd", 70.0)
     made["settings"]["eval_scheme"], made["selection"] = splits, selection
     table = build_table("vtab", "goft_icml24", [Row("qgoft", {"dtd": [made]})])
     assert table.notes[0].startswith("n = 1 seed; ")
 
 
-def test_missing_cells_are_dashes_and_spoil_the_average():
+def test_missing_cell_prevents_the_average():
     table = build_table("glue", "goft_icml24", [Row("qgoft", {"rte": [record("rte", 80.0)]})])
     line = rows_of(table)["qgoft"]
     assert line.count("-") == 8
     assert line[-1] == "-"
 
 
-def test_spread_over_seeds():
+def test_table_spread_over_seeds():
     records = [record("rte", value, seed=seed) for seed, value in enumerate((80.0, 82.0, 84.0))]
     table = build_table("glue", "goft_icml24", [Row("qgoft", {"rte": records})])
     assert "82.0 ±2.0" in rows_of(table)["qgoft"]
     assert table.notes[0].startswith("n = 3 seeds, ± standard deviation over seeds")
 
 
-def test_pocket_has_published_figures_as_context_without_differences():
+def test_pocket_table_has_no_differences():
     table = build_table("glue", "pocket", [Row("qgoft", {"rte": [record("rte", 80.0, protocol="pocket")]})])
     assert "difference" not in rows_of(table)
     assert any("context only" in note and "88.45" in note for note in table.notes)
 
 
-def test_subsets_mixed_commits_and_dirty_code_are_told():
+def test_notes_subsets_commits_and_dirty_code():
     records = [
         record("rte", 80.0, subset=True),
         record("mrpc", 80.0),
@@ -101,14 +101,14 @@ def test_subsets_mixed_commits_and_dirty_code_are_told():
     assert "dirty" in text
 
 
-def test_mixed_code_packages_and_devices_are_noted():
+def test_notes_mixed_code_packages_devices():
     records = [record("rte", 80.0), record("mrpc", 80.0)]
     one, two = (made["provenance"] for made in records)
     one["code"], two["code"] = code_checksum(), "of another day"
     two["packages"] = {**two["packages"], "torch": "1.0"}
     two["hardware"] = {**two["hardware"], "device": "NVIDIA H100", "threads": 2}
     notes = build_table("glue", "goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records}, others=2)]).notes
-    assert "warning: 1 of 2 runs were made with other code than the current one; delete them to rerun" in notes
+    assert "warning: 1 of 2 runs have other code than the current one; delete them to rerun" in notes
     assert "warning: these records come from different package versions: torch 1.0, 2.13.0" in notes
     assert "warning: these records come from different devices: NVIDIA H100, cpu" in notes
     assert "warning: these records come from different numbers of threads, which changes the last bits: 1, 2" in notes
@@ -124,7 +124,7 @@ def test_mixed_code_packages_and_devices_are_noted():
         ({"model": "minilm-l6"}, False, ""),
     ],
 )
-def test_what_is_not_comparable_has_no_difference(changes, altered, mark):
+def test_table_incomparable_has_no_difference(changes, altered, mark):
     made = record("rte", 80.0, **{k: v for k, v in changes.items() if k == "subset"})
     made.update({k: v for k, v in changes.items() if k != "subset"})
     table = build_table("glue", "goft_icml24", [Row("qgoft", {"rte": [made]}, is_altered=altered)])
@@ -134,8 +134,8 @@ def test_what_is_not_comparable_has_no_difference(changes, altered, mark):
     assert f"qgoft {mark}".strip() in lines
 
 
-def test_a_row_that_failed_stands_beside_what_was_printed():
-    """Where the paper prints OOM, ours may be the same."""
+def test_failed_row_keeps_the_published_value():
+    """If the paper prints OOM, so may the measured row."""
     failed = {"cola": [record("cola", 0.0, protocol="psoft_iclr26", method="goft_v2", status="oom")]}
     failed["cola"][0]["params"]["trainable"] = 79_000
     table = build_table("glue", "psoft_iclr26", [Row("goft_v2", {}, planned={"cola": 1}, failed=failed)], item=ITEMS["psoft-table2"])
@@ -145,7 +145,7 @@ def test_a_row_that_failed_stands_beside_what_was_printed():
     assert "difference" not in lines
 
 
-def test_the_peak_of_a_shared_training_is_that_of_the_run_that_trained():
+def test_peak_memory_of_a_shared_training():
     peaks = {"gsm8k": 8 * 2**30, "math": None}
     records = {task: [record(task, 50.0, protocol="psoft_iclr26", method="lora", variant="r8", key=task)] for task in peaks}
     for task, (made,) in records.items():
@@ -158,13 +158,13 @@ def test_the_peak_of_a_shared_training_is_that_of_the_run_that_trained():
     assert scores_of(Row("lora@r8", records), memory) == [pytest.approx(8, rel=0.1)]
 
 
-def test_a_count_that_is_not_the_printed_one_says_why():
+def test_differing_count_has_a_reason():
     made = record("cifar", 70.0, method="fact_tt", variant="r16")
     table = build_table("vtab", "goft_icml24", [Row("fact_tt@r16", {"cifar": [made]})])
     assert any(note.startswith("#Param of fact_tt@r16: copied from FacT") for note in table.notes)
 
 
-def test_oom_is_printed_as_published():
+def test_published_oom_is_shown():
     table = build_table(
         "glue", "psoft_iclr26", [Row("goft_v2", {"cola": [record("cola", 60.0, protocol="psoft_iclr26", method="goft_v2")]})]
     )
@@ -174,16 +174,16 @@ def test_oom_is_printed_as_published():
 
 
 @pytest.mark.parametrize(("method", "variant", "printed"), [("h_adapter", "r8", "90.02"), ("lora", "r2", "90.3"), ("lora", "r8", None)])
-def test_a_printed_row_without_a_variant_is_that_of_the_method(method, variant, printed):
-    """GOFT prints one row of H-Adapter, and does not say of which size."""
+def test_published_row_without_variant(method, variant, printed):
+    """GOFT prints one row of H-Adapter without its size."""
     table = build_table("glue", "goft_icml24", [Row(method, {"mnli": [record("mnli", 90.0, method=method, variant=variant)]})])
     assert ("published" in rows_of(table)) == (printed is not None)
     if printed:
         assert rows_of(table)["published"][1].startswith(printed)
 
 
-def test_a_loss_keeps_the_places_that_are_printed():
-    """PSOFT's table 16 tells 0.9283 from 0.9276."""
+def test_loss_keeps_printed_decimals():
+    """PSOFT's table 16 distinguishes 0.9283 from 0.9276."""
     made = record("gsm8k", 60.0, protocol="psoft_iclr26", method="psoft", suite="math")
     made["best_checkpoint"] = {"step": 5, "score": -0.91573}
     item = ITEMS["psoft-table16"]
@@ -192,7 +192,7 @@ def test_a_loss_keeps_the_places_that_are_printed():
     assert {format_value(value) for value in (0.9283, 68.9, 9.0, None, "oom")} == {"0.9283", "68.90", "9.00", "-", "OOM"}
 
 
-def test_a_training_that_several_tasks_share_costs_once_and_memory_is_a_gpu_s():
+def test_shared_training_costs_once():
     item = ITEMS["psoft-table18"]
     made = [
         record(task, 60.0, protocol="psoft_iclr26", method="psoft", suite="commonsense", key=f"{i:064x}")
@@ -210,12 +210,12 @@ def test_a_training_that_several_tasks_share_costs_once_and_memory_is_a_gpu_s():
     assert memory.value(made[0]) == 5.0
 
 
-def test_a_random_backbone_has_no_published_row():
+def test_random_backbone_has_no_published_row():
     table = build_table("glue", "goft_icml24", [Row("random + qgoft", {"rte": [record("rte", 50.0, init="random")]})])
     assert "published" not in rows_of(table)
 
 
-def test_no_records_no_crash():
+def test_table_without_records():
     assert build_table("glue", "pocket", [Row("qgoft", {})]).notes == ["no finished run yet"]
 
 
@@ -227,7 +227,7 @@ def vtab_row(value, tasks, **changes):
     return Row("qgoft", {task: [record(task, value, **changes)] for task in tasks})
 
 
-def test_vtab_averages_are_those_of_the_groups():
+def test_vtab_average_of_groups():
     row = vtab_row(80.0, VTAB)
     for task in ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"):
         row.records[task] = [record(task, 50.0, suite="vtab", model="vit-base")]
@@ -239,8 +239,8 @@ def test_vtab_averages_are_those_of_the_groups():
     assert lines["difference"][-1] == "-9.4"
 
 
-def test_nothing_is_taken_from_an_average_that_does_not_follow_from_its_cells():
-    """PSOFT prints 67.8 for full fine-tuning, whose groups' mean is 71.1: a run with the very cells would be 3.3 ahead."""
+def test_inconsistent_average_has_no_difference():
+    """PSOFT prints 67.8 for full fine-tuning, whose mean of groups is 71.1: a run with the same cells would be 3.3 ahead."""
     (printed,) = [row for row in load_rows("psoft-iclr2026", "table3") if row.method == "full"]
     row = vtab_row(80.0, VTAB, protocol="psoft_iclr26", method="full", variant="")
     for task in VTAB:
@@ -253,7 +253,7 @@ def test_nothing_is_taken_from_an_average_that_does_not_follow_from_its_cells():
     assert "Avg of full: the printed one is not the mean of the printed cells (make audit), so it is not subtracted" in table.notes
 
 
-def test_real_digits_stand_outside_the_average():
+def test_digits_are_not_averaged():
     row = vtab_row(80.0, VTAB, protocol="pocket")
     row.records["digits"] = [record("digits", 10.0, protocol="pocket", suite="vtab")]
     table = build_table("vtab", "pocket", [row])
@@ -265,7 +265,7 @@ def test_real_digits_stand_outside_the_average():
     assert rows_of(missing)["qgoft"][-5:] == ["-", "80.0", "80.0", "-", "-"]
 
 
-def test_squad_has_two_metrics_of_one_run():
+def test_squad_table_has_two_metrics():
     made = record("v1", 0.0, suite="squad")
     one = {
         "higher_is_better": True,
@@ -287,8 +287,8 @@ def test_squad_has_two_metrics_of_one_run():
 
 
 @pytest.mark.parametrize("table", ["goft-icml2024/table3", "psoft-iclr2026/table3"])
-def test_published_vtab_averages_are_those_of_the_group_means(table):
-    """Transcription, and an observation: PSOFT's row `full` alone prints the plain mean of its nineteen cells."""
+def test_published_vtab_averages(table):
+    """Transcription check. Only PSOFT's row `full` prints the plain mean of its nineteen cells."""
     for row in load_rows(*table.split("/")):
         if row.average is None:
             continue
@@ -299,15 +299,15 @@ def test_published_vtab_averages_are_those_of_the_group_means(table):
 
 
 @pytest.mark.parametrize(("paper", "table"), [("goft-icml2024", "table1"), ("psoft-iclr2026", "table2")])
-def test_published_averages_are_those_of_their_cells(paper, table):
-    """Transcription: every printed average is the mean of its printed cells, to a rounding."""
+def test_published_averages_follow_from_cells(paper, table):
+    """Transcription check: every printed average is the mean of its printed cells, up to rounding."""
     for row in load_rows(paper, table):
         numbers = [value for value in row.values.values() if isinstance(value, float | int)]
         if row.average is not None:
             assert sum(numbers) / len(numbers) == pytest.approx(row.average, abs=0.0151), row.method
 
 
-def test_four_spellings(tmp_path):
+def test_table_writes_four_formats(tmp_path):
     table = Table("t", "A title", ["row", "a & b", "c_d"], [["x|y", "1.0", "2.0 ±0.1"], ["z", "-", "3%"]], ["a note"], [1])
     assert table.terminal().splitlines()[1].split() == ["row", "a", "&", "b", "c_d"]
     assert len({len(line) for line in table.markdown().splitlines() if line.startswith("| ---")}) == 1
@@ -320,12 +320,12 @@ def test_four_spellings(tmp_path):
     assert [path.suffix for path in table.write(tmp_path)] == [".md", ".tex", ".csv"]
 
 
-def test_every_suite_and_protocol_has_a_file_of_its_own():
+def test_table_names_are_unique():
     names = [build_table(suite, protocol, []).name for suite in suite_names() for protocol in suite_info(suite).tables]
     assert len(set(names)) == len(names)
 
 
-def test_table_2_joins_two_tasks():
+def test_table2_joins_two_tasks():
     metric = {
         "value": 5.5,
         "higher_is_better": True,
@@ -346,15 +346,15 @@ def test_table_2_joins_two_tasks():
 
 
 @pytest.mark.parametrize("table", ["table5", "table15"])
-def test_published_commonsense_averages_are_those_of_their_cells(table):
+def test_published_commonsense_averages(table):
     rows = [row for row in load_rows("psoft-iclr2026", table) if "oom" not in row.values.values()]
     assert len(rows) >= 6
     for row in rows:
         assert sum(row.values.values()) / 8 == pytest.approx(row.average, abs=0.0101)
 
 
-def test_all_tables_compile(tmp_path):
-    """The document of all tables, one of them wide, one long, with letters that LaTeX reads as commands."""
+def test_latex_tables_compile(tmp_path):
+    """The document of all tables, one wide, one long, with characters that LaTeX interprets."""
     evil = r"a_b & 50% #1 {x} \end{document} $ ~ ^ é"
     wide = Table("wide", evil, ["", *[f"column {i}" for i in range(40)]], [["row", *["12.3 ±4.5"] * 40]])
     long = Table("long", "a long one", ["name", "value"], [[evil, str(i)] for i in range(120)], [evil])

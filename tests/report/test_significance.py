@@ -1,4 +1,4 @@
-"""Redrawn scores: the arithmetic is that of the metrics, and an order is claimed only where it holds."""
+"""Resampled scores: they equal the metrics, and an order is claimed only if it is significant."""
 
 import copy
 import gzip
@@ -29,7 +29,7 @@ def write(folder, predictions, labels, sets=None):
 
 
 class Shop:
-    """Runs with answers, made to order: the share that is right."""
+    """Write runs with answers of which the given share is correct."""
 
     def __init__(self, root):
         self.root, self.folders = root, {}
@@ -71,7 +71,7 @@ RTE = Column("rte", "RTE", "rte")
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "matthews", "f1", "pearson", "pearson_spearman"])
-def test_scores_with_every_item_once_are_the_metrics(metric):
+def test_scores_of_all_items_equal_metrics(metric):
     rng = np.random.default_rng(0)
     if metric.startswith("pearson"):
         labels = rng.normal(size=300).round(1)
@@ -82,7 +82,7 @@ def test_scores_with_every_item_once_are_the_metrics(metric):
     assert ours[0, 0] == pytest.approx(compute_score(metric, predictions, labels), abs=1e-3)
 
 
-def test_scores_of_drawn_items_are_the_metrics_of_those_items():
+def test_scores_of_resampled_items_equal_metrics():
     rng = np.random.default_rng(1)
     labels, predictions = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
     rows = rng.integers(0, 200, 200)
@@ -93,7 +93,7 @@ def test_scores_of_drawn_items_are_the_metrics_of_those_items():
         )
 
 
-def test_the_interval_of_an_accuracy_is_that_of_theory(shop):
+def test_accuracy_interval_matches_theory(shop):
     drawn = Bootstrap(shop.folders).column(RTE, [shop.run("a", 0, 0.8)])
     assert drawn.scores.shape == (1 + DRAWS, 1)
     assert drawn.scores[0, 0] == pytest.approx(80)
@@ -102,8 +102,8 @@ def test_the_interval_of_an_accuracy_is_that_of_theory(shop):
 
 
 @pytest.mark.parametrize(("part", "share"), [("matched", 0.9), ("mismatched", 0.6)])
-def test_mnli_is_drawn_from_the_part_that_its_metric_is_of(shop, part, share):
-    """The papers' protocols report one of the two parts."""
+def test_mnli_resamples_the_primary_split(shop, part, share):
+    """The papers' protocols report one of the two test sets."""
     record = shop.run("a", 0, 1.0, "mnli", answers=False)
     labels = [0, 1] * 100
     predictions = [label if i % 10 < (9 if i < 100 else 6) else 1 - label for i, label in enumerate(labels)]
@@ -114,7 +114,7 @@ def test_mnli_is_drawn_from_the_part_that_its_metric_is_of(shop, part, share):
     assert drawn.scores[0, 0] == pytest.approx(100 * share)
 
 
-def test_a_clear_difference_and_none(shop):
+def test_interval_clear_and_no_difference(shop):
     bootstrap = Bootstrap(shop.folders)
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
     gap = difference(bootstrap.column(RTE, good), bootstrap.column(RTE, bad))
@@ -128,8 +128,8 @@ def test_a_clear_difference_and_none(shop):
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("of_items", [0.0, 0.3, 1.0])
-def test_an_interval_holds_the_truth_as_often_as_it_says(seeds, of_items):
-    """Differences of seeds with deviation 1, items that move all seeds alike, and a little of each pair; the truth is zero."""
+def test_interval_coverage(seeds, of_items):
+    """Simulate seeds with deviation 1, items that affect all seeds alike, and noise of each pair; the true difference is zero."""
     rng, held, trials = np.random.default_rng(seeds), 0, 1500
     for _ in range(trials):
         part = np.zeros((201, seeds)) + rng.normal(size=seeds) + of_items * rng.normal() + 0.1 * rng.normal(size=seeds)
@@ -139,8 +139,8 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(seeds, of_items):
     assert 0.93 <= held / trials <= 0.995
 
 
-def test_parts_of_tasks_trained_apart_add_up():
-    """Eight tasks of three seeds: sixteen degrees of freedom, as in a t test of that many."""
+def test_interval_adds_independent_tasks():
+    """Eight tasks of three seeds have sixteen degrees of freedom, as in a t test of that size."""
     rng = np.random.default_rng(0)
     parts = [np.tile(rng.normal(size=3), (201, 1)) / 8 for _ in range(8)]
     gap = interval(parts)
@@ -158,8 +158,8 @@ def test_one_seed_claims_no_order(shop):
     assert not gap.is_above
 
 
-def test_tasks_of_one_training_are_no_more_seeds(shop):
-    """Four tasks that say the same of two seeds: apart they would be eight differences, of one training they are two."""
+def test_tasks_of_a_training_share_seeds(shop):
+    """Four tasks with equal differences of two seeds: eight differences if trained separately, two if they share a training."""
     item = replace(ITEMS["psoft-table5"], columns=ITEMS["psoft-table5"].columns[:4])
     rows = [
         {c.task: [shop.run(name, seed, share, c.task) for seed, share in enumerate(shares)] for c in item.columns}
@@ -173,7 +173,7 @@ def test_tasks_of_one_training_are_no_more_seeds(shop):
     assert paired.rows[0][-2:] == ["0/8", "-"]
 
 
-def test_what_cannot_be_compared_is_not(shop):
+def test_incomparable_rows_have_no_interval(shop):
     bootstrap = Bootstrap(shop.folders)
     zero, one = [shop.run("a", 0, 0.9)], [shop.run("b", 1, 0.7)]
     assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, one)) is None, "other seeds"
@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_not(shop):
     assert bootstrap.column(RTE, []) is None
 
 
-def test_torn_answers_are_none(tmp_path):
+def test_corrupt_answers_are_ignored(tmp_path):
     write(tmp_path, [1, 0], [1, 1])
     whole = (tmp_path / "predictions.jsonl.gz").read_bytes()
     assert read_answers(tmp_path).predictions.tolist() == [1, 0]
@@ -198,7 +198,7 @@ def test_torn_answers_are_none(tmp_path):
     assert read_answers(tmp_path / "nowhere") is None
 
 
-def test_texts_and_answers_that_were_not_given(shop):
+def test_missing_answers_count_as_wrong(shop):
     record = shop.run("a", 0, 0, labels=["yes", "no", "yes", "no"], predictions=["yes", None, "no", "no"])
     drawn = Bootstrap(shop.folders).column(RTE, [record])
     assert drawn.scores.mean() == pytest.approx(50, abs=3)
@@ -215,7 +215,7 @@ def rows_of(shop, shares):
     return [Row(name, {t: [shop.run(name, s, share, t) for s in range(3)] for t in ("qnli", "rte")}) for name, share in shares.items()]
 
 
-def test_the_best_is_bold_only_where_the_order_holds(shop):
+def test_best_is_bold_if_significant(shop):
     rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6})
     rows.append(Row("d", {task: [shop.run("d", s, 0.797, task, draw=100) for s in range(3)] for task in ("qnli", "rte")}))
     table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
@@ -228,8 +228,8 @@ def test_the_best_is_bold_only_where_the_order_holds(shop):
     assert not again.highlights, "an altered row is never the best"
 
 
-def test_the_best_is_above_every_row_and_not_the_next_alone(shop):
-    """The third varies so much that nothing tells it from the first, which its neighbour is told from."""
+def test_best_is_compared_with_every_row(shop):
+    """The third row varies so much that it is not distinguished from the first, while its neighbour is."""
     rows = rows_of(shop, {"a": 0.9, "b": 0.8})
     for task, records in rows[0].records.items():
         records.extend(shop.run("a", s, 0.9, task) for s in (3, 4))
@@ -243,8 +243,8 @@ def test_the_best_is_above_every_row_and_not_the_next_alone(shop):
     assert (with_two.highlights[0, 4], with_three.highlights) == ("best", {})
 
 
-def test_a_higher_mean_of_more_seeds_is_not_the_best_against_the_interval(shop):
-    """On the seeds that both have, the row with the lower mean is the higher one."""
+def test_best_uses_common_seeds(shop):
+    """On the common seeds, the row with the lower mean is the higher one."""
     rows = [
         Row(name, {task: [shop.run(name, s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")})
         for name, shares in (("a", (0.6, 0.6, 0.9, 0.9, 0.9)), ("b", (0.7, 0.7)))
@@ -262,7 +262,7 @@ def test_second_is_underlined(shop):
     assert r"\underline{80.0}" in table.latex()
 
 
-def test_the_table_of_differences(shop):
+def test_paired_table(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
     table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.folders))
     assert table.title.endswith("each row minus b")
@@ -273,7 +273,7 @@ def test_the_table_of_differences(shop):
     assert cells[-2:] == ["0/6", "0.031"]
 
 
-def test_a_row_of_fewer_seeds_takes_none_from_the_others(shop):
+def test_fewer_seeds_do_not_shrink_other_rows(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.8, "c": 0.95})
     for task, found in rows[2].records.items():
         rows[2].records[task] = found[:1]
@@ -283,7 +283,7 @@ def test_a_row_of_fewer_seeds_takes_none_from_the_others(shop):
     assert table.rows[0][-2] == "0/6"
 
 
-def test_two_scores_of_one_run_are_one_pair(shop):
+def test_sign_test_counts_a_run_once(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
     for row in rows:
         row.records = {"v1": row.records["rte"]}
@@ -299,7 +299,7 @@ def on_a_subset(row, rows=("train", 3060)):
     return row
 
 
-def test_rows_on_one_subset_are_compared_and_never_marked(shop):
+def test_subset_rows_are_compared_not_marked(shop):
     rows = [on_a_subset(row) for row in rows_of(shop, {"goft": 0.6, "qgoft": 0.9})]
     del rows[0].records["qnli"]
     item = ITEMS["flexibility"]
@@ -314,7 +314,7 @@ def test_rows_on_one_subset_are_compared_and_never_marked(shop):
     assert not build_table("glue", "pocket", rows, item=item, bootstrap=bootstrap).highlights
 
 
-def test_rows_on_unlike_subsets_are_not_compared(shop):
+def test_different_subsets_are_not_compared(shop):
     goft, qgoft = rows_of(shop, {"goft": 0.6, "qgoft": 0.9})
     table = build_paired(
         "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Bootstrap(shop.folders)
@@ -323,7 +323,7 @@ def test_rows_on_unlike_subsets_are_not_compared(shop):
     assert {row[table.columns.index(title)] for title in ("QNLI", "RTE", "Avg")} == {"-"}
 
 
-def test_cells_open_their_runs_and_failures_are_shown(shop):
+def test_cells_name_runs_and_failures(shop):
     (row,) = rows_of(shop, {"a": 0.9})
     row.planned = {"qnli": 3, "rte": 4}
     row.failed = {"rte": [{**shop.run("a", 3, 0.9), "status": "oom"}]}
@@ -346,7 +346,7 @@ def test_cells_open_their_runs_and_failures_are_shown(shop):
         ("math", "math published", "accuracy", ["0.5", "7", None, "x"], ["\\frac{1}{2}", "7.0", "1", "y"], 25.0),
     ],
 )
-def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, predictions, labels, expected):
+def test_items_use_the_scoring_of_their_task(shop, suite, task, metric, predictions, labels, expected):
     task, _, scoring = task.partition(" ")
     made = [shop.run("lora", seed, 0, task, predictions=predictions, labels=labels) for seed in (0, 1)]
     for record in made:
@@ -369,7 +369,7 @@ def test_items_are_scored_by_the_rule_of_their_task(shop, suite, task, metric, p
         *(("mmlu-lora-r8-pocket-llama-seed0", name) for name in ("mmlu5_avg", "mmlu0_avg")),
     ],
 )
-def test_committed_answers_scored_again_give_the_committed_score(repository, name, metric):
+def test_committed_answers_reproduce_scores(repository, name, metric):
     folder = repository / "results" / "measured" / "pocket" / name
     record = json.loads((folder / "record.json").read_text())
     drawn = Bootstrap({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])

@@ -1,4 +1,4 @@
-"""The error of orthogonality over a training: read from real runs, tabled and drawn."""
+"""The orthogonality error during training: read from real runs, tabulated and drawn."""
 
 import statistics
 
@@ -28,7 +28,7 @@ def root(tmp_path_factory):
     return root
 
 
-def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
+def test_traces_need_rotation_and_pretraining(root):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
     assert {label: len(runs) for label, runs in traces.items()} == {
         "goft": 2,
@@ -50,7 +50,7 @@ def test_traces_are_of_methods_that_turn_and_of_pretrained_models(root):
     assert 0 < float(penalties["qgoft, rte, λ=0.5"]) < float(penalties["qgoft, rte, λ=0"])
 
 
-def test_error_and_penalty_are_those_of_the_step_that_was_kept_and_real_rows_are_no_twins(root):
+def test_trace_values_are_of_the_selected_step(root):
     found = find_records(root / "runs")
     record = next(record for record in found.records if record["method"] == "psoft")
     record["orthogonality"] = {"max_error": 0.25, "penalty": None}
@@ -59,7 +59,7 @@ def test_error_and_penalty_are_those_of_the_step_that_was_kept_and_real_rows_are
     assert "psoft@r46" not in read_traces(found, "pocket", "glue")
 
 
-def test_a_training_counts_once_and_other_layers_are_another_row(root):
+def test_shared_training_has_one_trace(root):
     found = find_records(root / "runs")
     goft = [record for record in found.records if record["method"] == "goft" and record["settings"]["model"]["init"] == "pretrained"]
     for record, shared in zip(goft, (True, False), strict=True):
@@ -74,7 +74,7 @@ def test_a_training_counts_once_and_other_layers_are_another_row(root):
     }
 
 
-def test_a_run_without_a_curve_is_in_the_table_and_not_in_the_figure(root, tmp_path):
+def test_run_without_curve_is_not_drawn(root, tmp_path):
     found = find_records(root / "runs")
     psoft = next(record for record in found.records if record["method"] == "psoft")
     found.folders[psoft["key"]] = tmp_path
@@ -86,7 +86,7 @@ def test_a_run_without_a_curve_is_in_the_table_and_not_in_the_figure(root, tmp_p
     assert draw_traces({"psoft@r46": traces["psoft@r46"]}, tmp_path) == []
 
 
-def test_figures_are_the_same_byte_by_byte(root, tmp_path):
+def test_figures_are_deterministic(root, tmp_path):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
     one, two = (draw_traces(traces, tmp_path / name) for name in "ab")
     assert [path.suffix for path in one] == [".svg", ".pdf", ".png"]
@@ -94,7 +94,7 @@ def test_figures_are_the_same_byte_by_byte(root, tmp_path):
     assert all(name in one[0].read_text() for name in ("goft", "psoft@r46"))
 
 
-def test_of_many_a_figure_shows_one_row_of_each_method(tmp_path):
+def test_figure_limits_rows_per_method(tmp_path):
     end = Trace(((1.0, 0.1),), 0.1)
     traces = {f"psoft@r{n}": [end] for n in range(12)} | {"goft": [end], "psoft@r46": [end, end]}
     traces |= {"qgoft, λ=0": [end], "qgoft, λ=0.1": [end, end]}
@@ -106,7 +106,7 @@ def test_of_many_a_figure_shows_one_row_of_each_method(tmp_path):
     assert "the figure has one row of each method, the one with the most runs" in build_trace_table(traces, "pocket", "glue").notes
 
 
-def test_the_script(root, capsys):
+def test_orthogonality_command(root, capsys):
     assert script.main(["--root", str(root)]) == 0
     assert "max |R^T R - I| after training (glue, pocket)" in capsys.readouterr().out
     assert (root / "tables" / "orthogonality.csv").is_file()

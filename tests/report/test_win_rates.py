@@ -1,4 +1,4 @@
-"""Figure 3 as a table, from predictions beside records."""
+"""Figure 3 as a table, from predictions next to records."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ def folders(root):
     return {path.name: path for path in (root / "runs").iterdir()} if (root / "runs").is_dir() else {}
 
 
-def test_the_first_against_each(tmp_path):
+def test_win_rates_of_the_first_row(tmp_path):
     records = [record(tmp_path, "1", "goft", [5.0, 6.0, 7.0, 8.0]), record(tmp_path, "2", "lora", [4.0, 6.0, 8.0, 1.0])]
     rated = read_ratings(folders(tmp_path), [*records, {**records[0], "key": "not there"}])
     table = build_win_rates(rated, "pocket")
@@ -29,13 +29,13 @@ def test_the_first_against_each(tmp_path):
     assert categories.rows[0][:4] == ["goft", "5.50", "7.50", "6.50"]
 
 
-def test_one_method_has_nobody_to_compare_with(tmp_path):
+def test_win_rates_single_method(tmp_path):
     alone = record(tmp_path, "1", "goft", [5.0])
     rated = read_ratings(folders(tmp_path), [alone])
     assert build_win_rates(rated, "pocket") is None
 
 
-def test_answers_of_several_seeds_to_a_question_are_no_further_questions(tmp_path):
+def test_win_rates_average_over_seeds(tmp_path):
     ours = [record(tmp_path, f"a{seed}", "goft", [5.0, 6.0 + seed, 7.0, 8.0], seed) for seed in range(4)]
     theirs = [record(tmp_path, f"b{seed}", "lora", [4.0, 7.0, 7.0, 9.0], seed) for seed in range(3)]
     rated = read_ratings(folders(tmp_path), [*ours, *theirs])

@@ -21,7 +21,7 @@ def words_of(name, **ask):
     return items.item_overrides(item, items.ItemFilter(**{"protocol": "pocket", **ask}))
 
 
-def test_every_item_has_a_target_and_a_way_to_be_printed(repository):
+def test_items_have_a_target_and_a_table(repository):
     text = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
     targets = text.partition("items of the papers:")[2].partition("names and defaults")[0].split()
     known = items.read_items("pocket") | items.read_items("small")
@@ -33,13 +33,13 @@ def test_every_item_has_a_target_and_a_way_to_be_printed(repository):
         assert item_named(known[name]).titles
 
 
-def test_every_item_that_the_issue_names():
+def test_items_cover_both_papers():
     wanted = [*(f"table{n}" for n in (1, 2, 3, 4, 10)), "figure3", "flexibility", "lambda", "psoft-figure3", "psoft-figure4"]
     wanted += [f"psoft-table{n}" for n in (2, 3, 4, 5, 6, 7, 13, 15, 16, 17, 18, 19, 20, 21, 22)]
     assert set(wanted) <= set(items.read_items("goft_icml24"))
 
 
-def test_items_without_published_values_say_why():
+def test_items_without_published_values():
     assert {name: item.no_published_values for name, item in ITEMS.items() if item.no_published_values} == {
         "flexibility": CHART,
         "lambda": CHART,
@@ -49,8 +49,8 @@ def test_items_without_published_values_say_why():
 
 
 @pytest.mark.parametrize("name", sorted(set(ITEMS) - {"flexibility", "lambda"}))
-def test_a_grid_has_every_row_that_is_printed(name):
-    """Under the paper's own protocol: method and variant, layers and penalty, of each printed row. What the paper has not is ours."""
+def test_grid_has_every_printed_row(name):
+    """Under the paper's protocol: method and variant, target set and penalty of each printed row, or `own`."""
     item = ITEMS[name]
     asked, left_out = words_of(name, protocol=PROTOCOL[item.paper])
     assert not left_out
@@ -76,15 +76,15 @@ def test_items_compose(name, protocol):
     assert {seeds for _, seeds in asked} == ({("0", "1", "2", "3", "4")} if protocol == "paper" else {seeds for _, seeds in asked})
 
 
-def test_the_embedded_twin_has_the_seeds_it_says():
-    """Three for GLUE, SQuAD and the ablations on them, one for VTAB and the decoders."""
+def test_items_pocket_seeds():
+    """Three for GLUE, SQuAD and their ablations, one for VTAB and the decoders."""
     for name in {*ITEMS, "figure3"}:
         asked, _ = words_of(name)
         is_one = any(word.startswith(("task=vtab", "task=instruct", "task=math", "task=commonsense")) for word in asked[0][0])
         assert {seeds for _, seeds in asked} == {("0",) if is_one else ("0", "1", "2")}, name
 
 
-def test_items_are_narrowed():
+def test_items_restricted_by_filter():
     asked, _ = words_of("table1", methods=("lora", "qgoft"), tasks=("rte", "glue/cola"), seeds=("7",))
     assert len(asked) == 4
     assert {seeds for _, seeds in asked} == {("7",)}
@@ -102,7 +102,7 @@ def test_items_are_narrowed():
         words_of("table4", tasks=("rte",))
 
 
-def test_all_items_are_narrowed_to_those_that_have_what_is_asked():
+def test_all_items_restricted_by_filter():
     """`make fetch TASKS=v1` and `make paper TASKS=v1`."""
     parts = items.plan_items(["all"], items.ItemFilter("pocket", tasks=("v1",)))
     assert [part.item.name for part in parts if part.overrides] == ["table4"]
@@ -110,7 +110,7 @@ def test_all_items_are_narrowed_to_those_that_have_what_is_asked():
         items.plan_items(["all"], items.ItemFilter("pocket", tasks=("wnli",)))
 
 
-def test_cells_that_a_protocol_lacks_are_told():
+def test_items_report_unsupported_combinations():
     asked, left_out = words_of("table1", protocol="psoft_iclr26")
     assert {words[1] for words, _ in asked} == {f"task=glue/{t}" for t in ("sst2", "cola", "qnli", "rte", "mrpc", "stsb")}
     assert "bitfit on glue/cola: no row in the paper's table 2" in left_out
@@ -120,12 +120,12 @@ def test_cells_that_a_protocol_lacks_are_told():
         items.plan_items(["table99"], items.ItemFilter("pocket"))
 
 
-def test_settings_that_were_composed_are_kept(tmp_path, monkeypatch):
+def test_settings_cache_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     asked = [words for words, _ in words_of("table1", tasks=("rte", "cola"))[0]]
     first = planned_run.compose_all(asked, 1)
     (kept,) = (tmp_path / "settings").glob("*.json")
-    monkeypatch.setattr(planned_run, "compose_cached", None)  # nothing is composed again, wherever the results go
+    monkeypatch.setattr(planned_run, "compose_cached", None)  # nothing is composed again, independent of the results directory
     again = planned_run.compose_all([(*words, "results.root=there") for words in asked], 1)
     assert [s.results.root for s in again] == ["there"] * len(asked)
     assert [repr(s).replace("'there'", "'results'") for s in again] == [repr(s) for s in first]
@@ -135,7 +135,7 @@ def test_settings_that_were_composed_are_kept(tmp_path, monkeypatch):
     assert planned_run.compose_all(asked, 1) == first
 
 
-def test_expected_time(tmp_path):
+def test_forecast_of_duration(tmp_path):
     cells = planned_run.compose_runs([("task=glue/rte", "method=lora")], ["0", "1"], 1)
     assert forecast.expected_seconds(cells, [], "pocket") == 2 * suite_info("glue").seconds["pocket"]
     other = planned_run.compose_runs([("task=glue/rte", "method=lora", "protocol=goft_icml24")], ["0"], 1)

@@ -1,4 +1,4 @@
-"""Leases: one process at a time works on a run, and a dead one's run is taken over."""
+"""Leases: one process at a time executes a run, and the run of a dead process is acquired."""
 
 import json
 import multiprocessing
@@ -20,13 +20,13 @@ from tests.records.test_records import RECORD
 
 
 def foreign(folder, *, beats=0, number=0):
-    """A lease of another machine, whose processes cannot be asked for."""
+    """Write the lease of another machine, whose processes cannot be probed."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"token": "theirs", "host": "elsewhere", "pid": 1, "beats": beats}
     (folder / f"lease.{number}.json").write_text(json.dumps(content) + "\n")
 
 
-def test_one_holder_and_it_is_named(tmp_path):
+def test_lease_names_its_owner(tmp_path):
     with Lease(tmp_path / "run"):
         with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on "), Lease(tmp_path / "run"):
             pass
@@ -35,7 +35,7 @@ def test_one_holder_and_it_is_named(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_of_a_dead_process_of_this_machine_it_is_free_at_once(tmp_path):
+def test_lease_of_a_dead_local_process(tmp_path):
     program = f"import os; from qgoft.lease import Lease; from pathlib import Path; Lease(Path({str(tmp_path)!r})).__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 9
     assert list(tmp_path.glob("lease.*.json"))
@@ -44,8 +44,8 @@ def test_of_a_dead_process_of_this_machine_it_is_free_at_once(tmp_path):
         assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.1.json"]
 
 
-def test_two_dead_ones_do_not_bar_the_way(tmp_path):
-    """One was killed while it took over from the other: both files stay."""
+def test_lease_after_two_dead_owners(tmp_path):
+    """One was killed while acquiring from the other, so both files remain."""
     gone = subprocess.Popen(["true"])
     gone.wait()
     content = json.dumps({"token": "dead", **this_machine(), "pid": gone.pid, "beats": 0})
@@ -56,12 +56,12 @@ def test_two_dead_ones_do_not_bar_the_way(tmp_path):
         assert [path.name for path in tmp_path.glob("lease.*.json")] == ["lease.2.json"]
 
 
-def test_of_another_machine_it_is_void_when_it_shows_no_life_for_long_enough(tmp_path):
+def test_lease_of_another_machine_expires(tmp_path):
     foreign(tmp_path)
     with pytest.raises(LeaseHeld), Lease(tmp_path, lease_duration=0.2):
         pass
     time.sleep(0.1)
-    foreign(tmp_path, beats=1)  # a sign of life: waiting begins anew
+    foreign(tmp_path, beats=1)  # a heartbeat: waiting starts again
     with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), Lease(tmp_path, lease_duration=0.2):
         pass
     time.sleep(0.3)
@@ -69,7 +69,7 @@ def test_of_another_machine_it_is_void_when_it_shows_no_life_for_long_enough(tmp
         lease.assert_held()
 
 
-def test_one_entry_may_take_its_time(tmp_path):
+def test_lease_acquire_timeout(tmp_path):
     """A new process, such as the same command on another node, must look twice."""
     foreign(tmp_path)
     with Lease(tmp_path, lease_duration=0.3, heartbeat_interval=0.05, acquire_timeout=2) as lease:
@@ -87,8 +87,8 @@ def test_one_entry_may_take_its_time(tmp_path):
     signs.join()
 
 
-def test_a_number_of_a_process_means_nothing_in_another_container(tmp_path, monkeypatch):
-    """Containers of one machine may share its name, and each counts its processes from 1."""
+def test_lease_of_another_container(tmp_path, monkeypatch):
+    """Containers of one machine may share its host name, and each numbers its processes from 1."""
     content = {"token": "theirs", **this_machine(), "pid": 2**22 + 1, "beats": 0}
     (tmp_path / "lease.0.json").write_text(json.dumps({**content, "space": "another boot pid:[1]"}))
     assert Lease(tmp_path).owner() is not None
@@ -96,7 +96,7 @@ def test_a_number_of_a_process_means_nothing_in_another_container(tmp_path, monk
     assert Lease(tmp_path).owner() is None, "no such process here"
 
 
-def test_one_bad_moment_of_the_file_system_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+def test_heartbeat_survives_an_io_error(tmp_path, monkeypatch):
     with Lease(tmp_path, heartbeat_interval=0.05) as lease:
         look, bad = lease._files, [OSError(116, "stale file handle")]
         monkeypatch.setattr(lease, "_files", lambda: look() if not bad else (_ for _ in ()).throw(bad.pop()))
@@ -107,8 +107,8 @@ def test_one_bad_moment_of_the_file_system_does_not_end_the_signs_of_life(tmp_pa
         assert not lease.is_lost
 
 
-def test_its_age_is_counted_by_the_own_clock(tmp_path):
-    """A file that claims to be from yesterday, or from tomorrow, is alive as long as it changes."""
+def test_lease_age_uses_the_observers_clock(tmp_path):
+    """A file with a time of yesterday, or of tomorrow, is alive as long as it changes."""
     foreign(tmp_path)
     for moment in (0, time.time() + 86400):
         os.utime(tmp_path / "lease.0.json", (moment, moment))
@@ -116,7 +116,7 @@ def test_its_age_is_counted_by_the_own_clock(tmp_path):
             pass
 
 
-def test_who_was_taken_for_dead_is_told(tmp_path):
+def test_lease_lost_is_reported(tmp_path):
     with Lease(tmp_path, heartbeat_interval=0.05) as lease:
         foreign(tmp_path, number=1)
         time.sleep(0.2)
@@ -126,7 +126,7 @@ def test_who_was_taken_for_dead_is_told(tmp_path):
     assert (tmp_path / "lease.1.json").is_file(), "the other's lease is left alone"
 
 
-def test_a_heartbeat_changes_the_file(tmp_path):
+def test_heartbeat_changes_the_file(tmp_path):
     with Lease(tmp_path, heartbeat_interval=0.05):
         before = (tmp_path / "lease.0.json").read_text()
         time.sleep(0.3)
@@ -149,7 +149,7 @@ def _work(folder, out, barrier):
     raise AssertionError("never got the lease")
 
 
-def test_eight_processes_take_turns(tmp_path):
+def test_lease_serialises_eight_processes(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(8)
     workers = [context.Process(target=_work, args=(tmp_path / "run", tmp_path / "out", barrier)) for _ in range(8)]
@@ -162,7 +162,7 @@ def test_eight_processes_take_turns(tmp_path):
     assert lines == ["begin", "end"] * 8
 
 
-def test_of_threads_that_find_a_void_lease_one_takes_over(tmp_path):
+def test_expired_lease_is_acquired_once(tmp_path):
     winners = 0
     for turn in range(10):
         folder = tmp_path / str(turn)
@@ -192,7 +192,7 @@ def test_of_threads_that_find_a_void_lease_one_takes_over(tmp_path):
     assert winners, "now and then all step back, but not always"
 
 
-def test_a_run_of_another_machine_that_is_silent_for_long_is_not_shown_as_running(tmp_path):
+def test_status_of_a_silent_remote_run(tmp_path):
     run_id = RunId(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
     lease = tmp_path / "lease.0.json"
     lease.write_text(json.dumps({"host": "node7", "pid": 12, "beats": 3}))
@@ -202,7 +202,7 @@ def test_a_run_of_another_machine_that_is_silent_for_long_is_not_shown_as_runnin
     assert run_id.state() == ("planned", "process 12 on node7 began it and has shown no sign of life for 3.0 h")
 
 
-def test_what_a_process_of_a_run_says_when_it_fails_is_taken_once(tmp_path):
+def test_rank_failure_is_popped_once(tmp_path):
     run_id = RunId(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
     assert run_id.pop_rank_failure() is None
     run_id.write_rank_failure(3, "failed", "connection closed")
@@ -212,13 +212,13 @@ def test_what_a_process_of_a_run_says_when_it_fails_is_taken_once(tmp_path):
     assert run_id.pop_rank_failure() is None
 
 
-def test_states_of_a_run(tmp_path):
+def test_run_status(tmp_path):
     run_id = RunId(RECORD["key"], tmp_path, DataFiles("pocket", None, "f", {}), ModelFiles("pocket", None, "m", tmp_path))
     assert run_id.state() == ("planned", "")
     with Lease(tmp_path):
         assert run_id.state()[0] == "running"
     (tmp_path / "record.json").write_text('{"key": "cut sh')
-    assert run_id.state()[0] == "torn"
+    assert run_id.state()[0] == "corrupt"
     assert not run_id.is_done, "a torn record is made again"
     write_record(tmp_path, {**RECORD, "status": "oom", "reason": "too large"})
     assert run_id.state() == ("oom", "too large")
@@ -226,8 +226,8 @@ def test_states_of_a_run(tmp_path):
     assert run_id.state() == ("done", "")
 
 
-def test_of_a_hubs_folder_what_is_always_fetched_counts(tmp_path, monkeypatch):
-    """Another tokenizer beside the same weights is another key; a file that another program fetched there is not."""
+def test_key_of_a_hub_snapshot(tmp_path, monkeypatch):
+    """Another tokenizer next to the same weights is another key; a file downloaded by another program is not."""
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     monkeypatch.setattr(sources, "_download", lambda *_: tmp_path)

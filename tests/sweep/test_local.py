@@ -1,4 +1,4 @@
-"""Sweeps on this machine: order, workers that are killed, distributed runs."""
+"""Sweeps on this machine: order, killed workers, runs of several processes."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from qgoft.sweep.launch import sweep
 from qgoft.sweep.schedule import schedule_order
 
 
-def test_one_seed_of_everything_first_and_one_training_once(monkeypatch):
+def test_schedule_orders_by_seed(monkeypatch):
     asked = [(f"task={task}", f"method={method}") for method in ("qgoft", "lora") for task in ("math/gsm8k", "math/math")]
     cells = planned_run.compose_runs(asked, ["0", "1"], 1)
     order = schedule_order(dict(enumerate(cells)))
@@ -25,14 +25,14 @@ def test_one_seed_of_everything_first_and_one_training_once(monkeypatch):
     assert [cell.settings.task.name for _, cell in order[:4]] == ["gsm8k", "gsm8k", "math", "math"]
 
 
-def test_commands_of_several_processes():
+def test_torchrun_command():
     assert "--nproc_per_node=2" in launch_command(ExecutorOptions(1, nproc=2))
     assert any(word.endswith("fsdp2.yaml") for word in launch_command(ExecutorOptions(1, nproc=2, accelerate="fsdp2")))
 
 
 @pytest.mark.slow
-def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, capsys):
-    """Before a run has a record: a decomposition that does not converge, a promise that is broken, no memory for the weights."""
+def test_unexpected_error_ends_only_its_run(monkeypatch, capsys):
+    """Before a run has a record: a decomposition that does not converge, a parameter count that does not match, no memory for weights."""
     cells = planned_run.compose_runs([("task=glue/rte", "method=qgoft"), ("task=glue/cola", "method=qgoft")], ["0"], 1)
     run_ids = [SimpleNamespace(is_done=False, folder=Path("nowhere"), key=str(n)) for n in range(2)]
 
@@ -47,13 +47,13 @@ def test_an_error_that_nobody_foresaw_ends_its_run_and_no_other(monkeypatch, cap
     assert "2 of 2 runs ended, 1 of them not done" in capsys.readouterr().err
 
 
-def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch, tmp_path):
+def test_multiprocess_run_of_another_sweep(monkeypatch, tmp_path):
     cell = planned_run.compose_runs([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
     for state, status in ((("running", "process 8 on a"), "held"), (("done", ""), "done"), (("planned", ""), "refused")):
         monkeypatch.setattr(executor, "launch_command", lambda means: ["false"])
         run_id = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None, pop_rank_failure=lambda: None)
         assert run_processes(0, cell, run_id, ExecutorOptions(1, nproc=2)).status == status
-    # What an earlier attempt left does not speak for this one.
+    # Files of an earlier attempt do not count.
     old = {"status": "interrupted", "started": "yesterday"}
     left = [("oom", "process 1: no memory"), None]
     interrupted = ("interrupted", "stopped from the keyboard")
@@ -68,7 +68,7 @@ def test_a_run_of_another_sweep_in_several_processes_is_waited_for(monkeypatch, 
 
 
 class Marked:
-    """The identity of a run that leaves files instead of records."""
+    """A run that writes files instead of records."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -80,14 +80,14 @@ class Marked:
 
 
 def sweep_of(monkeypatch, folders, execute_run, **means):
-    """A sweep of two processes whose runs are a function of their number."""
+    """Sweep with two processes over runs that are a function of their number."""
     cells = planned_run.compose_runs([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(folders))], 1)
     monkeypatch.setattr(local, "execute_run", execute_run)
     return sweep(cells, folders, ExecutorOptions(2, **means))
 
 
-def test_of_runs_that_were_killed_together_the_one_that_did_it_is_known(monkeypatch, tmp_path, capsys):
-    """The system kills a process for want of memory, and the pool goes down with all runs that it had begun."""
+def test_killed_runs_are_retried_one_by_one(monkeypatch, tmp_path, capsys):
+    """The system kills a process for lack of memory, and the pool and all its running runs end."""
     marked = [Marked(tmp_path / str(n)) for n in range(3)]
 
     def execute_run(number, cell):
@@ -111,7 +111,7 @@ def test_of_runs_that_were_killed_together_the_one_that_did_it_is_known(monkeypa
     assert capsys.readouterr().err.count("retrying the run") == 2
 
 
-def test_processes_that_die_before_any_run_end_the_sweep(monkeypatch, tmp_path):
+def test_dying_workers_end_the_sweep(monkeypatch, tmp_path):
     def execute_run(number, cell):
 
         os.kill(os.getpid(), 9)
@@ -120,7 +120,7 @@ def test_processes_that_die_before_any_run_end_the_sweep(monkeypatch, tmp_path):
         sweep_of(monkeypatch, [Marked(tmp_path / str(n)) for n in range(2)], execute_run)
 
 
-def test_failfast_has_what_runs_save_itself(monkeypatch, tmp_path):
+def test_failfast_interrupts_running_runs(monkeypatch, tmp_path):
     def execute_run(number, cell):
 
         from qgoft.sweep.executor import RunOutcome

@@ -14,7 +14,7 @@ from qgoft.sweep.launch import sweep
 
 
 class Cluster:
-    """What submitit's executor is asked, and jobs that come to what they are told."""
+    """Records the calls of submitit's executor; its jobs have prescribed outcomes."""
 
     def __init__(self, monkeypatch, array=1001, ends=lambda number: RunOutcome(number, "done", ""), refuses=None):
         self.asked, self.parameters, self.arrays, self.cancelled, self.refuses = {}, {}, [], [], refuses
@@ -56,21 +56,21 @@ def of_cluster(cluster, tmp_path, count, *words, launcher="submitit_slurm", **me
     return sweep(cells, [None] * count, ExecutorOptions(4, launcher=launcher, **means))
 
 
-def test_more_jobs_than_slurm_takes_in_an_array_are_several(monkeypatch, tmp_path):
+def test_job_arrays_respect_slurms_limit(monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch, array=3)
     assert of_cluster(cluster, tmp_path, 8) == []
     assert cluster.arrays == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert cluster.parameters["slurm_array_parallelism"] == 1, "four at a time among three arrays"
 
 
-def test_what_sbatch_does_not_take_is_one_line(monkeypatch, tmp_path):
+def test_sbatch_error_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(
         QgoftError, match=r"the jobs were refused: sbatch: error: invalid partition specified: gpuu; 3 queued jobs continue"
     ):
         of_cluster(Cluster(monkeypatch, array=3, refuses=2), tmp_path, 8)
 
 
-def test_only_what_keeps_checkpoints_is_queued_again_after_its_time(monkeypatch, tmp_path):
+def test_requeue_needs_checkpoints(monkeypatch, tmp_path):
     for words, means, times in (
         ((), {}, slurm.REQUEUES),
         (("results.checkpoint_interval=null",), {}, 0),
@@ -82,14 +82,14 @@ def test_only_what_keeps_checkpoints_is_queued_again_after_its_time(monkeypatch,
         assert cluster.asked["slurm_max_num_timeout"] == times
 
 
-def test_failfast_on_a_cluster_says_what_was_not_begun(monkeypatch, tmp_path):
+def test_cluster_failfast_lists_pending(monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch, ends=lambda number: RunOutcome(number, "diverged", "a test"))
     found = of_cluster(cluster, tmp_path, 3, failfast=True)
     assert [(o.number, o.status) for o in found] == [(0, "diverged"), (1, "planned"), (2, "planned")]
     assert cluster.cancelled == [0, 1, 2]
 
 
-def test_ctrl_c_cancels_the_jobs_that_the_sweep_waits_for(monkeypatch, tmp_path, capsys):
+def test_ctrl_c_cancels_jobs(monkeypatch, tmp_path, capsys):
     def stop(number):
         if number:
             raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_ctrl_c_cancels_the_jobs_that_the_sweep_waits_for(monkeypatch, tmp_path,
     assert "cancelled 2 jobs; with DETACH=1 they would continue" in capsys.readouterr().err
 
 
-def test_jobs_of_this_machine_have_a_share_of_its_cores_and_no_limit(monkeypatch, tmp_path):
+def test_local_jobs_share_cores(monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(slurm.os, "cpu_count", lambda: 16)
@@ -118,8 +118,8 @@ def test_jobs_of_this_machine_have_a_share_of_its_cores_and_no_limit(monkeypatch
 @pytest.mark.parametrize(
     ("given", "asked", "seen"), [("2,5", (), "2,5"), (None, (), None), ("2,5", ("hydra.launcher.gpus_per_node=1",), "0")]
 )
-def test_jobs_of_this_machine_see_its_gpus(monkeypatch, given, asked, seen):
-    """submitit's local executor sets the variable for them, to nothing where it is asked for no GPUs."""
+def test_local_jobs_see_gpus(monkeypatch, given, asked, seen):
+    """submitit's local executor sets the variable for its jobs, to an empty value if no GPUs are requested."""
     monkeypatch.setenv(slurm.GPUS, given or "")
     if given is None:
         monkeypatch.delenv(slurm.GPUS)
@@ -129,8 +129,8 @@ def test_jobs_of_this_machine_see_its_gpus(monkeypatch, given, asked, seen):
     assert job().reason == str(seen)
 
 
-def test_processes_that_left_after_a_signal_begin_again(monkeypatch):
-    """submitit lets SIGTERM pass; a run of several processes has saved itself and left."""
+def test_ranks_restart_after_a_signal(monkeypatch):
+    """submitit ignores SIGTERM; a run of several processes has saved its state and ended."""
     came = [RunOutcome(0, status, "") for status in ("done", "interrupted", "interrupted")]
     monkeypatch.setattr(slurm, "run_processes", lambda *_: came.pop())
     assert slurm.Job(0, None, ExecutorOptions(1, nproc=2), None)().status == "done"
@@ -138,8 +138,8 @@ def test_processes_that_left_after_a_signal_begin_again(monkeypatch):
     assert slurm.Job(0, None, ExecutorOptions(1), None)().status == "interrupted"
 
 
-def test_jobs_are_submitted_in_the_order_of_a_sweep(monkeypatch, tmp_path):
-    """One seed of all before the next, and one task of a shared training before the others, which would hold their GPUs and wait."""
+def test_jobs_keep_the_sweeps_order(monkeypatch, tmp_path):
+    """One seed of everything before the next, and one task of a shared training before the others, which would wait while holding GPUs."""
     asked = [
         (f"task=commonsense/{task}", f"method={method}", f"results.root={tmp_path}")
         for method in ("lora", "full")

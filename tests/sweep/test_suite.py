@@ -1,4 +1,4 @@
-"""What `make glue` calls: planning, running what is left, the table, and mistakes in one line."""
+"""The command behind `make glue`: planning, pending runs, the table, and errors of one line."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def command(repository, tmp_path, *words):
     return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env=environment)
 
 
-def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
+def test_sweep_runs_pending_and_prints_table(repository, tmp_path):
     run(compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT]))
     done = command(repository, tmp_path, "glue", "--tasks", "rte,cola", "--jobs", "2", *SHORT)
     assert "GLUE, protocol pocket: 2 runs planned, 1 done" in done.stdout
@@ -49,8 +49,8 @@ def test_runs_what_is_left_and_prints_the_table(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_of_several_processes_are_found_again(repository, tmp_path):
-    """The number of processes is part of the key, also where a run is planned."""
+def test_multiprocess_runs_are_skipped(repository, tmp_path):
+    """The number of processes is part of the key, also while planning."""
     words = ("math", "--tasks", "gsm8k", "--nproc", "2", *SHORT, "task.options.new_tokens=2")
     done = command(repository, tmp_path, *words)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def test_runs_of_several_processes_are_found_again(repository, tmp_path):
         (["--nproc", "99", "--accelerate", "fsdp2", "--launcher", "submitit_local"], "needs 99 GPUs"),
     ],
 )
-def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, message):
+def test_sweep_errors_are_one_line(repository, tmp_path, words, message):
     done = command(repository, tmp_path, "glue", *words)
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
@@ -98,12 +98,12 @@ def test_mistakes_are_one_line_and_no_record(repository, tmp_path, words, messag
         (["--nproc", "0"], "NPROC=0: at least 1 process is needed"),
     ],
 )
-def test_words_that_would_do_nothing_or_mislead_are_refused(words, message):
+def test_sweep_refuses_ineffective_overrides(words, message):
     with pytest.raises(QgoftError, match=re.escape(message)):
         sweep.parse(["glue", *words])
 
 
-def test_the_plan_is_the_product_and_variants_are_words():
+def test_plan_is_the_product():
     cells = suite_runs(["glue", "--method", "qgoft,lora@r2", "--tasks", "rte,glue/cola", "--seeds", "0,3"])
     assert len(cells) == 8
     assert {(c.settings.method.name, c.settings.method.variant) for c in cells} == {("qgoft", "qgoft"), ("lora", "r2")}
@@ -111,17 +111,17 @@ def test_the_plan_is_the_product_and_variants_are_words():
     assert {c.settings.task.name for c in cells} == {"rte", "cola"}
 
 
-def test_all_seeds_are_the_protocols():
+def test_plan_uses_the_protocols_seeds():
     cells = suite_runs(["glue", "--tasks", "rte", "--protocol", "goft_icml24", "--records", "measured"])
     assert [c.settings.seed for c in cells] == [0, 1, 2, 3, 4]
 
 
-def test_tasks_that_the_protocol_lacks_are_left_out_of_all():
+def test_plan_leaves_out_unsupported_tasks():
     cells = suite_runs(["glue", "--method", "psoft", "--protocol", "psoft_iclr26"])
     assert {c.settings.task.name for c in cells} == {"cola", "stsb", "mrpc", "rte", "sst2", "qnli"}
 
 
-def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
+def test_table_uses_records_of_its_settings(tmp_path):
     short = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
     run(short)
     found = records.read_records(tmp_path / "runs")
@@ -131,8 +131,8 @@ def test_a_table_takes_only_records_of_its_own_settings(tmp_path):
     assert record_index.RecordIndex(found).find(same)["key"] == found[0]["key"]
 
 
-def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
-    """Two folders, one after the other, and a table of the first: settings alone do not distinguish their runs."""
+def test_table_excludes_other_data(tmp_path):
+    """Two data directories in turn, and a table of the first: settings do not distinguish their runs."""
     found = []
     for name, first in (("a", 0), ("b", 40)):
         folder = tmp_path / name / "rte"
@@ -154,12 +154,12 @@ def test_the_number_of_another_data_folder_is_not_shown(tmp_path):
     assert (len(row.all()), row.others) == (1, 1)
 
 
-def test_a_record_whose_settings_are_none_today_is_named_and_left_out(tmp_path, capsys):
+def test_record_with_unknown_settings(tmp_path, capsys):
     settings = compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT])
     run(settings)
     (made,) = records.read_records(tmp_path / "runs")
     (cell,) = suite_runs(["glue", "--tasks", "rte", *SHORT])
-    made["settings"]["optim"]["min_lr"] = 1e-5  # of a linear schedule, which an earlier version let pass
+    made["settings"]["optim"]["min_lr"] = 1e-5  # of a linear schedule
     assert record_index.RecordIndex([made]).find(cell) is None
     said = capsys.readouterr().err
     assert f"left out: run {made['key'][:16]} (rte, qgoft), whose settings this version does not support: optim.min_lr=" in said
@@ -173,8 +173,8 @@ def test_status_and_fetch(repository, tmp_path):
     assert "model pocket" in done.stdout
 
 
-def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
-    """Two jobs of one process; the first diverges, the second is done, and the exit code is 1."""
+def test_failing_job_does_not_stop_the_sweep(repository, tmp_path):
+    """Two jobs on one process: the first diverges, the second finishes, and the exit code is 1."""
     words = [
         "-m",
         "task=glue/rte",
@@ -191,8 +191,8 @@ def test_a_failing_job_does_not_stop_the_sweep(repository, tmp_path):
     assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
 
 
-def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
-    """SIGKILL to the parent: its workers notice, save their runs and end, before a run of thousands of steps has."""
+def test_killed_sweep_leaves_no_workers(repository, tmp_path):
+    """SIGKILL to the parent: its workers notice, save their runs and end long before a run of thousands of steps would."""
     words = [sys.executable, str(repository / "scripts" / "sweep.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
     settings = [f"results.root={tmp_path}", "train.max_steps=100000", "train.num_evals=1", "results.checkpoint_interval=1"]
     sweep = subprocess.Popen([*words, *settings], stderr=subprocess.DEVNULL, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -212,9 +212,9 @@ def test_a_killed_sweep_leaves_no_workers(repository, tmp_path):
     assert {record["status"] for record in records.read_records(tmp_path / "runs")} == {"interrupted"}
 
 
-def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
-    """SIGTERM to the sweep alone, as soon as one of its workers has a checkpoint and the other may still be starting: what runs is saved, nothing
-    is left running, and the same command goes on from there. So many steps that none is at its reporting by then."""
+def test_interrupted_sweep_resumes(repository, tmp_path):
+    """SIGTERM to the sweep as soon as one worker has a checkpoint, while the other may still be starting: running runs are saved, no
+    process remains, and the same command resumes. The runs have so many steps that none is evaluating by then."""
     words = [sys.executable, str(repository / "scripts" / "sweep.py"), "glue", "--tasks", "rte,stsb", "--jobs", "2"]
     settings = [f"results.root={tmp_path}", "train.max_steps=30", "train.num_evals=1", "results.checkpoint_interval=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -241,13 +241,13 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(repository, tmp_path):
     assert not list(tmp_path.glob("runs/*/checkpoint"))
 
 
-def test_a_suite_that_the_protocol_lacks_is_told(repository, tmp_path):
+def test_suite_unsupported_by_protocol(repository, tmp_path):
     done = command(repository, tmp_path, "squad", "--protocol", "psoft_iclr26")
     assert done.returncode == 2
     assert done.stderr == "qgoft: protocol psoft_iclr26 has no task of suite squad: the paper did not run it; change PROTOCOL\n"
 
 
-def test_squad_runs_and_prints_its_table(repository, tmp_path):
+def test_squad_sweep_prints_table(repository, tmp_path):
     done = command(repository, tmp_path, "squad", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "SQuAD v1.1, protocol pocket: 1 run planned, 0 done" in done.stdout
@@ -257,8 +257,8 @@ def test_squad_runs_and_prints_its_table(repository, tmp_path):
     assert (tmp_path / "tables" / "table4.tex").is_file()
 
 
-def test_helpers_compose_and_draw_the_same(tmp_path, monkeypatch):
-    """Many settings are composed, and several tasks drawn, by processes of their own."""
+def test_parallel_planning_is_equal(tmp_path, monkeypatch):
+    """Processes compose many settings and generate several tasks in parallel."""
     from qgoft.pocket.data import is_generated, pocket_files, pocket_fingerprint
 
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "helpers"))

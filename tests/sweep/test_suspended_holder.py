@@ -1,4 +1,4 @@
-"""A process that is suspended past its lease and resumes must not change the run that another process has finished meanwhile."""
+"""A process that is suspended past its lease and resumes must not change the run that another process has finished."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from qgoft.run_id import identify
 from qgoft.train import progress as progress_module
 from qgoft.train import run as run_module
 from qgoft.train.run import run
-from tests.fault_injection.torture import write_rows
+from tests.fault_injection.runs import write_rows
 
 LOST = 7
 
@@ -49,7 +49,7 @@ def stop_here(function, *, calls=1, before=True):
     return wrapped
 
 
-# When the process is suspended -> what is wrapped. publish() renames the files one by one, the record last.
+# Moment of the suspension -> wrapped function. publish() renames the files one by one, the record last.
 MOMENTS = {
     "start": (run_module, "prepare", {}),
     "first step": (progress_module.Tracker, "log", {"calls": 3}),
@@ -75,7 +75,7 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_suspended_holder_changes_nothing(tmp_path, rows, monkeypatch, moment):
+def test_suspended_owner_changes_nothing(tmp_path, rows, monkeypatch, moment):
     monkeypatch.setattr(Lease.__init__, "__kwdefaults__", {"heartbeat_interval": 0.05, "lease_duration": 0.4, "acquire_timeout": 0.0})
     s = settings(tmp_path, rows)
     place, name, how = MOMENTS[moment]
@@ -115,7 +115,7 @@ def test_a_suspended_holder_changes_nothing(tmp_path, rows, monkeypatch, moment)
     assert read_record(folder / "record.json")["finished"] == record["finished"]
 
 
-def test_both_alive_do_not_remove_each_others_files(tmp_path):
+def test_two_owners_keep_their_files(tmp_path):
     with Lease(tmp_path, heartbeat_interval=3600) as old:
         (old.workspace / "history.jsonl").write_text("one")
         with pytest.raises(LeaseHeld), Lease(tmp_path, lease_duration=0.05):
@@ -123,7 +123,7 @@ def test_both_alive_do_not_remove_each_others_files(tmp_path):
         time.sleep(0.1)
         with Lease(tmp_path, lease_duration=0.05) as new:
             assert (new.workspace / "history.jsonl").read_text() == "one"
-            old.workspace.mkdir()  # as a library does that creates missing directories
+            old.workspace.mkdir()  # as a library that creates missing directories does
             (old.workspace / "history.jsonl").write_text("two")
             for write in (old.assert_held, old.adopt, old.publish):
                 with pytest.raises(LeaseLost):
@@ -134,8 +134,8 @@ def test_both_alive_do_not_remove_each_others_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path != old.workspace] == ["history.jsonl"]
 
 
-def test_a_holder_that_is_suspended_after_publishing_leaves_the_next_attempt_alone(tmp_path, monkeypatch):
-    """The run was interrupted, so the next holder has moved the published files into its own workspace, and works there."""
+def test_owner_suspended_after_publishing(tmp_path, monkeypatch):
+    """The run was interrupted, so the next owner has moved the published files into its own workspace."""
     with Lease(tmp_path, heartbeat_interval=3600) as old:
         (old.workspace / "history.jsonl").write_text("one")
         (old.workspace / "checkpoint").mkdir()
@@ -160,8 +160,8 @@ def test_a_holder_that_is_suspended_after_publishing_leaves_the_next_attempt_alo
         new.__exit__(None, None, None)
 
 
-def test_a_lease_on_a_full_disk_leaves_no_empty_file(tmp_path, monkeypatch):
-    """An empty one would look like that of a process elsewhere, for two minutes."""
+def test_lease_on_a_full_disk(tmp_path, monkeypatch):
+    """An empty file would look like the lease of another machine for two minutes."""
     monkeypatch.setattr(Lease, "_content", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"), Lease(tmp_path):
         pass

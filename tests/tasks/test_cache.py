@@ -1,4 +1,4 @@
-"""Rows that were made once are read again, and never where anything they depend on has changed or a byte is wrong."""
+"""Cached rows are reused, except after a change of an input or of a byte."""
 
 import pytest
 from datasets import Dataset
@@ -23,7 +23,7 @@ class Maker:
         made.map(lambda row: row, cache_file_name=str(path), new_fingerprint="made")
 
 
-def test_rows_are_made_once(cache):
+def test_cache_builds_rows_once(cache):
     make = Maker()
     first, second = (cached_rows({"rows": "a", "length": 3}, make) for _ in range(2))
     assert make.calls == 1
@@ -32,7 +32,7 @@ def test_rows_are_made_once(cache):
     assert [path.name for path in cache.iterdir()] == [next(cache.iterdir()).name], "nothing is left over"
 
 
-def test_any_change_of_what_they_depend_on_makes_them_anew(cache):
+def test_cache_rebuilds_after_changes(cache):
     make = Maker()
     cached_rows({"rows": "a", "length": 3}, make)
     cached_rows({"rows": "a", "length": 4}, make)
@@ -42,7 +42,7 @@ def test_any_change_of_what_they_depend_on_makes_them_anew(cache):
 
 @pytest.mark.parametrize("name", ["rows.arrow", "checksum.txt"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
-def test_a_damaged_copy_is_made_anew(cache, name, damage):
+def test_cache_rebuilds_damaged_entries(cache, name, damage):
     make = Maker()
     cached_rows({"rows": "a"}, make)
     path = next(cache.iterdir()) / name
@@ -56,7 +56,7 @@ def test_a_damaged_copy_is_made_anew(cache, name, damage):
     assert make.calls == 2
 
 
-def test_another_process_may_make_the_same_rows_meanwhile(cache):
+def test_cache_concurrent_builds(cache):
     make = Maker()
 
     def later(path):
@@ -68,14 +68,14 @@ def test_another_process_may_make_the_same_rows_meanwhile(cache):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_cache_not_writable(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "file"))
     with pytest.raises(QgoftError, match="set QGOFT_CACHE to a directory with free space"):
         cached_rows({"rows": "a"}, Maker())
 
 
-def test_nothing_is_left_of_rows_that_could_not_be_made(cache):
+def test_cache_build_error_leaves_nothing(cache):
     def write(path):
         path.write_bytes(b"half")
         raise QgoftError("a picture is damaged")

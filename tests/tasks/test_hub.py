@@ -1,4 +1,4 @@
-"""The code that downloads, against a real hub on the loopback interface. Its stand-in without one: tests/tasks/test_glue.py."""
+"""Downloads from a real hub on the loopback interface. The stand-in without one: tests/tasks/glue/test_glue.py."""
 
 import os
 import re
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def hub(tmp_path_factory, repository):
     folder = repository.parent / "shared" / "hub"
     if not folder.is_dir():
-        pytest.skip("needs the loopback hub of the shared folder; tests/tasks/test_glue.py runs the same code on a stand-in")
+        pytest.skip("needs the loopback hub of the shared folder; tests/tasks/glue/test_glue.py runs the same code on a stand-in")
     root = tmp_path_factory.mktemp("hub")
     subprocess.run([sys.executable, str(folder / "build.py"), str(root)], check=True, capture_output=True, timeout=200)
 
@@ -49,12 +49,12 @@ def train(repository, address, home, *words):
     return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=240, cwd=repository)
 
 
-def test_downloads_trains_and_names_the_revisions(hub, tmp_path, repository):
-    """From a hub that is busy at first."""
+def test_hub_run_records_revisions(hub, tmp_path, repository):
+    """The hub is busy at first."""
     done = train(repository, hub("--fail", "3"), tmp_path / "home", f"results.root={tmp_path}")
     assert "503 Service Unavailable" in done.stderr
     assert "retrying in 1 s" in done.stderr
-    assert done.returncode in (0, 1), done.stderr  # two steps may leave constant predictions, which accuracy does not mind
+    assert done.returncode in (0, 1), done.stderr  # two steps may leave constant predictions, for which accuracy is defined
     (record,) = records.read_records(tmp_path / "runs")
     assert record["status"] == "done"
     data, model = record["provenance"]["data"], record["provenance"]["model"]
@@ -68,7 +68,7 @@ def test_downloads_trains_and_names_the_revisions(hub, tmp_path, repository):
     assert "make fetch" in again.stderr or again.returncode == 0
 
 
-def test_a_gated_model_says_what_to_do(hub, tmp_path, repository):
+def test_hub_gated_model(hub, tmp_path, repository):
     done = train(repository, hub("--gate", "microsoft/deberta-v3-base"), tmp_path / "home", f"results.root={tmp_path}")
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("qgoft:")]
@@ -78,7 +78,7 @@ def test_a_gated_model_says_what_to_do(hub, tmp_path, repository):
     assert not list(tmp_path.rglob("record.json"))
 
 
-def test_a_missing_dataset_is_one_line(hub, tmp_path, repository):
+def test_hub_missing_dataset(hub, tmp_path, repository):
     done = train(repository, hub(), tmp_path / "home", f"results.root={tmp_path}", "task.hub=nobody/nothing")
     assert done.returncode == 2
     assert "does not exist" in done.stderr
@@ -86,8 +86,8 @@ def test_a_missing_dataset_is_one_line(hub, tmp_path, repository):
 
 
 @pytest.mark.parametrize("state", ["gone", "silent"])
-def test_a_hub_that_does_not_answer_is_one_line(state, tmp_path, repository, monkeypatch):
-    """No hub is needed: nobody listens there, or somebody who takes every call and never says a word."""
+def test_hub_unresponsive(state, tmp_path, repository, monkeypatch):
+    """Without the loopback hub: nothing listens, or a server accepts every connection and never answers."""
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
     with socket.socket() as listener:
@@ -103,8 +103,8 @@ def test_a_hub_that_does_not_answer_is_one_line(state, tmp_path, repository, mon
     assert not list(tmp_path.rglob("record.json"))
 
 
-def test_planning_without_a_hub_is_one_line(tmp_path, repository):
-    """A process that has loaded nothing else of the hub's client: its parts are imported when they are first named."""
+def test_hub_absent_while_planning(tmp_path, repository):
+    """In a process that has loaded nothing else of the hub's client, whose modules are imported on first use."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "scripts/sweep.py", "table4", "--protocol", "small", "--seeds", "0", "--action", "status"]
     done = subprocess.run(
@@ -115,7 +115,7 @@ def test_planning_without_a_hub_is_one_line(tmp_path, repository):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_broken_download_is_no_record(hub, tmp_path, repository):
+def test_hub_broken_download(hub, tmp_path, repository):
     done = train(repository, hub("--truncate", "40"), tmp_path / "home", f"results.root={tmp_path}")
     assert done.returncode == 2
     assert "repeat the command to resume" in done.stderr

@@ -1,4 +1,4 @@
-"""Input files of every shape: what has one meaning is read, everything else is one line with what came and what is needed."""
+"""Input files of all shapes: unambiguous ones are read; for others, one line has the value and the expectation."""
 
 import decimal
 import gzip
@@ -37,12 +37,12 @@ def glue_file(folder, labels, task=RTE, **columns):
     "labels",
     [[0, 1], [0.0, 1.0], [False, True], ["0", "1"], ["entailment", "not_entailment"], [decimal.Decimal(0), decimal.Decimal(1)]],
 )
-def test_labels_with_one_meaning(tmp_path, labels):
+def test_labels_in_accepted_formats(tmp_path, labels):
     assert glue_file(tmp_path, labels)["label"][:] == [0, 1]
 
 
 @pytest.mark.parametrize("labels", [[1.5, 5.0], ["1.5", "5"], [decimal.Decimal("1.5"), decimal.Decimal(5)]])
-def test_scores_with_one_meaning(tmp_path, labels):
+def test_scores_in_accepted_formats(tmp_path, labels):
     assert glue_file(tmp_path, labels, STSB)["label"][:] == [1.5, 5.0]
 
 
@@ -57,7 +57,7 @@ def test_scores_with_one_meaning(tmp_path, labels):
         (STSB, [float("nan"), 1.0], "label nan in row 0"),
     ],
 )
-def test_labels_without_one(tmp_path, task, labels, message):
+def test_labels_ambiguous(tmp_path, task, labels, message):
     with pytest.raises(QgoftError, match=message):
         glue_file(tmp_path, labels, task)
 
@@ -70,19 +70,19 @@ def test_labels_without_one(tmp_path, task, labels, message):
         (pa.array(["a", None]), "1 rows without a value"),
     ],
 )
-def test_columns_that_are_no_text(tmp_path, column, message):
+def test_text_columns_of_other_types(tmp_path, column, message):
     with pytest.raises(QgoftError, match=message):
         glue_file(tmp_path, [0, 1], sentence1=column)
 
 
-def test_other_ways_to_store_text(tmp_path):
+def test_text_in_other_arrow_types(tmp_path):
     views = glue_file(
         tmp_path, [0, 1], sentence1=pa.array(["a", "b"], pa.string_view()), sentence2=pa.array(["c", "d"]).dictionary_encode()
     )
     assert (views["sentence1"][:], views["sentence2"][:]) == (["a", "b"], ["c", "d"])
 
 
-def test_files_that_are_no_split(tmp_path):
+def test_split_files_invalid(tmp_path):
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(QgoftError, match=r"folder\.parquet is a directory; expected a parquet file"):
         read_parquet([tmp_path / "folder.parquet"], "here")
@@ -102,7 +102,7 @@ def test_files_that_are_no_split(tmp_path):
         read_parquet([tmp_path / "text.parquet"], "here")
 
 
-def test_a_flipped_page_is_damage(tmp_path):
+def test_parquet_page_corrupt(tmp_path):
     path = tmp_path / "t.parquet"
     pa.parquet.write_table(pa.table({"a": list(range(1000))}), path, compression="NONE", write_page_checksum=True, use_dictionary=False)
     content = bytearray(path.read_bytes())
@@ -113,7 +113,7 @@ def test_a_flipped_page_is_damage(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["br[1]", "a::b", "dollar$HOME", "run?", "with space", "star*", "~", "a=b", "{x}"])
-def test_paths_are_read_literally(tmp_path, name):
+def test_data_paths_are_literal(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     (tmp_path / "runA").mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def test_paths_are_read_literally(tmp_path, name):
 
 @pytest.mark.parametrize("content", [b'[{"question": "q"}]', b'{"question": "q"}\n'])
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_byte_order_mark_is_no_text(tmp_path, content, packed):
+def test_byte_order_mark_is_removed(tmp_path, content, packed):
     path = tmp_path / ("t.json.gz" if packed else "t.json")
     content = b"\xef\xbb\xbf" + content
     path.write_bytes(gzip.compress(content) if packed else content)
@@ -142,13 +142,13 @@ def test_a_byte_order_mark_is_no_text(tmp_path, content, packed):
         ('{"question": "a"}\n3', "line 2: got a int, expected an object"),
     ],
 )
-def test_odd_lines(tmp_path, line, message):
+def test_json_lines_malformed(tmp_path, line, message):
     (tmp_path / "t.jsonl").write_text(line + "\n")
     with pytest.raises(QgoftError, match=message):
         read_rows(tmp_path / "t.jsonl", "here", ["question"])
 
 
-def test_a_gzip_bomb_is_bounded(tmp_path, monkeypatch):
+def test_gzip_bomb_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "MOST_BYTES", 10_000)
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b" " * 10_001))
     with pytest.raises(QgoftError, match="unpacks to more than"):
@@ -170,7 +170,7 @@ def squad_file(folder, answers):
         [{"text": "text", "answer_start": 2}],
     ],
 )
-def test_answers_with_one_meaning(tmp_path, answer):
+def test_squad_answers_in_accepted_formats(tmp_path, answer):
     assert squad_file(tmp_path, [answer]) == [{"text": ["text"], "answer_start": [2]}]
 
 
@@ -185,14 +185,14 @@ def test_answers_with_one_meaning(tmp_path, answer):
         (3, "needed are a list text"),
     ],
 )
-def test_answers_without_one(tmp_path, answer, message):
+def test_squad_answers_ambiguous(tmp_path, answer, message):
     whole = {"text": ["text"], "answer_start": [2]}
     answers = [answer] if answer == 3 else [whole, answer]
     with pytest.raises(QgoftError, match=message):
         squad_file(tmp_path, answers)
 
 
-def test_what_is_odd_about_rows_is_counted():
+def test_odd_rows_are_counted():
     data = {
         "train": Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [0, 1]}),
         "test": Dataset.from_dict({"input_ids": [[3], [4], [3]], "labels": [1, 1, 1], "idx": [0, 1, 1]}),
@@ -205,14 +205,14 @@ def test_what_is_odd_about_rows_is_counted():
     }
 
 
-def test_files_with_one_name_in_json_and_parquet_are_the_same(tmp_path):
+def test_json_and_parquet_are_equal(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"question": "q"}]))
     Dataset.from_list([{"question": "q"}]).to_parquet(tmp_path / "t.parquet")
     one, two = (read_rows(tmp_path / f"t.{ending}", "here", ["question"]).to_list() for ending in ("json", "parquet"))
     assert one == two
 
 
-def test_images_that_are_listed_twice(tmp_path):
+def test_vtab_duplicate_images(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / name).touch()
     (tmp_path / "train800.txt").write_text("a.jpg 0\nb.jpg 1\na.jpg 0\n")
@@ -235,7 +235,7 @@ def vicuna(folder, questions, references=()):
     return suite.questions
 
 
-def test_questions_with_their_references(tmp_path):
+def test_vicuna_questions_with_references(tmp_path):
     (question,) = vicuna(tmp_path, [QUESTION], [{"question_id": 1, "choices": [{"turns": ["Seven."]}]}])
     assert (question.number, question.instruction, question.right) == (1, "How much?", ("Seven.",))
 
@@ -256,17 +256,17 @@ def test_questions_with_their_references(tmp_path):
         ([QUESTION], ["3"], "line 1: got a int"),
     ],
 )
-def test_questions_that_cannot_be_asked(tmp_path, questions, references, message):
+def test_vicuna_invalid_questions(tmp_path, questions, references, message):
     with pytest.raises(QgoftError, match=message):
         vicuna(tmp_path, questions, references)
 
 
-def test_a_hub_that_echoes_the_token(monkeypatch):
+def test_hub_error_hides_the_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert sources._told(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"
 
 
-def test_an_image_that_was_replaced_with_its_size_and_time_kept(tmp_path, monkeypatch):
+def test_vtab_replaced_image_changes_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
     image, listed = tmp_path / "a.jpg", tmp_path / "train800.txt"
     image.write_bytes(b"one")

@@ -1,4 +1,4 @@
-"""Metrics against figures worked out by hand, in percent."""
+"""Metrics against values computed by hand, in percent."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from qgoft.tasks.metrics import Scores, majority_score, standard_error
 P, R = [1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]
 
 
-def test_classification_scores():
+def test_classification_metrics():
     scores = Scores(["accuracy", "f1", "matthews"]).compute(predictions=P, references=R)
     # tp 2, fp 1, tn 2, fn 1
     assert scores["accuracy"] == pytest.approx(100 * 4 / 6)
@@ -19,7 +19,7 @@ def test_classification_scores():
     assert scores["matthews"] == pytest.approx(100 * (2 * 2 - 1 * 1) / 9)
 
 
-def test_correlations():
+def test_correlation_metrics():
     scores = Scores(["pearson", "spearman", "pearson_spearman"], is_regression=True).compute(
         predictions=[1.0, 2.0, 3.0, 4.0], references=[1.0, 2.0, 3.0, 40.0]
     )
@@ -29,7 +29,7 @@ def test_correlations():
     assert scores["pearson_spearman"] == pytest.approx((scores["pearson"] + 100) / 2)
 
 
-def test_a_constant_has_no_correlation():
+def test_correlation_of_a_constant():
     assert Scores(["pearson_spearman"], is_regression=True).compute(predictions=[2.0, 2.0, 2.0], references=[1.0, 2.0, 3.0]) == {
         "pearson_spearman": None
     }
@@ -45,7 +45,7 @@ def test_standard_errors():
     assert standard_error("matthews", predictions, labels) == pytest.approx(2 * standard_error("accuracy", predictions, labels), rel=0.2)
 
 
-def test_majority_is_taken_from_training():
+def test_majority_baseline_uses_training_labels():
     assert majority_score("accuracy", [0, 0, 0, 1], [1, 1, 0], is_regression=False) == 25
     assert majority_score("matthews", [0, 0, 0, 1], [1, 1, 0], is_regression=False) == 0
     assert majority_score("pearson_spearman", [0.0, 1.0], [1.0], is_regression=True) is None
@@ -64,7 +64,7 @@ def task(**changes):
     return TaskSettings(**{**facts, "hub": "", "config": "", "rows": {}, **changes})
 
 
-def test_two_sets_are_averaged_and_kept():
+def test_metrics_of_two_test_sets():
     outcomes = {
         "matched": Predictions([0, 1], [0, 0], [0, 0], {"accuracy": 100.0}),
         "mismatched": Predictions([0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1], {"accuracy": 50.0}),
@@ -76,7 +76,7 @@ def test_two_sets_are_averaged_and_kept():
     assert found["accuracy"].majority_baseline == pytest.approx((100 + 75) / 2)
 
 
-def test_one_named_set_stands_for_the_task():
-    """PSOFT's halves of MNLI report mismatched alone."""
+def test_metric_of_a_named_test_set():
+    """PSOFT's validation halves of MNLI report only mismatched."""
     found = combine(task(primary="accuracy_mismatched"), {"mismatched": Predictions([0, 1], [0, 1], [0, 0], {"accuracy": 50.0})}, [0])
     assert found["accuracy_mismatched"].value == found["accuracy"].value == 50.0

@@ -1,4 +1,4 @@
-"""Which files of a model directory are its weights, and which directories are refused."""
+"""The files of a model directory that are its weights, and the directories that are refused."""
 
 import json
 import shutil
@@ -33,14 +33,14 @@ def shard(model):
 
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "pytorch_model.generator.bin", "training_args.bin", "pytorch_model.bin"])
-def test_other_files_do_not_change_the_checksum(model, name):
+def test_weights_checksum_ignores_other_files(model, name):
     before = weights_sha256(model)
     (model / name).write_bytes(b"not the weights")
     assert weights_sha256(model) == before
     assert [path.name for path in weight_files(model)] == ["model.safetensors"]
 
 
-def test_the_index_is_part_of_the_checksum(model):
+def test_weights_checksum_includes_the_index(model):
     index = shard(model)
     before = weights_sha256(model)
     assert weight_files(model)[0].name == "model.safetensors.index.json"
@@ -58,28 +58,28 @@ def test_the_index_is_part_of_the_checksum(model):
         ('{"weight_map": {"a": "missing.safetensors"}}', r"names the shard missing\.safetensors"),
     ],
 )
-def test_a_wrong_index_is_one_line(model, text, message):
+def test_weights_index_invalid(model, text, message):
     (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text(text)
     with pytest.raises(QgoftError, match=message):
         weights_sha256(model)
 
 
-def test_no_weights_at_all(model):
+def test_weights_missing(model):
     (model / "model.safetensors").rename(model / "weights.safetensors")
     with pytest.raises(QgoftError, match=r"has none of model\.safetensors, .*the download is incomplete"):
         weights_sha256(model)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_next_to_the_weights_is_refused(model, name):
+def test_adapter_next_to_weights_is_refused(model, name):
     (model / name).write_text("{}")
     settings = compose_settings(["task=glue/rte", f"model.path={model}"])
     with pytest.raises(QgoftError, match=rf"{name}: transformers would load this adapter on top of the weights"):
         resolve_model(settings.model)
 
 
-def test_a_configuration_that_names_other_weights_is_refused(model):
+def test_transformers_weights_is_refused(model):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
     with pytest.raises(QgoftError, match=r"transformers_weights='other.safetensors' names other weights than model\.safetensors"):
@@ -87,7 +87,7 @@ def test_a_configuration_that_names_other_weights_is_refused(model):
 
 
 @pytest.mark.parametrize("with_prefix", [True, False])
-def test_layers_that_the_configuration_does_not_have_are_refused(model, with_prefix):
+def test_extra_layers_are_refused(model, with_prefix):
     config = json.loads((model / "config.json").read_text())
     assert config["num_hidden_layers"] > 1
     (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
@@ -101,7 +101,9 @@ def test_layers_that_the_configuration_does_not_have_are_refused(model, with_pre
         load_classifier(settings, model)
 
 
-def test_parameters_of_another_head_are_no_layers(model):
+def test_other_heads_are_not_extra_layers(model):
     weights = load_file(model / "model.safetensors")
     save_file({**weights, "lm_predictions.lm_head.dense.weight": torch.zeros(2, 2)}, model / "model.safetensors", {"format": "pt"})
-    load_classifier(compose_settings(["task=glue/rte", f"model.path={model}"]), model)
+    loaded = load_classifier(compose_settings(["task=glue/rte", f"model.path={model}"]), model)
+    name = next(name for name in weights if "encoder" in name)
+    assert torch.equal(loaded.base_model.state_dict()[name], weights[name])

@@ -1,4 +1,4 @@
-"""Pinned public files: from a directory, from the cache, or fetched and checked, over the loopback interface."""
+"""Pinned public files: from a directory, from the cache, or downloaded and checked, over the loopback interface."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ CONTENT = b'{"prompt_input": "..."}'
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """A server whose answers are a list of statuses; 200 sends the content. The pinned file is expected there."""
+    """A server with a list of status codes; 200 sends the content, which is pinned here."""
     script, asked = [], []
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def source(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_fetched_once(source):
+def test_pinned_file_is_downloaded_once(source):
     _, asked = source
     path = pinned_file("alpaca_template", None)
     assert path.read_bytes() == CONTENT
@@ -55,7 +55,7 @@ def test_fetched_once(source):
     assert len(asked) == 2
 
 
-def test_a_busy_source_is_asked_again(source):
+def test_pinned_file_retries_a_busy_source(source):
     script, asked = source
     script += [503, 429]
     assert pinned_file("alpaca_template", None).read_bytes() == CONTENT
@@ -63,14 +63,14 @@ def test_a_busy_source_is_asked_again(source):
 
 
 @pytest.mark.parametrize(("answers", "message"), [(["other"], "checksum"), ([404], "404"), ([500] * 4, "500")])
-def test_what_cannot_be_had(source, answers, message):
+def test_pinned_file_unavailable(source, answers, message):
     source[0].extend(answers)
     with pytest.raises(QgoftError, match=message) as caught:
         pinned_file("alpaca_template", None)
     assert "prompts/alpaca.json" in str(caught.value)
 
 
-def test_a_directory_needs_no_network(source, tmp_path):
+def test_pinned_file_from_a_directory(source, tmp_path):
     folder = tmp_path / "root" / "prompts"
     folder.mkdir(parents=True)
     (folder / "alpaca.json").write_bytes(b"own")
@@ -78,7 +78,7 @@ def test_a_directory_needs_no_network(source, tmp_path):
     assert source[1] == []
 
 
-def test_the_real_files_have_the_pinned_checksums(shared):
+def test_pinned_checksums_match_real_files(shared):
     for name in ("vicuna_questions", "vicuna_references", "judge_prompts"):
         path = pinned_file(name, str(shared / "data"))
         assert hashlib.sha256(path.read_bytes()).hexdigest() == PINNED[name].sha256

@@ -1,4 +1,4 @@
-"""Tasks of several parts: formats, damage, and where a part is looked for."""
+"""Tasks of several splits: formats, damage, and locations."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ LINES = "\n".join(map(json.dumps, ROWS)) + "\n"
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.jsonl", "t.jsonl.gz", "t.json", "t.json.gz"])
-def test_every_format_gives_the_same_rows(tmp_path, name):
+def test_formats_give_the_same_rows(tmp_path, name):
     path = tmp_path / name
     if name.endswith("parquet"):
         Dataset.from_list(ROWS).to_parquet(path)
@@ -36,7 +36,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     ("name", "content", "message"),
     [
         ("t.jsonl", LINES.encode()[:-20], "line 2: Expecting property name"),
-        ("t.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "cannot be read"),  # a time in it would be in the name of the test
+        ("t.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "cannot be read"),  # a time stamp would be in the name of the test
         ("t.parquet", b"PAR1 and no more", "cannot be read"),
         ("t.json", b"[1, 2]", "line 1: got a int, expected an object"),
         ("t.json", b"[]", "has no"),
@@ -45,7 +45,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
         ("t.jsonl", b"\xff\xfe\x00", "is not text in UTF-8"),
     ],
 )
-def test_damage_is_one_line(tmp_path, name, content, message):
+def test_read_damaged_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(QgoftError, match=message) as caught:
         read_rows(tmp_path / name, "math/gsm8k, test part", ["question", "answer"])
@@ -53,42 +53,42 @@ def test_damage_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_that_no_hub_has(tmp_path):
+def test_split_missing_on_the_hub(tmp_path):
     s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft"])
     with pytest.raises(QgoftError, match=r"split train of commonsense/boolq has no known hub .* commonsense/commonsense_15k/train"):
         resolve_files(s.task, s.data)
 
 
-def test_a_directory_that_lacks_a_part(tmp_path):
+def test_split_missing_in_directory(tmp_path):
     s = compose_settings(["protocol=psoft_iclr26", "task=commonsense/boolq", "method=psoft", f"data.root={tmp_path}"])
     with pytest.raises(QgoftError, match="no split train of commonsense/boolq; expected <root>/commonsense/commonsense_15k/train"):
         resolve_files(s.task, s.data)
 
 
-def test_the_repositories_of_a_task():
+def test_hub_repositories_of_a_task():
     s = compose_settings(["protocol=goft_icml24", "task=instruct/mmlu"])
     assert set(repositories(s.task)) == {"yahma/alpaca-cleaned", "cais/mmlu"}
     assert "all/test-*.parquet" in repositories(s.task)["cais/mmlu"]
 
 
-def test_the_checksum_of_some_parts():
+def test_checksum_of_selected_splits():
     parts = {"train": "a", "test": "b"}
     assert checksum(parts) != checksum(parts, ["train"])
     assert checksum(parts, ["train"]) == checksum({"train": "a", "test": "other"}, ["train"])
 
 
-def test_a_file_that_was_replaced_with_its_time_kept_is_read_anew(tmp_path, monkeypatch):
-    """As rsync and tar do. The library's own copy goes by path and time."""
+def test_replaced_file_is_read_again(tmp_path, monkeypatch):
+    """As rsync and tar do. The library's own cache is keyed by path and time."""
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "t.parquet"
     for answer in ("old", "new"):
         Dataset.from_list([{"answer": answer}]).to_parquet(path)
         os.utime(path, (1_000_000_000, 1_000_000_000))
-        store._file_sha256.cache_clear()  # another process
+        store._file_sha256.cache_clear()  # in another process
         assert read_rows(path, "here", ["answer"])["answer"][:] == [answer]
 
 
-def test_a_line_is_what_ends_with_a_newline(tmp_path):
+def test_json_lines_end_with_newlines(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"question": "a\u2028b\x85c"}\r\n{"question": "d"}\n', encoding="utf-8", newline="")
     assert read_rows(path, "here", ["question"])["question"][:] == ["a\u2028b\x85c", "d"]
@@ -103,8 +103,8 @@ def test_a_line_is_what_ends_with_a_newline(tmp_path):
         ({"README.md": 1}, None),
     ],
 )
-def test_the_announced_size_is_that_of_what_is_downloaded(monkeypatch, listed, size):
-    """DeBERTaV3-base has no safetensors."""
+def test_announced_size_is_the_download(monkeypatch, listed, size):
+    """DeBERTaV3-base has no safetensors file."""
     files = [SimpleNamespace(rfilename=name, size=bytes_) for name, bytes_ in listed.items()]
     monkeypatch.setattr(sources, "_repo_info", lambda *_, **__: SimpleNamespace(siblings=files))
     assert remote_size("here/there", "model", "main", ["*.json"], WEIGHT_PATTERNS) == size

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The first losses of every training of the embedded benchmark, as they are kept in tests/train/loss_curves.json: a guard against numbers that change in silence.
+"""Losses of the first steps of every embedded training, compared with tests/train/loss_curves.json to detect silent changes of numbers.
 
     python -m tests.train.loss_curves            compare
-    python -m tests.train.loss_curves --write    keep them anew; say so in CHANGELOG.md, with the checksum that is printed
+    python -m tests.train.loss_curves --write    replace the committed curves; CHANGELOG.md must name the printed checksum
 
-A curve holds a task's generated rows, their order, the tokens, the drawn head, the embedded weights, the operator, the optimiser and the schedule.
+A curve depends on a task's generated rows, their order, the tokens, the initial head, the embedded weights, the operator, the optimiser and
+the schedule.
 """
 
 import argparse
@@ -19,15 +20,15 @@ from qgoft.config.suites import config_names, suite_info
 
 FILE = Path(__file__).resolve().parent / "loss_curves.json"
 STEPS = 6
-# Relative. With other instructions of the same processor (AVX2 for AVX-512) and two threads the losses of six steps differ by 5e-7; a thousandth
-# of the learning rate more moves them by nine times the tolerance.
+# Relative. With other instructions of the same processor (AVX2 for AVX-512) and two threads the losses of six steps differ by 5e-7; a learning
+# rate that is larger by a thousandth moves them by nine times the tolerance.
 TOLERANCE = 1e-5
 # Further methods on one task: rotations only, and baselines.
 MORE = [("glue/rte", "goft"), ("glue/rte", "lora"), ("glue/rte", "psoft"), ("glue/rte", "full")]
 
 
 def curves() -> list[tuple[str, str]]:
-    """(task, method) of every curve."""
+    """Return (task, method) of every curve."""
     tasks = [task.split("/") for task in config_names("task")]
     # The tasks of a decoder suite share a training.
     trained = (f"{suite}/{name}" for suite, name in tasks if not suite_info(suite).is_decoder or name == suite_info(suite).probe_task)
@@ -35,7 +36,7 @@ def curves() -> list[tuple[str, str]]:
 
 
 def measure(task: str, method: str, *words: str) -> list[float]:
-    """Losses of the first steps, in nats, of the protocol's own training, or of one with other settings."""
+    """Return the losses of the first steps, in nats, under the protocol's settings or with overrides."""
     from qgoft.run_id import identify
     from qgoft.train.loop import LoopHooks, fit
     from qgoft.train.run import prepare, train_loader
@@ -50,7 +51,7 @@ def measure(task: str, method: str, *words: str) -> list[float]:
 
 
 def checksum() -> str:
-    """Of the file, as CHANGELOG.md names it."""
+    """Return the checksum of the file, which CHANGELOG.md names."""
     return hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""Decoders: one training for several tasks, answers kept as they come, and every suite through to its record."""
+"""Decoders: one training for several tasks, stored answers, and a record for every suite."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def first(root):
     return run(settings_for(root, "commonsense/boolq"))
 
 
-def test_the_first_task_trains(first):
+def test_first_decoder_task_trains(first):
     assert first["status"] == "done"
     assert set(first["metrics"]) == {"accuracy", "no_answer"}
     assert not first["metrics"]["no_answer"]["higher_is_better"]
@@ -50,7 +50,7 @@ def test_the_first_task_trains(first):
     assert first["cost"]["steps"] == 6
 
 
-def test_rows_held_out_or_without_room_are_of_the_official_ones(root):
+def test_held_out_rows_are_official(root):
     s = settings_for(root, "commonsense/boolq", "train.max_length=24")
     suite = build_suite(s, identify(s))
     assert suite.rows["train"] < 1982
@@ -58,13 +58,13 @@ def test_rows_held_out_or_without_room_are_of_the_official_ones(root):
     assert not suite.is_subset
 
 
-def test_rows_are_not_held_out_beside_a_validation_part(root):
-    """They would move nothing, and would be in the key."""
+def test_holdout_with_validation_is_refused(root):
+    """They would have no effect, and would be in the key."""
     with pytest.raises(QgoftError, match=r"train\.holdout_rows=8, but commonsense/boolq has a validation part, which chooses"):
         run(settings_for(root, "commonsense/boolq", "train.holdout_rows=8"))
 
 
-def test_the_second_loads_the_same_adapter(root, first):
+def test_second_task_loads_the_adapter(root, first):
     second = run(settings_for(root, "commonsense/piqa"))
     training = second["provenance"]["training"]
     assert (training["key"], training["shared"]) == (first["provenance"]["training"]["key"], True)
@@ -79,8 +79,8 @@ def test_the_second_loads_the_same_adapter(root, first):
     assert (one / "history.jsonl").read_bytes() == (two / "history.jsonl").read_bytes()
 
 
-def test_a_run_that_ended_after_its_own_training_has_not_loaded_another_s(tmp_path, monkeypatch):
-    """A judge that fails, or a signal while answers are written: the same command finds what it trained itself."""
+def test_rerun_keeps_its_own_training(tmp_path, monkeypatch):
+    """A failing judge, or a signal while answers are generated: the same command finds its own training."""
     s = settings_for(tmp_path, "commonsense/boolq", "seed=7")
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "predict_test_sets", lambda prepared: 1 / 0)
@@ -95,7 +95,7 @@ def test_a_run_that_ended_after_its_own_training_has_not_loaded_another_s(tmp_pa
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_a_finished_run_is_scored_again_and_left_alone(root, first, merge):
+def test_rescore_decoder_run(root, first, merge):
     folder = root / "runs" / first["key"]
     before = (folder / "answers-0.jsonl").read_bytes()
     _, measured = rescore(folder, merge=merge)
@@ -103,14 +103,14 @@ def test_a_finished_run_is_scored_again_and_left_alone(root, first, merge):
     assert (folder / "answers-0.jsonl").read_bytes() == before
 
 
-def test_other_settings_and_suites_train_anew(root, first):
+def test_other_settings_train_separately(root, first):
     other = run(settings_for(root, "commonsense/piqa", "optim.lr=0.001"))
     assert other["provenance"]["training"]["shared"] is False
     assert other["provenance"]["training"]["key"] != first["provenance"]["training"]["key"]
 
 
-def test_what_adalora_pruned_is_shared_too(root):
-    """Its adapter has other ranks at the end than at the start."""
+def test_shared_training_of_adalora(root):
+    """The ranks of its adapter change during training."""
     words = ["train.max_steps=30", "task.options.new_tokens=2"]
     one, two = (run(settings_for(root, f"math/{task}", *words, method="adalora")) for task in ("gsm8k", "math"))
     saved = json.loads((root / "runs" / one["key"] / "adapter" / "adapter_config.json").read_text())
@@ -121,7 +121,7 @@ def test_what_adalora_pruned_is_shared_too(root):
     assert weights[0] == weights[1]
 
 
-def test_a_damaged_training_is_trained_again(root, first, capfd):
+def test_damaged_shared_training_is_repeated(root, first, capfd):
     folder = root / "trained" / first["provenance"]["training"]["key"] / "adapter"
     path = folder / "adapter_model.safetensors"
     content = path.read_bytes()
@@ -146,7 +146,7 @@ def test_a_damaged_training_is_trained_again(root, first, capfd):
         ),
     ],
 )
-def test_every_task_leaves_a_record(root, task, metrics):
+def test_decoder_tasks_write_records(root, task, metrics):
     record = run(settings_for(root, task, method="lora"))
     assert record["status"] == "done", record["reason"]
     assert set(record["metrics"]) == metrics
@@ -155,7 +155,7 @@ def test_every_task_leaves_a_record(root, task, metrics):
     assert len(lines) in {metric["n"] for metric in record["metrics"].values()} | {2 * record["provenance"]["data"]["rows"].get("test", 0)}
 
 
-def test_vicuna_answers_judges_and_scores(root):
+def test_vicuna_generates_judges_and_scores(root):
     record = run(settings_for(root, "instruct/vicuna", method="base"))
     assert record["status"] == "done", record["reason"]
     assert record["params"]["trainable"] == 0
@@ -170,17 +170,17 @@ def test_vicuna_answers_judges_and_scores(root):
     assert sum(metric["n"] for name, metric in record["metrics"].items() if name.startswith("score_")) == 80
 
 
-def test_the_rule_judge_needs_known_answers(root):
+def test_rule_judge_needs_known_answers(root):
     with pytest.raises(QgoftError, match=r"no judge prompt; use judge\.kind=rule"):
         run(settings_for(root, "instruct/vicuna", "judge.kind=openai", "judge.model=x"))
 
 
-def test_best_reported_does_not_exist_for_decoders():
+def test_decoders_refuse_best_reported():
     with pytest.raises(QgoftError, match="does not exist for suite math"):
         compose_settings(["task=math/gsm8k", "selection=best_reported"])
 
 
-def test_the_loss_counts_the_answer_and_the_end(root):
+def test_loss_covers_answer_and_end_token(root):
     settings = settings_for(root, "math/gsm8k")
     suite = prepare(settings, identify(settings)).suite
     row = suite.train[0]
@@ -198,7 +198,7 @@ def test_the_loss_counts_the_answer_and_the_end(root):
 
 
 class Counting(torch.nn.Module):
-    """A model that counts how often it writes."""
+    """A model that counts its calls of generate."""
 
     def __init__(self, model):
         super().__init__()
@@ -219,14 +219,14 @@ PROMPTS = [f"[INST] what is {n} + 2 ? [RESP] " for n in range(1, 11)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_are_taken_up_where_a_kill_left_them(writer, tmp_path, temperature):
+def test_generation_resumes_after_a_kill(writer, tmp_path, temperature):
     model, tokenizer = writer
     writing = GenerationSettings(max_new_tokens=8, temperature=temperature, top_p=0.9, batch_size=4, seed=3)
     whole = write_answers(model, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
     assert len(whole) == len(PROMPTS)
     file = AnswerFile(tmp_path / "a", "answers", "w", 0)
     lines = file.mine.path.read_text().splitlines(keepends=True)
-    # The head line, one whole batch, and a line that a kill cut short.
+    # The header, one complete batch, and a line truncated by a kill.
     file.mine.path.write_text("".join(lines[:5]) + lines[5][:9])
     counting = Counting(model)
     again = write_answers(counting, PROMPTS, tokenizer, Accelerator(cpu=True), writing, AnswerFile(tmp_path / "a", "answers", "w", 0))
@@ -236,7 +236,7 @@ def test_answers_are_taken_up_where_a_kill_left_them(writer, tmp_path, temperatu
     assert other.read() == {}
 
 
-def test_batching_does_not_change_an_answer(writer, tmp_path):
+def test_generation_independent_of_batching(writer, tmp_path):
     model, tokenizer = writer
     prompts = [*PROMPTS, "[INST] repeat the sentence [INP] mary gives tom two apples in the park . [RESP] "]
     found = []
@@ -246,7 +246,7 @@ def test_batching_does_not_change_an_answer(writer, tmp_path):
     assert found[0] == found[1]
 
 
-def test_mmlu_of_a_real_decoder_is_refused_in_several_processes_before_anything_is_trained(monkeypatch):
+def test_mmlu_refuses_several_processes(monkeypatch):
     suite = object.__new__(Mmlu)
     suite.settings = compose_settings(["task=instruct/mmlu", "protocol=goft_icml24", "method=goft", "task.options.prompt=lm_eval"])
     suite.run_id = SimpleNamespace(data=SimpleNamespace(files={"template": ()}))
@@ -259,7 +259,7 @@ def test_mmlu_of_a_real_decoder_is_refused_in_several_processes_before_anything_
     ("task", "own"), [("math/math", "math_equivalent"), ("math/gsm8k", "number_equivalent"), ("commonsense/boolq", "label_named")]
 )
 def test_published_scoring_keeps_own_metric(root, task, own):
-    """The rule of the papers' code is `accuracy`, this project's stands next to it; beams and stop texts are settings of the answers."""
+    """The rule of the papers' code is `accuracy`, and this project's is next to it; beams and stop texts are settings of the answers."""
     words = ["+task.options.scoring=published", "task.options.new_tokens=6", "+task.options.num_beams=2", "+task.options.stop=[stop]"]
     record = run(settings_for(root, task, *words))
     assert record["status"] == "done"
@@ -268,7 +268,7 @@ def test_published_scoring_keeps_own_metric(root, task, own):
 
 
 def test_loss_on_all_tokens(root):
-    """train.loss_on=all labels the prompt too, in training and on the rows that choose."""
+    """train.loss_on=all also labels the prompt, in training and on the validation rows."""
     losses = {}
     for loss_on in ("answer", "all"):
         s = settings_for(root, "commonsense/boolq", f"train.loss_on={loss_on}")
@@ -293,7 +293,7 @@ def test_eval_steps_evaluate_at_multiples(tmp_path):
 
 
 def test_mmlu_prompts_of_llama_factory(root, monkeypatch):
-    """Each question has the dev examples in an order of its own, and every block ends in "Answer: "."""
+    """Each question has the dev examples in its own order, and every block ends in "Answer: "."""
     monkeypatch.setattr("qgoft.tasks.decoder.mmlu.read_descriptions", lambda subjects: {subject: f"{subject}:\n\n" for subject in subjects})
     s = settings_for(root, "instruct/mmlu")
     suite = build_suite(s, identify(s))

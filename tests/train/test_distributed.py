@@ -1,8 +1,6 @@
-"""A model divided among processes: FSDP2 gives the run that whole copies give; what cannot be divided is refused in words.
-
-accelerate looks for FSDP on GPUs alone, so the workers tell its state; sharding, collectives and everything of ours are the real ones, on
-gloo. DeepSpeed is not installed here: what we tell it is tested, and that it then trains alike is in docs/LOG.md.
-"""
+"""Sharded training: FSDP2 equals unsharded training; unsupported setups are refused. accelerate uses FSDP on GPUs only, so the workers set
+its state; sharding, collectives and this project's code are real, on gloo. DeepSpeed is not installed here: its settings are tested, and
+docs/LOG.md compares its training."""
 
 import gzip
 import json
@@ -62,8 +60,8 @@ def found(root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["qgoft", "full"])
-def test_divided_weights_train_like_whole_ones(method, tmp_path):
-    """Also after an evaluation in the middle, for which the weights come together and are divided again."""
+def test_sharded_training_equals_unsharded(method, tmp_path):
+    """Also after an evaluation during training, for which the weights are gathered and sharded again."""
     run_in_two(worker, tmp_path, method)
     unsharded, divided = found(tmp_path / "False"), found(tmp_path / "True")
     assert divided[0]["status"] == "done"
@@ -78,7 +76,7 @@ def test_divided_weights_train_like_whole_ones(method, tmp_path):
 
 
 def resuming_worker(rank, port, root):
-    """One sharded run without interruption, and one that rank 0 is asked to end in its third backward pass."""
+    """One sharded run without interruption, and one that rank 0 interrupts in its third backward pass."""
     join_run(rank, port)
     build = prepare_module.build_accelerator
     prepare_module.build_accelerator = lambda settings: divide(build(settings))
@@ -125,7 +123,7 @@ def deepspeed(stage):
     return fake_accelerator(distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin))
 
 
-def test_deepspeed_is_told_the_settings_of_the_run():
+def test_deepspeed_receives_the_settings():
     accelerator = deepspeed(2)
     check_sharding(accelerator, compose_settings(["train.gradient_accumulation_steps=4", "optim.max_grad_norm=0.5"]), per_process=8)
     config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -138,13 +136,13 @@ def test_deepspeed_is_told_the_settings_of_the_run():
     ("accelerator", "message"),
     [(deepspeed(3), "stage 3 shards the weights"), (fake_accelerator(distributed_type=DistributedType.FSDP), "fsdp_version: 2")],
 )
-def test_what_cannot_work_is_refused(accelerator, message):
+def test_sharding_unsupported_setups(accelerator, message):
     with pytest.raises(QgoftError, match=message):
         check_sharding(accelerator, compose_settings([]), per_process=8)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_dividing_without_a_gpu_is_refused(name, monkeypatch):
+def test_sharding_without_gpu_is_refused(name, monkeypatch):
     """accelerate would ignore it."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(QgoftError, match="this machine has none"):
@@ -152,7 +150,7 @@ def test_dividing_without_a_gpu_is_refused(name, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_files_are_those_of_accelerate(path):
+def test_accelerate_configs_are_valid(path):
     config = load_config_from_file(str(path))
     if path.stem == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2

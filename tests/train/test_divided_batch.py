@@ -1,4 +1,4 @@
-"""However a step's rows are divided - all at once, over several passes, over two processes - the training is the same one."""
+"""A step's rows in one batch, over several micro-batches, or over two processes: the training is the same."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from qgoft.train.run import prepare, run, train_loader
 from tests._processes import join_run, run_in_two
 
 WORDS = ["train.max_steps=6", "train.num_evals=1", "selection=last"]
-# Not SQuAD: the loss of the libraries' head is over all positions of a batch, padding too, so it depends on the longest of its rows.
+# Not SQuAD: the loss of the library's head covers all positions of a batch with padding, so it depends on the longest row.
 CASES = [
     ("task=glue/rte", "method=qgoft"),
     ("task=glue/stsb", "method=full"),
     ("task=vtab/dtd", "method=lora"),
-    # Answers of different lengths: a mean of means over two parts would give the words of the shorter ones more.
+    # Answers of different lengths: a mean of the means of two micro-batches would overweight the tokens of shorter ones.
     ("task=math/gsm8k", "method=qgoft", "task.options.new_tokens=2"),
 ]
 
@@ -32,7 +32,7 @@ def worker(rank, port, words):
 
 
 def trained(root):
-    """Loss and norm of every step, and the weights."""
+    """Return loss and norm of every step, and the weights."""
     (folder,) = (root / "runs").iterdir()
     steps = [line for line in map(json.loads, (folder / "history.jsonl").read_text().splitlines()) if "loss" in line]
     (weights,) = (folder / "adapter").glob("*.safetensors")
@@ -44,19 +44,19 @@ def assert_alike(one, other):
     for mine, theirs in zip(one[0], other[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)
     for name, tensor in one[1].items():
-        # AdamW makes steps of like size of gradients that are nearly nothing: there the last bits of a gradient are seen.
+        # AdamW makes equally large steps for tiny gradients, so the last bits of a gradient are visible there.
         torch.testing.assert_close(tensor, other[1][name], rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("words", CASES, ids=lambda words: words[0].removeprefix("task="))
-def test_two_passes_train_like_one(tmp_path, words):
+def test_accumulation_equals_one_batch(tmp_path, words):
     run(compose_settings([f"results.root={tmp_path}/one", *WORDS, *words]))
     run(compose_settings([f"results.root={tmp_path}/two", *WORDS, *words, "train.batch_size=16", "train.gradient_accumulation_steps=2"]))
     assert_alike(trained(tmp_path / "one"), trained(tmp_path / "two"))
 
 
-def test_an_epoch_that_ends_within_a_step(tmp_path):
-    """1000 rows: two steps of 384, and one of 232 in passes of 128 and 104."""
+def test_accumulation_at_the_end_of_an_epoch(tmp_path):
+    """1000 rows: two steps of 384, and one of 232 in micro-batches of 128 and 104."""
     words = ["task=glue/rte", "method=qgoft", "selection=last", "train.epochs=1", "train.max_steps=null"]
     run(compose_settings([f"results.root={tmp_path}/one", *words, "train.batch_size=384"]))
     run(compose_settings([f"results.root={tmp_path}/three", *words, "train.batch_size=128", "train.gradient_accumulation_steps=3"]))
@@ -64,16 +64,16 @@ def test_an_epoch_that_ends_within_a_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path):
-    """Of rows with one label each: tests/train/test_run.py, by torchrun."""
+def test_two_processes_equal_one_batch(tmp_path):
+    """Rows with one label each: tests/train/test_run.py, by torchrun."""
     words = CASES[3]
     run(compose_settings([f"results.root={tmp_path}/one", *WORDS, *words]))
     run_in_two(worker, [f"results.root={tmp_path}/two", *WORDS, *words])
     assert_alike(trained(tmp_path / "one"), trained(tmp_path / "two"))
 
 
-def test_what_a_mean_loss_is_over(tmp_path):
-    """The model's own loss times this count is the sum over the rows, or over the words."""
+def test_loss_is_averaged_over_tokens(tmp_path):
+    """The model's loss times this count is the sum over the rows, or over the tokens."""
     for words in (*CASES, ("task=squad/v1", "method=lora")):
         settings = compose_settings([f"results.root={tmp_path}", *WORDS, *words])
         prepared = prepare(settings, identify(settings))

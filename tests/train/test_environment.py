@@ -1,4 +1,4 @@
-"""Environment variables that change numbers are refused before a run begins."""
+"""Environment variables that affect results are refused before a run starts."""
 
 import pytest
 
@@ -17,17 +17,17 @@ def refuse(monkeypatch, variables, *words):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_variables_that_change_numbers(monkeypatch, name):
+def test_environment_variables_are_refused(monkeypatch, name):
     assert refuse(monkeypatch, {name: "1"}) == f"{name}=1 in the environment changes results, which no record would state; unset {name}"
 
 
 @pytest.mark.parametrize("value", ["", "no", "0", "FALSE"])
-def test_switched_off_they_are_allowed(monkeypatch, value):
+def test_environment_variables_disabled(monkeypatch, value):
     monkeypatch.setenv("USE_HUB_KERNELS", value)
-    build_accelerator(compose_settings([]))
+    assert build_accelerator(compose_settings([])).num_processes == 1
 
 
-def test_accumulation_of_the_environment(monkeypatch):
+def test_environment_gradient_accumulation(monkeypatch):
     said = refuse(monkeypatch, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})
     assert said.startswith("train.gradient_accumulation_steps=1, but accelerate uses 4, from ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
@@ -43,6 +43,6 @@ def test_accumulation_of_the_environment(monkeypatch):
         ({"PMI_SIZE": "8"}, "unset PMI_SIZE, or set NPROC"),
     ],
 )
-def test_what_another_launcher_left(monkeypatch, variables, message):
+def test_environment_of_another_launcher(monkeypatch, variables, message):
     monkeypatch.delenv("RANK", raising=False)
     assert message in refuse(monkeypatch, variables)

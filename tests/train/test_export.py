@@ -1,4 +1,4 @@
-"""An exported run is a plain folder: another process, which never imports this package, loads it and predicts what the run predicted."""
+"""An exported run is a plain directory: a process that never imports this package loads it and predicts the same."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def train(root, *words):
 
 
 @pytest.mark.parametrize("method", ["qgoft", "full"])
-def test_it_predicts_without_this_package(method, tmp_path):
+def test_export_predicts_without_qgoft(method, tmp_path):
     from qgoft.run_id import identify
 
     folder, settings = train(tmp_path, f"method={method}")
@@ -47,11 +47,11 @@ def test_it_predicts_without_this_package(method, tmp_path):
     (rows,) = identify(settings).data.files["test"]
     command = [sys.executable, "-c", READ, str(tmp_path / "plain"), str(rows)]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()[-1])
-    # Rounding may turn an item whose two logits are nearly equal.
+    # Rounding may change an item whose two logits are nearly equal.
     assert sum(a != b for a, b in zip(found, recorded, strict=True)) <= 1
 
 
-def test_folders_that_are_none_are_told(tmp_path):
+def test_export_missing_directories(tmp_path):
     (tmp_path / "file").write_text("")
     for words, message in (
         (["export", str(tmp_path / "runs" / "typo"), str(tmp_path / "plain")], ".*typo"),
@@ -62,7 +62,7 @@ def test_folders_that_are_none_are_told(tmp_path):
             convert.main(words)
 
 
-def test_what_cannot_be_exported_is_told(tmp_path):
+def test_export_unsupported_runs(tmp_path):
     folder, _ = train(tmp_path / "h", "method=h_adapter")
     with pytest.raises(QgoftError, match=r"cannot be merged.*not linear"):
         export_run(folder, tmp_path / "plain")

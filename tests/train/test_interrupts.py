@@ -1,4 +1,4 @@
-"""Signals that were held back before a run began."""
+"""Signals that were blocked before a run started."""
 
 import signal
 
@@ -9,7 +9,7 @@ from qgoft.train.interrupts import SignalHandler, Stopped
 
 @pytest.fixture
 def held():
-    """SIGTERM is held back, as in the worker of a sweep; of this thread alone, so the tests send it to this thread."""
+    """Block SIGTERM, as in a worker of a sweep. Signals are blocked per thread, so the tests send it to this thread."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     yield
     while signal.sigpending() & {signal.SIGTERM}:
@@ -17,8 +17,8 @@ def held():
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_it_arrives_when_the_run_begins(held):
-    signal.raise_signal(signal.SIGTERM)  # does nothing yet
+def test_blocked_signal_arrives_at_run_start(held):
+    signal.raise_signal(signal.SIGTERM)  # no effect yet
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped), SignalHandler():
         pytest.fail("the run began")
@@ -26,7 +26,7 @@ def test_it_arrives_when_the_run_begins(held):
     assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_it_arrives_within_and_not_between_runs(held):
+def test_signal_is_blocked_between_runs(held):
     with SignalHandler() as signals, signals.defer():
         signal.raise_signal(signal.SIGTERM)
         assert signals.pending == signal.SIGTERM
@@ -34,8 +34,8 @@ def test_it_arrives_within_and_not_between_runs(held):
     assert signal.sigpending() & {signal.SIGTERM}
 
 
-def test_the_first_signal_says_who_acts_on_it():
-    """A cluster's, ahead of its time limit, has the job queued again, also where saving takes so long that the sweep's own SIGTERM follows."""
+def test_first_signal_selects_the_handler():
+    """A cluster's signal before its time limit requeues the job, also if saving takes so long that the sweep's own SIGTERM follows."""
     queued = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))
     try:
@@ -51,7 +51,7 @@ def test_the_first_signal_says_who_acts_on_it():
     assert queued == [signal.SIGUSR2]
 
 
-def test_nothing_is_held_back_where_nothing_was():
+def test_signals_are_not_blocked_by_default():
     with SignalHandler():
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

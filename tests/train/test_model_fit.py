@@ -1,4 +1,4 @@
-"""A model directory whose parts do not belong together is one line, and what it says of decoding is not taken over."""
+"""A model directory with inconsistent files is one line, and its decoding settings are not used."""
 
 import json
 import shutil
@@ -39,20 +39,20 @@ def settings(model, tmp_path, *words):
     )
 
 
-def test_an_empty_special_token(llama):
+def test_tokenizer_empty_special_token(llama):
     change(llama / "tokenizer_config.json", bos_token="")
     with pytest.raises(QgoftError, match=r"tokenizer_config\.json: bos_token is empty"):
         load_tokenizer(llama)
 
 
-def test_no_token_that_ends_an_answer(llama, tmp_path):
+def test_tokenizer_without_end_token(llama, tmp_path):
     change(llama / "tokenizer_config.json", eos_token=KeyError)
     s = settings(llama, tmp_path)
     with pytest.raises(QgoftError, match="has no eos_token, which ends an answer"):
         prepare(s, identify(s))
 
 
-def test_a_vocabulary_past_the_embedding(llama, tmp_path):
+def test_vocabulary_exceeds_embedding(llama, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(llama)
     tokenizer.add_tokens([f"word{i}" for i in range(50)])
     tokenizer.save_pretrained(llama)
@@ -61,7 +61,7 @@ def test_a_vocabulary_past_the_embedding(llama, tmp_path):
         prepare(s, identify(s))
 
 
-def test_rows_past_the_positions():
+def test_rows_exceed_positions():
     tokenizer = AutoTokenizer.from_pretrained(weights_folder("pocket-deberta"))
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -87,14 +87,14 @@ def test_rows_past_the_positions():
         ),
     ],
 )
-def test_a_model_of_another_kind(tmp_path, words, message):
+def test_model_of_another_kind(tmp_path, words, message):
     s = compose_settings([*words, f"results.root={tmp_path}"])
     with pytest.raises(QgoftError, match=message):
         prepare(s, identify(s))
 
 
-def test_answers_do_not_depend_on_the_decoding_of_the_model(llama, tmp_path):
-    """generation_config.json of a published model may ask for beams or penalties."""
+def test_generation_config_has_no_effect(llama, tmp_path):
+    """generation_config.json of a published model may request beams or penalties."""
     plain = run(settings(llama, tmp_path))
     change(
         llama / "generation_config.json",

@@ -1,4 +1,4 @@
-"""A finished run scores the same from its files, merged or not, and refuses another base."""
+"""A finished run gives the same score from its files, merged or not; another base model is refused."""
 
 import shutil
 
@@ -40,13 +40,13 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("method", ["qgoft", "bitfit", "random", "adalora", "psoft"])
-def test_scores_come_back(finished, method, merge):
-    """A random backbone is drawn again as it was, whatever else was drawn since."""
+def test_rescore_reproduces_scores(finished, method, merge):
+    """A random backbone is initialised as before, whatever else was drawn since."""
     record, metrics = rescore(finished[method], merge=merge)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
 
 
-def test_an_adapter_of_another_base_is_refused(finished, tmp_path):
+def test_rescore_other_base_is_refused(finished, tmp_path):
     base = identify(compose_settings(["task=glue/rte"])).model.folder
     for path in base.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -56,8 +56,8 @@ def test_an_adapter_of_another_base_is_refused(finished, tmp_path):
         rescore(finished["qgoft"], merge=False, model_path=str(tmp_path))
 
 
-def test_tokenizer_and_configuration_of_a_directory_belong_to_the_run(tmp_path):
-    """The weights do not tell how text was cut into their tokens; what else lies in the folder does not count."""
+def test_rescore_checks_tokenizer_and_config(tmp_path):
+    """The weights do not determine the tokenisation; other files in the directory do not count."""
     packaged = identify(compose_settings(["task=glue/rte"])).model.folder
     for name in ("one", "same", "other"):
         shutil.copytree(packaged, tmp_path / name)
@@ -78,13 +78,13 @@ def test_tokenizer_and_configuration_of_a_directory_belong_to_the_run(tmp_path):
 
 
 def without_checksums(folder):
-    """Make the record one of an earlier version, which did not state what its adapter was."""
+    """Turn the record into one of an earlier version, without the checksum of its adapter."""
     record = read_record(folder / "record.json")
     record["files"] = {name: checksum for name, checksum in record["files"].items() if not name.startswith("adapter/")}
     write_record(folder, record)
 
 
-def test_a_changed_adapter_is_not_scored(finished, tmp_path):
+def test_rescore_changed_adapter(finished, tmp_path):
     shutil.copytree(finished["qgoft"], tmp_path / "run")
     path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
@@ -106,7 +106,7 @@ def test_a_changed_adapter_is_not_scored(finished, tmp_path):
         (lambda tensor: tensor.to(torch.int8), "has dtype torch.int8; expected a floating-point parameter"),
     ],
 )
-def test_parameters_that_are_no_numbers_are_refused(finished, tmp_path, change, reason):
+def test_rescore_nan_parameters(finished, tmp_path, change, reason):
     shutil.copytree(finished["qgoft"], tmp_path / "run")
     without_checksums(tmp_path / "run")
     path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
@@ -117,20 +117,20 @@ def test_parameters_that_are_no_numbers_are_refused(finished, tmp_path, change, 
         rescore(tmp_path / "run", merge=False)
 
 
-def test_a_damaged_adapter_is_one_line(finished, tmp_path):
+def test_rescore_damaged_adapter(finished, tmp_path):
     shutil.copytree(finished["qgoft"], tmp_path / "run")
     without_checksums(tmp_path / "run")
     path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     weights = load_file(path)
     weights.pop(next(name for name in weights if "goft_" in name))
     save_file(weights, path)
-    # peft alone would only warn of it, and the scores would be those of the base model in part.
+    # peft would only warn, and some scores would be those of the base model.
     with pytest.raises(QgoftError, match="do not fit this model"):
         rescore(tmp_path / "run", merge=False)
 
 
-def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(finished, tmp_path, monkeypatch):
-    """PSOFT keeps R alone, and singular vectors are unique but for their signs."""
+def test_rescore_with_other_svd_signs(finished, tmp_path, monkeypatch):
+    """PSOFT stores only R, and singular vectors are unique except for their signs."""
     monkeypatch.setattr(torch.linalg, "svd", with_other_signs(torch.linalg.svd, of_rows=True))
     record, metrics = rescore(finished["psoft"], merge=False)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
@@ -141,7 +141,7 @@ def test_an_adapter_means_the_same_where_the_decomposition_gives_other_signs(fin
         rescore(tmp_path / "run", merge=False)
 
 
-def test_the_commits_of_a_record_are_asked_for_again():
+def test_rescore_uses_recorded_revisions():
     settings = compose_settings(["task=glue/rte", "protocol=goft_icml24"])
     made = {"provenance": {"model": {"revision": "0a1b"}, "data": {"revision": "2c3d"}}}
     found = as_recorded(settings, made)
@@ -150,8 +150,8 @@ def test_the_commits_of_a_record_are_asked_for_again():
     assert as_recorded(settings, made) == settings
 
 
-def test_the_command_has_a_tolerance_for_each_unit(finished, monkeypatch, capsys):
-    """A fifth of a point of an accuracy is nothing; of a loss it is another model."""
+def test_rescore_tolerance_by_unit(finished, monkeypatch, capsys):
+    """A fifth of a point is negligible for an accuracy; for a loss it is another model."""
     words = [str(finished["qgoft"])]
     assert script.main(words) == 0
     assert "unmerged: the same" in capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_the_command_has_a_tolerance_for_each_unit(finished, monkeypatch, capsys
     assert "difference 0.1500, tolerance 0.002" in capsys.readouterr().out
 
 
-def test_a_judge_is_not_asked_anew_unless_that_is_meant(finished, tmp_path, monkeypatch):
+def test_rescore_does_not_ask_the_judge(finished, tmp_path, monkeypatch):
     shutil.copytree(finished["qgoft"], tmp_path / "run")
     record = read_record(tmp_path / "run" / "record.json")
     record["settings"]["judge"].update(kind="openai", model="some-judge")
@@ -170,6 +170,6 @@ def test_a_judge_is_not_asked_anew_unless_that_is_meant(finished, tmp_path, monk
         script.main([str(tmp_path / "run")])
 
 
-def test_no_run(tmp_path):
+def test_rescore_missing_run(tmp_path):
     with pytest.raises(QgoftError, match=r"has no record\.json"):
         rescore(tmp_path, merge=False)

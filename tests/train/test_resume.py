@@ -1,4 +1,4 @@
-"""A run that is broken off anywhere goes on from its checkpoint to the same bits."""
+"""A run that is interrupted anywhere resumes from its checkpoint to the same bits."""
 
 import errno
 import gzip
@@ -32,10 +32,10 @@ from qgoft.train.interrupts import SignalHandler, Stopped
 from qgoft.train.loop import LoopHooks, fit
 from qgoft.train.run import prepare, run, train_loader
 from tests._processes import join_run, run_in_two
-from tests.fault_injection.torture import write_rows
+from tests.fault_injection.runs import write_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Dropout everywhere, two looks, the last of them at the end.
+# Dropout everywhere, two evaluations, the second at the end.
 SHORT = [
     "train.max_steps=6",
     "train.num_evals=2",
@@ -47,7 +47,7 @@ SHORT = [
 
 @pytest.fixture(scope="module", autouse=True)
 def rows(tmp_path_factory):
-    """Runs of a second: 32 rows of each part, in a directory that this module's settings name."""
+    """Runs of a second: 32 rows of each split, in a directory that this module's settings name."""
     folder = tmp_path_factory.mktemp("rows")
     for split in ("train", "validation", "test"):
         write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", folder / "stsb" / f"{split}.parquet")
@@ -62,7 +62,7 @@ WORDS = []
 
 
 def remains(s):
-    """All that a run leaves and that must be equal to the bit, but for its times."""
+    """Return all files of a run that must be bit-equal, without its times."""
     folder = identify(s).folder
     record = records.read_record(folder / "record.json")
     for name in ("cost", "started", "finished"):
@@ -81,11 +81,11 @@ def assert_same(one, two):
 
 
 class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing of ours sees it."""
+    """Ends a run as SIGKILL does: none of this project's handlers sees it."""
 
 
 def break_off(monkeypatch, s, step, kind="loss"):
-    """Do the run up to a line of its log."""
+    """Execute the run up to a line of its log."""
     log = progress_module.Tracker.log
 
     def cut(self, line):
@@ -100,7 +100,7 @@ def break_off(monkeypatch, s, step, kind="loss"):
     assert not (identify(s).folder / "record.json").exists()
 
 
-def test_on_the_boards_a_run_that_goes_on_is_whole(tmp_path, monkeypatch):
+def test_loggers_of_a_resumed_run_are_complete(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from wandb import Run
 
@@ -125,7 +125,7 @@ def test_on_the_boards_a_run_that_goes_on_is_whole(tmp_path, monkeypatch):
     assert [step for step, data in second if "loss" in data] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_peak_of_memory_is_of_all_parts(tmp_path, monkeypatch):
+def test_resume_keeps_peak_memory(tmp_path, monkeypatch):
     s = settings(tmp_path)
     peak = 2**50
     monkeypatch.setattr(state_module, "peak_memory", lambda: peak)
@@ -135,7 +135,7 @@ def test_the_peak_of_memory_is_of_all_parts(tmp_path, monkeypatch):
 
 
 def result(s, folder, last=None):
-    """Train, up to a step if asked; the trained parameters, the history, from where it was gone on."""
+    """Train, up to a step if given. Return the trained parameters, the history, and the step of resumption."""
     prepared = prepare(s, identify(s))
     lines = []
 
@@ -151,7 +151,7 @@ def result(s, folder, last=None):
         return [json.dumps(line) for line in lines]
 
     checkpoints = CheckpointManager(folder, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
-    # A score that draws, as an evaluation may, and that falls: what was best before the break must be kept over it.
+    # A score that uses random numbers, as an evaluation may, and that falls: the best before the interruption must survive it.
     hooks = LoopHooks(select=lambda: float(torch.rand(())) - lines[-1]["step"], log=log, checkpoints=checkpoints)
     result = fit(prepared.adapted, train_loader(prepared), s, prepared.accelerator, hooks)
     assert result.steps == s.train.max_steps
@@ -159,7 +159,7 @@ def result(s, folder, last=None):
 
 
 def assert_fit_goes_on(tmp_path, s, breaks):
-    """Broken off while the steps of `breaks` are logged, each time after the step before was saved."""
+    """Interrupt while the steps of `breaks` are logged, each time after the step before was saved."""
     whole, history, _ = result(s, tmp_path / "whole")
     for last in breaks:
         with pytest.raises(Killed):
@@ -175,7 +175,7 @@ ALL_METHODS = [name for name in method_names() if name not in ("base", "linear")
 
 
 @pytest.mark.parametrize("method", [*ALL_METHODS, "linear"])
-def test_every_method_goes_on_to_the_same_bits(tmp_path, method):
+def test_resume_is_bit_exact(tmp_path, method):
     """For AdaLoRA, while its budget falls."""
     s = settings(tmp_path, f"method={method}", "train.max_steps=6", "train.num_evals=3", "train.batch_size=4")
     assert_fit_goes_on(tmp_path, s, [4])
@@ -188,18 +188,18 @@ DECODER = ["data.source=pocket", "data.root=null", "train.hidden_dropout=null", 
     "more",
     [(), ("train.gradient_accumulation_steps=2", "train.drop_last=true"), ("task=math/gsm8k", "train.group_by_length=true", *DECODER)],
 )
-def test_the_order_of_rows_goes_on_too(tmp_path, more):
-    """At the start of an epoch, within it, and at its very end; several times in one run."""
+def test_resume_keeps_the_row_order(tmp_path, more):
+    """At the start of an epoch, within it, and at its end; several times in one run."""
     s = settings(tmp_path, "train.max_steps=9", "train.num_evals=9", "train.batch_size=10", *more)
     assert_fit_goes_on(tmp_path, s, [2, 5, 9])
 
 
-# --- whole runs --------------------------------------------------------------------------------------------------------------------------
+# --- complete runs --------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """One undisturbed run."""
+    """Return one undisturbed run."""
     s = settings(tmp_path_factory.mktemp("whole"))
     run(s)
     return remains(s)
@@ -213,8 +213,8 @@ def wait_for(folder, pattern, process):
         time.sleep(0.005)
 
 
-def test_a_killed_process_loses_nothing(tmp_path, whole):
-    """SIGKILL, somewhere behind the first checkpoint."""
+def test_resume_after_kill(tmp_path, whole):
+    """SIGKILL at some point after the first checkpoint."""
     s = settings(tmp_path)
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), f"results.root={tmp_path}", *WORDS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -228,8 +228,8 @@ def test_a_killed_process_loses_nothing(tmp_path, whole):
 
 
 @pytest.mark.parametrize("moment", ["step", "scoring", "reporting"])
-def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, moment, capfd):
-    """In a step it waits for the step's end; scoring and reporting are broken off."""
+def test_resume_after_signal_at_any_time(tmp_path, whole, monkeypatch, moment, capfd):
+    """During a step it waits for the end of the step; evaluation and reporting are interrupted."""
     s = settings(tmp_path)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
@@ -247,7 +247,7 @@ def test_a_signal_is_answered_at_every_moment(tmp_path, whole, monkeypatch, mome
     assert f"after step {last}; the same" in record["reason"] or moment == "reporting"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     record = run(s)
-    assert f"going on after step {last}" in capfd.readouterr().err
+    assert f"resuming after step {last}" in capfd.readouterr().err
     assert record["provenance"]["resumed"][0]["step"] == last
     assert_same(remains(s), whole)
 
@@ -273,7 +273,7 @@ def ctrl_c():
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_who_ignores_a_signal_goes_on_ignoring_it():
+def test_ignored_signals_stay_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with SignalHandler() as signals, signals.defer():
         os.kill(os.getpid(), signal.SIGINT)
@@ -281,18 +281,18 @@ def test_who_ignores_a_signal_goes_on_ignoring_it():
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_a_second_ctrl_c_ends_at_once():
+def test_second_ctrl_c_ends_immediately():
     with SignalHandler() as signals, signals.defer():
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # the same, passed on by whoever started us
+        os.kill(os.getpid(), signal.SIGINT)  # the same signal, forwarded by the parent
         assert signals.pending == signal.SIGINT
         signals._received_at -= 10
         with pytest.raises(Stopped, match="stopped from the keyboard"):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_who_took_the_signal_before_is_asked_after_saving():
-    """As submitit does, which queues the job again and leaves; where it only takes notice, the run goes on."""
+def test_previous_handler_runs_after_saving():
+    """As submitit does, which requeues the job and exits. If the handler returns, the run continues."""
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     try:
@@ -307,8 +307,8 @@ def test_who_took_the_signal_before_is_asked_after_saving():
 
 
 @pytest.mark.parametrize("moment", ["step", "scoring"])
-def test_submitit_is_asked_after_saving_at_every_moment(tmp_path, whole, monkeypatch, moment):
-    """It queues the job again and leaves; another one that only takes notice lets the run go on, to the same."""
+def test_submitit_handler_runs_after_saving(tmp_path, whole, monkeypatch, moment):
+    """It requeues the job and exits; with a handler that returns, the run continues to the same result."""
     s, seen = settings(tmp_path), []
 
     def take(number, frame):
@@ -332,7 +332,7 @@ def test_submitit_is_asked_after_saving_at_every_moment(tmp_path, whole, monkeyp
     assert_same(remains(s), whole)
 
 
-def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch, capfd):
+def test_damaged_checkpoint_uses_the_previous(tmp_path, whole, monkeypatch, capfd):
     s = settings(tmp_path)
     break_off(monkeypatch, s, 5)
     older, newest = identify(s).checkpoints()
@@ -349,18 +349,18 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path, whole, monkeypatch
     assert_same(remains(s), whole)
 
 
-def test_a_checkpoint_of_other_code_is_not_used(tmp_path, whole, monkeypatch, capfd):
+def test_checkpoint_of_other_code(tmp_path, whole, monkeypatch, capfd):
     s = settings(tmp_path)
     break_off(monkeypatch, s, 3)
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "code_checksum", lambda: "another")
         assert "resumed" not in run(s)["provenance"]
-    assert "was made with another code; the run begins anew" in capfd.readouterr().err
+    assert "is of other code; the run starts again" in capfd.readouterr().err
     assert_same(remains(s), whole)
 
 
-def test_checkpoints_of_other_code_make_room_for_new_ones(tmp_path, whole, monkeypatch, capfd):
-    """Broken off late, begun anew with other code, broken off early: the few steps of the new code count, not the many of the old."""
+def test_checkpoints_of_other_code_are_replaced(tmp_path, whole, monkeypatch, capfd):
+    """Interrupted late, restarted with other code, interrupted early: the few steps of the new code count, not the many of the old."""
     s = settings(tmp_path)
     break_off(monkeypatch, s, 6)
     with monkeypatch.context() as patch:
@@ -370,7 +370,7 @@ def test_checkpoints_of_other_code_make_room_for_new_ones(tmp_path, whole, monke
     assert_same(remains(s), whole)
 
 
-def test_other_hardware_is_stated(tmp_path, monkeypatch):
+def test_resume_states_other_hardware(tmp_path, monkeypatch):
     s = settings(tmp_path)
     own = run_module.hardware()
     with monkeypatch.context() as patch:
@@ -381,7 +381,7 @@ def test_other_hardware_is_stated(tmp_path, monkeypatch):
     assert record["provenance"]["hardware"] == own
 
 
-def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, whole, monkeypatch, capfd):
+def test_full_disk_skips_the_checkpoint(tmp_path, whole, monkeypatch, capfd):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -389,12 +389,13 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, whole, monkeypatch, ca
     s = settings(tmp_path)
     run(s)
     assert (
-        "no checkpoint could be written (OSError: [Errno 28] No space left on device); the run goes on without it" in capfd.readouterr().err
+        "no checkpoint could be written (OSError: [Errno 28] No space left on device); the run continues without it"
+        in capfd.readouterr().err
     )
     assert_same(remains(s), whole)
 
 
-def test_checkpoints_can_be_left_out(tmp_path, whole, monkeypatch):
+def test_checkpoints_disabled(tmp_path, whole, monkeypatch):
     s = settings(tmp_path, "results.checkpoint_interval=null")
     break_off(monkeypatch, s, 5)
     assert not (identify(s).folder / "checkpoint").exists()
@@ -402,8 +403,8 @@ def test_checkpoints_can_be_left_out(tmp_path, whole, monkeypatch):
     assert remains(s)[2:] == whole[2:]
 
 
-def test_writing_takes_a_small_share_of_the_time(tmp_path):
-    """However long a write takes, the next one waits until it is 3% of the time."""
+def test_checkpoint_time_is_limited(tmp_path):
+    """However long a write takes, the next one waits until writing is 3% of the time."""
     prepared = prepare(settings(tmp_path), identify(settings(tmp_path)))
     checkpoints = CheckpointManager(tmp_path, prepared.accelerator, every=1.0, origin={}, hardware={})
     checkpoints._last = time.monotonic() - 20
@@ -414,8 +415,8 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path):
     assert checkpoints.is_due
 
 
-def test_a_signal_while_scoring_that_is_not_answered_leaves_dropout_on(tmp_path, monkeypatch):
-    """submitit lets SIGTERM pass: the run goes on, and trains on as before."""
+def test_signal_during_evaluation_keeps_dropout(tmp_path, monkeypatch):
+    """submitit ignores SIGTERM: the run continues to train as before."""
     s, seen, modes = settings(tmp_path), [], []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     subset, backward = evaluate_module.Subset, fit_module.backward
@@ -439,7 +440,7 @@ def test_a_signal_while_scoring_that_is_not_answered_leaves_dropout_on(tmp_path,
     assert modes == [True] * s.train.max_steps
 
 
-def test_another_task_goes_on_with_the_training_that_they_share(tmp_path, monkeypatch):
+def test_shared_training_resumes_for_another_task(tmp_path, monkeypatch):
     words = [*SHORT, *DECODER]
     first, other = ([f"task=commonsense/{task}", *words, f"results.root={tmp_path / 'broken'}"] for task in ("boolq", "piqa"))
     break_off(monkeypatch, compose_settings(first), 5)
@@ -470,10 +471,10 @@ def worker(rank, port, root, words):
     os._exit(0)  # without destructors, see test_parallel_and_compiled.py
 
 
-def test_two_processes_go_on_to_the_same_bits(tmp_path, monkeypatch, capfd):
-    """Each has random states of its own; one of them says so."""
+def test_resume_two_processes(tmp_path, monkeypatch, capfd):
+    """Each rank has its own random states; one of them reports."""
     run_in_two(worker, tmp_path, WORDS)
-    assert capfd.readouterr().err.count("going on after step 4") == 1
+    assert capfd.readouterr().err.count("resuming after step 4") == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     broken = settings(tmp_path / "broken")
     assert records.read_record(identify(broken).folder / "record.json")["provenance"]["resumed"][0]["step"] == 4

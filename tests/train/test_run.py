@@ -1,4 +1,4 @@
-"""Whole runs on the embedded benchmark, short: the record, the selection, resuming by key, and every way to fail."""
+"""Complete short runs on the embedded benchmark: record, selection, skipping by key, and every kind of failure."""
 
 import dataclasses
 import gzip
@@ -46,7 +46,7 @@ def history(folder):
 
 
 @pytest.mark.parametrize("words", [("task=glue/cola",), ("task=glue/stsb", "method=goft"), ("task=glue/mnli", "method=linear")])
-def test_a_run_leaves_one_whole_record(tmp_path, words):
+def test_run_writes_a_complete_record(tmp_path, words):
     s = settings(tmp_path, *words)
     record = run(s)
     folder = identify(s).folder
@@ -71,14 +71,14 @@ def test_a_run_leaves_one_whole_record(tmp_path, words):
         assert record["metrics"]["accuracy_mismatched"]["n"] == 1000
 
 
-def test_a_done_run_is_not_repeated(tmp_path, monkeypatch):
+def test_finished_run_is_skipped(tmp_path, monkeypatch):
     s = settings(tmp_path)
     first = run(s)
     monkeypatch.setattr(run_module, "prepare", lambda *a: pytest.fail("was run again"))
     assert run(s) == first
 
 
-def test_the_same_seed_gives_the_same_numbers(tmp_path):
+def test_run_is_seeded(tmp_path):
     one, two = (run(settings(tmp_path / name)) for name in "ab")
     assert one["metrics"] == two["metrics"]
     assert one["key"] == two["key"]
@@ -87,8 +87,8 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["qgoft", "lora"])
-def test_reloaded_and_merged_adapter_scores_as_the_run_did(tmp_path, method):
-    """The saved adapter, in a new model, unmerged and merged, gives the predictions of the record."""
+def test_reloaded_adapter_reproduces_the_score(tmp_path, method):
+    """The saved adapter in a new model, unmerged and merged, gives the predictions of the record."""
     s = settings(tmp_path, f"method={method}", "task=glue/rte")
     run(s)
     run_id = identify(s)
@@ -99,20 +99,20 @@ def test_reloaded_and_merged_adapter_scores_as_the_run_did(tmp_path, method):
     model = peft.PeftModel.from_pretrained(suite.build_model(s, run_id.model.folder), run_id.folder / "adapter").eval()
     assert suite.evaluate("test:", model, prepared.accelerator).predictions == recorded
     again = suite.evaluate("test:", model.merge_and_unload(), prepared.accelerator).predictions
-    # Rounding may turn an item whose two logits are equal to seven digits; no more than that.
+    # Rounding may change an item whose two logits are equal to seven digits, and no other.
     assert sum(a != b for a, b in zip(again, recorded, strict=True)) <= 2
     assert "/" not in json.loads((run_id.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
-def test_methods_without_an_adapter_keep_what_they_trained(tmp_path):
+def test_methods_without_adapter_save_parameters(tmp_path):
     s = settings(tmp_path, "method=bitfit")
     record = run(s)
     saved = load_file(identify(s).folder / "adapter" / "trained.safetensors")
     assert sum(t.numel() for t in saved.values()) == record["params"]["trainable"] + record["params"]["head"]
 
 
-def test_best_validation_keeps_the_best_weights(tmp_path, monkeypatch):
-    """The scores are made to fall: the model must end as it was at the first look."""
+def test_selection_best_validation(tmp_path, monkeypatch):
+    """The scores are made to fall: the model must end as it was at the first evaluation."""
     s = settings(tmp_path, "train.max_steps=4", "train.num_evals=4")
     seen = []
     fixed = iter([0.9, 0.8, 0.7, 0.6])
@@ -133,13 +133,13 @@ def test_best_validation_keeps_the_best_weights(tmp_path, monkeypatch):
     assert not torch.equal(final, seen[3])
 
 
-def test_selection_last_looks_at_nothing(tmp_path):
+def test_selection_last_never_evaluates(tmp_path):
     s = settings(tmp_path, "selection=last")
     run(s)
     assert not [line for line in history(identify(s).folder) if "score" in line]
 
 
-def test_best_reported_takes_the_maximum_and_says_so(tmp_path):
+def test_selection_best_reported(tmp_path):
     s = settings(tmp_path, "selection=best_reported")
     record = run(s)
     scores = [line["score"] for line in history(identify(s).folder) if "score" in line]
@@ -148,7 +148,7 @@ def test_best_reported_takes_the_maximum_and_says_so(tmp_path):
     assert record["metrics"]["matthews"]["value"] == pytest.approx(max(known))
 
 
-def test_penalty_is_weighed_and_pulls_the_blocks_back(tmp_path):
+def test_penalty_weight_has_an_effect(tmp_path):
     errors = {}
     for penalty in (0.0, 10.0):
         record = run(settings(tmp_path, "train.max_steps=12", "optim.lr=0.05", f"method.penalty={penalty}"))
@@ -156,7 +156,7 @@ def test_penalty_is_weighed_and_pulls_the_blocks_back(tmp_path):
     assert errors[10.0] < errors[0.0] / 2
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path):
+def test_non_finite_loss_is_diverged(tmp_path):
     s = settings(tmp_path, "optim.lr=1.0e+18", "optim.head_lr=1.0e+18", "optim.max_grad_norm=null", "optim.warmup=0")
     record = run(s)
     assert record["status"] == "diverged"
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path):
         (ZeroDivisionError("x"), "failed"),
     ],
 )
-def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, error, status):
+def test_failed_run_is_recorded_and_retried(tmp_path, monkeypatch, error, status):
     s = settings(tmp_path)
 
     def fail(*arguments):
@@ -195,11 +195,11 @@ def test_what_stops_a_run_is_recorded_and_tried_again(tmp_path, monkeypatch, err
     assert run(s)["status"] in ("done", "diverged")
 
 
-def test_too_little_room_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+def test_insufficient_disk_before_training(tmp_path, monkeypatch):
     s = settings(tmp_path, "method=full")
     prepared = prepare(s, identify(s))
     trained = 4 * (prepared.adapted.trainable + prepared.adapted.head)
-    # Adapter, two checkpoints and one that is being written, each of four copies.
+    # An adapter, two checkpoints and one being written, each of four copies.
     assert resources.disk_bytes(prepared.adapted, s) == 13 * trained
     assert resources.device_bytes(prepared.adapted) >= 4 * trained
     assert resources.device_bytes(prepared.adapted) < 4 * trained + 4 * prepared.adapted.total
@@ -209,7 +209,7 @@ def test_too_little_room_is_told_before_anything_is_trained(tmp_path, monkeypatc
     with pytest.raises(QgoftError, match=r"MB free, and this run writes .* MB"):
         run(s)
     assert not (identify(s).folder / "record.json").exists()
-    run(settings(tmp_path, "method=full", "results.checkpoint_interval=null"))  # the adapter alone has room
+    run(settings(tmp_path, "method=full", "results.checkpoint_interval=null"))  # there is space only for the adapter
     gpu = SimpleNamespace(device=torch.device("cuda"), distributed_type=DistributedType.NO)
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
     for total, message in (
@@ -221,7 +221,7 @@ def test_too_little_room_is_told_before_anything_is_trained(tmp_path, monkeypatc
             resources.check_resources(prepared.adapted, s, gpu)
 
 
-def test_a_full_disk_is_one_line_and_no_record(tmp_path, monkeypatch):
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
     s = settings(tmp_path)
 
     def full(*arguments):
@@ -233,8 +233,8 @@ def test_a_full_disk_is_one_line_and_no_record(tmp_path, monkeypatch):
     assert not (identify(s).folder / "record.json").exists()
 
 
-def test_a_full_disk_while_weights_are_saved(tmp_path, monkeypatch):
-    """safetensors raises its own error and tells the reason in words."""
+def test_full_disk_while_saving_weights(tmp_path, monkeypatch):
+    """safetensors raises its own error with the reason as text."""
     from safetensors import SafetensorError
 
     s = settings(tmp_path)
@@ -247,7 +247,7 @@ def test_a_full_disk_while_weights_are_saved(tmp_path, monkeypatch):
         run(s)
 
 
-def test_predictions_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
+def test_non_finite_predictions_are_diverged(tmp_path, monkeypatch):
     s = settings(tmp_path, "selection=last")
     fit = run_module.fit
 
@@ -264,7 +264,7 @@ def test_predictions_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Trainings as under fp16, on a CPU: a real scaler of the loss, and gradients of which as many overflow as the returned list says."""
+    """Train as under fp16 on a CPU: a real loss scaler, and as many overflowing gradients as the returned list states."""
     overflow, prepare = [0], run_module.prepare
 
     def prepare_scaled(*arguments):
@@ -285,15 +285,15 @@ def scaled(monkeypatch):
     return overflow
 
 
-def test_gradients_that_overflow_without_end_are_no_training(tmp_path, monkeypatch, scaled):
-    """Under fp16 a step whose gradients overflow is skipped, with a smaller scale of the loss for the next; here every one."""
+def test_endless_overflow_is_diverged(tmp_path, monkeypatch, scaled):
+    """Under fp16 a step whose gradients overflow is skipped, and the next has a smaller loss scale; here every one overflows."""
     monkeypatch.setattr(fit_module, "MAX_OVERFLOWS", 3)
     scaled[0] = 10**6
     record = run(settings(tmp_path))
     assert (record["status"], record["reason"]) == ("diverged", "the gradients of 3 batches in a row overflow in fp16, after step 0")
 
 
-def test_batches_whose_gradients_overflow_are_no_steps(tmp_path, scaled):
+def test_overflowing_batches_are_not_steps(tmp_path, scaled):
     s = settings(tmp_path, "train.max_steps=4", "optim.schedule=linear", "optim.warmup=0")
     scaled[0] = 2
     assert run(s)["cost"]["steps"] == 4
@@ -304,8 +304,8 @@ def test_batches_whose_gradients_overflow_are_no_steps(tmp_path, scaled):
     assert all(math.isfinite(line["norm"]) for line in lines if "norm" in line)
 
 
-def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
-    """1000 rows in batches of 32 are 31.25 steps' worth, and 32 steps."""
+def test_throughput_counts_the_last_batch(tmp_path):
+    """1000 rows in batches of 32: the rows of 31.25 full batches in 32 steps."""
     s = settings(tmp_path)
     prepared = prepare(s, identify(s))
     assert record_module._examples_per_step(prepared) == 1000 / 32
@@ -315,7 +315,7 @@ def test_rows_a_second_are_those_of_whole_epochs(tmp_path):
     assert record_module._examples_per_step(prepared) == 32
 
 
-def test_biases_and_norms_decay_where_the_protocol_says_so(tmp_path):
+def test_weight_decay_on_biases(tmp_path):
     for words, is_spared in (("protocol=pocket", False), ("protocol=goft_icml24", True)):
         found = compose_settings([words, "task=glue/stsb", "method=full", "optim.weight_decay=0.1"])
         s = settings(tmp_path, "method=full")
@@ -326,21 +326,21 @@ def test_biases_and_norms_decay_where_the_protocol_says_so(tmp_path):
         assert {by_name[name] for name in by_name if "bias" not in name and "LayerNorm" not in name} == {0.1}
 
 
-def test_a_16_bit_encoder_needs_autocast(tmp_path):
+def test_encoder_16_bit_needs_autocast(tmp_path):
     with pytest.raises(
         QgoftError, match=r"model.dtype=bfloat16: the head is trained in float32, which needs autocast; set train.mixed_precision=bf16"
     ):
         settings(tmp_path, "model.dtype=bfloat16")
 
 
-def test_fp16_without_a_device_is_one_line(tmp_path):
+def test_fp16_without_gpu(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine can train in fp16")
     with pytest.raises(QgoftError, match=r"train.mixed_precision=fp16 does not work"):
         run(settings(tmp_path, "train.mixed_precision=fp16"))
 
 
-def test_damaged_config_and_tokenizer_are_one_line(tmp_path):
+def test_damaged_config_and_tokenizer(tmp_path):
     base = identify(settings(tmp_path)).model.folder
     for damaged in ("config.json", "tokenizer.json"):
         folder = tmp_path / damaged.partition(".")[0]
@@ -351,8 +351,8 @@ def test_damaged_config_and_tokenizer_are_one_line(tmp_path):
             run(settings(tmp_path, f"model.path={folder}"))
 
 
-def test_weights_of_another_model_are_refused(tmp_path):
-    """An adapter or model for another base: shapes do not fit, and the message says which."""
+def test_weights_of_another_model(tmp_path):
+    """An adapter or model for another base: shapes differ, and the message names them."""
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
     other = DebertaV2ForSequenceClassification(
@@ -368,7 +368,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
         run(s)
 
 
-def test_damaged_weights_are_one_line(tmp_path):
+def test_damaged_weights(tmp_path):
     base = identify(settings(tmp_path)).model.folder
     (tmp_path / "half").mkdir()
     for path in base.iterdir():
@@ -379,8 +379,8 @@ def test_damaged_weights_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_head_of_another_task_is_drawn_anew(classes, tmp_path):
-    """With as many classes or others: only the backbone of a fine-tuned model counts."""
+def test_head_of_another_task_is_reinitialised(classes, tmp_path):
+    """With the same number of classes or another: only the backbone of a fine-tuned model is used."""
     base = identify(settings(tmp_path)).model.folder
     tuned = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
     tuned.classifier.weight.data.fill_(7.0)
@@ -397,36 +397,36 @@ def test_a_head_of_another_task_is_drawn_anew(classes, tmp_path):
     assert torch.equal(model.deberta.embeddings.word_embeddings.weight, plain.deberta.embeddings.word_embeddings.weight)
 
 
-def test_random_backbone_is_another_model(tmp_path):
+def test_random_backbone_is_another_run(tmp_path):
     record = run(settings(tmp_path, "model=pocket_deberta_random", "task=glue/rte"))
     assert record["model"] == "pocket-deberta-random"
     assert record["settings"]["model"]["init"] == "random"
 
 
-def test_gradient_checkpointing_scores_alike(tmp_path):
+def test_gradient_checkpointing_keeps_the_score(tmp_path):
     values = [run(settings(tmp_path, f"train.gradient_checkpointing={flag}", "selection=last"))["metrics"] for flag in ("true", "false")]
     assert values[0]["accuracy"]["value"] == pytest.approx(values[1]["accuracy"]["value"], abs=0.5)
 
 
 @pytest.mark.slow
-def test_bf16_trains(tmp_path):
+def test_bf16_training(tmp_path):
     assert run(settings(tmp_path, "train.mixed_precision=bf16"))["status"] in ("done", "diverged")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft's, of the names it wrote itself
-def test_adalora_prunes(tmp_path):
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft's warning about names that it wrote itself
+def test_adalora_prunes_ranks(tmp_path):
     s = settings(tmp_path, "method=adalora", "train.max_steps=30", "train.num_evals=3", "task=glue/rte")
     record = run(s)
     assert record["status"] == "done"
     values = {n: t for n, t in load_file(identify(s).folder / "adapter" / "adapter_model.safetensors").items() if "lora_E" in n}
-    # r = 8 a layer, over 18 layers, however they are shared out; it starts at 12.
+    # r = 8 per layer on average over 18 layers; it starts at 12.
     assert sum(int((t != 0).sum()) for t in values.values()) <= 8 * 18
     _, metrics = rescore(identify(s).folder, merge=False)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
 
 
-def test_steps_and_looks():
+def test_steps_and_evaluations():
     train = compose_settings(
         ["train.epochs=3", "train.max_steps=null", "train.num_evals=null", "train.gradient_accumulation_steps=2"]
     ).train
@@ -437,7 +437,7 @@ def test_steps_and_looks():
     assert evaluation_steps(short, 5, 15) == {2, 5}
 
 
-def test_the_device_and_the_parts(tmp_path):
+def test_record_states_device_and_splits(tmp_path):
     s = settings(tmp_path)
     prepared = prepare(s, identify(s))
     outcome = prepared.suite.evaluate("validation", prepared.adapted.model, prepared.accelerator)
@@ -445,7 +445,7 @@ def test_the_device_and_the_parts(tmp_path):
     assert set(outcome.predictions) <= {0, 1}
 
 
-def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
+def test_wandb_offline_without_key(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("QGOFT_SWEEP", "table1, pocket")
@@ -462,7 +462,7 @@ def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
     assert history(folder)
 
 
-def test_tensorboard_shows_the_same_scalars(tmp_path, monkeypatch):
+def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("QGOFT_SWEEP", "table1, pocket")
@@ -481,15 +481,15 @@ def test_tensorboard_shows_the_same_scalars(tmp_path, monkeypatch):
     assert any(record["key"] in text for text in texts)
 
 
-def test_tensorboard_that_is_missing_is_told(tmp_path, monkeypatch):
+def test_tensorboard_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(QgoftError, match="pip install tensorboard"):
         run(settings(tmp_path, "tensorboard.enabled=true"))
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path, repository):
-    """torchrun with gloo: one record, written once, that says so; the batch is divided."""
+def test_run_in_two_processes(tmp_path, repository):
+    """torchrun with gloo: one record, written once, that states it; the batch is split."""
     command = [
         sys.executable,
         "-m",
@@ -503,7 +503,7 @@ def test_two_processes(tmp_path, repository):
     (record,) = records.read_records(tmp_path)
     assert record["provenance"]["hardware"]["processes"] == 2
     assert record["metrics"]["accuracy"]["n"] == 2000
-    # 1000 rows in batches of 32, divided among two: as many steps as one process takes.
+    # 1000 rows in batches of 32, split between two: as many steps as one process makes.
     assert record["cost"]["steps"] == 8
     alone = run(compose_settings(words))
     assert alone["cost"]["steps"] == 8
@@ -513,8 +513,8 @@ def test_two_processes(tmp_path, repository):
     assert two == pytest.approx(one, rel=2e-6)
 
 
-def test_a_floor_is_the_end_of_every_rate():
-    """GOFT's VTAB recipe ends at 1e-5; a head that trains ten times as fast ends there too. Against the textbook formula."""
+def test_min_lr_is_the_final_rate():
+    """GOFT's VTAB recipe ends at 1e-5, also for a head whose learning rate is ten times larger. Against the textbook formula."""
     body, head = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = torch.optim.AdamW([{"params": [body], "lr": 1e-3}, {"params": [head], "lr": 1e-2}])
     optim = OptimSettings(lr=1e-3, head_lr=1e-2, weight_decay=0.0, warmup=10, schedule="cosine", max_grad_norm=None, min_lr=1e-5)
@@ -528,7 +528,7 @@ def test_a_floor_is_the_end_of_every_rate():
     assert seen[10] == pytest.approx(
         [top * (1 + math.cos(math.pi / 11)) / 2 + 1e-5 * (1 - math.cos(math.pi / 11)) / 2 for top in (1e-3, 1e-2)]
     )
-    # timm's cosine counts the warm-up: it is half way down at step 55, not 60.
+    # timm's cosine includes the warmup: half way down at step 55, not 60.
     assert seen[55] == pytest.approx([(1e-3 + 1e-5) / 2, (1e-2 + 1e-5) / 2])
     assert schedule.get_last_lr() == pytest.approx([1e-5, 1e-5])
 
@@ -540,19 +540,19 @@ def test_a_floor_is_the_end_of_every_rate():
         (["train.hidden_dropout=1.5"], "train.hidden_dropout is 1.5; allowed are 0 and more, below 1"),
     ],
 )
-def test_settings_without_effect_or_meaning_are_refused(words, message):
+def test_settings_without_effect_are_refused(words, message):
     with pytest.raises(QgoftError, match=message):
         compose_settings(["task=glue/rte", *words])
 
 
 @pytest.mark.parametrize("length", [["train.max_steps=3"], ["train.max_steps=null", "train.epochs=1"]])
-def test_no_batch_at_all_is_refused(tmp_path, length):
+def test_training_without_a_batch(tmp_path, length):
     s = settings(tmp_path, "train.drop_last=true", "train.batch_size=8192", *length)
     with pytest.raises(QgoftError, match=r"with train\.drop_last=true no batch remains; reduce train.batch_size"):
         run(s)
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_file_is_named(tmp_path, monkeypatch):
     s = settings(tmp_path)
 
     def closed(settings):
@@ -563,7 +563,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         run(s)
 
 
-def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
+def test_wandb_without_login(tmp_path, monkeypatch):
     import wandb
 
     def refuse(**settings):
@@ -574,7 +574,7 @@ def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
         run(settings(tmp_path, "wandb.mode=online"))
 
 
-def test_a_run_that_another_process_does_is_one_line(tmp_path, repository):
+def test_run_of_another_process(tmp_path, repository):
     s = settings(tmp_path)
     with Lease(identify(s).folder):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""SQuAD through the loop: the record, the adapter scored again, other encoders, and damaged rows told."""
+"""SQuAD runs: the record, the reloaded adapter, other encoders, and damaged rows."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def done(tmp_path_factory):
     return run(s), identify(s).folder
 
 
-def test_record_and_predictions(done):
+def test_squad_record_and_predictions(done):
     record, folder = done
     assert record["status"] == "done"
     assert record["primary"] == "f1"
@@ -44,7 +44,7 @@ def test_record_and_predictions(done):
     assert found["n"] == 2000
 
 
-def test_the_saved_adapter_scores_the_same_merged_too(done):
+def test_squad_adapter_reproduces_the_score(done):
     record, folder = done
     for merge, within in ((False, 1e-9), (True, 0.1)):
         _, measured = rescore(folder, merge=merge)
@@ -54,7 +54,7 @@ def test_the_saved_adapter_scores_the_same_merged_too(done):
 
 @pytest.fixture
 def bert(tmp_path):
-    """Another encoder, with token types, which SQuAD's pairs make use of."""
+    """Another encoder, with token types, which SQuAD's pairs use."""
     folder = tmp_path / "bert"
     tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
@@ -79,7 +79,7 @@ def made_up(count, *, wrong=0):
     return Dataset.from_list(rows)
 
 
-def test_another_encoder_on_a_directory_with_damaged_rows(tmp_path, bert):
+def test_squad_directory_with_damaged_rows(tmp_path, bert):
     folder = tmp_path / "data" / "squad"
     folder.mkdir(parents=True)
     made_up(64, wrong=3).to_parquet(folder / "train.parquet")
@@ -96,7 +96,7 @@ def test_another_encoder_on_a_directory_with_damaged_rows(tmp_path, bert):
     assert record["settings"]["eval_scheme"] == "validation"
 
 
-def test_a_tokenizer_without_offsets_is_refused(tmp_path, monkeypatch):
+def test_squad_tokenizer_without_offsets(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.is_fast", False)
     with pytest.raises(QgoftError, match=r"tokenizer\.json"):
         run(compose_settings([*SHORT, f"results.root={tmp_path}", "train.max_length=60"]))

@@ -1,4 +1,4 @@
-"""VTAB through the loop: the record, the adapter scored again, stochastic depth, and models that take no pictures."""
+"""VTAB runs: the record, the reloaded adapter, stochastic depth, and text models."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def done(tmp_path_factory):
     return run(s), identify(s).folder
 
 
-def test_record(done):
+def test_vtab_record(done):
     record, _ = done
     assert record["status"] == "done"
     assert record["primary"] == "accuracy"
@@ -27,18 +27,18 @@ def test_record(done):
     assert record["params"]["head"] == 96 * 10 + 10
     assert record["params"]["trainable"] == 4 * (5 * 4 * 95 + 4 * 383)
     assert record["provenance"]["data"]["rows"] == {"train800": 800, "val200": 200, "test": 797}
-    assert record["provenance"]["data"]["data_fixes"] == {"pictures of mode L, read as RGB": 1797}
+    assert record["provenance"]["data"]["data_fixes"] == {"images of mode L, converted to RGB": 1797}
 
 
-def test_the_saved_adapter_scores_the_same_merged_too(done):
+def test_vtab_adapter_reproduces_the_score(done):
     record, folder = done
     for merge, within in ((False, 1e-9), (True, 0.3)):
         _, measured = rescore(folder, merge=merge)
         assert measured["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=within)
 
 
-def test_the_papers_setting_on_the_embedded_pictures(tmp_path):
-    """GOFT's protocol on another model and data: full batches alone, stochastic depth, query and value, the last step."""
+def test_vtab_paper_settings_on_pocket(tmp_path):
+    """GOFT's protocol on another model and data: full batches only, stochastic depth, query and value, the last step."""
     words = ["protocol=goft_icml24", "task=vtab/digits", "method=qgoft", "model=pocket_vit", "data.source=pocket"]
     with pytest.raises(QgoftError, match="not part of VTAB-1K"):
         compose_settings(words)
@@ -55,7 +55,7 @@ def test_the_papers_setting_on_the_embedded_pictures(tmp_path):
     assert record["provenance"]["data"]["rows"] == {"train800val200": 1000, "test": 1000}
 
 
-def test_a_text_model_is_refused(tmp_path):
+def test_vtab_text_model_is_refused(tmp_path):
     s = compose_settings(["task=vtab/digits", "model=pocket_deberta", *SHORT, f"results.root={tmp_path}"])
     with pytest.raises(QgoftError, match="has no image_size"):
         run(s)

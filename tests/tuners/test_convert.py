@@ -1,4 +1,4 @@
-"""Conversion of released adapters: files, switches and errors. tests/fidelity compares the numbers."""
+"""Conversion of released adapters: files, options and errors. tests/fidelity compares the numbers."""
 
 import json
 
@@ -66,7 +66,7 @@ def write(folder, variant, *, kind="safetensors", **changes):
     return state
 
 
-def test_the_head_comes_along(tmp_path):
+def test_convert_keeps_the_head(tmp_path):
     write(tmp_path / "theirs", "goft", modules_to_save=["head"])
     state = {**released_state("goft"), "base_model.model.head.weight": torch.ones(2, 5), "base_model.model.head.bias": torch.zeros(2)}
     save_file(state, tmp_path / "theirs" / "adapter_model.safetensors")
@@ -101,7 +101,7 @@ def test_convert_second_release_with_scaler_is_refused(tmp_path):
         convert_folder(tmp_path / "theirs", tmp_path / "ours", "second")
 
 
-def test_switches():
+def test_convert_release_flags():
     assert variant_of({}) == "goft_star"  # the release's default
     assert variant_of({"strict_oft": True, "no_scaling": True}) == "goft"
     assert variant_of({"strict_oft": False, "no_scaling": True}) == "qgoft"
@@ -124,13 +124,13 @@ def test_switches():
         ("qgoft", {"base_model.model.first.givens_soft": torch.ones(11, 4)}, r"shape \[11, 4\]; a layer of width 12 has \[11, 2, 2\]"),
     ],
 )
-def test_what_does_not_belong_together(variant, change, message):
+def test_convert_inconsistent_files(variant, change, message):
     state = {name: tensor for name, tensor in {**released_state(variant), **change}.items() if tensor is not None}
     with pytest.raises(QgoftError, match=message):
         convert_state(state, variant)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_convert_missing_directories(tmp_path):
     with pytest.raises(QgoftError, match=r"no readable adapter_config.json"):
         convert_folder(tmp_path, tmp_path / "ours", "first")
     write(tmp_path / "theirs", "goft")
@@ -141,7 +141,7 @@ def test_folders_that_are_none(tmp_path):
         convert_state({"lora_A": torch.ones(1)}, "goft")
 
 
-def test_a_pickle_that_would_run_something_is_refused(tmp_path):
+def test_convert_refuses_pickle_code(tmp_path):
     class Trap:
         def __reduce__(self):
             return (print, ("executed",))

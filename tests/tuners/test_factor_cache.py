@@ -1,4 +1,4 @@
-"""Factors built once for all layers: never stale, and the same gradients as layers built one by one, whatever the graph looks like."""
+"""Factors built once for all layers: never stale, with the gradients of layers built one by one, for any graph."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers of two widths, so that two builds are alive at once."""
+    """Layers of two widths, so that two builds exist at once."""
 
     def __init__(self, depth=3):
         super().__init__()
@@ -82,14 +82,14 @@ def count_builds(monkeypatch):
 
 
 @pytest.mark.parametrize(("variant", "angle"), [("qgoft", "tanh"), ("goft", "tanh"), ("goft", "plain"), ("goft_star", "tanh")])
-def test_gradients_equal_those_of_autograd(variant, angle):
+def test_cache_gradients_equal_autograd(variant, angle):
     model = make(variant, angle=angle)
     square()(model).backward()
     assert_same(grads_of(model), expected_grads(model, [square()]))
 
 
-def test_one_build_per_width_and_optimiser_step(count_builds):
-    """Also under accumulation: three micro-batches, one build of each width."""
+def test_cache_builds_once_per_width_and_step(count_builds):
+    """Also under accumulation: three micro-batches, one build per width."""
     model = make()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     for step in range(2):
@@ -103,7 +103,7 @@ def test_one_build_per_width_and_optimiser_step(count_builds):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing(reentrant, count_builds):
+def test_cache_with_gradient_checkpointing(reentrant, count_builds):
     model = make()
     model.base_model.model.reentrant = reentrant
     x = rows().requires_grad_()
@@ -113,13 +113,13 @@ def test_checkpointing(reentrant, count_builds):
             parameter.register_hook(lambda grad: told.append(grad is not None))
     model(x).square().sum().backward()
     assert sorted(count_builds) == [(3, 12), (3, 20)]
-    # A backward that reaches one layer says nothing of the others' parameters, or DDP would send them off.
+    # A backward that reaches one layer must not give gradients to the others' parameters, or DDP would reduce them.
     assert told == [True] * 6
     model.base_model.model.reentrant = None
     assert_same(grads_of(model), expected_grads(model, [square()]))
 
 
-def test_two_forwards_before_their_backwards():
+def test_cache_two_forwards_then_backwards():
     model = make()
     first, second = square(1)(model), square(2)(model)
     second.backward()
@@ -127,7 +127,7 @@ def test_two_forwards_before_their_backwards():
     assert_same(grads_of(model), expected_grads(model, [square(1), square(2)]))
 
 
-def test_one_graph_backwards_twice():
+def test_cache_double_backward_of_a_graph():
     model = make()
     loss = square()(model)
     loss.backward(retain_graph=True)
@@ -135,7 +135,7 @@ def test_one_graph_backwards_twice():
     assert_same(grads_of(model), expected_grads(model, [square(), square()]))
 
 
-def test_loss_that_reaches_only_some_layers():
+def test_cache_loss_of_some_layers():
     model = make()
     first = model.base_model.model.layers[0]
     first(rows()).square().sum().backward()
@@ -143,7 +143,7 @@ def test_loss_that_reaches_only_some_layers():
     assert len(grads_of(model)) == 2
 
 
-def test_backward_after_the_parameters_have_moved_uses_the_values_of_the_forward():
+def test_cache_backward_after_a_parameter_update():
     model = make()
     loss = square()(model)
     expected = expected_grads(model, [square()])
@@ -166,7 +166,7 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @torch.no_grad()
-def test_no_write_to_a_parameter_leaves_stale_factors(write):
+def test_cache_is_never_stale(write):
     model = make()
     before = model(rows())
     for p in model.parameters():
@@ -178,7 +178,7 @@ def test_no_write_to_a_parameter_leaves_stale_factors(write):
     assert (after - before).abs().max() > 1e-3
 
 
-def test_a_parameter_object_that_was_replaced_gets_the_gradient():
+def test_cache_replaced_parameter():
     model = make()
     square()(model).backward()
     layer = next(m for m in model.modules() if isinstance(m, GoftLayer))
@@ -188,7 +188,7 @@ def test_a_parameter_object_that_was_replaced_gets_the_gradient():
     assert layer.goft_blocks["default"].grad is not None
 
 
-def test_training_after_inference_mode():
+def test_cache_after_inference_mode():
     model = make()
     with torch.inference_mode():
         model(rows())
@@ -196,7 +196,7 @@ def test_training_after_inference_mode():
     assert_same(grads_of(model), expected_grads(model, [square()]))
 
 
-def test_frozen_layers_take_part_without_a_gradient():
+def test_cache_with_frozen_layers():
     model = make()
     frozen = next(m for m in model.modules() if isinstance(m, GoftLayer))
     frozen.requires_grad_(False)
@@ -205,7 +205,7 @@ def test_frozen_layers_take_part_without_a_gradient():
     assert frozen.goft_blocks["default"].grad is None
 
 
-def test_two_adapters_do_not_share():
+def test_cache_of_two_adapters():
     model = make()
     model.add_adapter("other", GoftConfig(variant="goft", target_modules=["up"], init_weights=False))
     model.base_model.set_adapter(["default", "other"])
@@ -213,7 +213,7 @@ def test_two_adapters_do_not_share():
     assert_same(grads_of(model), expected_grads(model, [square()]))
 
 
-def test_copies_and_pickles_are_independent():
+def test_cache_copies_and_pickles():
     model = make()
     square()(model).backward()
     copied = copy.deepcopy(model)
@@ -231,7 +231,7 @@ def test_copies_and_pickles_are_independent():
         assert (other(rows()) - model(rows())).abs().max() > 1e-3
 
 
-def test_a_copy_of_one_layer_is_not_one_of_all():
+def test_cache_copy_of_a_layer():
     model = make()
     copied = copy.deepcopy(model.base_model.model.layers[0].up)
     assert copied.factor_cache.layers == [copied]
@@ -240,7 +240,7 @@ def test_a_copy_of_one_layer_is_not_one_of_all():
     assert copied.factor_cache.layers == [copied]
 
 
-def test_autograd_grad_and_hooks_see_the_parameters():
+def test_cache_autograd_grad_and_hooks():
     model = make()
     parameters = [p for p in model.parameters() if p.requires_grad]
     seen = []
@@ -250,8 +250,8 @@ def test_autograd_grad_and_hooks_see_the_parameters():
     assert all(p.grad is None for p in parameters)
 
 
-def test_old_builds_are_freed():
-    """No cycle through the graph: what a step built is gone when the next one is, without the garbage collector."""
+def test_cache_frees_old_builds():
+    """No reference cycle through the graph: a build is freed when the next one exists, without the garbage collector."""
     import gc
     import weakref
 
@@ -271,8 +271,8 @@ def test_old_builds_are_freed():
         gc.enable()
 
 
-def test_the_layer_behind_is_called_where_it_is_not_plain():
-    """A hook, a patched forward or a subclass of the base layer is honoured; the result is the same."""
+def test_layer_that_is_not_plain_is_called():
+    """A hook, a patched forward or a subclass of the base layer is called; the result is the same."""
     model = make()
     expected = model(rows())
     layer = next(m for m in model.modules() if isinstance(m, GoftLayer))
@@ -286,7 +286,7 @@ def test_the_layer_behind_is_called_where_it_is_not_plain():
     assert (model(rows()) - expected).abs().max() > 1e-3
 
 
-def test_base_weight_that_trains_gets_its_gradient():
+def test_trainable_base_weight_gets_a_gradient():
     model = make()
     layer = next(m for m in model.modules() if isinstance(m, GoftLayer))
     layer.base_layer.requires_grad_(True)
@@ -296,7 +296,7 @@ def test_base_weight_that_trains_gets_its_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_in_its_dtype(dtype):
+def test_rotated_layer_under_autocast(dtype):
     model = make()
     with torch.autocast("cpu", dtype=dtype):
         h = model(rows())

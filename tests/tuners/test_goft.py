@@ -1,4 +1,4 @@
-"""The tuner in peft's conventions: one list of variants drives every behaviour."""
+"""The tuner under peft's conventions: every test runs for a list of variants."""
 
 import copy
 import subprocess
@@ -21,13 +21,13 @@ from qgoft.tuners import GoftLayer
 REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
 CASES = [(variant, angle) for variant in VARIANTS for angle in ("tanh", "plain") if angle == "tanh" or not variant.startswith("q")]
-# Merged against unmerged forward, one tolerance per dtype of the base, relative to the largest output: float32 is rounding of
-# the products alone; in half precision the merged weight itself is rounded once.
+# Merged against unmerged forward, one tolerance per dtype of the base, relative to the largest output: in float32 only the products are
+# rounded; in half precision the merged weight is rounded once, too.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 class Toy(nn.Module):
-    """Widths that are no powers of two, an odd one, a layer that is left alone, and a head."""
+    """Widths that are not powers of two, an odd one, a layer that is not adapted, and a head."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ def assert_differs(a, b):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_starts_as_the_base_model(variant):
+def test_goft_starts_at_the_base_model(variant):
     torch.manual_seed(0)
     base = Toy()
     expected = base(rows())
@@ -71,7 +71,7 @@ def test_starts_as_the_base_model(variant):
 
 
 @pytest.mark.parametrize(("variant", "angle"), CASES)
-def test_forward_is_the_weight_times_the_matrix(variant, angle):
+def test_goft_forward_equals_merged_weight(variant, angle):
     model = wrap(variant, targets=("first",), angle=angle)
     layer = model.base_model.model.first
     blocks = layer.get_blocks("default")
@@ -86,7 +86,7 @@ def test_forward_is_the_weight_times_the_matrix(variant, angle):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_number_of_parameters(variant):
+def test_goft_number_of_parameters(variant):
     per_layer = {
         "goft": lambda d: d - 1,
         "goft_star": lambda d: 2 * d - 1,
@@ -98,7 +98,7 @@ def test_number_of_parameters(variant):
     assert trainable == per_layer(20) + per_layer(34)
 
 
-def test_angles_are_bounded_or_plain():
+def test_goft_angle_parameterisations():
     for angle, expected in (("tanh", torch.pi * torch.tanh(torch.tensor(1.5))), ("plain", torch.tensor(1.5))):
         layer = wrap("goft", angle=angle).base_model.model.first
         layer.goft_theta["default"].data.fill_(1.5)
@@ -107,7 +107,7 @@ def test_angles_are_bounded_or_plain():
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("variant", "angle"), CASES)
-def test_merged_equals_unmerged(variant, angle, dtype):
+def test_goft_merged_equals_unmerged(variant, angle, dtype):
     model, x = wrap(variant, dtype=dtype, angle=angle), rows(dtype=dtype)
     weight = model.base_model.model.first.base_layer.weight.detach().clone()
     before = model(x)
@@ -120,7 +120,7 @@ def test_merged_equals_unmerged(variant, angle, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merge_and_unload_leaves_a_plain_model(variant):
+def test_merge_and_unload_gives_a_plain_model(variant):
     model = wrap(variant)
     before = model(rows())
     plain = model.merge_and_unload(safe_merge=True)
@@ -129,7 +129,7 @@ def test_merge_and_unload_leaves_a_plain_model(variant):
     assert_near(plain(rows()), before)
 
 
-def test_safe_merge_refuses_a_broken_adapter_and_leaves_the_weight():
+def test_safe_merge_of_a_broken_adapter():
     model = wrap("qgoft")
     layer = model.base_model.model.first
     weight = layer.base_layer.weight.detach().clone()
@@ -145,7 +145,7 @@ def test_safe_merge_refuses_a_broken_adapter_and_leaves_the_weight():
     assert layer.merged_adapters == []
 
 
-def test_saved_and_loaded_in_a_fresh_process_is_bit_equal(tmp_path):
+def test_adapter_reloads_bit_equal(tmp_path):
     for variant in VARIANTS:
         folder = tmp_path / variant
         torch.manual_seed(0)
@@ -178,16 +178,16 @@ def test_saved_and_loaded_in_a_fresh_process_is_bit_equal(tmp_path):
         "import qgoft, transformers; transformers.utils.is_peft_available(); from transformers import Trainer; import peft",
     ],
 )
-def test_importing_qgoft_registers_the_type_in_any_order(first):
+def test_import_order_of_qgoft_and_peft(first):
     program = f"{first}; from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as M; assert M['GOFT'].__name__ == 'GoftConfig'"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_importing_qgoft_alone_does_not_import_torch():
+def test_importing_qgoft_does_not_import_torch():
     subprocess.run([sys.executable, "-c", "import qgoft, sys; assert 'torch' not in sys.modules"], check=True, timeout=60)
 
 
-def test_registering_twice_changes_nothing():
+def test_registering_twice_has_no_effect():
     from qgoft.tuners._register import register_tuner
 
     register_tuner("GOFT", GoftConfig, qgoft.GoftModel)
@@ -196,7 +196,7 @@ def test_registering_twice_changes_nothing():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_low_cpu_mem_usage_loads_the_same(variant, tmp_path):
+def test_low_cpu_mem_usage(variant, tmp_path):
     model = wrap(variant)
     expected = model(rows())
     model.save_pretrained(tmp_path)
@@ -205,7 +205,7 @@ def test_low_cpu_mem_usage_loads_the_same(variant, tmp_path):
     assert torch.equal(loaded(rows()), expected)
 
 
-def test_two_active_adapters_compose_and_merge_in_order():
+def test_two_active_adapters_compose():
     model = wrap("qgoft")
     model.add_adapter("other", config("goft"))
     model.base_model.set_adapter(["default", "other"])
@@ -221,7 +221,7 @@ def test_two_active_adapters_compose_and_merge_in_order():
     assert_near(model(x), before)
 
 
-def test_adapters_are_switched_disabled_and_deleted():
+def test_adapters_switch_disable_delete():
     model, x = wrap("qgoft"), rows()
     one = model(x)
     model.add_adapter("other", config("goft"))
@@ -240,7 +240,7 @@ def test_adapters_are_switched_disabled_and_deleted():
     assert "other" not in model.base_model.model.first.goft_theta
 
 
-def test_disabling_while_merged_gives_the_base_model_back():
+def test_disabling_while_merged():
     model, x = wrap("goft"), rows()
     model.merge_adapter()
     with model.disable_adapter():
@@ -249,7 +249,7 @@ def test_disabling_while_merged_gives_the_base_model_back():
     assert_near(none, Toy()(x))
 
 
-def test_only_the_new_adapter_trains_after_switching():
+def test_switched_adapter_trains():
     model = wrap("qgoft")
     model.add_adapter("other", config("goft"))
     model.set_adapter("other")
@@ -258,7 +258,7 @@ def test_only_the_new_adapter_trains_after_switching():
     assert all("other" in name for name in free)
 
 
-def test_frozen_and_inactive_adapters_of_a_16_bit_model_stay_so(tmp_path):
+def test_inactive_adapters_of_16_bit_models(tmp_path):
     model = wrap("qgoft", dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     model.add_adapter("other", config("goft"))
@@ -282,7 +282,7 @@ def test_mixed_batch(variant):
         torch.testing.assert_close(mixed[[2, 4]], model(x)[[2, 4]], rtol=0, atol=1e-5)
 
 
-def test_each_item_of_a_mixed_batch_goes_through_its_own_head():
+def test_mixed_batch_uses_heads_by_adapter():
     model, ids = wrap(model=tiny_deberta(), targets=("value_proj",), modules_to_save=["classifier"]), torch.randint(0, 50, (4, 7))
     model.add_adapter("other", config("goft", targets=("value_proj",), modules_to_save=["classifier"]))
     for name, parameter in model.named_parameters():
@@ -296,7 +296,7 @@ def test_each_item_of_a_mixed_batch_goes_through_its_own_head():
         torch.testing.assert_close(mixed[index], model(ids).logits[index], rtol=0, atol=1e-5)
 
 
-def test_mixed_batch_errors_say_what_to_do():
+def test_mixed_batch_errors():
     model = wrap()
     with pytest.raises(ValueError, match="loaded are default"):
         model(rows(2), adapter_names=["default", "typo"])
@@ -319,7 +319,7 @@ def tiny_deberta():
     return DebertaV2ForSequenceClassification(settings)
 
 
-def test_mixed_batch_on_debertas_query_and_key_is_a_clear_error():
+def test_mixed_batch_on_deberta_attention():
     ids = torch.randint(0, 50, (3, 7))
     model = wrap(model=tiny_deberta(), targets=("query_proj", "key_proj"))
     model.add_adapter("other", config("goft", targets=("query_proj", "key_proj")))
@@ -330,7 +330,7 @@ def test_mixed_batch_on_debertas_query_and_key_is_a_clear_error():
     assert other(ids, adapter_names=["default", "other", "default"]).logits.shape == (3, 2)
 
 
-def test_deberta_merges_too():
+def test_deberta_merges():
     ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(0))
     model = wrap(model=tiny_deberta(), targets=("query_proj", "key_proj", "value_proj", "dense"), modules_to_save=["classifier", "pooler"])
     before = model(ids).logits
@@ -349,7 +349,7 @@ def test_inject_adapter_in_model():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_base_with_float32_adapter_trains(dtype):
+def test_half_precision_base_trains(dtype):
     model = wrap("qgoft", dtype=dtype).train()
     layer = model.base_model.model.first
     assert layer.goft_blocks["default"].dtype == torch.float32
@@ -360,7 +360,7 @@ def test_half_base_with_float32_adapter_trains(dtype):
     assert layer.goft_blocks["default"].grad.abs().max() > 0
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+def test_gradient_checkpointing_gradients():
     grads = []
     for use in (False, True):
         torch.manual_seed(0)
@@ -396,7 +396,7 @@ def test_conv1d_of_gpt2(variant):
 
 
 class Int8Linear(nn.Linear):
-    """Stands for the quantised layers of bitsandbytes: a subclass of Linear whose weight is stored as int8 and read by its forward alone."""
+    """A stand-in for the quantised layers of bitsandbytes: a subclass of Linear whose int8 weight is read only by its forward."""
 
     @classmethod
     def of(cls, layer):
@@ -411,7 +411,7 @@ class Int8Linear(nn.Linear):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_quantised_base_is_rotated_on_activations_and_left_alone(variant):
+def test_quantised_base_rotates_activations(variant):
     torch.manual_seed(0)
     base = Toy()
     base.first = Int8Linear.of(base.first)
@@ -448,7 +448,7 @@ def test_bitsandbytes_base(kind):
     assert torch.equal(layer.base_layer.weight.data, stored)
 
 
-def test_generate_with_beams_and_mixed_adapters():
+def test_generate_with_mixed_adapters():
     torch.manual_seed(0)
     base = GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=50, n_positions=32, bos_token_id=1, eos_token_id=2)).eval()
     model = wrap("qgoft", model=base, targets=("c_attn",))
@@ -462,7 +462,7 @@ def test_generate_with_beams_and_mixed_adapters():
         assert torch.equal(mixed[i], alone[i])
 
 
-def test_unsupported_layer_is_a_clear_error():
+def test_unsupported_layer():
     class WithConvolution(nn.Module):
         def __init__(self):
             super().__init__()
@@ -472,7 +472,7 @@ def test_unsupported_layer_is_a_clear_error():
         peft.get_peft_model(WithConvolution(), config(targets=("conv",)))
 
 
-def test_released_version_refuses_odd_widths_naming_the_layer():
+def test_release_refuses_odd_widths_by_layer():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -486,12 +486,12 @@ def test_released_version_refuses_odd_widths_naming_the_layer():
     ("settings", "message"),
     [({"variant": "goftt"}, "allowed are 'goft'"), ({"angle": "deg"}, "'tanh', 'plain'"), ({"bias": "all"}, "'none'")],
 )
-def test_wrong_settings(settings, message):
+def test_goft_config_invalid(settings, message):
     with pytest.raises(ValueError, match=message):
         GoftConfig(**settings)
 
 
-def test_penalty_is_the_sum_over_all_blocks():
+def test_penalty_sums_over_blocks():
     model = wrap("qgoft")
     expected = 0.0
     for layer in (model.base_model.model.first, model.base_model.model.second):
@@ -503,25 +503,25 @@ def test_penalty_is_the_sum_over_all_blocks():
     assert model.base_model.model.first.goft_blocks["default"].grad.abs().max() > 0
 
 
-def test_penalty_is_computed_in_the_type_of_double_blocks():
+def test_penalty_of_double_blocks():
     assert qgoft.orthogonality_penalty(wrap("qgoft").double()).dtype == torch.float64
 
 
-def test_penalty_of_rotations_and_of_a_plain_model_is_zero():
+def test_penalty_of_rotations_is_zero():
     for model in (wrap("goft"), Toy()):
         penalty = orthogonality_penalty(model)
         assert penalty.item() == 0
         assert not penalty.requires_grad
 
 
-def test_orthogonality_error_tells_rotations_from_free_blocks():
+def test_orthogonality_error_of_free_blocks():
     assert orthogonality_error(wrap("goft")) < 1e-6
     assert orthogonality_error(wrap("qgoft")) > 1e-2
     assert orthogonality_error(wrap("goft_v2")) > 1e-3
     assert orthogonality_error(Toy()) is None
 
 
-def test_training_moves_only_the_adapter():
+def test_training_changes_only_the_adapter():
     model = wrap("qgoft").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
@@ -532,7 +532,7 @@ def test_training_moves_only_the_adapter():
 
 
 @pytest.mark.parametrize("width", [96, 768])
-def test_goft_stays_orthogonal_for_a_thousand_steps(width):
+def test_goft_stays_orthogonal(width):
     torch.manual_seed(0)
     config = GoftConfig(variant="goft", target_modules=["0"])
     model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(width, 24)), config).train()
@@ -548,7 +548,7 @@ def test_goft_stays_orthogonal_for_a_thousand_steps(width):
 
 @pytest.mark.parametrize("pairing", ["butterfly", "sequential"])
 @pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
-def test_other_pairings(variant, pairing, tmp_path):
+def test_goft_pairings(variant, pairing, tmp_path):
     """Slow and dense, but adapters like the others: start, merge, save."""
     torch.manual_seed(0)
     base = Toy().eval()
@@ -570,7 +570,7 @@ def test_other_pairings(variant, pairing, tmp_path):
     torch.testing.assert_close(model.base_model.model.first.base_layer.weight, before, rtol=1e-4, atol=1e-5)
 
 
-def test_the_second_release_has_a_pairing_of_its_own():
+def test_release_refuses_other_pairings():
     with pytest.raises(ValueError, match=r"pairing='butterfly'.*allowed are 'tree'"):
         GoftConfig(variant="goft_v2", pairing="butterfly")
     with pytest.raises(ValueError, match=r"pairing='ring'.*allowed are 'tree', 'butterfly', 'sequential'"):

@@ -1,4 +1,4 @@
-"""The adapter in other people's models and loops: in-place operations, weights that are read, shared weights, torch.func, Trainer."""
+"""The adapter in foreign models and loops: in-place operations, weights that are read, shared weights, torch.func, Trainer."""
 
 import copy
 import json
@@ -65,7 +65,7 @@ def adapted(model, targets, variant="qgoft", **settings):
 @pytest.mark.parametrize("shape", [(5, 16), (2, 3, 16)])
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_outputs_may_be_changed_in_place(name, shape):
-    """The gradients are those of the same layer with the merged weight."""
+    """The gradients equal those of the same layer with the merged weight."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(16, 16))
     model = adapted(copy.deepcopy(plain), ["0"]).train()
@@ -82,7 +82,7 @@ def test_outputs_may_be_changed_in_place(name, shape):
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (2, 3, 16), (16,)])
-def test_a_product_is_an_ordinary_tensor(shape):
+def test_output_is_an_ordinary_tensor(shape):
     x = torch.randn(shape, requires_grad=True)
     y = mix_pairs(x, identity_blocks(15))
     assert not y._is_view()
@@ -122,13 +122,13 @@ class Reads(nn.Module):
         ),
     ],
 )
-def test_weights_that_are_known_to_be_read_are_refused(model, targets, message):
+def test_layers_whose_weight_is_read_are_refused(model, targets, message):
     with pytest.raises(ValueError, match=message):
         adapted(model(), targets)
 
 
-def test_the_head_of_siglip():
-    """With all-linear: the message names the one layer to leave out, and with it the rest is adapted."""
+def test_siglip_head():
+    """With all-linear: the message names the layer to exclude, and without it the rest is adapted."""
     config = SiglipVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
     )
@@ -141,7 +141,7 @@ def test_the_head_of_siglip():
     assert not any("head.attention" in name for name in layers)
 
 
-def test_weights_that_are_read_are_seen():
+def test_read_weights_are_detected():
     model = adapted(nn.Sequential(Reads()), ["inner", "outer"]).train()
     with pytest.warns(UserWarning, match=r"1 adapted layers were not called in the first forward pass, such as 0\.inner"):
         model(torch.randn(2, 8))
@@ -159,7 +159,7 @@ def tiny_llama(**more):
 
 
 @pytest.mark.filterwarnings("ignore:(?s).*tie_word_embeddings")
-def test_merging_a_tied_head_leaves_the_embeddings_alone(tmp_path):
+def test_merging_a_tied_head(tmp_path):
     model = adapted(tiny_llama(tie_word_embeddings=True), ["lm_head", "q_proj"]).eval()
     ids = torch.randint(40, (2, 5))
     embedding = model.base_model.model.get_input_embeddings().weight
@@ -177,7 +177,7 @@ def test_merging_a_tied_head_leaves_the_embeddings_alone(tmp_path):
     torch.testing.assert_close(again(input_ids=ids).logits, before, rtol=0, atol=1e-5)
 
 
-def test_merging_one_of_two_layers_with_one_weight():
+def test_merging_a_shared_weight():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
     model[2].weight = model[0].weight
@@ -189,7 +189,7 @@ def test_merging_one_of_two_layers_with_one_weight():
 
 
 @pytest.mark.parametrize("make", [tuple, OmegaConf.create, list, set])
-def test_any_sequence_is_a_list(tmp_path, make):
+def test_config_sequences_are_lists(tmp_path, make):
     names = ["v_proj", "q_proj"]
     config = GoftConfig(
         target_modules=make(names), modules_to_save=OmegaConf.create(["lm_head"]), layers_to_transform=OmegaConf.create([0])
@@ -200,14 +200,14 @@ def test_any_sequence_is_a_list(tmp_path, make):
     assert (saved["target_modules"], saved["modules_to_save"], saved["layers_to_transform"]) == (sorted(names), ["lm_head"], [0])
 
 
-def test_an_offloaded_base_is_refused():
+def test_offloaded_base_is_refused():
     model = tiny_llama()
     cpu_offload(model, execution_device="cpu")
     with pytest.raises(ValueError, match=r"q_proj: its weight is offloaded .*load the model without offloading"):
         adapted(model, ["q_proj"])
 
 
-def test_merging_some_of_several_active_adapters_is_refused():
+def test_merging_some_active_adapters():
     model = adapted(nn.Sequential(nn.Linear(8, 8)), ["0"])
     model.add_adapter("more", GoftConfig(target_modules=["0"], init_weights=False))
     model.base_model.set_adapter(["default", "more"])
@@ -222,7 +222,7 @@ def test_merging_some_of_several_active_adapters_is_refused():
 @pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
 @pytest.mark.parametrize("width", [7, 200])
 def test_second_derivatives(variant, width):
-    """Of the loss's gradient norm, against the layer as a dense matrix."""
+    """Second derivative of the loss's gradient norm, against the layer as a dense matrix."""
     torch.manual_seed(0)
     layer = adapted(nn.Sequential(nn.Linear(width, 5)), ["0"], variant).double()
     x = torch.randn(3, width, dtype=torch.float64, requires_grad=True)
@@ -239,7 +239,7 @@ def test_second_derivatives(variant, width):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
 
 
-def test_function_transforms():
+def test_torch_func_transforms():
     model = adapted(nn.Sequential(nn.Linear(16, 4)), ["0"])
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     x = torch.randn(6, 16)
@@ -309,7 +309,7 @@ def by_hand(weight, clip):
 
 @pytest.mark.parametrize("clip", [0.0, 0.2])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
-def test_the_trainer_is_the_hand_written_loop(tmp_path, batch, accumulation, clip):
+def test_callback_equals_the_manual_loop(tmp_path, batch, accumulation, clip):
     expected = by_hand(2.0, clip)
     found = by_trainer(tmp_path, 2.0, batch=batch, accumulation=accumulation, clip=clip)
     for name, value in expected.items():
@@ -318,8 +318,8 @@ def test_the_trainer_is_the_hand_written_loop(tmp_path, batch, accumulation, cli
     assert any((without[name] - value).abs().max() > 1e-3 for name, value in expected.items())
 
 
-def test_a_scaled_loss_is_unscaled_first():
-    """fp16: the gradients carry the scale until the step."""
+def test_callback_unscales_first():
+    """fp16: the gradients are scaled until the step."""
     found = []
     for scale in (1.0, 2.0**10):
         model = adapted(Regression(), ["first"]).train()
@@ -332,7 +332,7 @@ def test_a_scaled_loss_is_unscaled_first():
         callback = OrthogonalityPenaltyCallback(2.0)
         callback.on_train_begin(arguments, None, None, model=model)
         if scale > 1:
-            optimizer.scaler.unscale_(optimizer)  # as the Trainer does to log the norm, although it does not clip
+            optimizer.scaler.unscale_(optimizer)  # as the Trainer does to log the norm without clipping
         callback.on_pre_optimizer_step(arguments, None, None, model=model, optimizer=optimizer)
         optimizer.scaler.step(optimizer)
         found.append([p.detach() for p in model.parameters() if p.requires_grad])
@@ -340,18 +340,18 @@ def test_a_scaled_loss_is_unscaled_first():
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_without_blocks_is_said():
+def test_callback_without_blocks():
     arguments = TrainingArguments("unused", use_cpu=True, report_to=[])
     with pytest.warns(UserWarning, match="no trainable qgoft blocks"):
         OrthogonalityPenaltyCallback(0.1).on_train_begin(arguments, None, None, model=Regression())
 
 
-def test_a_layer_of_one_input_is_refused():
+def test_layer_of_one_input_is_refused():
     with pytest.raises(ValueError, match=r"0: width d is 1; rotations need at least 2 inputs"):
         adapted(nn.Sequential(nn.Linear(1, 4)), ["0"])
 
 
-def test_the_norm_is_taken_over_once_and_given_back():
+def test_callback_clips_once():
     model, callback = adapted(Regression(), ["first"]), OrthogonalityPenaltyCallback(1.0)
     one, two = (TrainingArguments("unused", max_grad_norm=norm, use_cpu=True, report_to=[]) for norm in (0.5, 0.7))
     callback.on_train_begin(one, None, None, model=model)
@@ -362,14 +362,16 @@ def test_the_norm_is_taken_over_once_and_given_back():
     assert two.max_grad_norm == 0.7
 
 
-def test_two_active_adapters_on_different_layers():
+def test_callback_two_active_adapters():
     model = adapted(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), ["0"], "goft")
     model.add_adapter("more", GoftConfig(target_modules=["1"], init_weights=False))
     model.base_model.set_adapter(["default", "more"])
     model.train()(torch.randn(2, 8)).sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "goft" in name)
+    assert sum(p.requires_grad for p in model.parameters()) == 2
 
 
-def test_an_evaluation_leaves_a_shared_weight_shared():
+def test_evaluation_keeps_shared_weights():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
     wrapped = adapted(model, ["0"])
@@ -380,12 +382,12 @@ def test_an_evaluation_leaves_a_shared_weight_shared():
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
-def test_a_weight_that_cannot_be_meant(weight):
+def test_callback_invalid_weight(weight):
     with pytest.raises(ValueError, match="expected a finite number of at least 0"):
         OrthogonalityPenaltyCallback(weight)
 
 
-def test_a_missing_penalty_is_said_once(tmp_path):
+def test_missing_penalty_warns_once(tmp_path):
     with pytest.warns(UserWarning, match="without the orthogonality penalty") as caught:
         by_trainer(tmp_path, 0, callback=False)
     assert len([one for one in caught if "without the orthogonality penalty" in str(one.message)]) == 1
@@ -395,7 +397,7 @@ def test_a_missing_penalty_is_said_once(tmp_path):
         by_trainer(tmp_path, 0.5)
 
 
-def test_the_gradient_of_the_penalty_is_added():
+def test_callback_adds_the_gradient():
     model = adapted(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), ["0", "1"])
     blocks = [p for n, p in model.named_parameters() if "goft_blocks" in n]
     blocks[0].grad = torch.ones_like(blocks[0])
@@ -406,8 +408,8 @@ def test_the_gradient_of_the_penalty_is_added():
     assert penalty.item() == pytest.approx(orthogonality_penalty(model).item())
 
 
-def test_the_callback_is_loaded_on_demand():
-    """Importing the package takes no torch."""
+def test_callback_is_imported_lazily():
+    """Importing the package does not import torch."""
     program = "import sys, qgoft; assert 'torch' not in sys.modules; assert qgoft.OrthogonalityPenaltyCallback"
     subprocess.run([sys.executable, "-c", program], check=True)
     assert "OrthogonalityPenaltyCallback" in qgoft.__all__

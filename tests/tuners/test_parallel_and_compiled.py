@@ -23,7 +23,7 @@ def make(variant="qgoft"):
 
 
 def train(model, batches, weight=0.0):
-    """Losses of a few AdamW steps; each batch [n, 12]. With a weight, the callback's penalty and clipping."""
+    """Return the losses of a few AdamW steps; each batch [n, 12]. With a weight, the callback's penalty and clipping."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     losses = []
     for batch in batches:
@@ -39,7 +39,7 @@ def train(model, batches, weight=0.0):
 
 
 def batches(ranks=1):
-    """Every rank's share of the same global batches."""
+    """Return every rank's share of the same global batches."""
     return [[torch.cat([rows(10 * step + r) for r in range(2)]).chunk(ranks)[rank] for step in range(STEPS)] for rank in range(ranks)]
 
 
@@ -70,7 +70,7 @@ def worker(rank, port, kind, weight, result):
     if rank == 0:
         torch.save({"losses": losses / 2, "parameters": [p.detach().clone() for p in parameters]}, result)
     torch.distributed.barrier()
-    # Without destructors: that of gloo's group can wait, holding the interpreter's lock, for a thread that wants it.
+    # Without destructors: gloo's group destructor can wait for a thread while it holds the interpreter's lock.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The tuners of single layers: one list of configurations drives every behaviour that peft expects."""
+"""The small tuners under peft's conventions: every test runs for a list of configurations."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ DRAWN = ("bottleneck houlsby", "bottleneck pfeiffer", "svft")  # start near the 
 
 
 class Toy(nn.Module):
-    """Widths that are multiples of 12, which FacT needs; a layer that is left alone, and a head."""
+    """Widths that are multiples of 12, which FacT needs; a layer that is not adapted, and a head."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ def adapted(model):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_starts_at_the_base_and_leaves_it_when_random(case):
+def test_small_tuner_starts_at_the_base(case):
     expected = base()(rows())
     start = wrap(case, random=False)(rows())
     if case in DRAWN:
@@ -78,7 +78,7 @@ def test_starts_at_the_base_and_leaves_it_when_random(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_trains_its_own_parameters_alone(case):
+def test_small_tuner_trains_its_parameters(case):
     model = wrap(case, modules_to_save=["head"]).train()
     free = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all(model.base_model.prefix in name or "modules_to_save" in name for name in free)
@@ -92,7 +92,7 @@ def test_trains_its_own_parameters_alone(case):
 
 @pytest.mark.parametrize("case", LINEAR)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_merged_equals_unmerged_and_comes_out_again(case, dtype):
+def test_small_tuner_merges_and_unmerges(case, dtype):
     model = wrap(case, Toy().to(dtype))
     x = rows().to(dtype)
     expected, before = model(x), adapted(model).base_layer.weight.clone()
@@ -106,7 +106,7 @@ def test_merged_equals_unmerged_and_comes_out_again(case, dtype):
     torch.testing.assert_close(merged(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_not_linear_is_not_merged():
+def test_non_linear_adapters_are_not_merged():
     model = wrap("bottleneck houlsby")
     with pytest.raises(ValueError, match="cannot be merged"):
         model.merge_adapter()
@@ -116,7 +116,7 @@ def test_what_is_not_linear_is_not_merged():
 
 
 @pytest.mark.parametrize("case", LINEAR)
-def test_a_broken_adapter_is_not_merged(case):
+def test_small_tuner_safe_merge(case):
     model = wrap(case)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "first" in name:
@@ -129,22 +129,22 @@ def test_a_broken_adapter_is_not_merged(case):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("low", [False, True])
-def test_reloaded_equals_saved(case, low, tmp_path):
+def test_small_tuner_reloads(case, low, tmp_path):
     model = wrap(case, modules_to_save=["head"])
     model.save_pretrained(tmp_path)
-    torch.manual_seed(99)  # whatever is drawn while loading must not matter
+    torch.manual_seed(99)  # random numbers drawn while loading must not matter
     again = peft.PeftModel.from_pretrained(base(), tmp_path, low_cpu_mem_usage=low).eval()
     assert torch.equal(again(rows()), model(rows()))
     assert not any(p.requires_grad for p in again.parameters())
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == CASES[case][0].kind
-    # Nothing frozen is saved, and what layers share is saved once.
+    # Frozen tensors are not saved, and shared ones are saved once.
     saved = load_file(tmp_path / "adapter_model.safetensors")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(t.numel() for t in saved.values()) == trained
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_missing_and_foreign_keys_are_told(case, tmp_path):
+def test_adapter_missing_and_foreign_keys(case, tmp_path):
     model = wrap(case)
     state = peft.get_peft_model_state_dict(model)
     (first, *_) = [name for name in state if ".first." in name]
@@ -156,7 +156,7 @@ def test_missing_and_foreign_keys_are_told(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_several_adapters(case):
+def test_small_tuner_several_adapters(case):
     model = wrap(case)
     one = model(rows())
     torch.manual_seed(5)
@@ -185,8 +185,8 @@ def test_several_adapters(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_another_adapter_leaves_free_what_was_free(case, tmp_path):
-    """Of a 16-bit model, too, whose adapters peft puts anew in float32."""
+def test_second_adapter_keeps_requires_grad(case, tmp_path):
+    """Also for a 16-bit model, whose adapters peft casts to float32."""
     for dtype in (torch.float32, torch.bfloat16):
         model = wrap(case, Toy().to(dtype))
         model.save_pretrained(tmp_path)
@@ -203,7 +203,7 @@ def test_another_adapter_leaves_free_what_was_free(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_copies_are_independent(case):
+def test_small_tuner_copies(case):
     model = wrap(case)
     twin = copy.deepcopy(model)
     for parameter in model.parameters():
@@ -213,7 +213,7 @@ def test_copies_are_independent(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_conv1d_and_a_real_architecture(case):
+def test_small_tuner_conv1d_and_gpt2(case):
     torch.manual_seed(0)
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=12, n_layer=2, n_head=2)).eval()
     ids = torch.randint(0, 50, (2, 7))
@@ -227,7 +227,7 @@ def test_conv1d_and_a_real_architecture(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_half_precision_base(case):
+def test_small_tuner_half_precision_base(case):
     model = wrap(case, base().to(torch.bfloat16))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}  # peft's own rule
     got = model(rows().to(torch.bfloat16))
@@ -241,7 +241,7 @@ def test_half_precision_base(case):
 
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT", "ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("case", CASES)
-def test_what_does_not_fit_is_named(case):
+def test_small_tuner_unsupported_layers(case):
     with pytest.raises((ValueError, TypeError), match=r"target|matches none"):
         wrap(case, targets=["nowhere"])
     with pytest.raises(TypeError, match=r"second.*already has a GoftLinear"):
@@ -271,12 +271,12 @@ def test_what_does_not_fit_is_named(case):
         (FactConfig, {"r": 0}, r"r=0.*1 and more"),
     ],
 )
-def test_settings_that_do_not_fit(kind, settings, message):
+def test_small_tuner_invalid_settings(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         peft.get_peft_model(Toy(), kind(target_modules=["first", "second"], **settings))
 
 
-def test_layer_choice_rules():
+def test_small_tuner_layer_selection():
     with pytest.raises(ValueError, match="not a regular expression"):
         SvftConfig(target_modules="first", layers_to_transform=[0])
     with pytest.raises(ValueError, match="layers_pattern needs"):
@@ -291,8 +291,8 @@ def test_fact_needs_one_width():
 
 
 @pytest.mark.parametrize("form", ["tt", "tk"])
-def test_fact_is_its_definition(form):
-    """Part by part: output j gets scale * V core_ij^T U^T from input i; the factors are the model's, one for all layers."""
+def test_fact_equals_definition(form):
+    """Slice by slice: output j gets scale * V core_ij^T U^T from input i; the factors belong to the model, one for all layers."""
     model = wrap("fact tt" if form == "tt" else "fact tk formula", scale=1.5)
     factors = model.base_model
     for layer in (model.base_model.model.first, model.base_model.model.second):
@@ -307,8 +307,9 @@ def test_fact_is_its_definition(form):
     assert sum("fact_u" in name for name, _ in model.named_parameters()) == 1
 
 
-def test_fact_draws_its_cores_as_the_authors_code_does():
-    """TT: each core as the weight of a linear layer, which starts within 1/sqrt(inputs). TK: all vectors of the model are one matrix under Xavier's rule."""
+def test_fact_initialisation_of_the_cores():
+    """TT: each core as the weight of a linear layer, drawn within 1/sqrt(inputs). TK: all vectors of the model are one matrix under
+    Xavier's rule."""
     width, r = 8, 4
     shapes = [(width, width)] * 4 + [(4 * width, width), (width, 4 * width)]
     for form in ("tt", "tk"):
@@ -323,7 +324,7 @@ def test_fact_draws_its_cores_as_the_authors_code_does():
             assert 0.93 * bound < largest <= bound, (form, n, d)
 
 
-def test_oft_full_is_orthogonal_and_skew_alone_counts():
+def test_oft_full_is_orthogonal():
     model = wrap("oft full")
     layer = adapted(model)
     matrix = layer.get_matrix("default")
@@ -335,22 +336,22 @@ def test_oft_full_is_orthogonal_and_skew_alone_counts():
     torch.testing.assert_close(layer.get_matrix("default"), matrix)
 
 
-def test_svft_with_a_zero_turns_singular_values_alone():
+def test_svft_changes_singular_values():
     model = wrap("svft", random=False)
     layer = adapted(model)
     weight = layer.base_layer.weight.detach()
     _, s, _ = torch.linalg.svd(weight)
-    layer.svft_m["default"].data.copy_(-s)  # the gate is a half
+    layer.svft_m["default"].data.copy_(-s)  # the gate is one half
     torch.testing.assert_close(layer.get_delta("default"), -0.5 * weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (12, 7), (9, 9)])
-def test_singular_factors(shape):
+def test_singular_factors_are_fixed(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     rank = min(shape)
     u, s, v = singular_factors(weight, rank)
     torch.testing.assert_close(u * s @ v.T, weight, rtol=1e-4, atol=1e-5)
-    # The sign does not hang on the library: the largest entry of every left vector is positive.
+    # The sign does not depend on the library: the largest entry of every left vector is positive.
     assert (u.gather(0, u.abs().argmax(0, keepdim=True)) > 0).all()
     state = torch.get_rng_state()
     for found, exact in zip(singular_factors(weight, 3, iterations=30), (u[:, :3], s[:3], v[:, :3]), strict=True):
@@ -359,14 +360,14 @@ def test_singular_factors(shape):
     assert [t.shape for t in singular_factors(weight.to("meta"), 2)] == [(shape[0], 2), (2,), (shape[1], 2)]
 
 
-def test_lora_xs_lives_between_the_largest_singular_vectors():
+def test_lora_xs_uses_the_largest_singular_vectors():
     layer = adapted(wrap("lora_xs"))
     u, s, v = singular_factors(layer.base_layer.weight.detach(), 5)
     expected = 0.5 * u @ layer.lora_xs_R["default"] @ (v * s).T
     torch.testing.assert_close(layer.get_delta("default"), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_quantised_weight_is_refused():
+def test_small_tuner_quantised_weight():
     model = Toy()
     model.first.weight = nn.Parameter(torch.zeros(36, 12, dtype=torch.int8), requires_grad=False)
     with pytest.raises(TypeError, match="plain floating-point weight"):

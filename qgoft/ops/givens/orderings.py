@@ -1,8 +1,7 @@
 """Other orderings of 2x2 blocks than the tree, for comparison only: dense and differentiable, not optimised.
 
 butterfly: level r pairs (i, i + s), s = 2^(r-1), for every i whose bit r is zero and i + s < d: about d/2 log2 d blocks, which connect
-every
-input with every output. sequential: (0, 1), (1, 2), ..., (d-2, d-1) in turn: d-1 blocks in d-1 steps, where the tree needs log2 d.
+every input with every output. sequential: (0, 1), (1, 2), ..., (d-2, d-1) in turn: d-1 blocks in d-1 steps, where the tree needs log2 d.
 """
 
 from collections.abc import Iterator

@@ -110,8 +110,7 @@ def _join(words: Words) -> str:
 
 def generate_instructions() -> dict[str, list[Row]]:
     """Generate Alpaca's columns, cycling through the categories. No row of training or validation repeats a question of test or of the 80
-    questions;
-    test questions are unique, and a category ends when it is exhausted.
+    questions; test questions are unique, and a category ends when it is exhausted.
     """
     asked = {(row["instruction"], row["input"]) for row in generate_questions()}
     splits: dict[str, list[Row]] = {}

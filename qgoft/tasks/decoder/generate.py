@@ -30,8 +30,7 @@ class GenerationSettings:
 
 class AnswerFile:
     """Answers of certain weights, code and packages; if sampled, also of one batch size, which determines the seeds. Every process writes
-    its
-    own file (`<name>-<rank>.jsonl`) and reads all.
+    its own file (`<name>-<rank>.jsonl`) and reads all.
     """
 
     def __init__(self, folder: Path, name: str, weights: str, rank: int, batch_size: int | None = None):

@@ -148,7 +148,7 @@ def training_rows(
 
 CUT, NO_ROOM, EMPTY = (
     "answers cut at the length",
-    "rows left out: the prompt alone fills the length",
+    "rows left out: the prompt fills the length",
     "empty answers, of which the end is learnt",
 )
 

@@ -135,8 +135,7 @@ def _read_label(task: TaskSettings, value: Any) -> float | None:
 
 def count_data_fixes(task: TaskSettings, data: dict[str, Dataset]) -> dict[str, int]:
     """Count problems of the rows that are shown under a table: evaluation rows that occur in training, repeated ids, and evaluation splits
-    of
-    one class.
+    of one class.
     """
 
     def contents(split: str) -> Iterator[int]:

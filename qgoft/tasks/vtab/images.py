@@ -93,7 +93,7 @@ def write_examined(
 def count_image_modes(*parts: Dataset) -> dict[str, int]:
     """Count the images that were not stored as RGB."""
     modes = Counter(mode for part in parts for mode in part["mode"])
-    return {f"pictures of mode {mode}, read as RGB": count for mode, count in sorted(modes.items()) if mode != "RGB"}
+    return {f"images of mode {mode}, converted to RGB": count for mode, count in sorted(modes.items()) if mode != "RGB"}
 
 
 class LazyImageDataset(TorchDataset):

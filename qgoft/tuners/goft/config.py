@@ -46,11 +46,11 @@ class GoftConfig(PeftConfig):
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or regular expression to leave out."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indexes of the blocks to adapt."})
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of blocks, where it is not one of the usual ones."}
+        default=None, metadata={"help": "Name of the list of blocks, if it is not a common one."}
     )
     bias: Literal["none"] = field(default="none", metadata={"help": "Only 'none': the method trains no bias."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train and save, such as the head."})
-    init_weights: bool = field(default=True, metadata={"help": "Start at the identity. False draws random blocks, which only tests want."})
+    init_weights: bool = field(default=True, metadata={"help": "Start at the identity. False draws random blocks, for tests."})
 
     def __post_init__(self):
         super().__post_init__()

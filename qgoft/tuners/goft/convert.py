@@ -27,8 +27,7 @@ KEPT = ("base_model_name_or_path", "exclude_modules", "inference_mode", "modules
 
 def variant_of(config: dict[str, Any]) -> str:
     """Return the variant selected by the two flags of both releases: strict_oft with no_scaling is GOFT, strict_oft without it (the
-    default)
-    is GOFT*, neither is qGOFT.
+    default) is GOFT*, neither is qGOFT.
     """
     if not config.get("strict_oft", True):
         return "qgoft"

@@ -133,8 +133,7 @@ class FactorCache:
 
     def _is_whole(self, build: _Build) -> bool:
         """Return True if the layers still hold the parameters of a build. After an evaluation on unsharded weights they are sharded again,
-        and a
-        node of all layers would send gradients to blocks whose backward has finished.
+        and a node of all layers would send gradients to blocks whose backward has finished.
         """
         if len(build.parameters) == 1:
             return True

@@ -61,8 +61,7 @@ class GoftModel(AdapterDtypeMixin):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any):
         """Pass `adapter_names` of a mixed batch to every adapted layer and to every module with weights per adapter (a head), during one
-        forward
-        or generate.
+        forward or generate.
         """
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is None:

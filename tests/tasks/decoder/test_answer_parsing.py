@@ -1,4 +1,4 @@
-"""Reading answers out of awkward texts."""
+"""Parsing of answers in difficult texts."""
 
 from fractions import Fraction
 
@@ -73,11 +73,11 @@ from qgoft.tasks.read import read_rows
         ("", None),
     ],
 )
-def test_numbers(text, value):
+def test_read_number(text, value):
     assert read_number(text) == value
 
 
-def test_reference_numbers_of_gsm8k():
+def test_read_gsm8k_reference():
     assert reference_number("She has 2 + 3 = <<2+3=5>>5 eggs.\n#### 5") == 5
     assert reference_number("#### 1,080") == 1080
     assert reference_number("no mark, 5") is None
@@ -85,7 +85,7 @@ def test_reference_numbers_of_gsm8k():
     assert to_fraction("twelve") is None
 
 
-def test_the_real_reference_answers_score_100(shared):
+def test_gsm8k_references_score_100(shared):
     answers = Dataset.from_parquet(str(shared / "data" / "gsm8k" / "test.parquet"))["answer"]
     assert len(answers) == 1319
     for answer in answers:
@@ -94,7 +94,7 @@ def test_the_real_reference_answers_score_100(shared):
         assert read_number(answer.replace("####", "The answer is:")) == reference
 
 
-def test_the_real_commonsense_answers_score_100(shared):
+def test_commonsense_references_score_100(shared):
     folder = shared / "data" / "commonsense"
     for task in ("boolq", "piqa", "siqa", "winogrande", "arc_e", "arc_c", "obqa"):
         settings = compose_settings([f"task=commonsense/{task}"]).task
@@ -116,11 +116,11 @@ def test_the_real_commonsense_answers_score_100(shared):
         ("nothing", None),
     ],
 )
-def test_boxes(text, inside):
+def test_read_box(text, inside):
     assert boxed(text) == inside
 
 
-def test_formulas_after_the_words_or_in_a_box():
+def test_read_formula():
     assert read_formula(r"We get $x=3$. The answer is: $\frac{2}{3}$.") == r"$\frac{2}{3}$"
     assert read_formula("The answer is: 3.5. That is all.") == "3.5"
     assert read_formula(r"\boxed{9} The answer is: 8") == "9"
@@ -161,7 +161,7 @@ def test_formulas_after_the_words_or_in_a_box():
         ("\u22123", "-3"),
     ],
 )
-def test_the_same_formula_in_two_spellings(one, other):
+def test_formulas_equal_in_two_notations(one, other):
     assert same_formula(one, other)
     assert same_formula(other, one)
 
@@ -182,11 +182,11 @@ def test_the_same_formula_in_two_spellings(one, other):
         ("10", "10000"),
     ],
 )
-def test_other_formulas(one, other):
+def test_formulas_not_equal(one, other):
     assert not same_formula(one, other)
 
 
-def test_choices():
+def test_read_choice():
     answers = ["answer1", "answer2", "answer3"]
     assert read_choice("the correct answer is answer2.", answers) == "answer2"
     assert read_choice("Answer3", answers) == "answer3"
@@ -214,6 +214,6 @@ def test_choices():
         ("9" * 5000 + r"\frac{1}{2}", "3", False),
     ],
 )
-def test_mixed_numbers(one, other, same):
+def test_read_mixed_number(one, other, same):
     assert same_formula(one, other) is same
     assert same_formula(other, one) is same

@@ -1,4 +1,4 @@
-"""MMLU's groups: sizes on the real test set, and the averages that the paper prints."""
+"""MMLU's groups: sizes of the real test set, and the printed averages."""
 
 from collections import Counter
 
@@ -9,17 +9,17 @@ from qgoft.report.published import load_rows
 from qgoft.tasks.decoder.mmlu_groups import GROUP_OF, GROUP_SIZES, GROUPS, group_accuracies
 
 
-def test_fifty_seven_subjects():
+def test_mmlu_has_57_subjects():
     assert sum(map(len, GROUPS.values())) == len({subject for subjects in GROUPS.values() for subject in subjects}) == 57
     assert sum(GROUP_SIZES.values()) == 14042
 
 
-def test_sizes_of_the_real_test_set(shared):
+def test_mmlu_test_sizes(shared):
     subjects = Dataset.from_parquet(str(shared / "data" / "mmlu" / "test.parquet"))["subject"]
     assert Counter(GROUP_OF[subject] for subject in subjects) == GROUP_SIZES
 
 
-def test_averages_are_over_questions():
+def test_mmlu_averages_over_questions():
     subjects = ["astronomy", "astronomy", "anatomy", "sociology"]
     found = group_accuracies(subjects, [True, False, True, True])
     assert found["stem"] == (50.0, 2)
@@ -28,8 +28,8 @@ def test_averages_are_over_questions():
     assert "humanities" not in found
 
 
-def test_ten_of_the_twelve_printed_averages_follow_from_their_groups():
-    """GOFT, table 2; LoRA's 5-shot average is the one that is far off."""
+def test_mmlu_published_averages():
+    """GOFT, table 2; LoRA's 5-shot average is the one that differs by more."""
     agree, far = 0, []
     for row in load_rows("goft-icml2024", "table2"):
         for shots in (5, 0):
@@ -44,5 +44,5 @@ def test_ten_of_the_twelve_printed_averages_follow_from_their_groups():
 
 
 @pytest.mark.parametrize("subject", ["abstract_algebra", "moral_scenarios", "virology", "us_foreign_policy"])
-def test_known_subjects(subject):
+def test_mmlu_unknown_subject(subject):
     assert subject in GROUP_OF

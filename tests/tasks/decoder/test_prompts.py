@@ -1,4 +1,4 @@
-"""Prompts, and where the answer begins."""
+"""Prompts, and the start of the answer."""
 
 import json
 
@@ -15,7 +15,7 @@ def tokenizer():
     return load_tokenizer(weights_folder("pocket-llama"))
 
 
-def test_the_template_with_and_without_input(tmp_path):
+def test_prompt_with_and_without_input(tmp_path):
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps({"prompt_input": "I: {instruction}\nX: {input}\nR:", "prompt_no_input": "I: {instruction}\nR:"}))
     template = read_template(path)
@@ -32,21 +32,21 @@ def test_the_template_with_and_without_input(tmp_path):
         ('{"prompt_input": "{instruction}{input}", "prompt_no_input": "none"}', "each once"),
     ],
 )
-def test_what_is_no_template(tmp_path, content, message):
+def test_prompt_template_invalid(tmp_path, content, message):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(QgoftError, match=message):
         read_template(tmp_path / "t.json")
 
 
-def test_the_answer_begins_behind_the_prompt(tokenizer):
+def test_answer_starts_after_the_prompt(tokenizer):
     ids, prompt, damage = encode_pair("[INST] what is 1 + 1 ? [RESP] ", "1 + 1 = 2 .", tokenizer, 64)
     assert tokenizer.convert_ids_to_tokens(ids[:prompt]) == "<s> [INST] what is 1 + 1 ? [RESP]".split()
     assert tokenizer.convert_ids_to_tokens(ids[prompt:]) == "1 + 1 = 2 . </s>".split()
     assert damage == ""
 
 
-def test_a_piece_of_both_counts_as_prompt(tokenizer):
-    """Where no blank separates them, the last word of the prompt and the first of the answer are one piece."""
+def test_token_across_the_boundary_is_prompt(tokenizer):
+    """Without a space between them, the last word of the prompt and the first of the answer are one token."""
     ids, prompt, _ = encode_pair("[INST] a [RESP] do", "g cat", tokenizer, 64)
     assert tokenizer.convert_ids_to_tokens(ids[prompt:]) == ["cat", "</s>"]
 
@@ -54,7 +54,7 @@ def test_a_piece_of_both_counts_as_prompt(tokenizer):
 @pytest.mark.parametrize(
     ("answer", "length", "kept", "damage"), [("1 2 3 4", 8, 8, CUT), ("1 2 3 4", 4, 4, NO_ROOM), ("", 64, 6, EMPTY), (" ", 64, 6, EMPTY)]
 )
-def test_damage_is_named(tokenizer, answer, length, kept, damage):
+def test_prompt_file_damaged(tokenizer, answer, length, kept, damage):
     ids, prompt, found = encode_pair("[INST] a b [RESP] ", answer, tokenizer, length)
     assert (len(ids), found) == (kept, damage)
     assert prompt <= len(ids)

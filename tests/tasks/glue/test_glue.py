@@ -1,4 +1,4 @@
-"""Rows from files, their division, and what happens to damaged input."""
+"""GLUE: rows from files, splits, and damaged input."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
 
 
-def test_directory_in_both_layouts(tmp_path):
+def test_glue_directory_layouts(tmp_path):
     write_rte(tmp_path / "a" / "glue" / "rte")
     write_rte(tmp_path / "b" / "rte")
     one, two = settings(tmp_path / "a", "task=glue/rte"), settings(tmp_path / "b", "task=glue/rte")
@@ -57,7 +57,7 @@ def test_directory_in_both_layouts(tmp_path):
     assert len(load(one).train) == 4
 
 
-def test_halves_are_one_fixed_permutation(tmp_path):
+def test_validation_halves_are_fixed(tmp_path):
     write_rte(tmp_path / "rte", texts=[f"text {i}" for i in range(41)], labels=[i % 2 for i in range(41)])
     parts = load(settings(tmp_path, "task=glue/rte"))
     chosen, reported = parts.validation["idx"], parts.test[""]["idx"]
@@ -68,7 +68,7 @@ def test_halves_are_one_fixed_permutation(tmp_path):
     assert list(again.validation["idx"]) == list(chosen)
 
 
-def test_validation_reports_all_and_chooses_nothing(tmp_path):
+def test_eval_scheme_validation(tmp_path):
     write_rte(tmp_path / "rte")
     parts = load(compose_settings(["protocol=goft_icml24", "task=glue/rte", "method=qgoft", f"data.root={tmp_path}"]))
     assert parts.validation is None
@@ -86,7 +86,7 @@ def test_validation_reports_all_and_chooses_nothing(tmp_path):
         ({"splits": ("train",)}, "needs split validation, but .*rte has train.parquet"),
     ],
 )
-def test_damaged_rows_are_told_in_one_line(tmp_path, change, message):
+def test_glue_damaged_rows(tmp_path, change, message):
     write_rte(tmp_path / "rte", **change)
     if change.get("texts") and None in change["texts"]:
         for path in (tmp_path / "rte").iterdir():
@@ -96,7 +96,7 @@ def test_damaged_rows_are_told_in_one_line(tmp_path, change, message):
         load(settings(tmp_path, "task=glue/rte"))
 
 
-def test_not_a_number_in_a_regression(tmp_path):
+def test_stsb_label_nan(tmp_path):
     (tmp_path / "stsb").mkdir()
     for split in ("train", "validation"):
         rows = {"sentence1": ["a", "b"], "sentence2": ["a", "b"], "label": [1.0, float("nan")], "idx": [0, 1]}
@@ -105,7 +105,7 @@ def test_not_a_number_in_a_regression(tmp_path):
         load(settings(tmp_path, "task=glue/stsb"))
 
 
-def test_half_a_file(tmp_path):
+def test_glue_truncated_file(tmp_path):
     write_rte(tmp_path / "rte")
     path = tmp_path / "rte" / "train.parquet"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -113,7 +113,7 @@ def test_half_a_file(tmp_path):
         load(settings(tmp_path, "task=glue/rte"))
 
 
-def test_no_rows_and_flipped_bytes(tmp_path):
+def test_glue_empty_and_corrupt_files(tmp_path):
     write_rte(tmp_path / "rte")
     path = tmp_path / "rte" / "train.parquet"
     whole = path.read_bytes()
@@ -130,7 +130,7 @@ def test_no_rows_and_flipped_bytes(tmp_path):
 @pytest.mark.parametrize(
     "names", [["train-00000-of-00002"], ["train", "train-00000-of-00001"], ["train-00000-of-00002", "train-00001-of-00003"]]
 )
-def test_missing_and_mixed_parts(tmp_path, names):
+def test_glue_missing_and_mixed_shards(tmp_path, names):
     write_rte(tmp_path / "rte")
     whole = tmp_path / "rte" / "train.parquet"
     data = whole.read_bytes()
@@ -141,13 +141,13 @@ def test_missing_and_mixed_parts(tmp_path, names):
         load(settings(tmp_path, "task=glue/rte"))
 
 
-def test_no_such_directory(tmp_path):
+def test_glue_missing_directory(tmp_path):
     with pytest.raises(QgoftError, match=r"has no glue/rte directory"):
         load(settings(tmp_path, "task=glue/rte"))
 
 
-def test_the_hub_path_reads_a_snapshot(tmp_path, monkeypatch):
-    """The stand-in for a hub: what snapshot_download would return. The real client runs in tests/test_hub.py."""
+def test_glue_from_a_hub_snapshot(tmp_path, monkeypatch):
+    """A stand-in for a hub: the result of snapshot_download. The real client runs in tests/tasks/test_hub.py."""
     sha = "0123456789abcdef0123456789abcdef01234567"
     write_rte(tmp_path / sha / "rte")
     for path in (tmp_path / sha / "rte").iterdir():
@@ -175,7 +175,7 @@ def test_the_hub_path_reads_a_snapshot(tmp_path, monkeypatch):
         ("RevisionNotFoundError", "this revision does not exist"),
     ],
 )
-def test_hub_errors_say_what_to_do(monkeypatch, error, message):
+def test_glue_hub_errors(monkeypatch, error, message):
     import httpx
     from huggingface_hub import errors
 
@@ -190,7 +190,7 @@ def test_hub_errors_say_what_to_do(monkeypatch, error, message):
         sources._download("org/name", "dataset", "main", ["*"])
 
 
-def test_tokens_are_cut_and_carry_labels(tmp_path):
+def test_tokens_are_truncated_and_labelled(tmp_path):
     write_rte(tmp_path / "rte")
     rows = load(settings(tmp_path, "task=glue/rte", "train.max_length=6")).train
     assert list(rows["labels"]) == [0, 1, 0, 1]
@@ -198,7 +198,7 @@ def test_tokens_are_cut_and_carry_labels(tmp_path):
     assert all(len(row["input_ids"]) == len(row["attention_mask"]) <= 6 for row in rows)
 
 
-def test_tokens_are_those_of_the_tokenizer_and_made_once(tmp_path, monkeypatch):
+def test_tokens_equal_the_tokenizers(tmp_path, monkeypatch):
     write_rte(tmp_path / "rte")
     s = settings(tmp_path, "task=glue/rte")
     first = load(s)
@@ -210,14 +210,14 @@ def test_tokens_are_those_of_the_tokenizer_and_made_once(tmp_path, monkeypatch):
     assert again.test[""][:] == first.test[""][:]
 
 
-def test_other_rows_are_tokenised_anew(tmp_path):
+def test_changed_rows_are_tokenised_again(tmp_path):
     write_rte(tmp_path / "a" / "rte")
     write_rte(tmp_path / "b" / "rte", texts=[text.upper() for text in SENTENCES])
     one, two = (load(settings(tmp_path / name, "task=glue/rte")) for name in "ab")
     assert list(one.train["input_ids"]) != list(two.train["input_ids"])
 
 
-def test_places_and_logging_do_not_change_the_key(tmp_path):
+def test_key_ignores_paths_and_logging(tmp_path):
     write_rte(tmp_path / "a" / "rte")
     write_rte(tmp_path / "b" / "rte")
     words = ["task=glue/rte", "model=pocket_deberta"]
@@ -227,7 +227,7 @@ def test_places_and_logging_do_not_change_the_key(tmp_path):
     assert one.key == two.key != other.key
 
 
-def test_every_setting_that_moves_a_number_is_in_the_key():
+def test_key_covers_every_setting():
     s = compose_settings([])
     kept = settings_in_key(s)
     assert {"protocol", "task", "model", "method", "train", "optim", "eval_scheme", "selection", "seed", "judge"} == set(kept)
@@ -247,8 +247,8 @@ def test_every_setting_that_moves_a_number_is_in_the_key():
     assert "mixed_precision" in kept["train"]
 
 
-def test_real_rows(shared):
-    """The real benchmark rows, where they are: official evaluation splits are whole, training is marked a subset."""
+def test_glue_real_rows(shared):
+    """The real benchmark rows, if available: official evaluation splits are complete, training is marked a subset."""
     for task, rows in (("cola", 1043), ("mrpc", 408), ("rte", 277), ("stsb", 1500)):
         s = compose_settings(["protocol=goft_icml24", f"task=glue/{task}", "method=qgoft", f"data.root={shared / 'data'}"])
         parts = load(s)

@@ -1,4 +1,4 @@
-"""SQuAD: windows that lose no answer, the search for a span, the official scores, and what happens to damaged rows."""
+"""SQuAD: windows, span search, official scores, and damaged rows."""
 
 import gzip
 import json
@@ -65,7 +65,7 @@ LONG = " ".join(
 
 
 @pytest.mark.parametrize("length", [40, 64, 384])
-def test_windows_cover_the_passage_and_overlap(tokenizer, length):
+def test_squad_windows_overlap(tokenizer, length):
     windows = make_windows(rows(question(context=LONG)), tokenizer, length, 8, is_training=False)
     covered = [list(zip(line["offsets"][::2], line["offsets"][1::2], strict=True)) for line in windows]
     assert len(windows) == (1 if length == 384 else len(windows)) >= 1
@@ -81,7 +81,7 @@ def test_windows_cover_the_passage_and_overlap(tokenizer, length):
 
 
 @pytest.mark.parametrize("text", ["the red dog", "horse", "dog saw the bird . the old"])
-def test_training_targets_are_the_answer_or_the_first_token(tokenizer, text):
+def test_squad_training_targets(tokenizer, text):
     start = LONG.rindex(text)
     windows = make_windows(rows(question(context=LONG, text=text, start=start)), tokenizer, 40, 12, is_training=True)
     found = 0
@@ -95,7 +95,7 @@ def test_training_targets_are_the_answer_or_the_first_token(tokenizer, text):
     assert set(windows["repair"]) == {AS_GIVEN}
 
 
-def test_answers_that_are_not_where_the_file_says(tokenizer):
+def test_squad_misplaced_answers(tokenizer):
     assert place_answer("a dog and a dog", "dog", 2) == (2, AS_GIVEN)
     assert place_answer("a dog and a dog", "dog", 11) == (12, MOVED)
     assert place_answer("a dog and a dog", "dog", -3) == (2, MOVED)
@@ -104,7 +104,7 @@ def test_answers_that_are_not_where_the_file_says(tokenizer):
     assert place_answer("a dog", "", 0) == (-1, ABSENT)
 
 
-def test_damaged_rows_are_counted_and_none_is_dropped(tmp_path, tokenizer):
+def test_squad_damaged_rows_are_counted(tmp_path, tokenizer):
     train = [question("a"), question("b", start=3), question("c", text="a horse"), question("d", context="")]
     write(tmp_path / "squad", train, [question("v"), question("w", context="  ", start=0)])
     parts = load(settings(tmp_path), tokenizer)
@@ -127,13 +127,13 @@ def test_damaged_rows_are_counted_and_none_is_dropped(tmp_path, tokenizer):
         ({"id": "q0"}, "occurs twice"),
     ],
 )
-def test_rows_that_cannot_be_used_are_told(tmp_path, tokenizer, broken, message):
+def test_squad_invalid_rows(tmp_path, tokenizer, broken, message):
     write(tmp_path / "squad", [question("a")], [question("q0"), {**question("q1"), **broken}])
     with pytest.raises(QgoftError, match=message):
         load(settings(tmp_path), tokenizer)
 
 
-def test_a_missing_column_and_a_missing_folder(tmp_path, tokenizer):
+def test_squad_missing_column_and_directory(tmp_path, tokenizer):
     with pytest.raises(QgoftError, match="no squad/plain_text directory"):
         load(settings(tmp_path), tokenizer)
     write(tmp_path / "squad", [question("a")], [question("b")])
@@ -142,7 +142,7 @@ def test_a_missing_column_and_a_missing_folder(tmp_path, tokenizer):
         load(settings(tmp_path), tokenizer)
 
 
-def test_directory_layouts_and_the_key(tmp_path):
+def test_squad_directory_layouts(tmp_path):
     for place in ("a/squad/plain_text", "b/plain_text", "c/squad"):
         write(tmp_path / place, [question("a")], [question("b")])
     keys = {identify(settings(tmp_path / name, "model=pocket_deberta")).key for name in "abc"}
@@ -151,7 +151,7 @@ def test_directory_layouts_and_the_key(tmp_path):
     assert other not in keys
 
 
-def test_a_stride_without_room_and_a_long_question(tokenizer):
+def test_squad_stride_and_long_question(tokenizer):
     with pytest.raises(QgoftError, match="leave no room"):
         make_windows(rows(question()), tokenizer, 40, 30, is_training=True)
     long_question = " ".join(["what"] * 500)
@@ -166,7 +166,7 @@ def brute_force(start, end, n_best, max_tokens):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_best_span_is_the_best_of_all_pairs(seed):
+def test_best_span_of_all_pairs(seed):
     rng = np.random.default_rng(seed)
     length, n_best, max_tokens = int(rng.integers(1, 60)), int(rng.integers(1, 25)), int(rng.integers(1, 12))
     start, end = rng.normal(size=length), rng.normal(size=length)
@@ -178,19 +178,19 @@ def test_best_span_is_the_best_of_all_pairs(seed):
         assert found[1:] == expected[1:]
 
 
-def test_no_span_where_every_end_is_before_every_start():
+def test_best_span_without_valid_pair():
     assert best_span(np.array([0.0, 9.0]), np.array([9.0, 0.0]), n_best=1, max_tokens=5) is None
     assert best_span(np.array([]), np.array([]), n_best=20, max_tokens=5) is None
 
 
-def test_the_best_window_wins_and_offsets_give_the_text(tokenizer):
+def test_best_window_gives_the_answer(tokenizer):
     part = rows(question("a", context=LONG), question("b"))
     windows = make_windows(part, tokenizer, 40, 8, is_training=False)
     logits = []
     for i, line in enumerate(windows):
         start, end = (np.zeros(len(line["input_ids"])) for _ in range(2))
         start[line["first"] + 1], end[line["first"] + 2] = i + 1, i + 1
-        start[0] = end[0] = 1e6  # the first token is not of the passage: never an answer
+        start[0] = end[0] = 1e6  # the first token is not part of the passage: never an answer
         logits.append((start, end))
     texts = answers_of(part, windows, logits, n_best=20, max_tokens=30)
     last = [line for line in windows if line["row"] == 0][-1]
@@ -210,18 +210,18 @@ def test_the_best_window_wins_and_offsets_give_the_text(tokenizer):
         ("5'", "5"),
     ],
 )
-def test_normalisation(text, normal):
+def test_squad_normalisation(text, normal):
     assert normalise_answer(text) == normal
 
 
-def test_scores_of_one_question():
+def test_squad_scores_of_one_question():
     assert question_scores("the cat sat", ["cat sat", "dog"]) == (1.0, 1.0)
     assert question_scores("cat sat down", ["cat sat"]) == (0.0, pytest.approx(0.8))
     assert question_scores("", ["cat"]) == (0.0, 0.0)
     assert question_scores("cat cat", ["cat"]) == (0.0, pytest.approx(2 / 3)), "a repeated word counts once"
 
 
-def test_missing_ids_count_as_empty_and_unknown_ones_are_ignored():
+def test_squad_missing_and_unknown_ids():
     found = exact_match_and_f1({"a": "cat", "z": "cat"}, {"a": ["cat"], "b": ["dog"]})
     assert found == {"exact_match": 50.0, "f1": 50.0, "n": 2, "missing": 1, "unknown": 1}
     with pytest.raises(QgoftError, match="no reference"):
@@ -230,7 +230,7 @@ def test_missing_ids_count_as_empty_and_unknown_ones_are_ignored():
         exact_match_and_f1({}, {})
 
 
-def test_the_pocket_passages_are_sound(tokenizer):
+def test_pocket_squad_answers_are_in_passages(tokenizer):
     s = compose_settings(["task=squad/v1"])
     parts = load(s, tokenizer)
     assert parts.rows == {"train": 1000, "validation": 500, "test": 2000}
@@ -247,7 +247,7 @@ def test_the_pocket_passages_are_sound(tokenizer):
     assert not any(unknown in ids for ids in parts.train["input_ids"]), "every word is in the vocabulary"
     exact = [exact_match_and_f1({r["id"]: r["answers"]["text"][0] for r in test}, {r["id"]: r["answers"]["text"] for r in test})]
     assert exact[0]["exact_match"] == exact[0]["f1"] == 100
-    # Most words of a passage are no answer: what a reader without understanding could guess is little.
+    # Most words of a passage are not an answer: guessing without understanding scores little.
     first_words = exact_match_and_f1(
         {r["id"]: " ".join(r["context"].split()[:2]) for r in test}, {r["id"]: r["answers"]["text"] for r in test}
     )
@@ -258,7 +258,7 @@ def test_the_pocket_passages_are_sound(tokenizer):
     ("name", "exact", "f1"),
     [("bert_ensemble", 86.206, 92.196), ("rnet_plus_ensemble", 82.469, 88.478), ("logistic_regression", 40.142, 50.982)],
 )
-def test_published_predictions_have_their_published_scores(shared, name, exact, f1):
+def test_squad_published_predictions(shared, name, exact, f1):
     validation = Dataset.from_parquet(str(shared / "data" / "squad" / "validation.parquet"))
     references = {row["id"]: row["answers"]["text"] for row in validation}
     with gzip.open(shared / "data" / "squad" / "predictions" / f"{name}.json.gz", "rt") as file:
@@ -268,13 +268,13 @@ def test_published_predictions_have_their_published_scores(shared, name, exact, 
     assert (found["missing"] > 0) == (name == "logistic_regression")
 
 
-def test_real_questions(shared, tokenizer):
+def test_squad_real_questions(shared, tokenizer):
     s = compose_settings(["protocol=small", "task=squad/v1", "method=qgoft", f"data.root={shared / 'data'}"])
     files = resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme))
     assert files.files["train"][0].name == "train.parquet", "without the further articles"
     assert [path.name for path in files.files["validation"]] == ["validation.parquet"]
 
 
-def test_punctuation_is_the_ascii_one():
+def test_squad_ascii_punctuation():
     assert normalise_answer(string.punctuation) == ""
     assert normalise_answer("«x»") == "«x»"

@@ -1,4 +1,4 @@
-"""VTAB-1K: the three layouts, decoding, and every kind of damaged picture and list."""
+"""VTAB-1K: the three layouts, decoding, and all kinds of damaged images and lists."""
 
 import io
 import zipfile
@@ -44,7 +44,7 @@ def load(s, size=16):
 
 
 def write_archive(folder, *, images=None, lists=None):
-    """Ten pictures for training, three for validation, four for the test."""
+    """Ten images for training, three for validation, four for the test."""
     (folder / "images").mkdir(parents=True)
     counts = {"train800": 10, "val200": 3, "test": 4}
     lines = {name: [f"images/{name}_{i}.png {i % 5}" for i in range(count)] for name, count in counts.items()}
@@ -71,7 +71,7 @@ def write_tables(folder, count=1000):
         )
 
 
-def test_the_archive_layout(tmp_path):
+def test_vtab_archive_layout(tmp_path):
     write_archive(tmp_path / "dtd")
     parts = load(settings(f"data.root={tmp_path}"))
     assert parts.rows == {"train800": 10, "val200": 3, "test": 4}
@@ -84,7 +84,7 @@ def test_the_archive_layout(tmp_path):
     assert [parts.test[i]["labels"] for i in range(4)] == parts.test_labels == [0, 1, 2, 3]
 
 
-def test_all_thousand_are_trained_on_where_nothing_chooses(tmp_path):
+def test_eval_scheme_whole_trains_on_1000(tmp_path):
     write_archive(tmp_path / "dtd")
     s = compose_settings(["protocol=goft_icml24", "task=vtab/dtd", "method=qgoft", "model=pocket_vit", f"data.root={tmp_path}"])
     parts = load(s)
@@ -93,7 +93,7 @@ def test_all_thousand_are_trained_on_where_nothing_chooses(tmp_path):
     assert len(parts.train) == 13
 
 
-def test_the_parquet_layout_and_a_folder_of_another_name(tmp_path):
+def test_vtab_parquet_layout(tmp_path):
     write_tables(tmp_path / "vtab" / "dtd")
     parts = load(settings(f"data.root={tmp_path}"))
     assert parts.rows == {"train800": 800, "val200": 200, "test": 5}
@@ -103,7 +103,7 @@ def test_the_parquet_layout_and_a_folder_of_another_name(tmp_path):
     assert identify(other).key == identify(settings(f"data.root={tmp_path}")).key
 
 
-def test_pictures_named_by_their_path_are_refused(tmp_path):
+def test_vtab_images_by_path_are_refused(tmp_path):
     write_tables(tmp_path / "vtab" / "dtd")
     rows = [{"bytes": None, "path": f"{i}.png"} for i in range(5)]
     pq.write_table(pa.table({"image": rows, "label": [0] * 5}), tmp_path / "vtab" / "dtd" / "test.parquet")
@@ -111,7 +111,7 @@ def test_pictures_named_by_their_path_are_refused(tmp_path):
         load(settings(f"data.root={tmp_path}"))
 
 
-def test_decoded_pictures_are_kept(tmp_path, monkeypatch):
+def test_vtab_decoded_images_are_cached(tmp_path, monkeypatch):
     write_archive(tmp_path / "dtd")
     s = settings(f"data.root={tmp_path}")
     first = load(s)
@@ -119,7 +119,7 @@ def test_decoded_pictures_are_kept(tmp_path, monkeypatch):
     assert load(s).train[:] == first.train[:]
 
 
-def test_a_changed_picture_is_another_key(tmp_path):
+def test_vtab_changed_image_changes_the_key(tmp_path):
     write_archive(tmp_path / "dtd")
     s = settings(f"data.root={tmp_path}")
     before = identify(s).key
@@ -130,18 +130,18 @@ def test_a_changed_picture_is_another_key(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "png"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png"), ("1", "png")])
-def test_other_modes_are_read_as_rgb_and_counted(tmp_path, mode, kind):
+def test_vtab_image_modes_are_converted(tmp_path, mode, kind):
     content = encoded(mode=mode, kind=kind)
     pixels, stored = decode(content, 16)
     assert pixels.shape == (16, 16, 3)
     assert stored == mode
     write_archive(tmp_path / "dtd", images={"train800_3.png": content, "test_1.png": content})
-    assert load(settings(f"data.root={tmp_path}")).data_fixes == {f"pictures of mode {mode}, read as RGB": 2}
+    assert load(settings(f"data.root={tmp_path}")).data_fixes == {f"images of mode {mode}, converted to RGB": 2}
 
 
 @pytest.mark.parametrize("name", ["train800_3.png", "val200_0.png", "test_2.png"])
 @pytest.mark.parametrize("content", [encoded()[:200], b"no picture", b""])
-def test_damaged_pictures_are_named_and_counted_before_anything_is_trained(tmp_path, name, content):
+def test_vtab_damaged_images_before_training(tmp_path, name, content):
     write_archive(tmp_path / "dtd", images={name: content})
     with pytest.raises(QgoftError, match=rf"1 of \d+ images cannot be decoded, such as vtab/dtd: {name}"):
         load(settings(f"data.root={tmp_path}"))
@@ -158,13 +158,13 @@ def test_damaged_pictures_are_named_and_counted_before_anything_is_trained(tmp_p
         ("/etc/passwd 3", "outside the directory"),
     ],
 )
-def test_lists_that_are_wrong(tmp_path, line, message):
+def test_vtab_invalid_lists(tmp_path, line, message):
     write_archive(tmp_path / "dtd", lists={"val200": ["images/val200_0.png 0", line]})
     with pytest.raises(QgoftError, match=message):
         load(settings(f"data.root={tmp_path}"))
 
 
-def test_what_is_missing_is_told(tmp_path):
+def test_vtab_missing_files(tmp_path):
     with pytest.raises(QgoftError, match="has no directory dtd with"):
         load(settings(f"data.root={tmp_path}"))
     with pytest.raises(QgoftError, match="is not a directory"):
@@ -175,7 +175,7 @@ def test_what_is_missing_is_told(tmp_path):
         load(settings(f"data.root={tmp_path}"))
 
 
-def test_too_few_rows_for_the_validation_part(tmp_path):
+def test_vtab_too_few_rows(tmp_path):
     write_tables(tmp_path / "dtd", count=700)
     with pytest.raises(QgoftError, match="no rows for split val200"):
         load(settings(f"data.root={tmp_path}"))
@@ -189,7 +189,7 @@ def zipped(path, folder, more=()):
             packed.writestr(name, content)
 
 
-def test_the_hubs_zip(tmp_path, monkeypatch):
+def test_vtab_hub_zip(tmp_path, monkeypatch):
     write_archive(tmp_path / "data" / "dtd")
     snapshot = tmp_path / "abc123"
     snapshot.mkdir()
@@ -204,7 +204,7 @@ def test_the_hubs_zip(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a/../../outside.txt", "..\\outside.txt"])
-def test_an_archive_that_points_outside_is_refused(tmp_path, name):
+def test_vtab_archive_path_traversal(tmp_path, name):
     write_archive(tmp_path / "data" / "dtd")
     zipped(tmp_path / "bad.zip", tmp_path / "data", [(name, "x")])
     with pytest.raises(QgoftError, match="points outside its directory"):
@@ -212,7 +212,7 @@ def test_an_archive_that_points_outside_is_refused(tmp_path, name):
     assert not list(tmp_path.rglob("outside.txt"))
 
 
-def test_archives_that_are_too_large_or_broken(tmp_path, monkeypatch):
+def test_vtab_archive_too_large_or_broken(tmp_path, monkeypatch):
     write_archive(tmp_path / "data" / "dtd")
     zipped(tmp_path / "a.zip", tmp_path / "data")
     monkeypatch.setattr(picture_files, "MOST_BYTES", 1000)
@@ -224,7 +224,7 @@ def test_archives_that_are_too_large_or_broken(tmp_path, monkeypatch):
     assert not (tmp_path / "cache" / "vtab-r").exists()
 
 
-def test_batches_are_normalised():
+def test_vtab_batches_are_normalised():
     pixels = np.full((4, 4, 3), (255, 0, 51), np.uint8)
     batch = PixelBatch(4)([{"pixels": pixels.tobytes(), "labels": 3}] * 2)
     assert batch["labels"].tolist() == [3, 3]
@@ -233,13 +233,13 @@ def test_batches_are_normalised():
     torch.testing.assert_close(batch["pixel_values"][0, :, 0, 0], expected)
 
 
-def test_resizing_is_bicubic():
+def test_vtab_resize_is_bicubic():
     content = encoded(size=(40, 30))
     reference = Image.open(io.BytesIO(content)).resize((24, 24), Image.Resampling.BICUBIC)
     assert np.array_equal(decode(content, 24)[0], np.asarray(reference))
 
 
-def test_where_the_task_lies_does_not_count(tmp_path):
+def test_vtab_key_ignores_the_location(tmp_path):
     kept = settings_in_key(settings(f"task.path={tmp_path}"))
     assert "path" not in kept["task"]
     assert kept["task"]["options"] == {"classes": 47, "image": "vit_processor"}
@@ -247,7 +247,7 @@ def test_where_the_task_lies_does_not_count(tmp_path):
     assert kept["train"]["drop_path"] == 0.0
 
 
-def test_real_pictures(shared):
+def test_vtab_real_images(shared):
     for name, words, rows in (
         ("caltech101", [f"data.root={shared / 'data'}"], {"train800": 800, "val200": 200, "test": 510}),
         ("dtd", [f"task.path={shared / 'data' / 'vtab' / 'dtd10'}"], {"train800": 400, "test": 200}),
