@@ -40,7 +40,7 @@ class Lease:
     the record last.
 
     Args:
-        folder: directory of the run; created if missing.
+        directory: directory of the run; created if missing.
         acquire_timeout: seconds on entry to watch the heartbeat of an owner on another machine; with 0 the first look decides.
 
     Raises:
@@ -52,14 +52,14 @@ class Lease:
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         *,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
         lease_duration: float = LEASE_DURATION,
         acquire_timeout: float = 0.0,
     ):
-        self.folder, self.heartbeat_interval, self.lease_duration, self.acquire_timeout = (
-            folder,
+        self.directory, self.heartbeat_interval, self.lease_duration, self.acquire_timeout = (
+            directory,
             heartbeat_interval,
             lease_duration,
             acquire_timeout,
@@ -68,7 +68,7 @@ class Lease:
         self.path: Path | None = None
         self.beats = 0
         self.is_lost = False
-        self.workspace = folder
+        self.workspace = directory
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -105,14 +105,14 @@ class Lease:
             time.sleep(min(1.0, self.heartbeat_interval))
 
     def _take(self) -> "Lease":
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         files = self._files()
         before = files[-1] if files else None
         text = None if before is None else read_text(before)
         if before is not None and text is not None and not self._is_expired(before, text):
             raise LeaseHeld(self.owner() or "another process")
         number = 0 if before is None else _number(before) + 1
-        mine = self.folder / f"lease.{number}.json"
+        mine = self.directory / f"lease.{number}.json"
         try:
             with open(mine, "x") as file:
                 file.write(self._content())
@@ -142,9 +142,9 @@ class Lease:
 
     def _fence(self) -> Path:
         """Rename the directory of the previous attempt with its checkpoints, or create a new one."""
-        workspace = self.folder / f"attempt-{self.token}"
+        workspace = self.directory / f"attempt-{self.token}"
         # Without the file OWNER it was recreated by a process that had lost its lease.
-        earlier = [path for path in self.folder.glob(ATTEMPTS) if (path / OWNER).is_file()]
+        earlier = [path for path in self.directory.glob(ATTEMPTS) if (path / OWNER).is_file()]
         if earlier:
             os.rename(max(earlier, key=lambda path: (path / OWNER).stat().st_mtime_ns), workspace)
         workspace.mkdir(exist_ok=True)
@@ -179,7 +179,7 @@ class Lease:
 
     def _lost(self) -> LeaseLost:
         self.is_lost = True
-        return LeaseLost(f"{self.folder.name[:12]}: another process acquired this run after the lease of this one expired")
+        return LeaseLost(f"{self.directory.name[:12]}: another process acquired this run after the lease of this one expired")
 
     def adopt(self) -> None:
         """Move what earlier attempts published, except a record, into the workspace: checkpoints, answers and curves to resume from.
@@ -190,7 +190,7 @@ class Lease:
             LeaseLost: another process holds the run now.
         """
         self.assert_held()
-        for path in self.folder.iterdir():
+        for path in self.directory.iterdir():
             if path.match("lease.*") or path.match(ATTEMPTS) or path.name in NOT_ADOPTED:
                 continue
             target = self.workspace / path.name
@@ -211,7 +211,7 @@ class Lease:
             raise self._lost() from None
         for path in paths:
             if path.name not in (OWNER, *leave):
-                self._rename(path, self.folder / path.name)
+                self._rename(path, self.directory / path.name)
         for name in leave:  # last: a kill before leaves them to resume from
             shutil.rmtree(self.workspace / name, ignore_errors=True)
 
@@ -245,7 +245,7 @@ class Lease:
         return json.dumps({"token": self.token, **this_machine(), "pid": os.getpid(), "beats": self.beats}) + "\n"
 
     def _files(self) -> list[Path]:
-        found = [path for path in self.folder.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
+        found = [path for path in self.directory.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
         return sorted(found, key=_number)
 
     def _is_expired(self, path: Path, text: str) -> bool:

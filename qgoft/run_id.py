@@ -31,7 +31,7 @@ class RunId:
     """A run tied to the exact rows and weights that it will use."""
 
     key: str
-    folder: Path
+    directory: Path
     data: DataFiles
     model: ModelFiles
 
@@ -41,7 +41,7 @@ class RunId:
         Raises:
             RecordError: the file is corrupt, not a record, or the record of another run.
         """
-        path = self.folder / "record.json"
+        path = self.directory / "record.json"
         if not path.is_file():
             return None
         record = read_record(path)
@@ -60,22 +60,22 @@ class RunId:
 
     def delete_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run, which a kill right after writing the record leaves behind."""
-        for path in (self.folder / CHECKPOINT, *self.folder.glob(ATTEMPTS)):
+        for path in (self.directory / CHECKPOINT, *self.directory.glob(ATTEMPTS)):
             shutil.rmtree(path, ignore_errors=True)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints of all attempts by step, the newest last."""
-        places = (self.folder / CHECKPOINT, *self.folder.glob(f"{ATTEMPTS}/{CHECKPOINT}"))
+        places = (self.directory / CHECKPOINT, *self.directory.glob(f"{ATTEMPTS}/{CHECKPOINT}"))
         return sorted((path for place in places for path in checkpoint_files(place)), key=checkpoint_step)
 
     def write_rank_failure(self, rank: int, status: str, reason: str) -> None:
         """Write the failure of a rank that does not write the record."""
-        write_atomically(self.folder / f"failure.{rank}.json", json.dumps({"status": status, "reason": f"process {rank}: {reason}"}))
+        write_atomically(self.directory / f"failure.{rank}.json", json.dumps({"status": status, "reason": f"process {rank}: {reason}"}))
 
     def pop_rank_failure(self) -> tuple[str, str] | None:
         """Return the (status, reason) that a rank has written, and delete it; None if there is none."""
         found = None
-        for path in sorted([*self.folder.glob(FAILURES), *self.folder.glob(f"{ATTEMPTS}/{FAILURES}")], reverse=True):
+        for path in sorted([*self.directory.glob(FAILURES), *self.directory.glob(f"{ATTEMPTS}/{FAILURES}")], reverse=True):
             left = parse(read_text(path) or "")
             if {"status", "reason"} <= set(left):
                 found = left["status"], left["reason"]
@@ -90,7 +90,7 @@ class RunId:
             return "corrupt", str(error)
         if record is not None and record["status"] == "done":
             return "done", ""
-        lease = Lease(self.folder)
+        lease = Lease(self.directory)
         owner, stale_seconds = lease.owner(), lease.seconds_since_heartbeat()
         if owner is not None and stale_seconds < STALE_AFTER:
             return "running", owner
@@ -102,7 +102,7 @@ class RunId:
         return "planned", "; ".join(words)
 
 
-def results_folder(settings: RunSettings) -> Path:
+def results_directory(settings: RunSettings) -> Path:
     """Return the directory of the runs."""
     return Path(settings.results.root) / "runs"
 
@@ -120,13 +120,13 @@ def identify(settings: RunSettings, *, processes: int | None = None) -> RunId:
     model = resolve_model(settings.model)
     size = world_size() if processes is None else processes
     key = _key(settings, size, data, model)
-    return RunId(key, results_folder(settings) / key, data, model)
+    return RunId(key, results_directory(settings) / key, data, model)
 
 
 def rekey(known: RunId, settings: RunSettings, *, processes: int) -> RunId:
     """Return the identity of other settings on the same rows and weights."""
     key = _key(settings, processes, known.data, known.model)
-    return dataclasses.replace(known, key=key, folder=known.folder.parent / key)
+    return dataclasses.replace(known, key=key, directory=known.directory.parent / key)
 
 
 def _key(settings: RunSettings, processes: int, data: DataFiles, model: ModelFiles) -> str:
@@ -151,9 +151,9 @@ def key_from_record(record: dict[str, Any]) -> str:
     )
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
+def checkpoint_files(directory: Path) -> list[Path]:
     """Return the checkpoints in a directory by step."""
-    return sorted(path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
+    return sorted(path for path in directory.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}", path.stem))
 
 
 def checkpoint_step(path: Path) -> int:

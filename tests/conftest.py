@@ -30,7 +30,7 @@ def repository() -> Path:
 @pytest.fixture
 def shared() -> Path:
     """Return the directory of real benchmark rows; skip if it is missing."""
-    folder = REPOSITORY.parent / "shared"
-    if not (folder / "data" / "glue").is_dir():
-        pytest.skip("needs the shared folder with real benchmark rows; tests/tasks cover the same code on made-up rows")
-    return folder
+    directory = REPOSITORY.parent / "shared"
+    if not (directory / "data" / "glue").is_dir():
+        pytest.skip("needs the shared directory with real benchmark rows; tests/tasks cover the same code on made-up rows")
+    return directory

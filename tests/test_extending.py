@@ -25,8 +25,8 @@ def run_guide(repository, tmp_path):
 
     def carry_out(title):
         guide = guides(repository)[title]
-        for folder in COPIED:
-            shutil.copytree(repository / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for directory in COPIED:
+            shutil.copytree(repository / directory, tmp_path / directory, ignore=shutil.ignore_patterns("__pycache__"))
         files = FILE.findall(guide)
         for path, _, content in files:
             target = tmp_path / path

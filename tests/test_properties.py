@@ -141,12 +141,12 @@ def test_rule_judge_prefers_the_right_answer(answer, right):
 @example(b"\xff.png 1")
 @example(b"a" * 300 + b" 1")
 def test_list_file_is_read_or_refused(tmp_path_factory, content):
-    folder = tmp_path_factory.getbasetemp() / "list"
-    folder.mkdir(exist_ok=True)
-    (folder / "train800.txt").write_bytes(content)
-    found, reason = outcome(QgoftError, read_list, folder / "train800.txt")
+    directory = tmp_path_factory.getbasetemp() / "list"
+    directory.mkdir(exist_ok=True)
+    (directory / "train800.txt").write_bytes(content)
+    found, reason = outcome(QgoftError, read_list, directory / "train800.txt")
     assert "\n" not in reason
-    assert reason or all(image.is_relative_to(folder.resolve()) for image, _ in found or [])
+    assert reason or all(image.is_relative_to(directory.resolve()) for image, _ in found or [])
 
 
 @given(
@@ -158,13 +158,13 @@ def test_list_file_is_read_or_refused(tmp_path_factory, content):
 @example(b"\xff")
 @example(b'{"step": 1, "loss": 1e999}')
 def test_jsonl_reads_complete_lines(tmp_path_factory, content):
-    folder = tmp_path_factory.getbasetemp() / "lines"
-    folder.mkdir(exist_ok=True)
-    (folder / "history.jsonl").write_bytes(b'{"step": 1, "loss": 2.5}\n' + content)
-    points = records.read_curve(folder, "loss")
+    directory = tmp_path_factory.getbasetemp() / "lines"
+    directory.mkdir(exist_ok=True)
+    (directory / "history.jsonl").write_bytes(b'{"step": 1, "loss": 2.5}\n' + content)
+    points = records.read_curve(directory, "loss")
     assert points[0] == (1, 2.5)
     assert all(math.isfinite(value) for _, value in points)
-    lines = records.read_tagged(folder / "history.jsonl", {"step": 1, "loss": 2.5})
+    lines = records.read_tagged(directory / "history.jsonl", {"step": 1, "loss": 2.5})
     assert isinstance(lines, list)
 
 
@@ -172,8 +172,8 @@ def test_jsonl_reads_complete_lines(tmp_path_factory, content):
 @example(0, 10_000, b"")
 def test_record_round_trip_or_refused(tmp_path_factory, place, length, instead):
     """Any part of it is replaced by anything."""
-    folder = tmp_path_factory.getbasetemp() / "record"
-    path = records.write_record(folder, copy.deepcopy(RECORD))
+    directory = tmp_path_factory.getbasetemp() / "record"
+    path = records.write_record(directory, copy.deepcopy(RECORD))
     content = path.read_bytes()
     start = place % len(content)
     path.write_bytes(content[:start] + instead + content[start + length :])
@@ -186,11 +186,11 @@ def test_record_round_trip_or_refused(tmp_path_factory, place, length, instead):
 @example(b"{}")
 @example(b"[]")
 def test_arbitrary_json_is_not_a_record(tmp_path_factory, content):
-    folder = tmp_path_factory.getbasetemp() / "no-record"
-    folder.mkdir(exist_ok=True)
-    (folder / "record.json").write_bytes(content)
+    directory = tmp_path_factory.getbasetemp() / "no-record"
+    directory.mkdir(exist_ok=True)
+    (directory / "record.json").write_bytes(content)
     with pytest.raises(RecordError):
-        records.read_record(folder / "record.json")
+        records.read_record(directory / "record.json")
 
 
 @given(
@@ -262,7 +262,7 @@ MOVES = st.lists(
 @example([("take", 0, 0), ("ask", 1, 0), ("wait", 0, 100), ("live", 0, 0), ("wait", 0, 100), ("take", 1, 0)])
 def test_lease_is_exclusive(tmp_path_factory, moves):
     """Three machines in any order of actions; a dead one leaves its file, and the others see only files."""
-    folder, now, hidden = tmp_path_factory.mktemp("run"), [0.0], {"heartbeat_interval": 1e6, "lease_duration": 120.0}
+    directory, now, hidden = tmp_path_factory.mktemp("run"), [0.0], {"heartbeat_interval": 1e6, "lease_duration": 120.0}
     views = [type("View", (Lease,), {"_seen": {}}) for _ in range(3)]
     held, last_life = {}, {}
     clock = SimpleNamespace(monotonic=lambda: now[0])
@@ -271,9 +271,9 @@ def test_lease_is_exclusive(tmp_path_factory, moves):
             if move == "wait":
                 now[0] += seconds
             elif move == "ask":
-                views[number](folder, **hidden).owner()
+                views[number](directory, **hidden).owner()
             elif move == "take" and number not in held:
-                lease, others = views[number](folder, **hidden), [other for other in held if still_holds(held[other])]
+                lease, others = views[number](directory, **hidden), [other for other in held if still_holds(held[other])]
                 try:
                     lease.__enter__()
                 except LeaseHeld:
@@ -294,9 +294,9 @@ def test_lease_is_exclusive(tmp_path_factory, moves):
             lease.__exit__(None, None, None)
         # Remaining files never block the run forever.
         for _ in range(2):
-            views[0](folder, **hidden).owner()
+            views[0](directory, **hidden).owner()
             now[0] += 130
-        with views[0](folder, **hidden):
+        with views[0](directory, **hidden):
             pass
 
 

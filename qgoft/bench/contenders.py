@@ -19,7 +19,7 @@ REFERENCE = "lora r=8"
 
 
 @dataclass(frozen=True)
-class Rival:
+class Contender:
     """One way to adapt a module.
 
     Attributes:
@@ -40,46 +40,46 @@ class Rival:
     is_printed: bool = False
 
 
-RIVALS = [
-    Rival("frozen", in_models=True),
-    Rival("full", ("full", "full")),
-    Rival(REFERENCE, ("lora", "r8"), in_models=True),
-    Rival("dora r=8", ("dora", "r8")),
-    Rival("oft b=32", ("oft", "b32"), in_models=True),
-    Rival("oft_v2 b=32", ("oft_v2", "b32")),
-    Rival("boft b=8 m=2", ("boft", "b8m2")),
-    Rival("hra r=8", ("hra", "r8")),
-    Rival("psoft r=46", ("psoft", "r46")),
-    Rival("goft", ("goft", "goft"), in_models=True),
-    Rival("qgoft", ("qgoft", "qgoft"), in_models=True),
-    Rival("qgoft, sparse products", mix=mix_sparse),
-    Rival("qgoft_v2 as released", mix=mix_neighbours_by_level, divide=4),
-    Rival("goft_v2 as released", mix=mix_neighbours_by_level, has_free_blocks=False, divide=4, is_printed=True),
-    Rival("adalora r=8", ("adalora", "r8"), is_printed=True),
-    Rival("boft b=4 m=4", ("boft", "b4m4"), is_printed=True),
-    Rival("boft b=2 m=2", ("boft", "b2m2"), is_printed=True),
-    *(Rival(f"psoft r={r}", ("psoft", f"r{r}"), is_printed=True) for r in (32, 64, 128, 256, 512)),
+CONTENDERS = [
+    Contender("frozen", in_models=True),
+    Contender("full", ("full", "full")),
+    Contender(REFERENCE, ("lora", "r8"), in_models=True),
+    Contender("dora r=8", ("dora", "r8")),
+    Contender("oft b=32", ("oft", "b32"), in_models=True),
+    Contender("oft_v2 b=32", ("oft_v2", "b32")),
+    Contender("boft b=8 m=2", ("boft", "b8m2")),
+    Contender("hra r=8", ("hra", "r8")),
+    Contender("psoft r=46", ("psoft", "r46")),
+    Contender("goft", ("goft", "goft"), in_models=True),
+    Contender("qgoft", ("qgoft", "qgoft"), in_models=True),
+    Contender("qgoft, sparse products", mix=mix_sparse),
+    Contender("qgoft_v2 as released", mix=mix_neighbours_by_level, divide=4),
+    Contender("goft_v2 as released", mix=mix_neighbours_by_level, has_free_blocks=False, divide=4, is_printed=True),
+    Contender("adalora r=8", ("adalora", "r8"), is_printed=True),
+    Contender("boft b=4 m=4", ("boft", "b4m4"), is_printed=True),
+    Contender("boft b=2 m=2", ("boft", "b2m2"), is_printed=True),
+    *(Contender(f"psoft r={r}", ("psoft", f"r{r}"), is_printed=True) for r in (32, 64, 128, 256, 512)),
     # For whole decoders, whose full decompositions would take longer than everything that is timed.
-    *(Rival(f"psoft r={r}", ("psoft", f"r{r}-svd10"), is_printed=True) for r in (168, 194, 352, 424)),
+    *(Contender(f"psoft r={r}", ("psoft", f"r{r}-svd10"), is_printed=True) for r in (168, 194, 352, 424)),
 ]
 
 
-def put_on(rival: Rival, base: nn.Module, shape: Shape) -> nn.Module:
+def put_on(contender: Contender, base: nn.Module, shape: Shape) -> nn.Module:
     """Return the module with the contender on its layers, in training mode; the frozen weights are shared with `base`."""
-    share = {} if rival.name == "full" else {id(p): p for p in base.parameters()}
+    share = {} if contender.name == "full" else {id(p): p for p in base.parameters()}
     module = copy.deepcopy(base, share).train()
     head = {id(p) for name, p in module.named_parameters() if set(name.split(".")) & set(shape.head)}
-    if rival.name == "full":
+    if contender.name == "full":
         return module.requires_grad_(True)
     module.requires_grad_(False)
     targets = find_targets(module, shape.targets)
-    if rival.method:
-        return _wrap(rival.method, module, shape, targets)
-    if rival.mix:
+    if contender.method:
+        return _wrap(contender.method, module, shape, targets)
+    if contender.mix:
         for name in targets:
             parent, _, child = name.rpartition(".")
             owner = module.get_submodule(parent)
-            setattr(owner, child, MixedLinear(getattr(owner, child), rival.mix, has_free_blocks=rival.has_free_blocks))
+            setattr(owner, child, MixedLinear(getattr(owner, child), contender.mix, has_free_blocks=contender.has_free_blocks))
     # Every contender trains the head; it is copied, since the weights are shared.
     for name in shape.head:
         setattr(module, name, copy.deepcopy(getattr(module, name)).requires_grad_(True))

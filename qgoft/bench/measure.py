@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qgoft.bench.contenders import PRODUCTS, REFERENCE, RIVALS, Rival, pass_gradients_below, product_inputs, put_on
+from qgoft.bench.contenders import CONTENDERS, PRODUCTS, REFERENCE, Contender, pass_gradients_below, product_inputs, put_on
 from qgoft.bench.memory import peak_bytes, saved_bytes
 from qgoft.bench.shapes import Shape
 from qgoft.config.settings import MethodSettings
@@ -46,19 +46,19 @@ class Timing:
 class Runner:
     """A contender on a module, ready to step."""
 
-    def __init__(self, rival: Rival, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str):
-        self.module = put_on(rival, base, shape)
+    def __init__(self, contender: Contender, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str):
+        self.module = put_on(contender, base, shape)
         pass_gradients_below(self.module, shape)
         self.base, self.inputs, self.device = base, inputs, device
         free = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(free, 1e-4, fused=True) if free else None
-        self.after_step, self.penalty, self.weight = _asked_of_a_step(rival)
+        self.after_step, self.penalty, self.weight = _asked_of_a_step(contender)
         self.count = 0
         size = next(iter(inputs.values())).shape[0]
         self.step()
         # The peak of the second step: from then on gradients and the optimiser state exist.
         peak = peak_bytes(self._alive(), self.step, device)
-        self.timing = Timing(rival.name, sum(p.numel() for p in free), size, saved_bytes(self.module, self.loss), peak)
+        self.timing = Timing(contender.name, sum(p.numel() for p in free), size, saved_bytes(self.module, self.loss), peak)
         if self.optimizer:
             self.optimizer.zero_grad()
 
@@ -95,13 +95,13 @@ class Runner:
             total.append(seconds)
 
 
-def _asked_of_a_step(rival: Rival) -> tuple[Callable[[nn.Module, int], None] | None, Penalty | None, float]:
+def _asked_of_a_step(contender: Contender) -> tuple[Callable[[nn.Module, int], None] | None, Penalty | None, float]:
     """Return the method's after_step, penalty and penalty weight, as in training."""
-    if rival.method is None:
+    if contender.method is None:
         return None, None, 0.0
-    entry = REGISTRY[rival.method[0]]
-    weight = entry.penalty_weight(MethodSettings(*rival.method, "", PENALTY))
-    return entry.after_step, entry.penalty(parse_variant(entry, rival.method[1])), weight
+    entry = REGISTRY[contender.method[0]]
+    weight = entry.penalty_weight(MethodSettings(*contender.method, "", PENALTY))
+    return entry.after_step, entry.penalty(parse_variant(entry, contender.method[1])), weight
 
 
 def _now(device: str) -> float:
@@ -110,7 +110,7 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool, divided: bool = True) -> list[tuple[list[Rival], int]]:
+def plan_groups(contenders: Iterable[Contender], batch: int, *, apart: bool, divided: bool = True) -> list[tuple[list[Contender], int]]:
     """Return which contenders are timed together, and with which batch; the reference is in every group.
 
     Args:
@@ -118,33 +118,35 @@ def plan_groups(rivals: Iterable[Rival], batch: int, *, apart: bool, divided: bo
             timed with the reference only.
         divided: use the contender's fraction of the batch.
     """
-    reference = next(rival for rival in RIVALS if rival.name == REFERENCE)
-    others = [rival for rival in rivals if rival is not reference]
-    together = [rival for rival in others if rival.divide == 1]
-    groups = [[rival] for rival in together] if apart else [together]
+    reference = next(contender for contender in CONTENDERS if contender.name == REFERENCE)
+    others = [contender for contender in contenders if contender is not reference]
+    together = [contender for contender in others if contender.divide == 1]
+    groups = [[contender] for contender in together] if apart else [together]
     found = [([reference, *group], batch) for group in groups or [[]]]
-    return found + [([reference, rival], max(1, batch // rival.divide) if divided else batch) for rival in others if rival.divide > 1]
+    return found + [
+        ([reference, contender], max(1, batch // contender.divide) if divided else batch) for contender in others if contender.divide > 1
+    ]
 
 
-def measure_group(shape: Shape, rivals: list[Rival], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
+def measure_group(shape: Shape, contenders: list[Contender], batch: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
     """Time contenders on one shape in this process, interleaved."""
     runners: list[Any] = []
-    for rival in rivals:
-        report(f"{shape.name}: {rival.name}, memory")
-        runners.append(build_runner(rival, shape, batch, device, base=runners[0].base if runners else None))
+    for contender in contenders:
+        report(f"{shape.name}: {contender.name}, memory")
+        runners.append(build_runner(contender, shape, batch, device, base=runners[0].base if runners else None))
     for turn in turns(len(runners), repeats):
         report(f"{shape.name}: {runners[turn].timing.name}")
         runners[turn].repeat()
     return [asdict(runner.timing) for runner in runners]
 
 
-def build_runner(rival: Rival, shape: Shape, batch: int, device: str, *, base: nn.Module | None = None) -> Runner:
+def build_runner(contender: Contender, shape: Shape, batch: int, device: str, *, base: nn.Module | None = None) -> Runner:
     """Build a contender on a shape with random weights of seed 0, or on the weights of `base`."""
     torch.manual_seed(0)
     with torch.device(device):
         base = base or shape.build()
         inputs = shape.inputs(batch)
-    runner = Runner(rival, base, shape, inputs, device)
+    runner = Runner(contender, base, shape, inputs, device)
     gc.collect()
     return runner
 
@@ -156,9 +158,9 @@ def turns(count: int, repeats: int) -> Iterator[int]:
             yield (index + repeat) % count
 
 
-def serve(channel: Connection, shape: Shape, rival: Rival, batch: int, device: str) -> None:
+def serve(channel: Connection, shape: Shape, contender: Contender, batch: int, device: str) -> None:
     """Run one contender in its own process, with its own heap as in training: a step for every True, the timing at the end."""
-    runner = build_runner(rival, shape, batch, device)
+    runner = build_runner(contender, shape, batch, device)
     runner.step()
     channel.send(None)
     while channel.recv():

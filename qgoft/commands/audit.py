@@ -115,12 +115,12 @@ def print_findings(findings: list[Finding], checked: dict[str, int]) -> None:
     print("checked: " + ", ".join(f"{number} {name}" for name, number in checked.items()))
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=", ".join(CHECKS))
     parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root")
     parser.add_argument("--write", type=Path, help="results/published/audit.json, after a change of the transcribed figures or of a check")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.only:
         check_choice("check", arguments.only, list(CHECKS), "change --only")
         if arguments.write:

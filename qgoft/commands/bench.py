@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from qgoft import records
-from qgoft.bench.contenders import REFERENCE, RIVALS, Rival
+from qgoft.bench.contenders import CONTENDERS, REFERENCE, Contender
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.cli import Parser
@@ -40,7 +40,7 @@ from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.report.table import terminal_width
 from qgoft.train.quiet import quiet_libraries
 
-KILLED = "the process was killed, as happens if memory runs out; select with --only or --rivals"
+KILLED = "the process was killed, as happens if memory runs out; select with --only or --contenders"
 ROUNDS = 3
 PARTS = ["product", "layer", "block", "model"]
 WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
@@ -54,25 +54,27 @@ def operator_is_right() -> bool:
     return done.returncode == 0
 
 
-def rivals_for(shape: Shape, wanted: list[str] | None) -> list[Rival]:
+def contenders_for(shape: Shape, wanted: list[str] | None) -> list[Contender]:
     """Return the requested methods and always the reference; by default those of the shape's table, and for whole models no other slow
     ones.
     """
     if wanted is not None:
-        return [rival for rival in RIVALS if rival.name in (*wanted, REFERENCE)]
+        return [contender for contender in CONTENDERS if contender.name in (*wanted, REFERENCE)]
     return [
-        rival for rival in RIVALS if rival.name in shape.printed or (rival.in_models if shape.part == "model" else not rival.is_printed)
+        contender
+        for contender in CONTENDERS
+        if contender.name in shape.printed or (contender.in_models if shape.part == "model" else not contender.is_printed)
     ]
 
 
-def show(record: dict, folder: Path) -> None:
+def show(record: dict, directory: Path) -> None:
     for table in all_tables(record):
         print(table.terminal(terminal_width()))
-        table.write(folder)
+        table.write(directory)
     hardware = record["hardware"]
     print(f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads; allocator: {record['allocator']}")
     print(f"GPU kernels (Triton): {record['triton']}")
-    for path in draw_figures(record, folder):
+    for path in draw_figures(record, directory):
         print(f"figure: {os.path.relpath(path)}")
 
 
@@ -129,14 +131,14 @@ def prepare_process(threads: int) -> None:
 def time_group(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
     prepare_process(threads)
     shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
-    rivals = [rival for rival in RIVALS if rival.name in names]
-    return measure_group(shape, rivals, batch, repeats, device, report_to_terminal)
+    contenders = [contender for contender in CONTENDERS if contender.name in names]
+    return measure_group(shape, contenders, batch, repeats, device, report_to_terminal)
 
 
-def serve_rival(channel: Connection, shapes: str, shape_name: str, name: str, batch: int, threads: int, device: str) -> None:
+def serve_contender(channel: Connection, shapes: str, shape_name: str, name: str, batch: int, threads: int, device: str) -> None:
     prepare_process(threads)
     shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
-    serve(channel, shape, next(rival for rival in RIVALS if rival.name == name), batch, device)
+    serve(channel, shape, next(contender for contender in CONTENDERS if contender.name == name), batch, device)
 
 
 def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
@@ -151,7 +153,7 @@ def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, re
     try:
         for name in names:
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve_rival, args=(theirs, shapes, shape_name, name, batch, threads, device), daemon=True)
+            process = context.Process(target=serve_contender, args=(theirs, shapes, shape_name, name, batch, threads, device), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)
@@ -199,15 +201,15 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
             continue
         groups = []
         is_model = shape.part == "model"
-        asked = rivals_for(shape, arguments.rivals)
-        for rivals, batch in plan_groups(asked, shape.batch, apart=is_model, divided=arguments.set == "cpu"):
-            names = [rival.name for rival in rivals]
+        asked = contenders_for(shape, arguments.contenders)
+        for contenders, batch in plan_groups(asked, shape.batch, apart=is_model, divided=arguments.set == "cpu"):
+            names = [contender.name for contender in contenders]
             words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:
                 groups.append(time_in_rounds(*words) if is_model else in_own_process(time_group, *words))
             except (BrokenProcessPool, torch.OutOfMemoryError) as error:
                 reason = KILLED if isinstance(error, BrokenProcessPool) else format_exception(error)
-                record["failed"].append({"shape": shape.name, "batch": batch, "rivals": names, "reason": reason})
+                record["failed"].append({"shape": shape.name, "batch": batch, "contenders": names, "reason": reason})
         # A part of the batch is comparable only with the whole batch.
         if groups and groups[0][0]["batch"] == shape.batch:
             record["shapes"].append({"shape": shape.name, "part": shape.part, "item": shape.item, "groups": groups})
@@ -219,7 +221,7 @@ def file_name(arguments: argparse.Namespace) -> str:
     """Return the file name of the record: a part of the benchmark does not overwrite the whole."""
     parts = [] if arguments.parts == PARTS else arguments.parts
     words = [arguments.set, *(["returned"] if arguments.return_memory else []), *parts, *([arguments.only] if arguments.only else [])]
-    words += arguments.rivals or []
+    words += arguments.contenders or []
     return "-".join(re.sub(r"[^a-z0-9]+", "_", word.lower()) for word in words)
 
 
@@ -228,13 +230,13 @@ def write(record: dict, path: Path) -> None:
     records.write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="cpu", help="cpu, or the papers' shapes: paper")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--only", help="part of the name of a shape")
     parser.add_argument(
-        "--rivals", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones"
+        "--contenders", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones"
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
@@ -243,15 +245,15 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
     parser.add_argument("--show", type=Path, help="print a record instead of measuring")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.show:
         show(json.loads(arguments.show.read_text()), arguments.out)
         return 0
     check_choice("set of shapes", arguments.set, list(SETS), "set BENCH")
     for part in arguments.parts:
         check_choice("part", part, PARTS, "set --parts")
-    for name in arguments.rivals or []:
-        check_choice("rival", name, [rival.name for rival in RIVALS], "set --rivals")
+    for name in arguments.contenders or []:
+        check_choice("contender", name, [contender.name for contender in CONTENDERS], "set --contenders")
     if keeps_memory(arguments):
         restart_keeping_memory()
     if not operator_is_right():
@@ -262,5 +264,7 @@ def main(words: list[str]) -> int:
     show(record, arguments.out)
     print(f"record: {os.path.relpath(path)}")
     for line in record["failed"]:
-        print(f"qgoft: not timed: {line['shape']}, batch {line['batch']} ({', '.join(line['rivals'])}): {line['reason']}", file=sys.stderr)
+        print(
+            f"qgoft: not timed: {line['shape']}, batch {line['batch']} ({', '.join(line['contenders'])}): {line['reason']}", file=sys.stderr
+        )
     return 1 if record["failed"] else 0

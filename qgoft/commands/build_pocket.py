@@ -16,7 +16,7 @@ import torch
 
 from qgoft.cli import Parser
 from qgoft.pocket import pretrain, pretrain_decoder, pretrain_vision
-from qgoft.pocket.weights import FOLDER
+from qgoft.pocket.weights import DIRECTORY
 
 CARD = "card.json"
 
@@ -68,26 +68,26 @@ BACKBONES = {
 }
 
 
-def save(backbone: Backbone, made: Any, folder: Path, scores: dict[str, float]) -> None:
+def save(backbone: Backbone, made: Any, directory: Path, scores: dict[str, float]) -> None:
     """Save the backbone in half precision, its tokenizer if any, and a card with recipe and scores."""
     model, *others = backbone.parts(made)
-    model.half().save_pretrained(folder)
+    model.half().save_pretrained(directory)
     for other in others:
-        other.save_pretrained(folder)
+        other.save_pretrained(directory)
     card = {"recipe": vars(backbone.recipe), backbone.scores: {name: round(value, 2) for name, value in scores.items()}}
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
-    size = (folder / "model.safetensors").stat().st_size
+    (directory / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    size = (directory / "model.safetensors").stat().st_size
     if size >= 1_000_000:
         raise SystemExit(f"model.safetensors has {size:,} bytes; the limit is 1 MB")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", choices=list(BACKBONES))
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true")
     action.add_argument("--write", action="store_true")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     backbone = BACKBONES[arguments.backbone]
     torch.set_num_threads(1)
     made = backbone.make(backbone.recipe, lambda line: print(line, flush=True))
@@ -95,14 +95,14 @@ def main(words: list[str]) -> int:
     backbone.parts(made)[0].half().float()
     scores = backbone.measure(made)
     print("  ".join(f"{name} {value:.2f}" for name, value in scores.items()))
-    folder = FOLDER / backbone.name
+    directory = DIRECTORY / backbone.name
     if arguments.write:
-        save(backbone, made, folder, scores)
+        save(backbone, made, directory, scores)
         print(f"wrote {backbone.name}")
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         save(backbone, made, Path(scratch), scores)
-    shipped = json.loads((folder / CARD).read_text())[backbone.scores]
+    shipped = json.loads((directory / CARD).read_text())[backbone.scores]
     worst = max(abs(scores[name] - value) for name, value in shipped.items())
     print(f"shipped: {shipped}; largest difference {worst:.2f} points, tolerance {backbone.tolerance}")
     return 0 if worst <= backbone.tolerance else 1

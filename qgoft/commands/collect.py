@@ -17,12 +17,12 @@ from qgoft.records import file_checksums, find_records
 from qgoft.sweep.record_index import is_current
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--protocol", default="pocket")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if not arguments.source.is_dir():
         raise QgoftError(f"{arguments.source}: not a directory; expected one with runs, such as results/runs")
     arguments.target.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ def main(words: list[str]) -> int:
     copied = 0
     for record in found.records:
         is_asked = record["status"] == "done" and record["protocol"] == arguments.protocol
-        folder = found.folders.get(record["key"])
-        if not is_asked or folder is None or record["key"] in there or not is_current(record):
+        directory = found.directories.get(record["key"])
+        if not is_asked or directory is None or record["key"] in there or not is_current(record):
             continue
         target = arguments.target / "-".join([*(record[name] for name in ("task", "method", "variant", "model")), f"seed{record['seed']}"])
         if target.exists():  # a run with other settings or data
@@ -43,8 +43,8 @@ def main(words: list[str]) -> int:
         part = target.with_name(f".{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        for name in (*file_checksums(folder), "record.json"):
-            shutil.copyfile(folder / name, part / name)
+        for name in (*file_checksums(directory), "record.json"):
+            shutil.copyfile(directory / name, part / name)
         part.rename(target)
         there.add(record["key"])
         copied += 1

@@ -12,14 +12,14 @@ from qgoft.cli import Parser
 from qgoft.errors import QgoftError
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["release", "export"])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--model", help="directory of the base model, if the run read its weights from a directory (export)")
     parser.add_argument("--release", help="release of the authors' code that trained the adapter: first or second (release)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if not arguments.source.is_dir():
         raise QgoftError(f"{arguments.source}: not a directory; expected that of an adapter (release) or of a finished run (export)")
     if arguments.target.exists() and not arguments.target.is_dir():
@@ -27,9 +27,9 @@ def main(words: list[str]) -> int:
     if arguments.target.exists() and any(arguments.target.iterdir()):
         raise QgoftError(f"{arguments.target} is not empty; name an empty or new directory")
     if arguments.what == "release":
-        from qgoft.tuners.goft.convert import convert_folder
+        from qgoft.tuners.goft.convert import convert_directory
 
-        print(f"{convert_folder(arguments.source, arguments.target, arguments.release)} in {arguments.target}")
+        print(f"{convert_directory(arguments.source, arguments.target, arguments.release)} in {arguments.target}")
     else:
         from qgoft.train.export import export_run
         from qgoft.train.quiet import quiet_libraries

@@ -148,10 +148,10 @@ def usual_variant(method: str) -> str | None:
     return named
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="", help="comma list; default all")
-    methods = [name.partition("@")[0] for name in split_list(parser.parse_args(words).method)]
+    methods = [name.partition("@")[0] for name in split_list(parser.parse_args(argv).method)]
     for method in methods:
         check_choice("method", method, list(REGISTRY), "change METHOD")
     table = build_table(methods)

@@ -96,10 +96,10 @@ def update(text: str) -> tuple[str, list[str]]:
     return BLOCK.sub(block, text), changed
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     total = 0
     for name in DOCUMENTS:
         path = REPOSITORY / name

@@ -222,12 +222,12 @@ def write_hours(found: Estimate, speed: tuple[float, float]) -> None:
     HOURS.write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", type=float, nargs=2, default=SPEED, metavar=("FLOAT32", "BFLOAT16"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="store the estimate in results/published/hours.json")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     speed = (arguments.speed[0], arguments.speed[1])
     found = estimate(speed, arguments.jobs)
     print(build_table(found, speed).terminal(terminal_width()))

@@ -22,30 +22,33 @@ from qgoft.report.table import Table, terminal_width
 
 # Option -> variable of make, repository, and the check.
 CHECKS: dict[str, tuple[str, Callable[[Path], Iterator[Finding]]]] = {
-    "peft-givens": ("ArthurLeoM/peft-givens", lambda folder: operators.check_givens(folder, "first")),
-    "peft-givens-v2": ("ArthurLeoM/peft-givens", lambda folder: operators.check_givens(folder, "second")),
+    "peft-givens": ("ArthurLeoM/peft-givens", lambda directory: operators.check_givens(directory, "first")),
+    "peft-givens-v2": ("ArthurLeoM/peft-givens", lambda directory: operators.check_givens(directory, "second")),
     "petl-vit": ("JieShibo/PETL-ViT", operators.check_fact),
     "adalora": ("QingruZhang/AdaLoRA", operators.check_adapters),
     "lora-xs": ("MohammadrezaBanaei/LoRA-XS", operators.check_lora_xs),
     "svft": ("VijayLingam95/SVFT", operators.check_svft),
     "psoft": ("fei407/PSOFT", operators.check_psoft),
     "metamath": ("meta-math/MetaMath", scoring.check_metamath),
-    "hendrycks-math": ("hendrycks/math", lambda folder: scoring.check_equivalence(find_file(folder, "math_equivalence.py"), "hendrycks")),
+    "hendrycks-math": (
+        "hendrycks/math",
+        lambda directory: scoring.check_equivalence(find_file(directory, "math_equivalence.py"), "hendrycks"),
+    ),
     "llm-adapters": ("AGI-Edgerunners/LLM-Adapters", scoring.check_llm_adapters),
 }
 
 
-def commit_of(folder: Path) -> str:
-    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False)
+def commit_of(directory: Path) -> str:
+    done = subprocess.run(["git", "-C", str(directory), "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "not a checkout"
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, (repository, _) in CHECKS.items():
         parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"checkout of {repository}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="benchmark data (docs/data.md): more pairs of results for MATH's rules")
-    given = {name.replace("_", "-"): folder for name, folder in vars(parser.parse_args(words)).items() if folder}
+    given = {name.replace("_", "-"): directory for name, directory in vars(parser.parse_args(argv)).items() if directory}
     if data := given.pop("data", None):
         scoring.DATA_PAIRS.extend(scoring.data_pairs(data))
     if not given:
@@ -53,11 +56,11 @@ def main(words: list[str]) -> int:
         raise QgoftError(f"no checkout is named; set one or more of {variables} (docs/fidelity.md lists the commits)")
     torch.manual_seed(0)
     rows, is_same = [], True
-    for option, folder in given.items():
-        if not folder.is_dir():
-            raise QgoftError(f"--{option} {folder}: not a directory; name a checkout of {CHECKS[option][0]}")
-        for finding in CHECKS[option][1](folder):
-            rows.append([CHECKS[option][0].partition("/")[2], commit_of(folder), *finding[:2], "yes" if finding.is_same else "NO"])
+    for option, directory in given.items():
+        if not directory.is_dir():
+            raise QgoftError(f"--{option} {directory}: not a directory; name a checkout of {CHECKS[option][0]}")
+        for finding in CHECKS[option][1](directory):
+            rows.append([CHECKS[option][0].partition("/")[2], commit_of(directory), *finding[:2], "yes" if finding.is_same else "NO"])
             is_same &= finding.is_same
     print(
         Table("fidelity", "Agreement with the authors' code", ["repository", "commit", "compared", "difference", "agrees"], rows).terminal(

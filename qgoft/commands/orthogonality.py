@@ -15,13 +15,13 @@ from qgoft.report.orthogonality import build_trace_table, draw_traces, read_trac
 from qgoft.report.table import terminal_width
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", default="runs", choices=["runs", "measured"])
     parser.add_argument("--suite", default="glue")
     parser.add_argument("--protocol", default="pocket")
     parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root of the runs")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     traces = read_traces(find_records(arguments.root / arguments.records), arguments.protocol, arguments.suite)
     if not traces:
         raise QgoftError(

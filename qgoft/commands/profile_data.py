@@ -28,13 +28,13 @@ def profile_windows(words: list[str]) -> dict[str, Any]:
 
     settings = compose_settings(["task=squad/v1", *words])
     run_id = identify(settings)
-    tokenizer = load_tokenizer(run_id.model.folder)
+    tokenizer = load_tokenizer(run_id.model.directory)
     windows, seconds = 0, 0.0
     while windows < LEAST_WINDOWS:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["QGOFT_CACHE"] = cache
             start = time.perf_counter()
-            parts = load_splits(settings, run_id.data, tokenizer, tokenizer_sha256(run_id.model.folder))
+            parts = load_splits(settings, run_id.data, tokenizer, tokenizer_sha256(run_id.model.directory))
             seconds += time.perf_counter() - start
             windows += len(parts.train) + sum(map(len, parts.windows.values()))
     return {"windows": windows, "seconds": round(seconds, 2), "seconds_per_10000": round(10_000 * seconds / windows, 2)}
@@ -83,10 +83,10 @@ def iter_forever(loader: Any) -> Any:
         yield from loader
 
 
-def main(words: list[str]) -> int:
-    if not words:
+def main(argv: list[str]) -> int:
+    if not argv:
         print(__doc__, file=sys.stderr)
         return 2
-    what, *overrides = words
+    what, *overrides = argv
     print(json.dumps(profile_windows(overrides) if what == "squad" else profile_pictures(what, overrides)))
     return 0

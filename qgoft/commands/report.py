@@ -61,7 +61,7 @@ class Report:
             self.add_protocol(protocol)
         self.sections += self.costs.values()
         others = other_runs(records, self.sections)
-        self.sections += orthogonality_sections(RecordSet(list(records), self.library.folders, []), self.out)
+        self.sections += orthogonality_sections(RecordSet(list(records), self.library.directories, []), self.out)
         ends = (
             others,
             audit_section(),
@@ -100,11 +100,11 @@ class Report:
         """Write the tables and the page. Return the path of the page."""
         tables = [table for section in self.sections for table in section.tables]
         for table in tables:
-            table.write(self.out / "tables", self.library.folders)
+            table.write(self.out / "tables", self.library.directories)
         write_atomically(self.out / "tables" / "all.tex", document(tables))
         records = self.library.index.records
         lead = LEAD.format(len(records))
-        page = build_page("qgoft: results", lead, self.sections, records, self.library.folders, model_files())
+        page = build_page("qgoft: results", lead, self.sections, records, self.library.directories, model_files())
         return write_atomically(self.out / "report.html", page)
 
 
@@ -115,13 +115,13 @@ def audit_section() -> Section:
     return Section("audit", "audit of the published values", audit.build_findings(findings, stored["checked"]))
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", default="runs", choices=["runs", MEASURED.name])
     parser.add_argument("--root", type=Path, default=RESULTS, help="results.root of the records")
     parser.add_argument("--out", type=Path, help="directory of tables, figures and page; default: --root")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     library = read_library(arguments.root, arguments.records, "pocket")
     records = library.index.records
     if not records and not library.problems:

@@ -13,7 +13,7 @@ from qgoft.cli import Parser
 TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
@@ -21,7 +21,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--data-root", help="directory of the rows, if they are not from the hub")
     parser.add_argument("--ask-judge", action="store_true", help="request all ratings again from a judge behind an endpoint")
     parser.add_argument("--task-path", help="directory of the images of one task, if the run set task.path")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.rescore import rescore
 

@@ -26,7 +26,7 @@ from qgoft.sweep.planned_run import ROOT, PlannedRun, check_methods, compose_see
 PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line.
 
     Raises:
@@ -49,7 +49,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--failfast", action="store_true", help="end after the first failure")
     parser.add_argument("--detach", action="store_true", help="submit the jobs and return (submitit)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the runs, and of the launcher (hydra.launcher.*)")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parser.parse_intermixed_args(argv)
     check_arguments(arguments)
     return arguments
 
@@ -68,7 +68,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         check_choice("launcher", arguments.launcher, list(LAUNCHERS), "change LAUNCHER")
     for name in ("jobs", "nproc"):
         if getattr(arguments, name) < 1:
-            raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: at least 1 process is needed")
+            raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: it must be at least 1")
     for override in arguments.overrides:
         name = name_of(override)
         if name in PLANNED:
@@ -76,7 +76,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         if name.startswith("hydra.launcher") and not is_cluster:
             raise QgoftError(f"ARGS={override}: only for cluster jobs; set LAUNCHER=submitit_slurm or submitit_local")
     if arguments.detach and not is_cluster:
-        raise QgoftError("DETACH=1: only for cluster jobs; set LAUNCHER=submitit_slurm")
+        raise QgoftError("DETACH=1: only for cluster jobs; set LAUNCHER=submitit_slurm or submitit_local")
     if arguments.accelerate:
         _check_accelerate(arguments)
 
@@ -165,6 +165,8 @@ def run_suite(arguments: argparse.Namespace) -> int:
 def run_items(arguments: argparse.Namespace) -> int:
     """Run items of the papers and print their tables."""
     for name in split_list(arguments.target):
+        if name in suite_names():
+            raise QgoftError(f"{arguments.target}: a suite cannot be combined with other targets; run {name} by itself")
         check_choice("suite or item", name, ["all", *suite_names(), *read_items(arguments.protocol)], "run make help")
     ask = item_filter(arguments)
     plans = plan_items(split_list(arguments.target), ask)
@@ -190,6 +192,6 @@ def run_items(arguments: argparse.Namespace) -> int:
     return run_action(sweep_request(title, arguments, root), planned, show)
 
 
-def main(words: list[str]) -> int:
-    arguments = parse(words)
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
     return run_suite(arguments) if arguments.target in suite_names() else run_items(arguments)

@@ -14,7 +14,7 @@ from qgoft.config.compose import check_overrides, compose_settings, expand_multi
 from qgoft.errors import QgoftError, check_choice
 from qgoft.lease import HEARTBEAT_INTERVAL, LEASE_DURATION, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
-from qgoft.run_id import results_folder
+from qgoft.run_id import results_directory
 from qgoft.sweep.actions import SweepRequest, run_action
 from qgoft.sweep.executor import LAUNCHERS, ExecutorOptions
 from qgoft.sweep.planned_run import PlannedRun, compose_all
@@ -44,24 +44,24 @@ def multirun(overrides: list[str]) -> int:
     options = {} if launcher == "basic" else launcher_settings(launcher, of_launcher)
     jobs = int(options.get("n_jobs", options.get("array_parallelism", cores)))
     planned = [PlannedRun(*pair) for pair in zip(combinations, compose_all(combinations, cores), strict=True)]
-    root = results_folder(planned[0].settings).parent
+    root = results_directory(planned[0].settings).parent
     request = SweepRequest("sweep", root, ExecutorOptions(jobs, launcher, overrides=of_launcher))
     return run_action(request, planned, lambda runs: None)
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     try:
-        flags = [word for word in words if word.startswith("-")]
-        overrides = [word for word in words if word not in MULTIRUN]
+        flags = [word for word in argv if word.startswith("-")]
+        overrides = [word for word in argv if word not in MULTIRUN]
         if flags and set(flags) <= set(MULTIRUN):
             return multirun(overrides)
-        check_overrides(words)
+        check_overrides(argv)
         if flags:
-            sys.argv[1:] = [quoted(word) for word in words]
+            sys.argv[1:] = [quoted(word) for word in argv]
             hydra_main()
             return 0
         # A new process needs a whole lease duration to see whether an owner on another host is alive.
-        record = train(compose_settings(words), words, acquire_timeout=LEASE_DURATION + HEARTBEAT_INTERVAL)
+        record = train(compose_settings(argv), argv, acquire_timeout=LEASE_DURATION + HEARTBEAT_INTERVAL)
     except (QgoftError, RecordError, LeaseHeld, LeaseLost) as error:
         print(f"qgoft: {error}", file=sys.stderr)
         return 2

@@ -129,14 +129,14 @@ def write_recipe(path: Path, suites: list[str], rate: float) -> None:
     path.write_text(text)
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--methods", type=lambda text: text.split(","))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=Path("results/tuning"))
     parser.add_argument("-o", "--override", action="append", default=[])
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     trials, spec = plan(arguments.name, arguments.methods)
     path = arguments.results / f"{arguments.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

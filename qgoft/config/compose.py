@@ -62,7 +62,7 @@ def check_overrides(overrides: list[str]) -> None:
     for name in chosen.get("experiment", []):
         listed = read_config(f"experiment/{name}")["item"]
         if "rows" in listed or "bench" in listed:
-            raise QgoftError(f"experiment={name}: not a product of lists, which Hydra's sweeps need; run make {listed['name']}")
+            raise QgoftError(f"experiment={name}: it lists explicit rows, so -m cannot run it; run make {listed['name']}")
     has_recipe = any(override.startswith("recipe=") for override in overrides)  # that of another method
     for protocol, task, method in itertools.product(chosen["protocol"], chosen["task"], chosen["method"]):
         reason = unsupported_reason(protocol, task, "" if has_recipe else method)
@@ -93,7 +93,10 @@ def swept_values(override: str, group: str) -> list[str]:
     except (HydraException, ValueError) as error:
         raise QgoftError(f"{override}: {' '.join(str(error).split())}; expected a name, a list a,b or glob(q*)") from error
     if not found:
-        raise QgoftError(f"{override}: no match; allowed are {', '.join(config_names(group))}")
+        names = ", ".join(config_names(group))
+        raise QgoftError(
+            f"{override}: no match; " + (f"allowed are {names}" if names else "glob() works for config groups only, list the values")
+        )
     return [name.strip() for name in found]
 
 
@@ -121,7 +124,7 @@ def _composition(subject: str, hint_text: str) -> Iterator[None]:
         with initialize_config_dir(str(locations.CONFIGS), version_base=None):
             yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise QgoftError(f"{subject} do not compose: {' '.join(str(error).split())}; {hint_text}") from error
+        raise QgoftError(f"cannot compose {subject}: {' '.join(str(error).split())}; {hint_text}") from error
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:

@@ -73,8 +73,8 @@ def import_name(dotted: str) -> Any:
 
 def config_names(group: str) -> list[str]:
     """Return the names of the files of a config group, with their directories: glue/cola."""
-    folder = locations.CONFIGS / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    directory = locations.CONFIGS / group
+    return sorted(path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.yaml"))
 
 
 def read_config(name: str) -> Any:

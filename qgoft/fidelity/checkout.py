@@ -52,13 +52,13 @@ def verdicts(subject: str, pairs: list[tuple[Any, Any]]) -> Finding:
     return Finding(subject, f"{differing} of {len(pairs):,} differ", differing == 0)
 
 
-def find_file(folder: Path, name: str) -> Path:
+def find_file(directory: Path, name: str) -> Path:
     """Return the path of a file below a directory.
 
     Raises:
         QgoftError: the directory has no such file.
     """
-    found = sorted(folder.rglob(name))
+    found = sorted(directory.rglob(name))
     if not found:
-        raise QgoftError(f"{folder} has no {name}; name a checkout at the commit of docs/fidelity.md")
+        raise QgoftError(f"{directory} has no {name}; name a checkout at the commit of docs/fidelity.md")
     return found[0]

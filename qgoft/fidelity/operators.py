@@ -37,9 +37,9 @@ def adapted(name: str, variant: str, model: nn.Module, targets: list[str], **opt
 
 
 @torch.no_grad()
-def check_givens(folder: Path, release: str) -> Iterator[Finding]:
+def check_givens(directory: Path, release: str) -> Iterator[Finding]:
     space = {"BaseTunerLayer": object, "warnings": __import__("warnings"), "transpose": lambda weight, flip: weight.T if flip else weight}
-    theirs = names_from(folder / "tuners" / "givens" / "layer.py", ["Linear"], GivensLayer=object, **space).Linear
+    theirs = names_from(directory / "tuners" / "givens" / "layer.py", ["Linear"], GivensLayer=object, **space).Linear
     first = release == "first"
     for variant, strict, plain in (("goft", True, True), ("goft_star", True, False), ("qgoft", False, False)):
         if variant == "goft_star" and not first:
@@ -67,9 +67,9 @@ def check_givens(folder: Path, release: str) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def check_fact(folder: Path) -> Iterator[Finding]:
+def check_fact(directory: Path) -> Iterator[Finding]:
     for form, r in (("tt", 4), ("tk", 4)):
-        source = names_from(folder / "FacT" / f"fact_{form}.py", ["fact_forward_mlp"])
+        source = names_from(directory / "FacT" / f"fact_{form}.py", ["fact_forward_mlp"])
         base = nn.ModuleDict({"fc1": nn.Linear(D, 4 * D), "fc2": nn.Linear(4 * D, D)})
         base.forward = lambda x: x
         ours = adapted(f"fact_{form}", f"r{r}", base, ["fc1", "fc2"], scale=1.5)
@@ -96,11 +96,11 @@ def check_fact(folder: Path) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def check_adapters(folder: Path) -> Iterator[Finding]:
+def check_adapters(directory: Path) -> Iterator[Finding]:
     from transformers.activations import ACT2FN
     from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Config, DebertaV2Output, DebertaV2SelfOutput
 
-    models = folder / "NLU" / "src" / "transformers" / "models"
+    models = directory / "NLU" / "src" / "transformers" / "models"
     adapter = names_from(models / "adapter.py", ["Adapter"], get_activation=ACT2FN.__getitem__).Adapter
     theirs = names_from(
         models / "deberta_v2" / "modeling_deberta_v2.py",
@@ -129,11 +129,11 @@ def check_adapters(folder: Path) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def check_lora_xs(folder: Path) -> Iterator[Finding]:
+def check_lora_xs(directory: Path) -> Iterator[Finding]:
     from sklearn.decomposition import TruncatedSVD
 
     names = ["run_svd", "get_linear_rec_svd"]
-    source = names_from(folder / "utils" / "svd_utils.py", names, TruncatedSVD=TruncatedSVD, Tuple=tuple)
+    source = names_from(directory / "utils" / "svd_utils.py", names, TruncatedSVD=TruncatedSVD, Tuple=tuple)
     own = adapted("lora_xs", f"r{R}", nn.Sequential(layer()), ["0"]).base_model.model[0]
     weight = own.base_layer.weight.data.double()
     _, encoder, decoder = source.get_linear_rec_svd(weight.T.numpy(), R, 10, 42)
@@ -145,7 +145,7 @@ def check_lora_xs(folder: Path) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def check_svft(folder: Path) -> Iterator[Finding]:
+def check_svft(directory: Path) -> Iterator[Finding]:
     class Dense:
         """Stand-in for torch_sparse.SparseTensor."""
 
@@ -155,7 +155,7 @@ def check_svft(folder: Path) -> Iterator[Finding]:
         def __add__(self, other: "Dense") -> Tensor:
             return self.dense + other.dense
 
-    source = names_from(folder / "svft" / "svft_layers.py", ["SVFTLayer"], SparseTensor=Dense)
+    source = names_from(directory / "svft" / "svft_layers.py", ["SVFTLayer"], SparseTensor=Dense)
     own = adapted("svft_p", "svft_p", nn.Sequential(layer()), ["0"]).base_model.model[0]
     base = own.base_layer
     u, s, vh = torch.linalg.svd(base.weight.data, full_matrices=False)
@@ -170,8 +170,8 @@ def check_svft(folder: Path) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def check_psoft(folder: Path) -> Iterator[Finding]:
-    source = names_from(folder / "baselines" / "psoft" / "psoft_layers.py", ["PSOFTLayer"])
+def check_psoft(directory: Path) -> Iterator[Finding]:
+    source = names_from(directory / "baselines" / "psoft" / "psoft_layers.py", ["PSOFTLayer"])
     for variant, terms in ((f"r{R}", 5), (f"r{R}-t5", 3), (f"r{R}-exact", None)):
         own = adapted("psoft", variant, nn.Sequential(layer()), ["0"]).base_model.model[0].psoft_R["default"]
         theirs = source.PSOFTLayer(R, use_cayley_neumann=terms is not None, num_cayley_neumann_terms=terms or 5)

@@ -36,7 +36,7 @@ def formula_pairs(count: int = 20_000) -> list[tuple[str, str]]:
     return pairs
 
 
-def data_pairs(folder: Path) -> list[tuple[str, str]]:
+def data_pairs(directory: Path) -> list[tuple[str, str]]:
     """Return pairs of real results below a directory of benchmark data (docs/data.md): the choices of MMLU questions, and answers of word
     problems and GSM8K with the results at the end of their solutions.
 
@@ -44,14 +44,14 @@ def data_pairs(folder: Path) -> list[tuple[str, str]]:
         QgoftError: the directory has none of them.
     """
     pairs: list[tuple[str, str]] = []
-    if (path := folder / "mmlu" / "test.parquet").is_file():
+    if (path := directory / "mmlu" / "test.parquet").is_file():
         for row in Dataset.from_parquet(str(path)):
             pairs += [(one, other) for one in row["choices"] for other in (*row["choices"], one.replace(" ", ""))]
     texts = []
-    for path in sorted((folder / "math_word_problems").glob("*/test.jsonl.gz")):
+    for path in sorted((directory / "math_word_problems").glob("*/test.jsonl.gz")):
         lines = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
         texts += [(str(row["answer"]), row["output"].rpartition("The answer is ")[2].strip()) for row in lines]
-    if (path := folder / "gsm8k" / "test.parquet").is_file():
+    if (path := directory / "gsm8k" / "test.parquet").is_file():
         texts += [
             (row["answer"].rpartition("#### ")[2], row["answer"].rpartition("<<")[2].partition(">>")[0])
             for row in Dataset.from_parquet(str(path))
@@ -59,7 +59,7 @@ def data_pairs(folder: Path) -> list[tuple[str, str]]:
     for answer, found in texts:
         pairs += [(answer, found), (f"${answer}$", found), (f"\\frac{{{answer}}}{{1}}", answer), (answer, answer.removesuffix(".0"))]
     if not pairs:
-        raise QgoftError(f"--data {folder} has neither mmlu, math_word_problems nor gsm8k; name a directory as in docs/data.md")
+        raise QgoftError(f"--data {directory} has neither mmlu, math_word_problems nor gsm8k; name a directory as in docs/data.md")
     return pairs
 
 
@@ -82,9 +82,9 @@ def check_equivalence(path: Path, rule: str) -> Iterator[Finding]:
     yield Finding(f"{rule}: math_equivalent, this project's metric", f"accepts {accepts:,}, refuses {refuses:,} that it does not", True)
 
 
-def check_metamath(folder: Path) -> Iterator[Finding]:
-    yield from check_equivalence(folder / "util.py", "metamath")
-    numbers = names_from(folder / "eval_gsm8k.py", ["is_number", "extract_answer_number"], Fraction=Fraction)
+def check_metamath(directory: Path) -> Iterator[Finding]:
+    yield from check_equivalence(directory / "util.py", "metamath")
+    numbers = names_from(directory / "eval_gsm8k.py", ["is_number", "extract_answer_number"], Fraction=Fraction)
     rng = np.random.default_rng(0)
     pieces = [
         "-",
@@ -114,8 +114,8 @@ def check_metamath(folder: Path) -> Iterator[Finding]:
     yield verdicts("metamath: GSM8K's number", pairs)
     read: list[str] = []
     util = SimpleNamespace(is_equiv=lambda found, answer: read.append(found))
-    formulas = names_from(folder / "eval_math.py", ["process_results", "remove_boxed"], util=util, invalid_outputs=[])
-    boxes = names_from(folder / "util.py", ["last_boxed_only_string"])
+    formulas = names_from(directory / "eval_math.py", ["process_results", "remove_boxed"], util=util, invalid_outputs=[])
+    boxes = names_from(directory / "util.py", ["last_boxed_only_string"])
     pairs, references = [], []
     for one, other in formula_pairs(5000):
         text = f"{one}The answer is: {other}.\nmore" if len(one) % 2 else f"{one}{other}"
@@ -128,8 +128,8 @@ def check_metamath(folder: Path) -> Iterator[Finding]:
     yield verdicts("metamath: MATH's reference", references)
 
 
-def check_llm_adapters(folder: Path) -> Iterator[Finding]:
-    source = names_from(folder / "commonsense_evaluate.py", ["extract_answer"])
+def check_llm_adapters(directory: Path) -> Iterator[Finding]:
+    source = names_from(directory / "commonsense_evaluate.py", ["extract_answer"])
     labels = {
         "boolq": ["true", "false"], "piqa": ["solution1", "solution2"], "winogrande": ["option1", "option2"],
         "hellaswag": [f"ending{i}" for i in range(1, 5)], "social_i_qa": [f"answer{i}" for i in range(1, 4)],

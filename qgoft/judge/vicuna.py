@@ -1,10 +1,11 @@
-"""Vicuna-Eval: the 80 questions, FastChat's prompts, and a file of judgments that a rerun completes.
+"""Vicuna-Eval: the 80 questions, FastChat's prompts, and a resumable file of judgments.
 
 Questions and prompts are those of the pinned files (tasks/pinned_files.py): `single-v1`, and `single-math-v1` with the reference answer
 for the questions of NEED_REFERENCE that have one.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from qgoft.records import TaggedLines, read_tagged
 
 # Categories whose answers are judged with a reference answer (FastChat, llm_judge).
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
-# Consecutive questions without an answer before the judge gives up. Each is retried for half a minute to many minutes.
-PATIENCE = 3
+# Consecutive questions without an answer after which judging stops. Each is retried for half a minute to many minutes.
+MAX_CONSECUTIVE_FAILURES = 3
 Judgment = dict[str, Any]
 
 
@@ -32,8 +33,8 @@ class Question:
     number: int
     category: str
     instruction: str
-    text: str
-    right: tuple[str, ...]
+    input: str
+    references: tuple[str, ...]
 
 
 def read_prompts(path: Path) -> dict[str, dict[str, str]]:
@@ -54,27 +55,11 @@ def read_prompts(path: Path) -> dict[str, dict[str, str]]:
 
 
 def messages_for(question: Question, answer: str, prompts: dict[str, dict[str, str]]) -> openai.Messages:
-    """Return the filled prompt. str.format cannot be used, since questions and answers may hold braces."""
-    has_reference = question.category in NEED_REFERENCE and bool(question.right)
+    """Return the filled prompt. Braces in the prompt, question and answer are kept."""
+    has_reference = question.category in NEED_REFERENCE and bool(question.references)
     prompt = prompts["single-math-v1" if has_reference else "single-v1"]
-    text = prompt["user"]
-    fields = {"{question}": question.instruction, "{answer}": answer, "{ref_answer_1}": question.right[0] if has_reference else ""}
-    pieces = _split_at(text, list(fields))
-    return openai.Messages(prompt["system"], "".join(fields.get(piece, piece) for piece in pieces))
-
-
-def _split_at(text: str, marks: list[str]) -> list[str]:
-    pieces = [text]
-    for mark in marks:
-        pieces = [part for piece in pieces for part in (_around(piece, mark) if piece not in marks else [piece])]
-    return pieces
-
-
-def _around(piece: str, mark: str) -> list[str]:
-    found: list[str] = []
-    for part in piece.split(mark):
-        found += [part, mark]
-    return found[:-1]
+    fields = {"question": question.instruction, "answer": answer, "ref_answer_1": question.references[0] if has_reference else ""}
+    return openai.Messages(prompt["system"], re.sub(r"\{(question|answer|ref_answer_1)\}", lambda field: fields[field[1]], prompt["user"]))
 
 
 class JudgmentFile:
@@ -108,24 +93,24 @@ def judge_answers(
     """Request every missing rating, and return all judgments. Failures are stored with their reason, and counted.
 
     Raises:
-        QgoftError: `PATIENCE` consecutive questions got no answer after all retries, or were rejected for the same reason.
+        QgoftError: `MAX_CONSECUTIVE_FAILURES` consecutive questions got no answer after all retries, or were refused for the same reason.
     """
     known = {(judgment["question_id"], judgment["repeat"]) for judgment in file.read() if judgment["rating"] is not None}
     wanted = [
         (question, answer, repeat)
-        for question, answer in zip(questions, answers, strict=True)
         for repeat in range(settings.num_ratings)
+        for question, answer in zip(questions, answers, strict=True)
         if (question.number, repeat) not in known
     ]
     if settings.kind == "openai" and wanted:
         assert prompts is not None
         say(openai.estimate([messages_for(question, answer, prompts) for question, answer, _ in wanted], settings))
-    silent = 0
-    refusals: list[str] = []
+    unreachable: set[int] = set()  # questions since the last answer
+    refusals: dict[int, str] = {}
     for question, answer, repeat in wanted:
         judgment: Judgment = {"question_id": question.number, "repeat": repeat, "judge": settings.model}
         if settings.kind == "rule":
-            rating, reason = rule.rate(answer, list(question.right))
+            rating, reason = rule.rate(answer, list(question.references))
             file.append({**judgment, "rating": rating, "error": None, "text": reason})
             continue
         assert prompts is not None
@@ -133,26 +118,26 @@ def judge_answers(
         try:
             text = openai.ask(messages_for(question, answer, prompts), settings)
             file.append({**judgment, "rating": read_rating(text), "error": None, "text": text})
-            silent = 0
+            unreachable.clear()
             refusals.clear()
         except (NoRating, openai.NoAnswer) as error:
             file.append({**judgment, "rating": None, "error": str(error), "text": text})
-            silent = silent + 1 if isinstance(error, openai.NoEndpoint) else 0
-            refusals = [*refusals, str(error)] if isinstance(error, openai.Refused) else []
-            if len(refusals) >= PATIENCE and len(set(refusals[-PATIENCE:])) == 1:
+            unreachable = {*unreachable, question.number} if isinstance(error, openai.NoEndpoint) else set()
+            refusals = {**refusals, question.number: str(error)} if isinstance(error, openai.Refused) else {}
+            if len(refusals) >= MAX_CONSECUTIVE_FAILURES and len(set([*refusals.values()][-MAX_CONSECUTIVE_FAILURES:])) == 1:
                 raise QgoftError(
-                    f"the judge at {settings.url} refused {PATIENCE} questions in a row ({error}); servers differ; set "
+                    f"the judge at {settings.url} refused {MAX_CONSECUTIVE_FAILURES} questions in a row ({error}); servers accept different fields; try "
                     "judge.token_field, judge.max_tokens, judge.temperature (null: not sent) or judge.system_role"
                 ) from None
-            if silent == PATIENCE:
+            if len(unreachable) == MAX_CONSECUTIVE_FAILURES:
                 raise QgoftError(
-                    f"the judge at {settings.url} gave no answer to {PATIENCE} questions in a row ({error}); what it has rated is kept, "
+                    f"the judge at {settings.url} gave no answer to {MAX_CONSECUTIVE_FAILURES} questions in a row ({error}); what it has rated is kept, "
                     "repeat the command to resume"
                 ) from None
     judgments = file.read()
     lost = Counter(judgment["error"] for judgment in judgments if judgment["rating"] is None)
     if lost:
-        say(f"judge {settings.model}: without a rating: " + ", ".join(f"{count} {reason}" for reason, count in lost.items()))
+        say(f"judge {settings.model}: unrated: " + ", ".join(f"{count} x {reason}" for reason, count in lost.items()))
     return judgments
 
 
@@ -163,8 +148,8 @@ def unrated(questions: list[Question], judgments: list[Judgment]) -> list[int]:
 
 
 def unanswered(questions: list[Question], judgments: list[Judgment]) -> list[int]:
-    """Return the unrated questions that the judge has not answered, which are requested again. An answer without a rating would be the same
-    again at temperature 0.
+    """Return the unrated questions that the judge has not answered, which make a run fail. An answer without a rating is only left out of
+    the mean, since at temperature 0 a repetition gives the same one.
     """
     answered = {judgment["question_id"] for judgment in judgments if judgment["text"] is not None}
     return [number for number in unrated(questions, judgments) if number not in answered]

@@ -115,7 +115,7 @@ class AdaptedModel:
 
 REGISTRY: dict[str, Method] = {}
 # Largest number in a variant: no layer is wider.
-LARGEST = 65_536
+MAX_HPARAM = 65_536
 
 
 def register(method: Method) -> Method:
@@ -152,14 +152,13 @@ def parse_variant(method: Method, variant: str) -> Hparams:
         match = re.fullmatch(r"([a-z_]+)(\d*)", word)
         name = match[1] if match else word
         if match is None or name in hparams or (f"{name}#" if match[2] else name) not in method.modifiers:
-            allowed = ", ".join(f"-{word.replace('#', '<number>')} ({meaning})" for word, meaning in method.modifiers.items()) or "no words"
-            raise QgoftError(
-                f"variant {variant!r} of method {method.name}: {word!r} cannot follow {wanted}; allowed are {allowed}, each once"
-            )
+            allowed = ", ".join(f"-{word.replace('#', '<number>')} ({meaning})" for word, meaning in method.modifiers.items())
+            hint = f"allowed are {allowed}, each once" if allowed else "this method has no modifiers"
+            raise QgoftError(f"variant {variant!r} of method {method.name}: {word!r} cannot follow {wanted}; {hint}")
         hparams[name] = int(match[2] or 1)
-    if hparams and not 1 <= min(hparams.values()) <= max(hparams.values()) <= LARGEST:
+    if hparams and not 1 <= min(hparams.values()) <= max(hparams.values()) <= MAX_HPARAM:
         raise QgoftError(
-            f"variant {variant!r} of method {method.name}: allowed are numbers from 1 to {LARGEST:,}; change METHOD or method.variant"
+            f"variant {variant!r} of method {method.name}: allowed are numbers from 1 to {MAX_HPARAM:,}; change METHOD or method.variant"
         )
     return hparams
 
@@ -172,7 +171,7 @@ def exclusive_modifier(hparams: Hparams, modifiers: Iterable[str]) -> str | None
     """
     chosen = [word for word in modifiers if word in hparams]
     if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
+        raise ValueError(f"{' and '.join(chosen)} are mutually exclusive; keep one")
     return chosen[0] if chosen else None
 
 
@@ -200,8 +199,8 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
     hparams = parse_variant(method, settings.variant)
     if settings.penalty and (method.own_penalty_weight or method.penalty(hparams) is None):
         reason = "sets the weight of its penalty in method.options" if method.own_penalty_weight else "has nothing to penalise"
-        raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} {reason}; leave it at 0")
-    check_choice("choice of layers method.targets", settings.targets, list(spec.target_sets), f"configs/model lists them for {spec.name}")
+        raise QgoftError(f"method.penalty={settings.penalty}: {settings.name}@{settings.variant} {reason}; set it to 0")
+    check_choice("target set method.targets", settings.targets, list(spec.target_sets), f"configs/model lists them for {spec.name}")
     head = [name for name, _ in model.named_parameters() if set(name.split(".")) & set(spec.head_modules)]
     if spec.head_modules and not head:
         raise QgoftError(f"model {spec.name} has no module named {' or '.join(spec.head_modules)}; correct `head_modules` in its config")
@@ -211,7 +210,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
         present = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         raise QgoftError(
             f"no linear layer of this {type(model).__name__} matches {settings.targets} = {pattern!r} of model={spec.name}; "
-            f"its linear layers are named like {', '.join(present[:3])}; set the MODEL of these weights, or set method.targets"
+            f"its linear layers are named like {', '.join(present[:3])}; set MODEL to the config of these weights, or set method.targets"
         )
     if method.setup:
         method.setup()

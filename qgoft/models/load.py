@@ -22,20 +22,20 @@ from qgoft.errors import QgoftError
 from qgoft.models.drop_path import set_drop_path
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory.
 
     Raises:
         QgoftError: no readable tokenizer.
     """
-    _check_special_tokens(folder)
+    _check_special_tokens(directory)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions for damaged files
-        raise QgoftError(f"{folder} has no readable tokenizer ({error}); complete the model directory") from error
+        raise QgoftError(f"{directory} has no readable tokenizer ({error}); complete the model directory") from error
 
 
-def _check_special_tokens(folder: Path) -> None:
+def _check_special_tokens(directory: Path) -> None:
     """Raise if a special token is the empty string, with which a tokenizer loops forever.
 
     Raises:
@@ -43,13 +43,13 @@ def _check_special_tokens(folder: Path) -> None:
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
-            content = json.loads((folder / name).read_text("utf-8"))
+            content = json.loads((directory / name).read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             continue  # the tokenizer reports a missing file itself
         for token, value in content.items() if isinstance(content, dict) else ():
             text = value.get("content") if isinstance(value, dict) else value
             if token.endswith("_token") and text == "":
-                raise QgoftError(f"{folder / name}: {token} is empty; set it to a token of the vocabulary, or remove it")
+                raise QgoftError(f"{directory / name}: {token} is empty; set it to a token of the vocabulary, or remove it")
 
 
 def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int, name: str) -> None:
@@ -73,7 +73,7 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_le
                 raise QgoftError(f"train.max_length={max_length}: model={name} has {places} positions; reduce train.max_length")
 
 
-def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
+def load_classifier(settings: RunSettings, directory: Path) -> PreTrainedModel:
     """Load a backbone with a new classification (or regression) head, float32, on the CPU (see `load_backbone`).
 
     Raises:
@@ -83,17 +83,17 @@ def load_classifier(settings: RunSettings, folder: Path) -> PreTrainedModel:
     changes = {"problem_type": "regression" if task.is_regression else "single_label_classification"}
     labels = 1 if task.is_regression else len(task.labels)
     return load_backbone(
-        settings, folder, AutoModelForSequenceClassification, settings.model.head_modules, num_labels=labels, changes=changes
+        settings, directory, AutoModelForSequenceClassification, settings.model.head_modules, num_labels=labels, changes=changes
     )
 
 
-def load_decoder(settings: RunSettings, folder: Path) -> PreTrainedModel:
+def load_decoder(settings: RunSettings, directory: Path) -> PreTrainedModel:
     """Load a language model on the CPU (see `load_backbone`).
 
     Raises:
         QgoftError: the weights cannot be read, or do not fill the model.
     """
-    model = load_backbone(settings, folder, AutoModelForCausalLM, [])
+    model = load_backbone(settings, directory, AutoModelForCausalLM, [])
     # transformers would apply the decoding settings of generation_config.json (repetition penalty, beams, suppressed tokens) to answers.
     special = {name: getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**special)
@@ -106,7 +106,7 @@ POOLER = "pooler"
 
 def load_backbone(
     settings: RunSettings,
-    folder: Path,
+    directory: Path,
     auto_class: Any,
     head: list[str],
     *,
@@ -130,9 +130,9 @@ def load_backbone(
     dtype = getattr(torch, model.dtype)
     try:
         labels = {} if num_labels is None else {"num_labels": num_labels}
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, **labels)
     except Exception as error:
-        raise QgoftError(f"config.json in {folder} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
+        raise QgoftError(f"config.json in {directory} cannot be read ({type(error).__name__}: {error}); fetch the model again") from error
     if type(config) not in auto_class._model_mapping.keys():  # noqa: SIM118 - not a dict
         raise QgoftError(
             f"model={model.name} is a {config.model_type}, which has no {auto_class.__name__.removeprefix('AutoModelFor')} model, as suite "
@@ -148,31 +148,31 @@ def load_backbone(
     if model.init == "random":
         built = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
     else:
-        built = _fill(auto_class, folder, config, dtype, model.name, head)
+        built = _fill(auto_class, directory, config, dtype, model.name, head)
     set_drop_path(built, settings.train.drop_path)
     return built
 
 
-def _fill(auto_class: Any, folder: Path, config: Any, dtype: torch.dtype, name: str, head: list[str]) -> PreTrainedModel:
+def _fill(auto_class: Any, directory: Path, config: Any, dtype: torch.dtype, name: str, head: list[str]) -> PreTrainedModel:
     """Load the weights of a directory into the architecture, and draw its head again."""
     try:
         # A head for other classes is fine, since it is replaced below. Mismatches of the backbone are reported after that.
         built, report = auto_class.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+            directory, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except Exception as error:  # safetensors, torch and transformers raise different exceptions for a damaged file
-        raise QgoftError(f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
+        raise QgoftError(f"the weights in {directory} cannot be read ({type(error).__name__}: {error}); fetch them again") from error
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     wrong = sorted(key for key in {*report["missing_keys"], *mismatched} if not any(part in head for part in key.split(".")))
     if wrong:
         raise QgoftError(
-            f"the weights in {folder} do not fill the backbone of model={name}: {wrong[0]} is missing or has another shape "
+            f"the weights in {directory} do not fill the backbone of model={name}: {wrong[0]} is missing or has another shape "
             f"({len(wrong)} such); use the model that belongs to these weights"
         )
     surplus = surplus_layers(report["unexpected_keys"], [*dict(built.named_parameters()), *report["missing_keys"]])
     if surplus:
         raise QgoftError(
-            f"the weights in {folder} have layers that config.json does not: {surplus[0]} ({len(surplus)} parameters in all); restore the "
+            f"the weights in {directory} have layers that config.json does not: {surplus[0]} ({len(surplus)} parameters in all); restore the "
             "configuration that belongs to these weights"
         )
     _renew(built, [part for part in head if part != POOLER], {*report["missing_keys"], *mismatched})

@@ -20,7 +20,7 @@ GENERATORS = [Path(__file__).parent / name for name in ("language", "vision")]
 FINGERPRINT, CHECKSUMS = "fingerprint.txt", "sha256.json"
 
 
-def cache_folder() -> Path:
+def cache_directory() -> Path:
     """Return QGOFT_CACHE, or the user's cache directory."""
     named = os.environ.get("QGOFT_CACHE")
     if named:
@@ -29,21 +29,21 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Yield a new directory that becomes `folder` atomically at the end of the block, unless another process created it first. Nothing
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """Yield a new directory that becomes `directory` atomically at the end of the block, unless another process created it first. Nothing
     remains if the block fails. Permissions follow the user's umask, since a group may share a cache.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=directory.parent, prefix=directory.name + "."))
     try:
         mask = os.umask(0)
         os.umask(mask)
         part.chmod(0o777 & ~mask)
         yield part
         try:
-            part.rename(folder)
+            part.rename(directory)
         except OSError:
-            if not folder.is_dir():
+            if not directory.is_dir():
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -57,7 +57,7 @@ def generator_version(generator: str = "") -> str:
         generator: dotted name of a function outside this package.
     """
     digest = hashlib.sha256()
-    paths = sorted(path for folder in GENERATORS for path in folder.glob("*.py"))
+    paths = sorted(path for directory in GENERATORS for path in directory.glob("*.py"))
     if generator and not generator.startswith("qgoft.pocket."):
         paths.append(Path(import_name(generator).__code__.co_filename))
     for path in paths:
@@ -67,19 +67,19 @@ def generator_version(generator: str = "") -> str:
 
 def is_generated(suite: str, task: str) -> bool:
     """Return True if the rows are in the cache, or the suite has no generated rows."""
-    return suite_info(suite).generator is None or is_unchanged(_folder(suite, task))
+    return suite_info(suite).generator is None or is_unchanged(_directory(suite, task))
 
 
-def is_unchanged(folder: Path) -> bool:
+def is_unchanged(directory: Path) -> bool:
     """Return True if a directory holds the generated files, byte for byte."""
     try:
-        return json.loads((folder / CHECKSUMS).read_text()) == _checksums(folder)
+        return json.loads((directory / CHECKSUMS).read_text()) == _checksums(directory)
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS and path.is_file()}
+def _checksums(directory: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.name != CHECKSUMS and path.is_file()}
 
 
 def pocket_files(suite: str, task: str) -> Path:
@@ -91,32 +91,32 @@ def pocket_files(suite: str, task: str) -> Path:
     generator = suite_info(suite).generator
     if generator is None:
         raise QgoftError(f"suite {suite} has no embedded rows; choose another PROTOCOL, or set data.root")
-    folder = _folder(suite, task)
+    directory = _directory(suite, task)
     if is_generated(suite, task):
-        return folder
+        return directory
     try:
-        if folder.is_dir():
-            if (folder / CHECKSUMS).is_file():  # written by this version
-                print(f"qgoft: {folder} has other rows than were generated; generating them again", file=sys.stderr, flush=True)
-            aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+        if directory.is_dir():
+            if (directory / CHECKSUMS).is_file():  # written by this version
+                print(f"qgoft: {directory} has other rows than were generated; generating them again", file=sys.stderr, flush=True)
+            aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f"{directory.name}."))
             with suppress(FileNotFoundError):  # another process was first
-                folder.rename(aside / folder.name)
+                directory.rename(aside / directory.name)
             shutil.rmtree(aside, ignore_errors=True)
-        with atomic_directory(folder) as part:
+        with atomic_directory(directory) as part:
             import_name(generator)(task, part)
             (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=1) + "\n")
     except OSError as error:
         raise QgoftError(
-            f"cannot write the generated rows to {folder}: {error.strerror}; set QGOFT_CACHE to a directory with free space"
+            f"cannot write the generated rows to {directory}: {error.strerror}; set QGOFT_CACHE to a directory with free space"
         ) from error
-    return folder
+    return directory
 
 
-def _folder(suite: str, task: str) -> Path:
-    return cache_folder() / f"pocket-{generator_version(suite_info(suite).generator or '')}" / suite / task
+def _directory(suite: str, task: str) -> Path:
+    return cache_directory() / f"pocket-{generator_version(suite_info(suite).generator or '')}" / suite / task
 
 
-def write_splits(splits: Mapping[str, list[dict[str, Any]]], folder: Path, features: Any = None) -> None:
+def write_splits(splits: Mapping[str, list[dict[str, Any]]], directory: Path, features: Any = None) -> None:
     """Write generated rows as one parquet file per split, with their checksum.
 
     Args:
@@ -126,12 +126,12 @@ def write_splits(splits: Mapping[str, list[dict[str, Any]]], folder: Path, featu
 
     disable_progress_bars()
     for split, rows in splits.items():
-        Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
+        Dataset.from_list(rows, features=features).to_parquet(directory / f"{split}.parquet")
     content = json.dumps(splits, sort_keys=True).encode()
-    (folder / FINGERPRINT).write_text(hashlib.sha256(content).hexdigest() + "\n")
+    (directory / FINGERPRINT).write_text(hashlib.sha256(content).hexdigest() + "\n")
 
 
-def write_glue(task: str, folder: Path) -> None:
+def write_glue(task: str, directory: Path) -> None:
     """Write the rows of a synthetic GLUE task."""
     from datasets import ClassLabel, Features, Value
 
@@ -142,10 +142,10 @@ def write_glue(task: str, folder: Path) -> None:
     splits = generate(task)
     texts = [name for name, value in next(iter(splits.values()))[0].items() if isinstance(value, str)]
     label = ClassLabel(names=names) if names else Value("float32")
-    write_splits(splits, folder, Features({**{name: Value("string") for name in texts}, "label": label, "idx": Value("int32")}))
+    write_splits(splits, directory, Features({**{name: Value("string") for name in texts}, "label": label, "idx": Value("int32")}))
 
 
-def write_squad(task: str, folder: Path) -> None:
+def write_squad(task: str, directory: Path) -> None:
     """Write the rows of synthetic SQuAD."""
     from datasets import Features, List, Value
 
@@ -153,10 +153,10 @@ def write_squad(task: str, folder: Path) -> None:
 
     answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
     features = Features({**{name: Value("string") for name in ("id", "title", "context", "question")}, "answers": answers})
-    write_splits(generate_reading(), folder, features)
+    write_splits(generate_reading(), directory, features)
 
 
-def write_decoder(task: str, folder: Path) -> None:
+def write_decoder(task: str, directory: Path) -> None:
     """Write the rows of a decoder task: instructions with the 80 questions, synthetic MMLU, arithmetic, or the eight choice tasks."""
     from qgoft.pocket.language.choices import generate_commonsense, generate_subjects
     from qgoft.pocket.language.instructions import generate_instructions, generate_questions
@@ -169,10 +169,10 @@ def write_decoder(task: str, folder: Path) -> None:
         "metamath": generate_problems,
         "mixture": generate_commonsense,
     }
-    write_splits(generators[task](), folder)
+    write_splits(generators[task](), directory)
 
 
-def write_vtab(task: str, folder: Path) -> None:
+def write_vtab(task: str, directory: Path) -> None:
     """Write the images in the layout of VTAB's parquet directories: train.parquet holds train800 and then val200."""
     import numpy as np
 
@@ -181,8 +181,8 @@ def write_vtab(task: str, folder: Path) -> None:
     digest = hashlib.sha256()
     for name, (images, labels) in (("train", train), ("test", splits["test"])):
         digest.update(f"{name} {images.shape}".encode() + images.tobytes() + np.asarray(labels, "<i8").tobytes())
-        _write_pictures(images, labels, folder / f"{name}.parquet")
-    (folder / FINGERPRINT).write_text(digest.hexdigest() + "\n")
+        _write_pictures(images, labels, directory / f"{name}.parquet")
+    (directory / FINGERPRINT).write_text(digest.hexdigest() + "\n")
 
 
 def _drawn(task: str) -> dict[str, Any]:
@@ -219,6 +219,6 @@ def _write_pictures(images: Any, labels: Any, path: Path) -> None:
     Dataset.from_dict({"image": encoded, "label": [int(label) for label in labels]}, features=features).to_parquet(path)
 
 
-def pocket_fingerprint(folder: Path) -> str:
+def pocket_fingerprint(directory: Path) -> str:
     """Return the checksum of the rows, independent of their encoding in parquet."""
-    return (folder / FINGERPRINT).read_text().strip()
+    return (directory / FINGERPRINT).read_text().strip()

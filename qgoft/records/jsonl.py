@@ -38,11 +38,11 @@ def read_tagged(path: Path, tag: dict[str, Any]) -> list[dict[str, Any]] | None:
     return found[1:] if found and found[0] == tag else None
 
 
-def read_curve(folder: Path | None, name: str) -> list[tuple[int, float]]:
+def read_curve(directory: Path | None, name: str) -> list[tuple[int, float]]:
     """Return the (step, value) pairs of history.jsonl up to the first incomplete line."""
     points: list[tuple[int, float]] = []
     try:
-        text = (folder / "history.jsonl").read_bytes() if folder is not None else b""
+        text = (directory / "history.jsonl").read_bytes() if directory is not None else b""
         for line in text.splitlines():
             entry = json.loads(line)
             if isinstance(entry.get(name), float | int) and math.isfinite(entry[name]):

@@ -22,16 +22,16 @@ NAME = "record.json"
 READ_LATER = ("history.jsonl", "predictions.jsonl.gz")
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> Path:
-    """Validate and write `folder/record.json` atomically, with a checksum of itself.
+def write_record(directory: Path, record: dict[str, Any]) -> Path:
+    """Validate and write `directory/record.json` atomically, with a checksum of itself.
 
     Raises:
         RecordError: the record is invalid.
         OSError: it cannot be written, for example because the disk is full; no partial file remains.
     """
     text = json.dumps({**validate(record), "checksum": _checksum(record)}, indent=1, allow_nan=False) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_atomically(folder / NAME, text)
+    directory.mkdir(parents=True, exist_ok=True)
+    return write_atomically(directory / NAME, text)
 
 
 def write_atomically(path: Path, text: str) -> Path:
@@ -85,14 +85,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def file_checksums(folder: Path) -> dict[str, str]:
+def file_checksums(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of the files that tables and figures read."""
-    return {name: file_sha256(folder / name) for name in READ_LATER if (folder / name).is_file()}
+    return {name: file_sha256(directory / name) for name in READ_LATER if (directory / name).is_file()}
 
 
-def adapter_checksums(folder: Path) -> dict[str, str]:
+def adapter_checksums(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of the files of the adapter: `adapter/adapter_model.safetensors` and so on."""
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted((folder / "adapter").glob("*")) if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted((directory / "adapter").glob("*")) if path.is_file()
+    }
 
 
 def file_sha256(path: Path) -> str:
@@ -114,9 +116,9 @@ def _checksum(record: dict[str, Any]) -> str:
 def _record_paths(root: Path) -> list[Path]:
     """Return the published records below a directory, sorted. Directories may appear and vanish meanwhile."""
     found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith("attempt-")]
-        found += [Path(folder) / NAME] if NAME in names else []
+    for directory, directories, names in os.walk(root):
+        directories[:] = [name for name in directories if not name.startswith("attempt-")]
+        found += [Path(directory) / NAME] if NAME in names else []
     return sorted(found)
 
 
@@ -125,7 +127,7 @@ class RecordSet:
     """Records below a directory, their directories, and problems."""
 
     records: list[dict[str, Any]]
-    folders: dict[str, Path]  # key -> directory with unmodified files
+    directories: dict[str, Path]  # key -> directory with unmodified files
     problems: list[str]
 
 
@@ -157,21 +159,21 @@ def find_records(root: Path) -> RecordSet:
         known = newest.get(record["key"])
         if known is None or known[0]["finished"] <= record["finished"]:
             newest[record["key"]] = record, path.parent
-    folders = {}
-    for key, (record, folder) in newest.items():
-        changed = _changed_files(record, folder)
+    directories = {}
+    for key, (record, directory) in newest.items():
+        changed = _changed_files(record, directory)
         problems += [
-            f"{folder / name}: it differs from its checksum in the record; the run's curve and answers are not used" for name in changed
+            f"{directory / name}: it differs from its checksum in the record; the run's curve and answers are not used" for name in changed
         ]
         if not changed:
-            folders[key] = folder
-    return RecordSet([record for record, _ in newest.values()], folders, problems)
+            directories[key] = directory
+    return RecordSet([record for record, _ in newest.values()], directories, problems)
 
 
-def _changed_files(record: dict[str, Any], folder: Path) -> list[str]:
+def _changed_files(record: dict[str, Any], directory: Path) -> list[str]:
     """Return the existing files that differ from their checksums; some users keep only part of them."""
     stated = record.get("files", {})
-    return [name for name, checksum in file_checksums(folder).items() if stated.get(name, checksum) != checksum] if stated else []
+    return [name for name, checksum in file_checksums(directory).items() if stated.get(name, checksum) != checksum] if stated else []
 
 
 def read_records(root: Path) -> list[dict[str, Any]]:

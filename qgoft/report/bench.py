@@ -124,15 +124,15 @@ def all_tables(record: Record) -> list[Table]:
     return [*tables, *published_tables(record)]
 
 
-def draw_figures(record: Record, folder: Path) -> list[Path]:
+def draw_figures(record: Record, directory: Path) -> list[Path]:
     """Draw time and memory against the reference for blocks and models, and the cost of the product against its width. Return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     drawn = []
     lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
     if lines:
-        drawn += save_figure(_cost_figure(lines, record["reference"]), folder / "bench-cost")
+        drawn += save_figure(_cost_figure(lines, record["reference"]), directory / "bench-cost")
     if record["products"]:
-        drawn += save_figure(_width_figure(record), folder / "bench-width")
+        drawn += save_figure(_width_figure(record), directory / "bench-width")
     return drawn
 
 

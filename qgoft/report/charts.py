@@ -125,13 +125,13 @@ def _label_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None
         axis.annotate(label, (x, y), **offset, fontsize=5.5, va="center", bbox=paper, zorder=1)
 
 
-def draw_curves(rows: Sequence[Row], task: str, title: str, folders: Mapping[str, Path], stem: Path) -> list[Path]:
+def draw_curves(rows: Sequence[Row], task: str, title: str, directories: Mapping[str, Path], stem: Path) -> list[Path]:
     """Draw the training loss of every row on one task: the median of its seeds at each logged step."""
     drawn = []
     for row in rows:
         losses: dict[int, list[float]] = defaultdict(list)
         for record in row.records.get(task, []):
-            for step, loss in read_curve(folders.get(record["key"]), "loss"):
+            for step, loss in read_curve(directories.get(record["key"]), "loss"):
                 losses[step].append(loss)
         if losses and not row.label.startswith("random"):
             drawn.append((row.label, [(step, statistics.median(values)) for step, values in sorted(losses.items())]))

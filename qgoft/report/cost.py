@@ -38,22 +38,22 @@ class BenchColumn:
     path: Path  # of the record
 
 
-def read_bench(folders: Sequence[Path], name: str, shape: str) -> list[BenchColumn]:
+def read_bench(directories: Sequence[Path], name: str, shape: str) -> list[BenchColumn]:
     """Return the shapes of an item from the first directory that has any: those of a part of the benchmark (layer, block), or of a model by
     a word of its name. Shapes measured with freed memory kept come first, since the others are noisier.
     """
-    for folder in folders:
-        found = [one for one in _read_folder(folder) if _is_of(one, name, shape)]
+    for directory in directories:
+        found = [one for one in _read_directory(directory) if _is_of(one, name, shape)]
         if found:
             return sorted(found, key=lambda one: not one.is_kept)
     return []
 
 
 @functools.cache
-def _read_folder(folder: Path) -> list[BenchColumn]:
+def _read_directory(directory: Path) -> list[BenchColumn]:
     """Return every shape of every record, read once for all items. An invalid file is named once."""
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(directory.glob("*.json")):
         try:
             record = json.loads(path.read_text())
             is_kept = record["allocator"] == KEPT

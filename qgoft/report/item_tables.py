@@ -118,7 +118,7 @@ def rating_tables(
 ) -> list[Table]:
     """Return tables of the ratings of Vicuna-Eval: by category, and the first method against each other one."""
     records: list[Record] = [record for row in rows for record in row.records.get("vicuna", [])]
-    rated = read_ratings(library.folders, records)
+    rated = read_ratings(library.directories, records)
     return [table for build in builders if (table := build(rated, protocol)) is not None] if rated else []
 
 
@@ -126,7 +126,7 @@ def write_tables(tables: Sequence[Table], library: RecordLibrary) -> str:
     """Write tables to <root>/tables. Return the paths of the first, or why it could not be written."""
     directory = library.root / "tables"
     try:
-        paths, *_ = [table.write(directory, library.folders) for table in tables]
+        paths, *_ = [table.write(directory, library.directories) for table in tables]
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

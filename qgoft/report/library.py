@@ -15,14 +15,14 @@ class RecordLibrary:
     """Records, and the directory of each.
 
     Attributes:
-        folders: key of a record -> its directory.
+        directories: key of a record -> its directory.
         problems: files that could not be read, with the reason.
         root: results root.
         is_committed: the records are those of results/measured.
     """
 
     index: RecordIndex
-    folders: dict[str, Path]
+    directories: dict[str, Path]
     problems: list[str] = field(default_factory=list)
     root: Path = Path("results")
     is_committed: bool = False
@@ -32,12 +32,12 @@ class RecordLibrary:
         """Read all records below some directories."""
         found = [_find(root) for root in roots if root.is_dir()]
         records = [record for one in found for record in one.records]
-        folders = {key: folder for one in found for key, folder in one.folders.items()}
-        return cls(RecordIndex(records), folders, [problem for one in found for problem in one.problems])
+        directories = {key: directory for one in found for key, directory in one.directories.items()}
+        return cls(RecordIndex(records), directories, [problem for one in found for problem in one.problems])
 
     @functools.cached_property
     def bootstrap(self) -> Bootstrap:
-        return Bootstrap(self.folders)
+        return Bootstrap(self.directories)
 
 
 def _find(root: Path) -> RecordSet:
@@ -59,5 +59,5 @@ def read_library(root: Path, records: str, protocol: str) -> RecordLibrary:
     library = RecordLibrary.read(MEASURED if is_committed else root / records)
     library.root, library.is_committed = root, is_committed
     if protocol == "pocket":
-        library.folders = {**_find_measured().folders, **library.folders}
+        library.directories = {**_find_measured().directories, **library.directories}
     return library

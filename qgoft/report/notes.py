@@ -1,6 +1,7 @@
 """Notes under a score table: seeds, splits, selection, subsets, and warnings about mixed origins."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from qgoft.config.settings import method_label
 from qgoft.records import Record, code_checksum
@@ -104,11 +105,11 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
 def _left_out_notes(rows: Iterable[Row]) -> list[str]:
     notes = []
     if left_out := sum(row.left_out for row in rows):
-        notes.append(f"warning: excluded {_runs(left_out)} on other data or weights than the newest of their row")
+        notes.append(f"warning: excluded {_runs(left_out)} that differ in data or weights from the newest run of the row")
     if others := sum(row.others for row in rows):
         notes.append(
-            f"warning: not shown {_runs(others)} with equal settings on other data, weights or number of processes; the newest is shown, or the "
-            "one on the data of DATA="
+            f"warning: not shown: {_runs(others)} with the same settings but different data, weights or number of processes; the newest is shown, "
+            "or the one on the data of DATA="
         )
     return notes
 
@@ -117,18 +118,24 @@ def _runs(number: int) -> str:
     return f"{number} run{'s' if number > 1 else ''}"
 
 
+def _origins(record: Record) -> list[dict[str, Any]]:
+    """Return the provenance of a run, and that of its shared training."""
+    provenance = record["provenance"]
+    return [part for part in (provenance, provenance.get("training", {}).get("by", {})) if "commit" in part]
+
+
 def _origin_notes(records: Sequence[Record]) -> list[str]:
     """Warn if the records of one table were made with different code, packages or hardware."""
-    made_by = [part for r in records for part in (r["provenance"], r["provenance"].get("training", {}).get("by", {})) if "commit" in part]
+    made_by = [part for record in records for part in _origins(record)]
     notes = []
     commits = {part["commit"] for part in made_by}
     if len(commits) > 1:
         notes.append(f"warning: these records come from {len(commits)} commits of the code")
     if any(part.get("dirty") for part in made_by):
         notes.append("warning: some records come from uncommitted code (dirty)")
-    stale = sum(part.get("code", code_checksum()) != code_checksum() for part in made_by)
+    stale = sum(any(part.get("code", code_checksum()) != code_checksum() for part in _origins(record)) for record in records)
     if stale:
-        notes.append(f"warning: {stale} of {len(made_by)} runs have other code than the current one; delete them to rerun")
+        notes.append(f"warning: {stale} of {len(records)} runs were made by a different version of the code; delete them to rerun")
     versions: dict[str, set[str]] = {}
     for part in made_by:
         for name, version in part.get("packages", {}).items():
@@ -137,7 +144,7 @@ def _origin_notes(records: Sequence[Record]) -> list[str]:
     mixed = [f"{name} {', '.join(sorted(found))}" for name, found in sorted(versions.items()) if len(found) > 1]
     if mixed:
         notes.append(f"warning: these records come from different package versions: {'; '.join(mixed)}")
-    for name, text in (("device", "devices"), ("threads", "numbers of threads, which changes the last bits")):
+    for name, text in (("device", "devices"), ("threads", "thread counts, which affects rounding")):
         found = sorted({str(part["hardware"].get(name)) for part in made_by if "hardware" in part})
         if len(found) > 1:
             notes.append(f"warning: these records come from different {text}: {', '.join(found)}")

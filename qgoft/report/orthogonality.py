@@ -44,7 +44,7 @@ def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
         if not is_asked or is_foreign or record["settings"]["model"]["init"] == "random" or error is None:
             continue
         if training not in runs:
-            points = read_curve(found.folders.get(record["key"]), "orthogonality")
+            points = read_curve(found.directories.get(record["key"]), "orthogonality")
             steps = record["cost"]["steps"] or 0
             # Trainings of other lengths have their evaluations at the same fractions up to rounding.
             shares = tuple((round(step / steps, 2), value) for step, value in points) if steps else ()
@@ -97,12 +97,12 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
     return table
 
 
-def draw_traces(traces: Traces, folder: Path, name: str = "orthogonality") -> list[Path]:
+def draw_traces(traces: Traces, directory: Path, name: str = "orthogonality") -> list[Path]:
     """Draw the error over the training from history.jsonl: median of the runs and their range. If there are many rows, only the largest row
     of each method. Return the files.
     """
     readable = _readable(traces)
-    return save_figure(_figure(readable), folder / name) if readable else []
+    return save_figure(_figure(readable), directory / name) if readable else []
 
 
 def _drawn(traces: Traces) -> Traces:

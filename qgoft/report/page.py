@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 # Points of a curve on the page.
 POINTS = 24
 # Settings of which a record states only that they are directories.
-FOLDERS = (("data", "root"), ("model", "path"), ("task", "path"))
+DIRECTORIES = (("data", "root"), ("model", "path"), ("task", "path"))
 NAMELESS = ' aria-label="row"'  # sort key of the first column, which has no title
 # Settings that are locations.
 LEFT_OUT = ("results", "wandb", "model.target_sets", "task.columns", "task.rows", "task.sources", "seed")
@@ -36,15 +36,20 @@ class Section:
 
 
 def build_page(
-    title: str, lead: str, sections: Sequence[Section], records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    records: Sequence[Record],
+    directories: Mapping[str, Path],
+    models: Mapping[str, str],
 ) -> str:
     """Build the page. It loads nothing from outside, and text from data and judges is escaped.
 
     Args:
-        folders: key of a record -> its directory, with its curve.
+        directories: key of a record -> its directory, with its curve.
         models: name of a model in records -> name of its config file, for the commands.
     """
-    data, numbers = _data(records, folders, models)
+    data, numbers = _data(records, directories, models)
     links = "".join(f'<a href="#{_id(s.name)}">{html.escape(s.title)}</a>' for s in sections)
     body = "".join(_section(section, numbers) for section in sections)
     # In a script element only the sequence that would end it, or start a comment, must be escaped.
@@ -134,7 +139,7 @@ class _Shared:
         return [json.loads(text) for text in self.places]
 
 
-def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
+def _data(records: Sequence[Record], directories: Mapping[str, Path], models: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the data of the page's script. Numbers for `loss`, `scores`, `origin`, `facts`, `own` and `command` of a run are indices into
     `shared`.
     """
@@ -159,8 +164,8 @@ def _data(records: Sequence[Record], folders: Mapping[str, Path], models: Mappin
                 "value": record["metrics"].get(record["primary"], {}).get("value"),
                 "metrics": {name: _metric(metric) for name, metric in record["metrics"].items()},
                 "facts": [[shared.place(name), value] for name, value in _facts(record).items()],
-                "loss": shared.curve(_thin(read_curve(folders.get(record["key"]), "loss"))),
-                "scores": shared.curve(_thin(read_curve(folders.get(record["key"]), "score"))),
+                "loss": shared.curve(_thin(read_curve(directories.get(record["key"]), "loss"))),
+                "scores": shared.curve(_thin(read_curve(directories.get(record["key"]), "score"))),
                 "settings": base_name,
                 "own": [shared.place(pair) for pair in own.items()],
                 "origin": shared.place(_origin(record)),
@@ -177,7 +182,7 @@ def rerun_command(record: Record, models: Mapping[str, str]) -> str:
 
 
 def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
-    """Return the arguments of the command that repeats the run, quoted for a shell: every setting that affects results. FOLDER stands for a
+    """Return the arguments of the command that repeats the run, quoted for a shell: every setting that affects results. DIRECTORY stands for a
     directory of rows or weights.
     """
     words = [f"protocol={record['protocol']}", f"task={record['suite']}/{record['task']}", f"method={record['method']}"]
@@ -188,7 +193,7 @@ def rerun_words(record: Record, models: Mapping[str, str]) -> list[str]:
     words += [f"data.source={settings['data']['source']}"] if "data" in settings else []
     # Pin the commits of rows and weights from the hub.
     words += [f"{name}.revision={commit}" for name in ("data", "model") if (commit := hub_commit(record, name))]
-    words += [f"{name}.{place}=FOLDER" for name, place in FOLDERS if settings.get(name, {}).get(place)]
+    words += [f"{name}.{place}=DIRECTORY" for name, place in DIRECTORIES if settings.get(name, {}).get(place)]
     for group in ("train", "optim", "judge"):
         names = (name for name in settings.get(group, {}) if affects_results(f"{group}.{name}"))
         words += [f"{group}.{name}={_word(settings[group][name])}" for name in names]

@@ -1,6 +1,7 @@
 """Table rows from planned runs and the records on disk."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 
 from qgoft.config.compose import name_of, override_affects_results
@@ -14,11 +15,9 @@ from qgoft.report.row import Row
 from qgoft.sweep.planned_run import PlannedRun, compose_cached, compose_runs, protocol_seeds
 from qgoft.sweep.record_index import RecordIndex
 
-# Overrides of a run with the settings of its protocol: protocol, task, method, seed.
-OWN_OVERRIDES = 4
-# Controls: methods and initialisations that put the other rows into proportion.
+# Controls: baselines that give context to the other rows.
 CONTROLS = {"encoder": [("linear", "pretrained"), ("lora", "random")], "decoder": [("base", "pretrained"), ("lora", "random")]}
-# Settings that split the same batch in another way.
+# Settings that change memory use but not the effective batch.
 BATCHING = {"train.batch_size", "train.gradient_accumulation_steps", "train.gradient_checkpointing"}
 
 
@@ -52,7 +51,7 @@ def collect_rows(
         row.others += 0 if record is None else index.others(record)
         row.planned[task] = row.planned.get(task, 0) + 1
         if own is None:
-            row.is_altered = row.is_altered or (len(planned.overrides) > OWN_OVERRIDES and is_altered(planned))
+            row.is_altered = row.is_altered or is_altered(planned)
         else:
             row.is_altered = row.is_altered or _is_altered_by(set(planned.overrides) - own, planned)
         if record and record["status"] == "done":
@@ -61,14 +60,14 @@ def collect_rows(
         elif record:
             row.failed.setdefault(task, []).append(record)
     for row in rows.values():
-        keep_one_origin(row)
+        drop_mixed_data(row)
     return [row for row in rows.values() if row.records or not is_context]
 
 
 def _suffix(settings: RunSettings, swept: frozenset[str]) -> str:
-    parts = [f"λ={settings.method.penalty:g}"] if "method.penalty" in swept else []
-    parts += [settings.method.targets] if "method.targets" in swept else []
-    return "".join(f", {part}" for part in parts)
+    """Return the values of the swept settings: `, λ=0.1`, `, qkv`, `, train.epochs=3`."""
+    special = {"method.penalty": f"λ={settings.method.penalty:g}", "method.targets": settings.method.targets}
+    return "".join(f", {special.get(name) or f'{name}={operator.attrgetter(name)(settings)}'}" for name in sorted(swept) if "." in name)
 
 
 def is_altered(planned: PlannedRun) -> bool:
@@ -81,7 +80,7 @@ def is_altered(planned: PlannedRun) -> bool:
     if any(override.startswith("recipe=") for override in planned.overrides):
         return True  # the recipe of another method; this one may have none
     unaltered = dataclasses.replace(compose_cached(tuple(own)), seed=planned.settings.seed)
-    return not _are_same_training(unaltered, planned.settings)
+    return not _is_equivalent_training(unaltered, planned.settings)
 
 
 def _is_altered_by(overrides: set[str], planned: PlannedRun) -> bool:
@@ -90,10 +89,10 @@ def _is_altered_by(overrides: set[str], planned: PlannedRun) -> bool:
     if not changing or not set(map(name_of, changing)) <= BATCHING:
         return bool(changing)
     own = compose_cached(tuple(override for override in planned.overrides if override not in changing))
-    return not _are_same_training(own, planned.settings)
+    return not _is_equivalent_training(own, planned.settings)
 
 
-def _are_same_training(one: RunSettings, other: RunSettings) -> bool:
+def _is_equivalent_training(one: RunSettings, other: RunSettings) -> bool:
     """Return True if two runs differ at most in how a batch is split."""
     return settings_in_key(_without_accumulation(one)) == settings_in_key(_without_accumulation(other))
 
@@ -105,8 +104,8 @@ def _without_accumulation(settings: RunSettings) -> RunSettings:
     return dataclasses.replace(settings, train=train)
 
 
-def keep_one_origin(row: Row) -> None:
-    """Remove runs on other pretrained weights, or on other rows of a task, than the newest run of the row: their mean has no meaning."""
+def drop_mixed_data(row: Row) -> None:
+    """Remove runs on other pretrained weights, or on other rows of a task, than the newest run of the row, since averaging them would be meaningless."""
     if not row.records:
         return
     weights = base_model(_newest(row.all()))
@@ -130,7 +129,7 @@ def control_rows(protocol: str, suite: str, model: str, shown: set[str], methods
         return []
     index = RecordLibrary.read(MEASURED).index
     controls = CONTROLS["decoder" if info.is_decoder else "encoder"]
-    wanted = [*controls, *((method.partition("@")[0], "random") for method in methods if method.partition("@")[0] != "lora")]
+    wanted = [*controls, *((name, "random") for name in dict.fromkeys(method.partition("@")[0] for method in methods) if name != "lora")]
     # Only runs with a record are composed.
     known = {(r["suite"], r["method"], r["settings"]["model"]["init"], r["task"]) for r in index.records}
     asked = [

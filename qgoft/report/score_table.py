@@ -99,7 +99,7 @@ def _highlight(table: Table, rows: list[Row], lines: dict[int, int], item: Item,
             below = order[rank + 1 :]
             gaps = (difference_of(rows[order[rank]], rows[n]) for n in below)
             # All rows below, not only the next: a row with a large variance may have a lower mean without being significantly lower.
-            if not below or not all(gap is not None and gap.is_above for gap in gaps):
+            if not below or not all(gap is not None and gap.is_significantly_higher for gap in gaps):
                 break
             table.highlights[lines[order[rank]], place] = highlight
     return [

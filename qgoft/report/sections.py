@@ -34,7 +34,7 @@ def item_section(plan: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: 
     figures = _figures(name, item, rows, tables, stem)
     probe = suite_info(item.suite).probe_task
     if name in WITH_CURVES and probe:
-        figures += draw_curves(rows, probe, f"{item.suite}/{probe}", library.folders, stem.with_name(f"{stem.name}-curves"))
+        figures += draw_curves(rows, probe, f"{item.suite}/{probe}", library.directories, stem.with_name(f"{stem.name}-curves"))
     if not item.no_published_values and name != "figure3" and protocol in ("pocket", "small"):
         # The page shows the published values as a table, a terminal as notes.
         tables[0].notes = [note for note in tables[0].notes if not note.startswith(("published ", "published: "))]

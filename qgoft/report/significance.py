@@ -2,9 +2,10 @@
 
 Items are resampled with replacement, with the same draws for all rows, so that what two rows share cancels in their difference. Seeds are too
 few for a bootstrap (the interval of three would be their range, which covers the mean three times in four), so their part is Student's t of the
-differences per seed. An interval that contains 0, or one of a single seed, claims no order.
+differences per seed. An interval that contains 0, or one of a single seed, does not establish an order.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from qgoft.records import Record, base_model
 from qgoft.report.answers import Answers, Array, ItemScore, LineFilter, item_score, read_answers
 from qgoft.report.items import Column, Item
 
-DRAWS = 1000
+NUM_DRAWS = 1000
 # Coverage of the intervals.
 COVERAGE = 0.95
 
@@ -28,11 +29,11 @@ class BootstrapSample:
     """A cell of a table under resampled items.
 
     Attributes:
-        same: what must be equal in two cells to compare them.
+        comparison_key: must be equal in two cells to compare them.
         scores: [1 + draws, seeds]; the first row is the measured score.
     """
 
-    same: Any
+    comparison_key: Any
     scores: Array
 
 
@@ -46,7 +47,7 @@ class Difference:
     seeds: int
 
     @property
-    def is_above(self) -> bool:
+    def is_significantly_higher(self) -> bool:
         """Return True if the first row is significantly higher."""
         return self.seeds > 1 and self.low > 0
 
@@ -75,8 +76,8 @@ def _accuracy(weights: Array, predictions: Array, labels: Array) -> Array:
 def _matthews(weights: Array, predictions: Array, labels: Array) -> Array:
     p, r = predictions == 1, labels == 1
     tp, fp, fn, tn = (_weighted_mean(weights, which) for which in (p & r, p & ~r, ~p & r, ~p & ~r))
-    below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return np.asarray(100 * np.divide(tp * tn - fp * fn, below, out=np.zeros_like(below), where=below > 0))
+    denominator = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return np.asarray(100 * np.divide(tp * tn - fp * fn, denominator, out=np.zeros_like(denominator), where=denominator > 0))
 
 
 def _f1(weights: Array, predictions: Array, labels: Array) -> Array:
@@ -95,7 +96,7 @@ def _pearson(weights: Array, x: Array, y: Array) -> Array:
 
 
 def _pearson_spearman(weights: Array, x: Array, y: Array) -> Array:
-    # Ranks are those among all items: they change little in a draw, and never the order of rows.
+    # The ranks are computed once over all items, as an approximation.
     return np.asarray((_pearson(weights, x, y) + _pearson(weights, _ranks(x), _ranks(y))) / 2)
 
 
@@ -138,16 +139,16 @@ class Bootstrap:
     """Scores of table rows under resampled items, and the differences of rows.
 
     Args:
-        folders: key of a record -> its directory, which holds the answers.
+        directories: key of a record -> its directory, which holds the answers.
     """
 
-    def __init__(self, folders: Mapping[str, Path]):
-        self.folders = folders
-        self._weights: dict[int, Array] = {}
+    def __init__(self, directories: Mapping[str, Path]):
+        self.directories = directories
+        self._weights: dict[str, Array] = {}
         self._answers: dict[tuple[str, ItemScore | None, LineFilter | None], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
 
-    def column(self, column: Column, records: Sequence[Record]) -> BootstrapSample | None:
+    def cell(self, column: Column, records: Sequence[Record]) -> BootstrapSample | None:
         """Return the sample of one cell, or None without comparable answers.
 
         Two cells are comparable if they have the same seeds, items, training and test rows (a subset is compared with the same subset only)
@@ -160,7 +161,7 @@ class Bootstrap:
         metric = column.metric or records[0]["primary"]
         place = (metric, tuple(record["key"] for record in records))
         if place not in self._scores:
-            self._scores[place] = self._draw(records, metric)
+            self._scores[place] = self._resampled_scores(records, metric)
         sample = self._scores[place]
         if sample is None or len(set(seeds)) < len(seeds):
             return None
@@ -171,7 +172,7 @@ class Bootstrap:
 
     def column_difference(self, column: Column, ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
         """Return the difference of two cells on their common seeds, or None if they are not comparable."""
-        return difference(*(self.column(column, records) for records in _common_seeds(ours, theirs)))
+        return difference(*(self.cell(column, records) for records in _common_seeds(ours, theirs)))
 
     def average_difference(
         self, item: Item, ours: Mapping[str, Sequence[Record]], theirs: Mapping[str, Sequence[Record]]
@@ -184,17 +185,17 @@ class Bootstrap:
             return None
         weights, gaps, seeds = item.weights, [], set()
         for column in item.columns:
-            one, other = (self.column(column, some) for some in _common_seeds(*(row.get(column.task or "", []) for row in (ours, theirs))))
+            one, other = (self.cell(column, some) for some in _common_seeds(*(row.get(column.task or "", []) for row in (ours, theirs))))
             gap = _gap(one, other)
             if one is None or gap is None:
                 return None
             gaps.append(weights[column.printed] * gap)
-            seeds.add(one.same[0])
+            seeds.add(one.comparison_key[0])
         if suite_info(item.suite).is_decoder:
             return interval([np.sum(gaps, 0)]) if len(seeds) == 1 else None
         return interval(gaps)
 
-    def _draw(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
+    def _resampled_scores(self, records: Sequence[Record], metric: str) -> tuple[str, Array] | None:
         """Return the checksums of the answered items, one per seed, and the scores [1 + draws, seeds].
 
         Seeds may have different items (`seeded_halves`), but equally many; two rows are compared only if they agree seed by seed.
@@ -208,19 +209,23 @@ class Bootstrap:
         if len(answers) < len(records) or len({len(one.labels) for one in answers}) > 1:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
-        return " ".join(one.items for one in answers), score(self._draw_weights(len(labels)), predictions, labels)
+        items = " ".join(one.items for one in answers)
+        return items, score(self._draw_weights(items, len(labels)), predictions, labels)
 
     def _read(self, key: str, scored: ItemScore | None, keep: LineFilter | None) -> Answers | None:
         place = (key, scored, keep)
         if place not in self._answers:
-            self._answers[place] = read_answers(self.folders[key], scored, keep) if key in self.folders else None
+            self._answers[place] = read_answers(self.directories[key], scored, keep) if key in self.directories else None
         return self._answers[place]
 
-    def _draw_weights(self, items: int) -> Array:
-        """Return how often each draw contains each item, the same for all rows. The first draw contains every item once."""
+    def _draw_weights(self, items: str, count: int) -> Array:
+        """Return how often each draw contains each item, the same for all rows on these items (their checksums). The first draw contains every
+        item once. Other items have other draws: equal ones would correlate independent test sets of the same size.
+        """
         if items not in self._weights:
-            draws = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), DRAWS)
-            self._weights[items] = np.concatenate((np.ones((1, items)), draws)).astype(np.float32)
+            seed = int.from_bytes(hashlib.sha256(items.encode()).digest()[:8])
+            draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), NUM_DRAWS)
+            self._weights[items] = np.concatenate((np.ones((1, count)), draws)).astype(np.float32)
         return self._weights[items]
 
 
@@ -237,29 +242,31 @@ def difference(ours: BootstrapSample | None, theirs: BootstrapSample | None) -> 
 
 
 def _gap(ours: BootstrapSample | None, theirs: BootstrapSample | None) -> Array | None:
-    return None if ours is None or theirs is None or ours.same != theirs.same else ours.scores - theirs.scores
+    return None if ours is None or theirs is None or ours.comparison_key != theirs.comparison_key else ours.scores - theirs.scores
 
 
 def interval(parts: Sequence[Array]) -> Difference:
     """Return the mean and interval of a sum of independent parts [1 + draws, seeds].
 
-    The half-widths of seeds (Student's t, with Satterthwaite's degrees of freedom for several parts) and of items are added in squares. One t
-    for both would trust two seeds that happen to agree.
+    The half-widths of seeds (Student's t, with Satterthwaite's degrees of freedom for several parts) and of items are combined in quadrature.
+    A single t interval would be too narrow if two seeds happen to agree.
     """
-    mean, of_seeds, of_items, below = 0.0, 0.0, 0.0, 0.0
+    mean, seed_variance, item_variance, denominator = 0.0, 0.0, 0.0, 0.0
     for part in parts:
         seeds = part.shape[1]
         variance = float(part[0].var(ddof=1)) / seeds if seeds > 1 else 0.0
         mean += float(part[0].mean())
-        of_seeds += variance
-        below += variance**2 / max(seeds - 1, 1)
-        of_items += float(part[1:].mean(1).var(ddof=1))
-    width = math.sqrt(_student(of_seeds**2 / below if below else 1) ** 2 * of_seeds + _student(math.inf) ** 2 * of_items)
+        seed_variance += variance
+        denominator += variance**2 / max(seeds - 1, 1)
+        item_variance += float(part[1:].mean(1).var(ddof=1))
+    width = math.sqrt(
+        _student(seed_variance**2 / denominator if denominator else 1) ** 2 * seed_variance + _student(math.inf) ** 2 * item_variance
+    )
     return Difference(mean, mean - width, mean + width, min(part.shape[1] for part in parts))
 
 
-def _student(freedom: float) -> float:
+def _student(df: float) -> float:
     """Return the quantile of Student's t for intervals of COVERAGE."""
     from scipy.special import stdtrit  # slow to import, and needed only to compare rows
 
-    return float(stdtrit(min(freedom, 1e6), (1 + COVERAGE) / 2))
+    return float(stdtrit(min(df, 1e6), (1 + COVERAGE) / 2))

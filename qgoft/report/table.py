@@ -145,7 +145,7 @@ class Table:
         csv.writer(out, lineterminator="\n").writerows([[_csv(cell) for cell in row] for row in (self.columns, *self.rows)])
         return out.getvalue()
 
-    def sources_json(self, folders: Mapping[str, Path]) -> str:
+    def sources_json(self, directories: Mapping[str, Path]) -> str:
         """Return the runs behind the cells: row -> column -> short keys, and the directory of each run.
 
         Columns with an average are left out: their runs are those of the other columns.
@@ -155,21 +155,21 @@ class Table:
             if self.columns[place] != "Avg":
                 cells.setdefault(self.rows[line][0].strip(), {})[self.columns[place]] = [key[:16] for key in sorted(keys)]
         keys = sorted({key for keys in self.sources.values() for key in keys})
-        runs = {key[:16]: directory_name(folders[key]) for key in keys if key in folders}
+        runs = {key[:16]: directory_name(directories[key]) for key in keys if key in directories}
         rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}: {json.dumps(columns)}" for row, columns in cells.items())
         places = ",\n".join(f"  {json.dumps(key)}: {json.dumps(place)}" for key, place in runs.items())
         return f'{{\n "title": {json.dumps(self.title, ensure_ascii=False)},\n "cells": {{\n{rows}\n }},\n "runs": {{\n{places}\n }}\n}}\n'
 
-    def write(self, directory: Path, folders: Mapping[str, Path] | None = None) -> list[Path]:
+    def write(self, directory: Path, directories: Mapping[str, Path] | None = None) -> list[Path]:
         """Write name.md, name.tex and name.csv, and name.json if the table has sources. Return their paths.
 
         Args:
-            folders: key of a record -> its directory.
+            directories: key of a record -> its directory.
         """
         directory.mkdir(parents=True, exist_ok=True)
         texts = {"md": self.markdown(), "tex": self.latex(), "csv": self.csv()}
         if self.sources:
-            texts["json"] = self.sources_json(folders or {})
+            texts["json"] = self.sources_json(directories or {})
         return [write_atomically(directory / f"{self.name}.{suffix}", text) for suffix, text in texts.items()]
 
 

@@ -26,15 +26,15 @@ class RatedRow(NamedTuple):
 Rated = dict[str, RatedRow]  # by the label of the row
 
 
-def read_ratings(folders: Mapping[str, Path], records: Sequence[Record]) -> Rated:
+def read_ratings(directories: Mapping[str, Path], records: Sequence[Record]) -> Rated:
     """Return row label -> its ratings over all seeds. Records without answers are left out.
 
     Args:
-        folders: key of a record -> its directory.
+        directories: key of a record -> its directory.
     """
     found: Rated = {}
     for record in records:
-        lines = read_lines(folders[record["key"]]) if record["key"] in folders else None
+        lines = read_lines(directories[record["key"]]) if record["key"] in directories else None
         if lines is None:
             continue
         row = found.setdefault(row_label(record), RatedRow({}, {}, []))

@@ -162,7 +162,7 @@ def print_fetched(run_ids: Sequence[RunId]) -> None:
     for run_id in run_ids:
         paths = [path for files in run_id.data.files.values() for path in files]
         sizes[f"data {run_id.data.source} {paths[0].parent.name}"] = sum(path.stat().st_size for path in paths)
-        sizes[f"model {run_id.model.source}"] = sum(path.stat().st_size for path in run_id.model.folder.iterdir() if path.is_file())
+        sizes[f"model {run_id.model.source}"] = sum(path.stat().st_size for path in run_id.model.directory.iterdir() if path.is_file())
     for name, size in sizes.items():
         print(f"{name:<44} {size / 1e6:10.1f} MB on this machine")
 

@@ -37,9 +37,9 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
-            self._folder = TemporaryDirectory(prefix="qgoft-")
+            self._directory = TemporaryDirectory(prefix="qgoft-")
             self._read: dict[Path, int] = {}
-            os.environ[CHANNEL] = self._folder.name
+            os.environ[CHANNEL] = self._directory.name
             self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
             self._live.start()
             self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -55,7 +55,7 @@ class Display:
         self._live.stop()
         self._live = None
         os.environ.pop(CHANNEL, None)
-        self._folder.cleanup()
+        self._directory.cleanup()
 
     def say(self, text: str) -> None:
         """Print a line above the redrawn ones."""
@@ -81,7 +81,7 @@ class Display:
         from rich.console import Group
 
         lines = []
-        for path in sorted(Path(self._folder.name).iterdir()):
+        for path in sorted(Path(self._directory.name).iterdir()):
             if path.suffix == ".log":
                 with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
                     file.seek(self._read.get(path, 0))

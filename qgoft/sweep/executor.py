@@ -122,7 +122,7 @@ def end_with_parent() -> None:
 
 def run_processes(number: int, planned: PlannedRun, run_id: RunId, options: ExecutorOptions) -> RunOutcome:
     """Execute one run in several processes."""
-    owner = Lease(run_id.folder).owner()
+    owner = Lease(run_id.directory).owner()
     if owner is not None:
         return RunOutcome(number, "held", owner)
     before = _read(run_id)

@@ -80,7 +80,7 @@ class LocalSweep:
 
     def _wait_for(self, held: list[int]) -> None:
         for number in sorted(set(held) - self._announced):
-            owner = Lease(self.run_ids[number].folder).owner() or "another process"
+            owner = Lease(self.run_ids[number].directory).owner() or "another process"
             self.display.say(f"qgoft: waiting for {self.planned_runs[number].label}: held by {owner}")
         self._announced |= set(held)
         time.sleep(POLL_INTERVAL)
@@ -188,7 +188,7 @@ def _children() -> list[int]:
 
 
 def _has_lease(run_id: RunId) -> bool:
-    return any(run_id.folder.glob("lease.*.json"))
+    return any(run_id.directory.glob("lease.*.json"))
 
 
 def print_outcome(done: int, total: int, failed: int, display: Display, planned: PlannedRun, outcome: RunOutcome) -> None:

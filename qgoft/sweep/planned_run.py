@@ -17,7 +17,7 @@ from qgoft.config.compose import check_config_name, compose_settings
 from qgoft.config.settings import MAX_SEED, RunSettings, settings_from_dict
 from qgoft.config.suites import read_config
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder
+from qgoft.pocket.data import cache_directory
 from qgoft.records import Record, write_atomically
 
 # Compositions from which parallel processes and the cache pay off.
@@ -163,7 +163,7 @@ def _compose_plain(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSetti
     distinct = list(dict.fromkeys(asked))
     if len(distinct) < PARALLEL_FROM:
         return [compose_cached(overrides) for overrides in asked]
-    path = cache_folder() / "settings" / f"{_configs_version()}.json"
+    path = cache_directory() / "settings" / f"{_configs_version()}.json"
     cache = _read_cache(path)
     missing = [overrides for overrides in distinct if "\n".join(overrides) not in cache]
     if missing and (jobs == 1 or len(missing) < PARALLEL_FROM):

@@ -229,7 +229,7 @@ def _outcome_of(number: int, job: Any) -> RunOutcome:
 
 def _wait_for_owner(number: int, run_id: RunId) -> RunOutcome:
     """Wait until the owner of a run has finished it or its lease has expired."""
-    while Lease(run_id.folder).owner() is not None:
+    while Lease(run_id.directory).owner() is not None:
         time.sleep(POLL_INTERVAL)
     status, reason = run_id.state()
     if status == "planned":

@@ -61,8 +61,8 @@ class Suite(ABC):
 
     @classmethod
     @abstractmethod
-    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        """Load the backbone in `folder` with a new head for this task, drawn from torch's random state."""
+    def build_model(cls, settings: RunSettings, directory: Path) -> PreTrainedModel:
+        """Load the backbone in `directory` with a new head for this task, drawn from torch's random state."""
 
     @abstractmethod
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
@@ -86,7 +86,7 @@ class TextSuite(Suite):
     """Suite of texts, with the tokenizer of the model."""
 
     def __init__(self, settings: RunSettings, run_id: RunId):
-        self.tokenizer = load_tokenizer(run_id.model.folder)
-        self.tokenizer_sha256 = tokenizer_sha256(run_id.model.folder)
+        self.tokenizer = load_tokenizer(run_id.model.directory)
+        self.tokenizer_sha256 = tokenizer_sha256(run_id.model.directory)
         self.collate = DataCollatorWithPadding(self.tokenizer)
         super().__init__(settings, run_id)

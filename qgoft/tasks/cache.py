@@ -15,7 +15,7 @@ from datasets import Dataset
 from pyarrow import ArrowException
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import atomic_directory, cache_folder
+from qgoft.pocket.data import atomic_directory, cache_directory
 from qgoft.records import canonical_json, write_atomically
 from qgoft.tasks.sources import file_sha256
 
@@ -34,21 +34,21 @@ def cached_rows(depends_on: dict[str, Any], write: Callable[[Path], None]) -> Da
         QgoftError: the cache cannot be written.
     """
     name = hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]
-    folder = cache_folder() / "rows" / name
+    directory = cache_directory() / "rows" / name
     # Another process may write the same rows at the same time, and remove a corrupt entry just after this one was written.
     for _ in range(TRIES):
-        rows = _read(folder)
+        rows = _read(directory)
         if rows is not None:
             return rows
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            _make(folder, write)
+            shutil.rmtree(directory, ignore_errors=True)
+            _make(directory, write)
         except OSError as error:
             raise QgoftError(
-                f"cannot write prepared rows to {folder.parent}: {error.strerror or error}; set QGOFT_CACHE to a directory with free space"
+                f"cannot write prepared rows to {directory.parent}: {error.strerror or error}; set QGOFT_CACHE to a directory with free space"
             ) from error
     raise QgoftError(
-        f"the prepared rows in {folder} differ from what was written; set QGOFT_CACHE to a directory on a reliable file system"
+        f"the prepared rows in {directory} differ from what was written; set QGOFT_CACHE to a directory on a reliable file system"
     )
 
 
@@ -58,7 +58,7 @@ def cached_counts(depends_on: dict[str, Any], count: Callable[[], dict[str, int]
     Args:
         depends_on: everything that determines the counts, as plain data.
     """
-    path = cache_folder() / "counts" / f"{hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]}.json"
+    path = cache_directory() / "counts" / f"{hashlib.sha256(canonical_json(depends_on).encode()).hexdigest()[:32]}.json"
     try:
         kept = json.loads(path.read_text("utf-8"))
         if isinstance(kept, dict) and all(isinstance(value, int) for value in kept.values()):
@@ -72,16 +72,16 @@ def cached_counts(depends_on: dict[str, Any], count: Callable[[], dict[str, int]
     return counts
 
 
-def _read(folder: Path) -> Dataset | None:
+def _read(directory: Path) -> Dataset | None:
     try:
-        if (folder / CHECKSUM).read_text() == file_sha256(folder / ROWS):
-            return Dataset.from_file(str(folder / ROWS))
+        if (directory / CHECKSUM).read_text() == file_sha256(directory / ROWS):
+            return Dataset.from_file(str(directory / ROWS))
     except (OSError, ValueError, ArrowException):
         pass
     return None
 
 
-def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    with atomic_directory(folder) as part:
+def _make(directory: Path, write: Callable[[Path], None]) -> None:
+    with atomic_directory(directory) as part:
         write(part / ROWS)
         (part / CHECKSUM).write_text(file_sha256(part / ROWS))

@@ -6,9 +6,9 @@ from pathlib import Path
 FORMATS = (".parquet", ".jsonl.gz", ".jsonl", ".json.gz", ".json")
 
 
-def find_in_folder(folder: Path, stem: str) -> Path | None:
+def find_in_directory(directory: Path, stem: str) -> Path | None:
     """Return the file of a split in one of the readable formats."""
-    return next((path for ending in FORMATS if (path := folder / f"{stem}{ending}").is_file()), None)
+    return next((path for ending in FORMATS if (path := directory / f"{stem}{ending}").is_file()), None)
 
 
 def checksum(parts: dict[str, str], names: list[str] | None = None) -> str:

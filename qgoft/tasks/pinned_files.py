@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_folder
+from qgoft.pocket.data import cache_directory
 from qgoft.records.store import atomic_file
 
 FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"
@@ -65,7 +65,7 @@ def pinned_file(name: str, root: str | None) -> Path:
     pinned = PINNED[name]
     if root is not None and (Path(root) / pinned.place).is_file():
         return Path(root) / pinned.place
-    path = cache_folder() / "pinned" / pinned.sha256 / Path(pinned.place).name
+    path = cache_directory() / "pinned" / pinned.sha256 / Path(pinned.place).name
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == pinned.sha256:
         return path
     content = _fetch(pinned)

@@ -12,12 +12,12 @@ from typing import Any
 from qgoft.config.settings import DataSettings, ModelSettings, TaskSettings
 from qgoft.errors import QgoftError, format_exception
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.records import file_sha256
 from qgoft.tasks.model_files import READ_BESIDE, TOKENIZER_FILES, WEIGHT_PATTERNS, check_directory, list_sha256, weights_sha256
-from qgoft.tasks.part_files import FORMATS, checksum, find_in_folder
+from qgoft.tasks.part_files import FORMATS, checksum, find_in_directory
 from qgoft.tasks.pinned_files import pinned_file
-from qgoft.tasks.vtab.files import find_folder, list_checksum, split_files, unpack
+from qgoft.tasks.vtab.files import find_directory, list_checksum, split_files, unpack
 
 # Seconds before a failed download is retried, if a retry may help.
 WAITS = (1, 2, 4, 8)
@@ -41,7 +41,7 @@ class ModelFiles:
     source: str
     revision: str | None
     sha256: str
-    folder: Path
+    directory: Path
     files: str | None = None  # checksum of tokenizer and configuration; None for embedded models
 
 
@@ -88,21 +88,21 @@ def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> D
     if task.suite == "vtab" and not is_pocket:
         return _find_pictures(task, data, splits)
     if is_pocket:
-        folder, source, revision = pocket_files(task.suite, task.name), "pocket", None
+        directory, source, revision = pocket_files(task.suite, task.name), "pocket", None
     elif data.root is not None:
-        folder, source, revision = _directory(task, Path(data.root)), "directory", None
+        directory, source, revision = _directory(task, Path(data.root)), "directory", None
     else:
         snapshot = _download_rows(task, data)
-        folder, source, revision = snapshot / task.config, str(task.hub), snapshot.name
-        if not folder.is_dir():
+        directory, source, revision = snapshot / task.config, str(task.hub), snapshot.name
+        if not directory.is_dir():
             raise QgoftError(
                 f"{task.hub} at {revision} has no directory {task.config} of parquet files; set data.root to a directory instead"
             )
     if task.suite == "vtab":
-        return DataFiles(source, revision, pocket_fingerprint(folder), split_files(folder, splits))
-    files = {split: _split_files(folder, split, task) for split in splits}
+        return DataFiles(source, revision, pocket_fingerprint(directory), split_files(directory, splits))
+    files = {split: _split_files(directory, split, task) for split in splits}
     if is_pocket:
-        return DataFiles(source, revision, pocket_fingerprint(folder), files)
+        return DataFiles(source, revision, pocket_fingerprint(directory), files)
     digest = hashlib.sha256()
     for split in splits:
         for path in files[split]:
@@ -111,7 +111,7 @@ def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> D
 
 
 def resolve_files(task: TaskSettings, data: DataSettings) -> DataFiles:
-    """Locate every file of `task.sources`: generated (`pocket`: folder/stem), pinned (`pinned`), below data.root (`directory`: folder/stem,
+    """Locate every file of `task.sources`: generated (`pocket`: directory/stem), pinned (`pinned`), below data.root (`directory`: directory/stem,
     in a format of `part_files.FORMATS`), or on the hub (`hub` and `files`, patterns of which the first match is used).
 
     Raises:
@@ -126,9 +126,9 @@ def resolve_files(task: TaskSettings, data: DataSettings) -> DataFiles:
             if "pocket" not in source:
                 continue
             name, stem = source["pocket"].split("/")
-            folder = pocket_files(task.suite, name)
-            files[part] = (folder / f"{stem}.parquet",)
-            sums[part] = hashlib.sha256(f"{pocket_fingerprint(folder)} {stem}".encode()).hexdigest()
+            directory = pocket_files(task.suite, name)
+            files[part] = (directory / f"{stem}.parquet",)
+            sums[part] = hashlib.sha256(f"{pocket_fingerprint(directory)} {stem}".encode()).hexdigest()
             continue
         if "pinned" in source:
             path = pinned_file(source["pinned"], data.root)
@@ -148,8 +148,8 @@ def resolve_files(task: TaskSettings, data: DataSettings) -> DataFiles:
 
 
 def _part_in_directory(task: TaskSettings, part: str, root: Path, place: str) -> Path:
-    folder, stem = root / Path(place).parent, Path(place).name
-    found = find_in_folder(folder, stem) or find_in_folder(root / task.suite / Path(place).parent, stem)
+    directory, stem = root / Path(place).parent, Path(place).name
+    found = find_in_directory(directory, stem) or find_in_directory(root / task.suite / Path(place).parent, stem)
     if found is None:
         raise QgoftError(
             f"data.root={root} has no split {part} of {task.full_name}; expected <root>/{place} with one of the endings "
@@ -180,18 +180,18 @@ def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) ->
     """Return the images of a VTAB task in one of the layouts of `vtab/files.py`."""
     source, revision = "directory", None
     if task.path is not None:
-        folder = Path(task.path)
-        if not folder.is_dir():
-            raise QgoftError(f"task.path={folder} is not a directory; expected the one with train800.txt or train.parquet")
+        directory = Path(task.path)
+        if not directory.is_dir():
+            raise QgoftError(f"task.path={directory} is not a directory; expected the one with train800.txt or train.parquet")
     elif data.root is not None:
-        folder = find_folder(task.config, Path(data.root))
+        directory = find_directory(task.config, Path(data.root))
     else:
         snapshot = _download_rows(task, data)
         archives = sorted(snapshot.glob("*.zip"))
         if not archives:
             raise QgoftError(f"{task.hub} at {snapshot.name} has no zip file; set data.root to a directory instead")
-        folder, source, revision = find_folder(task.config, unpack(archives[0], snapshot.name)), str(task.hub), snapshot.name
-    files = split_files(folder, splits)
+        directory, source, revision = find_directory(task.config, unpack(archives[0], snapshot.name)), str(task.hub), snapshot.name
+    files = split_files(directory, splits)
     digest = hashlib.sha256()
     for split, (path,) in files.items():
         digest.update(f"{split} {list_checksum(path) if path.suffix == '.txt' else file_sha256(path)}\n".encode())
@@ -199,9 +199,9 @@ def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) ->
 
 
 def _directory(task: TaskSettings, root: Path) -> Path:
-    for folder in (root / task.suite / task.config, root / task.config):
-        if folder.is_dir():
-            return folder
+    for directory in (root / task.suite / task.config, root / task.config):
+        if directory.is_dir():
+            return directory
     if list((root / task.suite).glob("*.parquet")):  # a suite with one task needs no directory for it
         return root / task.suite
     raise QgoftError(
@@ -210,11 +210,11 @@ def _directory(task: TaskSettings, root: Path) -> Path:
     )
 
 
-def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ...]:
-    found = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-[0-9]*-of-*.parquet")])
+def _split_files(directory: Path, split: str, task: TaskSettings) -> tuple[Path, ...]:
+    found = sorted([*directory.glob(f"{split}.parquet"), *directory.glob(f"{split}-[0-9]*-of-*.parquet")])
     if not found:
-        present = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
-        raise QgoftError(f"{task.full_name} needs split {split}, but {folder} has {present}; complete the data or set data.root")
+        present = ", ".join(sorted(p.name for p in directory.glob("*.parquet"))) or "no parquet file"
+        raise QgoftError(f"{task.full_name} needs split {split}, but {directory} has {present}; complete the data or set data.root")
     parts = [re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name) for path in found]
     if len(found) == 1 and parts[0] is None:
         return tuple(found)
@@ -223,7 +223,7 @@ def _split_files(folder: Path, split: str, task: TaskSettings) -> tuple[Path, ..
     counts = {part.group(2) if part else None for part in parts}
     if numbers != list(range(count)) or len(counts) != 1:
         raise QgoftError(
-            f"{task.full_name}, split {split}: {folder.name} holds {', '.join(path.name for path in found)}; needed is one {split}.parquet, or every "
+            f"{task.full_name}, split {split}: {directory.name} holds {', '.join(path.name for path in found)}; needed is one {split}.parquet, or every "
             "part of one series; the download is incomplete or two copies are mixed"
         )
     return tuple(found)
@@ -245,7 +245,7 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
         for wait in (*WAITS, None):
             try:
                 is_silent = _is_silent(repository, kind, revision)
-                folder = huggingface_hub.snapshot_download(
+                directory = huggingface_hub.snapshot_download(
                     repository, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=is_silent
                 )
                 break
@@ -267,7 +267,7 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose base class changes between its versions
         raise QgoftError(f"downloading {where} failed ({_told(error)}); repeat the command to resume") from error
-    return Path(folder)
+    return Path(directory)
 
 
 def _told(error: Exception) -> str:
@@ -333,19 +333,19 @@ def resolve_model(model: ModelSettings) -> ModelFiles:
         QgoftError: they are not available; the message says what is missing and how to fix it.
     """
     if model.path is not None:
-        folder, source, revision = Path(model.path), "directory", None
-        if not (folder / "config.json").is_file():
-            raise QgoftError(f"model.path={folder} has no config.json; expected a directory in the format of save_pretrained")
+        directory, source, revision = Path(model.path), "directory", None
+        if not (directory / "config.json").is_file():
+            raise QgoftError(f"model.path={directory} has no config.json; expected a directory in the format of save_pretrained")
     elif model.source == "pocket":
-        folder, source, revision = weights_folder(model.name), "pocket", None
+        directory, source, revision = weights_directory(model.name), "pocket", None
     elif model.hub is not None:
         for patterns in WEIGHT_PATTERNS:
-            folder = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, *patterns])
-            if any(path for pattern in patterns for path in folder.glob(pattern)):
+            directory = _download(model.hub, "model", model.revision, [*TOKENIZER_FILES, *patterns])
+            if any(path for pattern in patterns for path in directory.glob(pattern)):
                 break
-        source, revision = model.hub, folder.name
+        source, revision = model.hub, directory.name
     else:
         raise QgoftError(f"model {model.name} has neither a hub name nor a directory; set model.path")
-    check_directory(folder)
-    beside = None if source == "pocket" else list_sha256(folder, READ_BESIDE, among=None if source == "directory" else TOKENIZER_FILES)
-    return ModelFiles(source, revision, weights_sha256(folder), folder, beside)
+    check_directory(directory)
+    beside = None if source == "pocket" else list_sha256(directory, READ_BESIDE, among=None if source == "directory" else TOKENIZER_FILES)
+    return ModelFiles(source, revision, weights_sha256(directory), directory, beside)

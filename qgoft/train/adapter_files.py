@@ -24,15 +24,15 @@ from qgoft.tuners.psoft import apply_svd_signs, read_svd_signs
 TRAINED, SIGNS = "trained.safetensors", "signs.json"
 
 
-def save_adapter(context: RunContext, folder: Path) -> None:
+def save_adapter(context: RunContext, directory: Path) -> None:
     """Save the trained parameters. All processes call it, the main process writes."""
     adapted = context.adapted
     state = gather_state(adapted.model)
     if not context.accelerator.is_main_process:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     try:
-        _save_weights(adapted, state, folder)
+        _save_weights(adapted, state, directory)
     except SafetensorError as error:  # reports a full disk only in its text
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -41,67 +41,69 @@ def save_adapter(context: RunContext, folder: Path) -> None:
     if not adapted.is_peft:
         return
     # peft writes the local path of the base model; the record states its checksum instead.
-    path = folder / "adapter_config.json"
+    path = directory / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = context.settings.model.hub or context.settings.model.name
     for name in ("target_modules", "exclude_modules"):  # sets, whose order varies between processes
         if isinstance(config.get(name), list):
             config[name] = sorted(config[name])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (folder / "README.md").unlink(missing_ok=True)
+    (directory / "README.md").unlink(missing_ok=True)
     if signs := read_svd_signs(adapted.model):  # this adapter does not save its factors
-        write_atomically(folder / SIGNS, json.dumps(signs, indent=0) + "\n")
+        write_atomically(directory / SIGNS, json.dumps(signs, indent=0) + "\n")
 
 
-def _save_weights(adapted: AdaptedModel, state: dict[str, Tensor] | None, folder: Path) -> None:
+def _save_weights(adapted: AdaptedModel, state: dict[str, Tensor] | None, directory: Path) -> None:
     if adapted.is_peft:
         model: Any = adapted.model
         with warnings.catch_warnings():
             if model.peft_config["default"].peft_type == PeftType.ADALORA:
                 # A budget may leave nothing of a matrix, which peft takes for a shard that was not gathered.
                 warnings.filterwarnings("ignore", message=r".*have invalid shape")
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(directory, state_dict=state)
         return
     parameters = dict(adapted.model.named_parameters())
     trained = {n: (state or parameters)[n].detach().contiguous().cpu() for n, p in parameters.items() if p.requires_grad}
-    save_file(trained, folder / TRAINED)
+    save_file(trained, directory / TRAINED)
 
 
-def load_adapter(adapted: AdaptedModel, folder: Path) -> None:
+def load_adapter(adapted: AdaptedModel, directory: Path) -> None:
     """Load saved parameters into a model of the same method on the same base model.
 
     Raises:
         QgoftError: they cannot be read or do not fit.
     """
     try:
-        unexpected, missing = _load_peft(adapted, folder) if adapted.is_peft else _load_parameters(adapted, folder)
+        unexpected, missing = _load_peft(adapted, directory) if adapted.is_peft else _load_parameters(adapted, directory)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]  # torch lists every parameter
-        raise QgoftError(f"the trained weights in {folder} cannot be read ({reason}); delete {folder.parent} to train again") from error
+        raise QgoftError(
+            f"the trained weights in {directory} cannot be read ({reason}); delete {directory.parent} to train again"
+        ) from error
     if missing or unexpected:
         raise QgoftError(
-            f"the trained weights in {folder} do not fit this model ({[*missing, *unexpected][0]}); delete {folder.parent} to train again"
+            f"the trained weights in {directory} do not fit this model ({[*missing, *unexpected][0]}); delete {directory.parent} to train again"
         )
 
 
-def _load_peft(adapted: AdaptedModel, folder: Path) -> tuple[list[str], list[str]]:
+def _load_peft(adapted: AdaptedModel, directory: Path) -> tuple[list[str], list[str]]:
     """Load an adapter; return unexpected and missing names."""
     model: Any = adapted.model
-    ranks = json.loads((folder / "adapter_config.json").read_text()).get("rank_pattern")
+    ranks = json.loads((directory / "adapter_config.json").read_text()).get("rank_pattern")
     if ranks:  # AdaLoRA saves what its budget kept of each matrix, and peft truncates a model by its configuration
         model.peft_config["default"].rank_pattern = ranks
-    state = load_peft_weights(str(folder), device="cpu")
+    state = load_peft_weights(str(directory), device="cpu")
     check_values(state)
     report: Any = set_peft_model_state_dict(model, state)
-    if (folder / SIGNS).is_file():
-        apply_svd_signs(model, json.loads((folder / SIGNS).read_text()))
+    if (directory / SIGNS).is_file():
+        apply_svd_signs(model, json.loads((directory / SIGNS).read_text()))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return report.unexpected_keys, [name for name in report.missing_keys if name in trained]
 
 
-def _load_parameters(adapted: AdaptedModel, folder: Path) -> tuple[list[str], list[str]]:
+def _load_parameters(adapted: AdaptedModel, directory: Path) -> tuple[list[str], list[str]]:
     """Load plain parameters; return unexpected and missing names."""
-    state = load_file(folder / TRAINED)
+    state = load_file(directory / TRAINED)
     check_values(state)
     report = adapted.model.load_state_dict(state, strict=False)
     trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
@@ -121,9 +123,9 @@ def check_values(state: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} has values that are not finite")
 
 
-def weights_checksum(folder: Path) -> str:
+def weights_checksum(directory: Path) -> str:
     """Return the checksum of saved parameters; empty if nothing was trained."""
-    return "".join(file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
+    return "".join(file_sha256(path) for path in sorted(directory.glob("*.safetensors")))
 
 
 def check_base(record: dict[str, Any], model: ModelFiles, advice: str) -> None:
@@ -144,17 +146,17 @@ def check_base(record: dict[str, Any], model: ModelFiles, advice: str) -> None:
             )
 
 
-def check_adapter(record: dict[str, Any], folder: Path) -> None:
+def check_adapter(record: dict[str, Any], directory: Path) -> None:
     """Check that the adapter in a run's directory is the one of its record. Records of earlier versions do not state it.
 
     Raises:
         QgoftError: one of its files was changed or is missing.
     """
     stated = {name: checksum for name, checksum in record.get("files", {}).items() if name.startswith("adapter/")}
-    here = adapter_checksums(folder)
+    here = adapter_checksums(directory)
     for name in sorted(stated):
         if here.get(name) != stated[name]:
             raise QgoftError(
-                f"{folder / name}: {'it was changed after' if name in here else 'it is missing since'} the run finished; restore it, or delete "
-                f"{folder} and run again"
+                f"{directory / name}: {'it was changed after' if name in here else 'it is missing since'} the run finished; restore it, or delete "
+                f"{directory} and run again"
             )

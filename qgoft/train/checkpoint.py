@@ -55,7 +55,7 @@ class CheckpointManager:
     """Checkpoints of one training, in their own directory.
 
     Args:
-        folder: directory of the checkpoints.
+        directory: directory of the checkpoints.
         every: seconds between checkpoints; more if writing is slow, so that it takes at most 3% of the time. 0: after every step. None: no
             checkpoints.
         origin: code and packages, which must be unchanged for a bit-exact result.
@@ -67,7 +67,7 @@ class CheckpointManager:
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         accelerator: Accelerator,
         *,
         every: float | None,
@@ -78,7 +78,7 @@ class CheckpointManager:
         rewind: Callable[[list[str]], None] = lambda lines: None,
         check: Callable[[], None] = lambda: None,
     ):
-        self.folder, self.accelerator, self.origin, self.hardware = folder, accelerator, origin, hardware
+        self.directory, self.accelerator, self.origin, self.hardware = directory, accelerator, origin, hardware
         # DeepSpeed keeps the optimiser's shards to itself; FSDP2's are gathered (training_state).
         self.every = None if accelerator.distributed_type == DistributedType.DEEPSPEED else every
         self.notify, self.lines, self.rewind, self.check = notify, lines, rewind, check
@@ -110,8 +110,8 @@ class CheckpointManager:
         if self.accelerator.is_main_process:
             self.check()
             try:
-                _write(self.folder / f"step-{training.result.steps:08}.safetensors", tensors, canonical_json(state))
-                for old in checkpoint_files(self.folder)[:-KEPT]:
+                _write(self.directory / f"step-{training.result.steps:08}.safetensors", tensors, canonical_json(state))
+                for old in checkpoint_files(self.directory)[:-KEPT]:
                     old.unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:
                 self.notify(f"qgoft: no checkpoint could be written ({format_exception(error)}); the run continues without it")
@@ -147,11 +147,11 @@ class CheckpointManager:
     def clear(self) -> None:
         """Delete all checkpoints."""
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _choose(self) -> tuple[Path, tuple[Tensors, Plain]] | tuple[None, None]:
         """Return the latest valid checkpoint of the same code, with its content."""
-        for path in reversed(checkpoint_files(self.folder)):
+        for path in reversed(checkpoint_files(self.directory)):
             try:
                 tensors, state = _read(path)
             except UNREADABLE as error:

@@ -36,13 +36,13 @@ def export_run(run: Path, target: Path, model_path: str | None = None) -> None:
     base = resolve_model(dataclasses.replace(settings.model, path=model_path))
     check_base(record, base, "name the right one with --model")
     suite = suite_class(settings)
-    model = suite.build_model(settings, base.folder)
+    model = suite.build_model(settings, base.directory)
     adapted = apply_method(model, suite.model_settings(settings), settings.method, total_steps=record["cost"]["steps"])
     check_adapter(record, run)
     load_adapter(adapted, run / "adapter")
     plain = merge_and_unload(adapted)
     target.mkdir(parents=True, exist_ok=True)
     plain.save_pretrained(target)
-    for path in sorted(base.folder.iterdir()):
+    for path in sorted(base.directory.iterdir()):
         if path.is_file() and any(part in path.name for part in KEPT):
             shutil.copyfile(path, target / path.name)

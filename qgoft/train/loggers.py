@@ -27,7 +27,7 @@ class ExperimentLogger(Protocol):
         """Log the test metrics and the record."""
 
 
-def open_loggers(settings: RunSettings, folder: Path) -> list[ExperimentLogger]:
+def open_loggers(settings: RunSettings, directory: Path) -> list[ExperimentLogger]:
     """Return the loggers of the settings.
 
     Raises:
@@ -35,9 +35,9 @@ def open_loggers(settings: RunSettings, folder: Path) -> list[ExperimentLogger]:
     """
     loggers: list[ExperimentLogger] = []
     if settings.wandb.mode != "disabled":
-        loggers.append(Wandb(settings, folder))
+        loggers.append(Wandb(settings, directory))
     if settings.tensorboard.enabled:
-        loggers.append(TensorBoard(settings, folder))
+        loggers.append(TensorBoard(settings, directory))
     return loggers
 
 
@@ -48,7 +48,7 @@ class Wandb:
     The last one is complete.
     """
 
-    def __init__(self, settings: RunSettings, folder: Path):
+    def __init__(self, settings: RunSettings, directory: Path):
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -59,7 +59,7 @@ class Wandb:
                 group=os.environ.get(SWEEP),  # groups the runs of a table
                 name=f"{settings.task.full_name} {method_label(settings.method.name, settings.method.variant)} seed {settings.seed}",
                 mode=cast(Any, settings.wandb.mode),
-                dir=str(folder),
+                dir=str(directory),
                 config=config,
                 reinit="finish_previous",  # a run that did not finish must not receive the data of the next one in this process
             )
@@ -94,14 +94,14 @@ def _await_text(path: Path, text: str) -> None:
 class TensorBoard:
     """TensorBoard event files in the run's directory: `tensorboard --logdir results/runs` shows all runs."""
 
-    def __init__(self, settings: RunSettings, folder: Path):
+    def __init__(self, settings: RunSettings, directory: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise QgoftError("tensorboard.enabled=true needs tensorboard, which is not installed: pip install tensorboard") from error
         # Events of an earlier attempt would appear in the same curve.
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        shutil.rmtree(directory / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(directory / "tensorboard"))
         self.writer.add_text("sweep", os.environ.get(SWEEP, "none"))
 
     def log(self, scalars: dict[str, float], step: int) -> None:

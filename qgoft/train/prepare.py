@@ -40,12 +40,12 @@ def prepare(settings: RunSettings, run_id: RunId, lease: Lease | None = None) ->
         QgoftError: something does not match.
     """
     accelerator = build_accelerator(settings)
-    run_id = dataclasses.replace(run_id, folder=from_main(run_id.folder, accelerator))
+    run_id = dataclasses.replace(run_id, directory=from_main(run_id.directory, accelerator))
     set_seed(settings.seed)
     suite = build_suite(settings, run_id)
     if settings.train.group_by_length and suite.train_lengths is None:
         raise QgoftError(f"train.group_by_length=true: the rows of suite {settings.task.suite} have no lengths; omit it")
-    model = suite.build_model(settings, run_id.model.folder)
+    model = suite.build_model(settings, run_id.model.directory)
     if isinstance(suite, TextSuite):
         check_fit(suite.tokenizer, model, settings.train.max_length, settings.model.name)
     if settings.train.gradient_checkpointing:

@@ -111,11 +111,11 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
 class Tracker:
     """Passes what `fit` logs to the progress bar, to history.jsonl and to the loggers. Only the main process logs."""
 
-    def __init__(self, settings: RunSettings, folder: Path, accelerator: Accelerator, progress: Progress, loggers: Path | None = None):
+    def __init__(self, settings: RunSettings, directory: Path, accelerator: Accelerator, progress: Progress, loggers: Path | None = None):
         self.settings, self.progress = settings, progress
         self.is_main = accelerator.is_main_process
-        self.loggers = open_loggers(settings, loggers or folder) if self.is_main else []
-        self.path = folder / "history.jsonl"
+        self.loggers = open_loggers(settings, loggers or directory) if self.is_main else []
+        self.path = directory / "history.jsonl"
         self.file = self._open() if self.is_main else None
         self.lines: list[str] = []
 

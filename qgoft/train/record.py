@@ -133,19 +133,27 @@ def _examples_per_step(context: RunContext) -> float:
 
 
 def _orthogonality(context: RunContext, result: RunResult) -> dict[str, Any]:
-    adapted = context.adapted
-    with unsharded(adapted.model):
-        error = finite(orthogonality_error(adapted.model)) if result.training else None
-        penalty = finite(adapted.penalty(adapted.model).item()) if result.training and adapted.penalty else None
-    return {"max_error": error, "penalty": penalty}
+    """Return error and unweighted penalty; None if nothing was trained, or if a failed run has left the device unusable."""
+    model, penalty = context.adapted.model, context.adapted.penalty
+    measured: dict[str, Any] = {"max_error": None, "penalty": None}
+    if result.training is None:
+        return measured
+    try:
+        with unsharded(model):
+            measured["max_error"] = finite(orthogonality_error(model))
+            measured["penalty"] = finite(penalty(model).item()) if penalty else None
+    except RuntimeError:
+        if result.status == "done":
+            raise
+    return measured
 
 
 def _files(context: RunContext, result: RunResult) -> dict[str, Any]:
     """Return the checksums of the files of a finished run; those of a failed one may belong to an earlier attempt."""
     if result.status != "done":
         return {}
-    folder = context.run_id.folder
-    return {"files": {**records.file_checksums(folder), **records.adapter_checksums(folder)}}
+    directory = context.run_id.directory
+    return {"files": {**records.file_checksums(directory), **records.adapter_checksums(directory)}}
 
 
 def _provenance(context: RunContext, result: RunResult) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qgoft.train.shared_training import as_recorded, read_run
 
 
 def rescore(
-    folder: Path,
+    directory: Path,
     *,
     merge: bool,
     model_path: str | None = None,
@@ -35,9 +35,9 @@ def rescore(
     Raises:
         QgoftError: there is no finished run, or rows or weights differ from those of the record.
     """
-    record = read_run(folder)
+    record = read_run(directory)
     if record["status"] != "done":
-        raise QgoftError(f"the run in {folder} is {record['status']} ({record['reason']}); only a finished run can be scored again")
+        raise QgoftError(f"the run in {directory} is {record['status']} ({record['reason']}); only a finished run can be scored again")
     settings = as_recorded(settings_from_record(record), record)
     if settings.judge.kind == "openai" and not ask_judge:
         raise QgoftError(
@@ -49,7 +49,7 @@ def rescore(
         ("rows", settings.task.path, task_path, "--task-path"),
     ):
         if named is not None and given is None:
-            raise QgoftError(f"the run in {folder} had its {what} from a directory; name it with {flag}")
+            raise QgoftError(f"the run in {directory} had its {what} from a directory; name it with {flag}")
     settings = dataclasses.replace(
         settings,
         model=dataclasses.replace(settings.model, path=model_path),
@@ -65,9 +65,9 @@ def rescore(
         )
     # A decoder writes to a temporary directory, so that answers and judgments of the run are unchanged.
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(settings, dataclasses.replace(run_id, folder=Path(scratch)))
-        check_adapter(record, folder)
-        load_adapter(prepared.adapted, folder / "adapter")
+        prepared = prepare(settings, dataclasses.replace(run_id, directory=Path(scratch)))
+        check_adapter(record, directory)
+        load_adapter(prepared.adapted, directory / "adapter")
         if merge:
             prepared.adapted.model = merge_and_unload(prepared.adapted)
         place(prepared.adapted.model, prepared.accelerator)

@@ -68,11 +68,13 @@ def run(settings: RunSettings, *, acquire_timeout: float = 0.0, overrides: Seque
             if lease is not None:
                 lease.adopt()
                 run_id.pop_rank_failure()  # of an earlier attempt
-                run_id = dataclasses.replace(run_id, folder=lease.workspace)
+                run_id = dataclasses.replace(run_id, directory=lease.workspace)
             began = time.perf_counter()
             context = prepare(settings, run_id, lease)
             result = RunResult(started=now(), setup_seconds=time.perf_counter() - began)
-            tracker = Tracker(settings, run_id.folder, context.accelerator, Progress(settings), None if lease is None else lease.folder)
+            tracker = Tracker(
+                settings, run_id.directory, context.accelerator, Progress(settings), None if lease is None else lease.directory
+            )
             _train_and_evaluate(context, result, tracker, signals)
             record = build_record(context, result)
             if lease is not None:
@@ -96,10 +98,10 @@ def _lease(run_id: RunId, acquire_timeout: float) -> Iterator[Lease | None]:
         yield None
         return
     try:
-        run_id.folder.mkdir(parents=True, exist_ok=True)
+        run_id.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise QgoftError(f"cannot create {run_id.folder.parent}: {error.strerror}; set results.root to another directory") from error
-    with Lease(run_id.folder, acquire_timeout=acquire_timeout) as lease:
+        raise QgoftError(f"cannot create {run_id.directory.parent}: {error.strerror}; set results.root to another directory") from error
+    with Lease(run_id.directory, acquire_timeout=acquire_timeout) as lease:
         try:
             yield lease
         except Exception:
@@ -146,33 +148,33 @@ def _train(context: RunContext, result: RunResult, tracker: Tracker, signals: Si
     """Train, or load the training that other tasks of this suite share."""
     settings, suite = context.settings, context.suite
 
-    def train(folder: Path, check: Callable[[], None]) -> TrainResult:
-        return _fit(context, result, tracker, signals, folder, check)
+    def train(directory: Path, check: Callable[[], None]) -> TrainResult:
+        return _fit(context, result, tracker, signals, directory, check)
 
     def made() -> dict[str, Any]:
         return {"run": context.run_id.key, **run_provenance(), "resumed": [dataclasses.asdict(part) for part in result.resumed]}
 
     if suite.shared_training is None:
-        result.training = train(context.run_id.folder, context.assert_lease_held)
+        result.training = train(context.run_id.directory, context.assert_lease_held)
         return
     key = training_key(settings, context.run_id, suite.shared_training)
-    folder = trained_folder(settings, key)
-    result.training, by = train_or_load(folder, context, train, made)
+    directory = trained_directory(settings, key)
+    result.training, by = train_or_load(directory, context, train, made)
     result.is_loaded = by is not None
     if result.is_loaded:
         place(context.adapted.model, context.accelerator)
-    suite.weights = weights_checksum(folder / "adapter")
+    suite.weights = weights_checksum(directory / "adapter")
     # An earlier attempt of this run may have trained it, and ended before the evaluation.
     is_own = (by or {}).pop("run", None) == context.run_id.key
     result.shared = {"key": key, "shared": result.is_loaded and not is_own, **({"by": by} if by else {})}
 
 
 def _fit(
-    context: RunContext, result: RunResult, tracker: Tracker, signals: SignalHandler, folder: Path, check: Callable[[], None]
+    context: RunContext, result: RunResult, tracker: Tracker, signals: SignalHandler, directory: Path, check: Callable[[], None]
 ) -> TrainResult:
     """Train with checkpoints in a directory; `check` raises if another process has acquired it."""
     checkpoints = CheckpointManager(
-        folder / CHECKPOINT,
+        directory / CHECKPOINT,
         context.accelerator,
         every=context.settings.results.checkpoint_interval,
         origin=records.code_origin(),
@@ -213,7 +215,7 @@ def build_selector(context: RunContext) -> Callable[[], float | None] | None:
     return select
 
 
-def trained_folder(settings: RunSettings, key: str) -> Path:
+def trained_directory(settings: RunSettings, key: str) -> Path:
     """Return the directory of a training shared by several tasks."""
     return Path(settings.results.root) / "trained" / key
 
@@ -226,18 +228,20 @@ def predict_test_sets(context: RunContext) -> dict[str, Predictions]:
 
 def _evaluate(context: RunContext, result: RunResult) -> None:
     """Evaluate the test sets, and write adapter and predictions."""
-    folder = context.run_id.folder
+    directory = context.run_id.directory
     with unsharded(context.adapted.model), merged_for_eval(context.adapted):
         result.predictions = predict_test_sets(context)
     context.assert_lease_held()
     if result.shared is not None and result.is_loaded:
         # Copied, because saving AdaLoRA again would truncate it to its budget a second time.
         if context.accelerator.is_main_process:
-            shutil.copytree(trained_folder(context.settings, result.shared["key"]) / "adapter", folder / "adapter", dirs_exist_ok=True)
+            shutil.copytree(
+                trained_directory(context.settings, result.shared["key"]) / "adapter", directory / "adapter", dirs_exist_ok=True
+            )
     else:
-        save_adapter(context, folder / "adapter")
+        save_adapter(context, directory / "adapter")
     if context.accelerator.is_main_process:
-        _write_predictions(folder / "predictions.jsonl.gz", result.predictions)
+        _write_predictions(directory / "predictions.jsonl.gz", result.predictions)
     result.metrics = context.suite.compute_metrics(result.predictions)
 
 

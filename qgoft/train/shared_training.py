@@ -44,12 +44,12 @@ def training_key(settings: RunSettings, run_id: RunId, rows: str) -> str:
 
 
 def train_or_load(
-    folder: Path,
+    directory: Path,
     context: RunContext,
     fit: Callable[[Path, Callable[[], None]], TrainResult],
     made: Callable[[], dict[str, Any]],
 ) -> tuple[TrainResult, dict[str, Any] | None]:
-    """Train and publish the result in `folder`, or load the result that is there.
+    """Train and publish the result in `directory`, or load the result that is there.
 
     Args:
         fit: trains, with checkpoints in the given directory; its second argument raises `LeaseLost` if another process has acquired the
@@ -59,25 +59,25 @@ def train_or_load(
     Returns:
         The training; and if it was loaded, its provenance (empty if unknown), otherwise None.
     """
-    accelerator, run_folder = context.accelerator, context.run_id.folder
-    with _only_one(folder, accelerator) as lease:
-        found = from_main(_read(folder), accelerator)
+    accelerator, run_directory = context.accelerator, context.run_id.directory
+    with _only_one(directory, accelerator) as lease:
+        found = from_main(_read(directory), accelerator)
         if found is not None:
             result, by = found
-            load_adapter(context.adapted, folder / "adapter")
-            if accelerator.is_main_process and (folder / HISTORY).is_file():
-                shutil.copyfile(folder / HISTORY, run_folder / HISTORY)
+            load_adapter(context.adapted, directory / "adapter")
+            if accelerator.is_main_process and (directory / HISTORY).is_file():
+                shutil.copyfile(directory / HISTORY, run_directory / HISTORY)
             return result, by
         if lease is not None:
             lease.adopt()
-        workspace = from_main(folder if lease is None else lease.workspace, accelerator)
+        workspace = from_main(directory if lease is None else lease.workspace, accelerator)
         result = fit(workspace, (lambda: None) if lease is None else lease.assert_held)
         if accelerator.is_main_process:
             shutil.rmtree(workspace / "adapter", ignore_errors=True)
         save_adapter(context, workspace / "adapter")
         if lease is not None:
-            if (run_folder / HISTORY).is_file():
-                shutil.copyfile(run_folder / HISTORY, workspace / HISTORY)
+            if (run_directory / HISTORY).is_file():
+                shutil.copyfile(run_directory / HISTORY, workspace / HISTORY)
             # Only this file makes the directory valid, and its checksums are verified before the adapter is used.
             state = {**dataclasses.asdict(result), "made": made(), "files": adapter_checksums(workspace)}
             write_atomically(workspace / STATE, json.dumps(state, indent=1) + "\n")
@@ -86,15 +86,15 @@ def train_or_load(
         return result, None
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> dict[str, Any]:
     """Return the record of a run's directory.
 
     Raises:
         QgoftError: it holds none.
     """
-    if not (folder / "record.json").is_file():
-        raise QgoftError(f"{folder} has no record.json; expected the directory of a finished run, results/runs/<key>")
-    return read_record(folder / "record.json")
+    if not (directory / "record.json").is_file():
+        raise QgoftError(f"{directory} has no record.json; expected the directory of a finished run, results/runs/<key>")
+    return read_record(directory / "record.json")
 
 
 def as_recorded(settings: RunSettings, record: dict[str, Any]) -> RunSettings:
@@ -105,17 +105,17 @@ def as_recorded(settings: RunSettings, record: dict[str, Any]) -> RunSettings:
     )
 
 
-def _read(folder: Path) -> tuple[TrainResult, dict[str, Any]] | None:
+def _read(directory: Path) -> tuple[TrainResult, dict[str, Any]] | None:
     """Return the training in a directory, or None if there is none, or its adapter was modified."""
     try:
-        state = json.loads((folder / STATE).read_text())
+        state = json.loads((directory / STATE).read_text())
         by = state.pop("made", {})  # absent in trainings of earlier versions
         files = state.pop("files", None)
         result = TrainResult.from_plain(state)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    if files is not None and files != adapter_checksums(folder):
-        print(f"qgoft: {folder / 'adapter'} is not the trained adapter; training again", file=sys.stderr, flush=True)
+    if files is not None and files != adapter_checksums(directory):
+        print(f"qgoft: {directory / 'adapter'} is not the trained adapter; training again", file=sys.stderr, flush=True)
         return None
     return result, by
 
@@ -130,7 +130,7 @@ def from_main(value: Any, accelerator: Accelerator) -> Any:
 
 
 @contextmanager
-def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[Lease | None]:
+def _only_one(directory: Path, accelerator: Accelerator) -> Iterator[Lease | None]:
     """Hold the lease of a training in the main process; wait while another run has it."""
     if not accelerator.is_main_process:
         yield None
@@ -139,7 +139,7 @@ def _only_one(folder: Path, accelerator: Accelerator) -> Iterator[Lease | None]:
         lease = None
         while lease is None:
             try:
-                lease = stack.enter_context(Lease(folder))
+                lease = stack.enter_context(Lease(directory))
             except LeaseHeld:
                 time.sleep(PATIENCE)
         yield lease

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qgoft import cli as _ending
-from qgoft.bench import contenders as rivals
+from qgoft.bench import contenders as contenders
 from qgoft.bench import measure, shapes
 from qgoft.bench.baseline_products import mix_neighbours_by_level, mix_sparse
 from qgoft.bench.memory import LiveBytes, peak_bytes, saved_bytes
@@ -108,17 +108,21 @@ def test_release_by_levels_equals_release(d):
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=["layer", "block"])
-@pytest.mark.parametrize("rival", [rival for rival in rivals.RIVALS if not re.search(r"r=\d{3}", rival.name)], ids=lambda rival: rival.name)
-def test_contenders_share_frozen_weights(rival, shape):
+@pytest.mark.parametrize(
+    "contender",
+    [contender for contender in contenders.CONTENDERS if not re.search(r"r=\d{3}", contender.name)],
+    ids=lambda contender: contender.name,
+)
+def test_contenders_share_frozen_weights(contender, shape):
     torch.manual_seed(0)
     base = shape.build()
     before = {name: p.clone() for name, p in base.named_parameters()}
-    runner = measure.Runner(rival, base, shape, shape.inputs(shape.batch), "cpu")
+    runner = measure.Runner(contender, base, shape, shape.inputs(shape.batch), "cpu")
     for name, p in base.named_parameters():
-        assert torch.equal(p, before[name]), f"{rival.name} changed {name}"
-        if rival.name != "full":
+        assert torch.equal(p, before[name]), f"{contender.name} changed {name}"
+        if contender.name != "full":
             assert any(q is p for q in runner.module.parameters())
-    assert (runner.timing.trainable == 0) == (rival.name == "frozen")
+    assert (runner.timing.trainable == 0) == (contender.name == "frozen")
     assert len(runner.timing.forward) == 0
     runner.repeat()
     assert len(runner.timing.forward) == len(runner.timing.backward) == len(runner.timing.update) == 1
@@ -138,11 +142,11 @@ def test_printed_rows_have_contenders(script, item):
     printed = load_figures(paper, table)
     assert len(mine) == (len(printed["columns"]) if table in ("table21", "table22", "figure4b") else 1)
     for column, shape in enumerate(mine):
-        asked = script.rivals_for(shape, None)
+        asked = script.contenders_for(shape, None)
         groups = measure.plan_groups(asked, shape.batch, apart=shape.part == "model", divided=False)
         assert {batch for _, batch in groups} == {shape.batch}
-        timed = {rival.name for group, _ in groups for rival in group}
-        assert timed == {rival.name for rival in asked}
+        timed = {contender.name for group, _ in groups for contender in group}
+        assert timed == {contender.name for contender in asked}
         if table == "figure4b":
             assert any(name.startswith("psoft r=") for name in timed)
         for row, values in printed["rows"].items():
@@ -169,11 +173,11 @@ def test_qgoft_saves_each_input_once():
     base, inputs = shape.build(), shape.inputs(shape.batch)
     rows = shape.batch * 32
     kept = {}
-    for rival in rivals.RIVALS:
-        if rival.name in ("frozen", "qgoft", "goft"):
-            module = rivals.put_on(rival, base, shape)
-            rivals.pass_gradients_below(module, shape)
-            kept[rival.name] = saved_bytes(module, lambda module=module: module(**inputs).sum())
+    for contender in contenders.CONTENDERS:
+        if contender.name in ("frozen", "qgoft", "goft"):
+            module = contenders.put_on(contender, base, shape)
+            contenders.pass_gradients_below(module, shape)
+            kept[contender.name] = saved_bytes(module, lambda module=module: module(**inputs).sum())
     different_inputs = 4 * rows * (d + d + d + 4 * d)
     matrices = 6 * 4 * sum(count * width**2 for width, count in factors.stage_sizes(4 * d)) * 2
     for name in ("qgoft", "goft"):
@@ -184,9 +188,9 @@ def test_qgoft_peak_is_at_most_loras():
     shape = shapes.block(256, 4, 48, 64)
     torch.manual_seed(0)
     base, inputs = shape.build(), shape.inputs(shape.batch)
-    by_name = {rival.name: rival for rival in rivals.RIVALS}
-    peaks = {name: measure.Runner(by_name[name], base, shape, inputs, "cpu").timing.peak_bytes for name in ("qgoft", rivals.REFERENCE)}
-    assert peaks["qgoft"] <= peaks[rivals.REFERENCE]
+    by_name = {contender.name: contender for contender in contenders.CONTENDERS}
+    peaks = {name: measure.Runner(by_name[name], base, shape, inputs, "cpu").timing.peak_bytes for name in ("qgoft", contenders.REFERENCE)}
+    assert peaks["qgoft"] <= peaks[contenders.REFERENCE]
 
 
 def test_peak_bytes_stateless_step():
@@ -196,9 +200,9 @@ def test_peak_bytes_stateless_step():
 
 def test_groups_contain_the_reference():
     def names(groups):
-        return [([rival.name for rival in group], batch) for group, batch in groups]
+        return [([contender.name for contender in group], batch) for group, batch in groups]
 
-    by_name = {rival.name: rival for rival in rivals.RIVALS}
+    by_name = {contender.name: contender for contender in contenders.CONTENDERS}
     some = [by_name[name] for name in ("frozen", "lora r=8", "qgoft", "qgoft_v2 as released")]
     last = (["lora r=8", "qgoft_v2 as released"], 4)
     assert names(measure.plan_groups(some, 16, apart=False)) == [(["lora r=8", "frozen", "qgoft"], 16), last]
@@ -211,7 +215,7 @@ def test_rounds_alternate_contenders():
 
 def test_processes_step_in_turns():
     channels, threads = [], []
-    by_name = {rival.name: rival for rival in rivals.RIVALS}
+    by_name = {contender.name: contender for contender in contenders.CONTENDERS}
     for name in ("lora r=8", "qgoft"):
         ours, theirs = multiprocessing.Pipe()
         thread = threading.Thread(target=measure.serve, args=(theirs, SMALL[0], by_name[name], 2, "cpu"))
@@ -287,7 +291,7 @@ def test_committed_bench_states_its_machine(path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--rivals", "lora"], "unknown rival")],
+    [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--contenders", "lora"], "unknown contender")],
 )
 def test_bench_unknown_argument(script, words, message, capsys):
     with pytest.raises(SystemExit) as end:
@@ -305,9 +309,9 @@ def test_bench_continues_after_out_of_memory(script, monkeypatch, tmp_path):
         return [{"name": "lora r=8", "batch": 2}]
 
     monkeypatch.setattr(script, "in_own_process", time_group)
-    monkeypatch.setattr(script, "plan_groups", lambda rivals, batch, **_: [(rivals, batch)])
+    monkeypatch.setattr(script, "plan_groups", lambda contenders, batch, **_: [(contenders, batch)])
     monkeypatch.setitem(script.SETS, "cpu", lambda: [shapes.layer(d, d, 2, 8, of="a test") for d in (4096, 64)])
-    arguments = argparse.Namespace(set="cpu", parts=["layer"], only=None, rivals=None, repeats=1, threads=1, return_memory=False)
+    arguments = argparse.Namespace(set="cpu", parts=["layer"], only=None, contenders=None, repeats=1, threads=1, return_memory=False)
     record = script.run(arguments, tmp_path / "cpu.json")
     assert [line["shape"] for line in record["shapes"]] == ["layer 64 -> 64, 2 x 8 (a test)"]
     (failed,) = record["failed"]
@@ -318,13 +322,13 @@ def test_bench_continues_after_out_of_memory(script, monkeypatch, tmp_path):
 
 def test_partial_bench_has_its_own_record(script):
     def name(**changed):
-        usual = {"set": "cpu", "parts": script.PARTS, "only": None, "rivals": None, "return_memory": False}
+        usual = {"set": "cpu", "parts": script.PARTS, "only": None, "contenders": None, "return_memory": False}
         return script.file_name(argparse.Namespace(**{**usual, **changed}))
 
     assert name() == "cpu"
     assert name(return_memory=True) == "cpu-returned"
     assert name(parts=["model"], only="DeBERTa") == "cpu-model-deberta"
-    assert name(set="paper", rivals=["goft", "oft b=32"]) == "paper-goft-oft_b_32"
+    assert name(set="paper", contenders=["goft", "oft b=32"]) == "paper-goft-oft_b_32"
 
 
 def test_item_shows_its_shapes_kept_memory_first(tmp_path):

@@ -17,9 +17,9 @@ def test_collect_numbers_equal_names(repository, tmp_path, capsys):
     """LoRA on synthetic Caltech-101 and on its real images: one task, method, variant, model and seed, but two keys."""
     name = "caltech101-lora-r8-pocket-vit-seed0"
     source, target = tmp_path / "runs", tmp_path / "kept"
-    for folder in sorted((repository / "results" / "measured" / "pocket").glob(f"{name}*")):
-        key = json.loads((folder / "record.json").read_text())["key"]
-        shutil.copytree(folder, source / key)
+    for directory in sorted((repository / "results" / "measured" / "pocket").glob(f"{name}*")):
+        key = json.loads((directory / "record.json").read_text())["key"]
+        shutil.copytree(directory, source / key)
         (source / key / "checkpoint").mkdir()
     assert len(list(source.iterdir())) == 2
     text = (repository / "results" / "measured" / "pocket" / "rte-lora-r8-pocket-deberta-seed0" / "record.json").read_text()
@@ -35,7 +35,7 @@ def test_collect_numbers_equal_names(repository, tmp_path, capsys):
     found, kept = find_records(source), find_records(target)
     assert {record["key"] for record in kept.records} == {record["key"] for record in found.records} - {"0" * 64}
     assert not kept.problems
-    assert all({path.name for path in folder.iterdir()} == {"record.json", *FILES} for folder in target.iterdir())
+    assert all({path.name for path in directory.iterdir()} == {"record.json", *FILES} for directory in target.iterdir())
     assert collect.main([str(source), str(target)]) == 0
     assert "0 copied" in capsys.readouterr().out
     assert collect.main([str(source), str(tmp_path / "small"), "--protocol", "small"]) == 0

@@ -259,8 +259,8 @@ def test_run_directory_of_another_run(repository, tmp_path):
     one, other = compose_settings([*words, "seed=0"]), compose_settings([*words, "seed=1"])
     run(one)
     copied = identify(other)
-    copied.folder.mkdir(parents=True)
-    (copied.folder / "record.json").write_text((identify(one).folder / "record.json").read_text())
+    copied.directory.mkdir(parents=True)
+    (copied.directory / "record.json").write_text((identify(one).directory / "record.json").read_text())
     assert copied.state()[0] == "corrupt"
     assert not copied.is_done
     (problem,) = records.find_records(tmp_path).problems

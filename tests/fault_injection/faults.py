@@ -55,7 +55,7 @@ def _die(*arguments: Any, **named: Any) -> Any:
 
 
 @contextmanager
-def killed_at_a_step(rng: random.Random, folder: Path) -> Iterator[None]:
+def killed_at_a_step(rng: random.Random, directory: Path) -> Iterator[None]:
     from qgoft.train import loop
 
     with mock.patch.object(loop, "backward", _nth(rng, STEPS, loop.backward, _die)):
@@ -63,7 +63,7 @@ def killed_at_a_step(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def killed_at_a_write(rng: random.Random, folder: Path) -> Iterator[None]:
+def killed_at_a_write(rng: random.Random, directory: Path) -> Iterator[None]:
     """Kill before, during and after every kind of write: half of the bytes are written, or the file does not have its final name yet."""
     from qgoft.train import checkpoint, run
 
@@ -98,7 +98,7 @@ def killed_at_a_write(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def signalled(rng: random.Random, folder: Path) -> Iterator[None]:
+def signalled(rng: random.Random, directory: Path) -> Iterator[None]:
     from qgoft.train import loop, run
 
     number = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
@@ -114,7 +114,7 @@ def signalled(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def disk_error(rng: random.Random, folder: Path) -> Iterator[None]:
+def disk_error(rng: random.Random, directory: Path) -> Iterator[None]:
     """Make the nth file that is synced or renamed fail: disk full, quota exceeded, or read-only."""
     number = rng.choice([errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 
@@ -127,7 +127,7 @@ def disk_error(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def small_disk(rng: random.Random, folder: Path) -> Iterator[None]:
+def small_disk(rng: random.Random, directory: Path) -> Iterator[None]:
     """Limit the size of files to a few thousand bytes."""
     size = rng.choice([300, 3_000, 30_000, 60_000])
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -135,38 +135,38 @@ def small_disk(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk(rng: random.Random, folder: Path) -> Iterator[None]:
+def full_disk(rng: random.Random, directory: Path) -> Iterator[None]:
     """Put the run's directory on a file system that is too small, in this process's own mount namespace."""
-    mount_small(folder, rng.choice([4, 20, 40, 60]))
+    mount_small(directory, rng.choice([4, 20, 40, 60]))
     yield
 
 
-def mount_small(folder: Path, kilobytes: int) -> None:
+def mount_small(directory: Path, kilobytes: int) -> None:
     """Mount a file system in memory over a directory, in a namespace of this process.
 
     Raises:
         OSError: this process may not.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     calls = (
         lambda: libc.unshare(CLONE_NEWNS),
         lambda: libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
-        lambda: libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%dk" % kilobytes),
+        lambda: libc.mount(b"none", os.fsencode(directory), b"tmpfs", 0, b"size=%dk" % kilobytes),
     )
     for call in calls:
         if call():
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def may_mount(folder: Path) -> bool:
+def may_mount(directory: Path) -> bool:
     """Tested in a new process."""
     if not sys.platform.startswith("linux"):
         return False
     pid = os.fork()
     if pid == 0:
         try:
-            mount_small(folder, 4)
+            mount_small(directory, 4)
         except OSError:
             os._exit(1)
         os._exit(0)
@@ -174,7 +174,7 @@ def may_mount(folder: Path) -> bool:
 
 
 @contextmanager
-def out_of_memory(rng: random.Random, folder: Path) -> Iterator[None]:
+def out_of_memory(rng: random.Random, directory: Path) -> Iterator[None]:
     import torch
 
     from qgoft.train import loop
@@ -189,7 +189,7 @@ def out_of_memory(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def not_a_number(rng: random.Random, folder: Path) -> Iterator[None]:
+def not_a_number(rng: random.Random, directory: Path) -> Iterator[None]:
     from qgoft.train import loop
 
     def spoil(function: Any, accelerator: Any, model: Any, loss: Any, *more: Any) -> None:
@@ -200,7 +200,7 @@ def not_a_number(rng: random.Random, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def clock_set_back(rng: random.Random, folder: Path) -> Iterator[None]:
+def clock_set_back(rng: random.Random, directory: Path) -> Iterator[None]:
     """Set the run's clock back: its times are meaningless, its scores remain."""
     from qgoft.train import record, run
 

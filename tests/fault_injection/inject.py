@@ -44,16 +44,16 @@ def damage(rng: random.Random, path: Path) -> None:
 class FaultInjector:
     """Injects faults into runs, and checks each time that nothing is lost or wrong."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, directory: Path, seed: int):
         self.rng = random.Random(seed)
-        self.folder, self.data = folder, folder / "data"
-        clear(folder)
-        self.log = folder / "log.txt"
-        self.runs = short_runs(folder / "results", self.data)
+        self.directory, self.data = directory, directory / "data"
+        clear(directory)
+        self.log = directory / "log.txt"
+        self.runs = short_runs(directory / "results", self.data)
         self.expected: dict[str, Any] = {}
         self.count: Counter[str] = Counter()
         self.failures: list[str] = []
-        self.faults = [fault for fault in FAULTS if fault.inject is not full_disk or may_mount(folder / "mounted")]
+        self.faults = [fault for fault in FAULTS if fault.inject is not full_disk or may_mount(directory / "mounted")]
         if len(self.faults) < len(FAULTS):
             print("not injected: full disk (this process may not mount a file system); disk error and file size are injected")
 
@@ -66,7 +66,7 @@ class FaultInjector:
         return result
 
     def _records(self) -> dict[str, str]:
-        found = find_records(self.folder / "results")
+        found = find_records(self.directory / "results")
         return {record["key"]: canonical_json(record) for record in found.records}
 
     def step(self) -> None:
@@ -75,38 +75,38 @@ class FaultInjector:
         run_id = identify(settings)
         if run_id.key not in self.expected:
             self._finish(settings)
-            self.expected[run_id.key] = outcome(run_id.folder)
+            self.expected[run_id.key] = outcome(run_id.directory)
         self.injected: list[str] = []
         others = {key: text for key, text in self._records().items() if key != run_id.key}
         what = f"{settings.method.name} on {settings.task.name}"
         if self.rng.random() < 0.15:
             self._damage_a_record(settings, what)
         else:
-            shutil.rmtree(run_id.folder)
+            shutil.rmtree(run_id.directory)
         for _ in range(self.rng.randint(1, 3)):
             fault = self.rng.choice(self.faults)
             if run_id.is_done:  # the faults before let it finish
-                shutil.rmtree(run_id.folder)
+                shutil.rmtree(run_id.directory)
             result = in_child(lambda fault=fault: self._faulty_run(settings, fault), self.log)  # type: ignore[misc]
             self._check_report(fault, result, settings, what)
             if self.rng.random() < 0.3:
                 self._damage_what_is_left(settings, what)
         output = self._finish(settings).output
-        found, expected = outcome(run_id.folder), self.expected[run_id.key]
+        found, expected = outcome(run_id.directory), self.expected[run_id.key]
         differing = [name for name, one, two in zip(PARTS, found, expected, strict=True) if one != two]
         self._check(not differing, f"{what} after {', '.join(self.injected)}: {', '.join(differing)} differ; last output: {output[-300:]}")
-        self._check(not list(run_id.folder.glob("checkpoint/*")), f"{what}: a checkpoint is left of a run that is done")
+        self._check(not list(run_id.directory.glob("checkpoint/*")), f"{what}: a checkpoint is left of a run that is done")
         self._check(
             {key: text for key, text in self._records().items() if key != run_id.key} == others, f"{what}: other records have changed"
         )
 
     def _faulty_run(self, settings: RunSettings, fault: Fault) -> None:
-        with fault.inject(self.rng, identify(settings).folder):
+        with fault.inject(self.rng, identify(settings).directory):
             execute(settings)
 
     def _check_report(self, fault: Fault, result: Result, settings: RunSettings, what: str) -> None:
         """Check that a fault that occurred was reported, and that a run without one is done."""
-        path = identify(settings).folder / "record.json"
+        path = identify(settings).directory / "record.json"
         self._check("Traceback" not in result.output, f"{what}, {fault.name}: traceback: {result.output[-900:]}")
         # A run that fits on a small file system may finish there, and disappears with it.
         has_occurred = INJECTED in result.output or result.code != 0 or fault.inject is full_disk
@@ -123,16 +123,16 @@ class FaultInjector:
     def _damage_a_record(self, settings: RunSettings, what: str) -> None:
         """Flip a bit, also one that gives another valid number."""
         self._note("damaged record")
-        path = identify(settings).folder / "record.json"
+        path = identify(settings).directory / "record.json"
         before = path.read_text()
         damage(self.rng, path)
-        problems = find_records(self.folder / "results").problems
+        problems = find_records(self.directory / "results").problems
         self._check(any(str(path) in problem for problem in problems), f"{what}: a damaged record is not reported: {before}")
         self._check(identify(settings).state()[0] == "corrupt", f"{what}: a damaged record counts")
 
     def _damage_what_is_left(self, settings: RunSettings, what: str) -> None:
         run_id = identify(settings)
-        folder = run_id.folder
+        directory = run_id.directory
         kind = self.rng.choice(["checkpoint", "lease", "rows", "history"])
         checkpoints = run_id.checkpoints()
         if kind == "checkpoint" and checkpoints:
@@ -140,8 +140,8 @@ class FaultInjector:
             self._note("damaged checkpoint")
             result = in_child(lambda: self._faulty_run(settings, FAULTS[0]), self.log)
             self._check("is damaged and not used" in result.output, f"{what}: a damaged checkpoint is not reported: {result.output[-600:]}")
-        elif kind == "lease" and folder.is_dir():
-            (folder / "lease.7.json").write_text(json.dumps({**this_machine(), "pid": 2**22 - 1}))
+        elif kind == "lease" and directory.is_dir():
+            (directory / "lease.7.json").write_text(json.dumps({**this_machine(), "pid": 2**22 - 1}))
             self._note("lease of a dead process")
             self._check(run_id.state()[0] != "running", f"{what}: a lease without an owner blocks the run")
         elif kind == "rows":
@@ -154,16 +154,16 @@ class FaultInjector:
             path.write_bytes(content)
             is_reported = result.code == 2 and re.search(r"train\.parquet|cannot be read|images cannot be decoded", result.output)
             self._check(bool(is_reported), f"{what}: damaged rows are not reported: {result.output[-600:]}")
-        elif kind == "history" and (folder / "history.jsonl").is_file():
+        elif kind == "history" and (directory / "history.jsonl").is_file():
             self._note("damaged history")
-            before = (folder / "history.jsonl").read_bytes()
-            damage(self.rng, folder / "history.jsonl")
-            if run_id.is_done and (folder / "history.jsonl").read_bytes() != before:
-                problems = find_records(folder).problems
+            before = (directory / "history.jsonl").read_bytes()
+            damage(self.rng, directory / "history.jsonl")
+            if run_id.is_done and (directory / "history.jsonl").read_bytes() != before:
+                problems = find_records(directory).problems
                 self._check(
                     any("history.jsonl: it differs from its checksum" in p for p in problems), f"{what}: a changed curve is not reported"
                 )
-                shutil.rmtree(folder)
+                shutil.rmtree(directory)
 
     def _note(self, name: str) -> None:
         self.count[name] += 1
@@ -185,7 +185,7 @@ def inject_faults(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     torch.set_num_threads(1)
     began = time.monotonic()
-    work = FaultInjector(arguments.folder, arguments.seed)
+    work = FaultInjector(arguments.directory, arguments.seed)
     while work.count.total() < arguments.number:
         work.step()
         if arguments.verbose:
@@ -206,7 +206,7 @@ def parse(overrides: list[str]) -> argparse.Namespace:
     parser.add_argument("--number", type=int, required=True, help="number of faults or kills, or of timed runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="qgoft", help="method of the killed sweep or the timed run")
-    parser.add_argument("--folder", type=Path, default=Path("results") / "fault-injection", help="this directory is emptied")
+    parser.add_argument("--directory", type=Path, default=Path("results") / "fault-injection", help="this directory is emptied")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_intermixed_args(overrides)
 

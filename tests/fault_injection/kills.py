@@ -25,13 +25,13 @@ from tests.fault_injection.runs import clear, execute, outcome
 def kill_sweeps(arguments: argparse.Namespace) -> int:
     """A sweep that is killed at random moments, and one that is not."""
     rng = random.Random(arguments.seed)
-    clear(arguments.folder)
+    clear(arguments.directory)
     # A single run would finish before a checkpoint is due.
     overrides = ["glue", "--method", arguments.method, "--jobs", "2", "results.checkpoint_interval=1", *arguments.overrides]
-    if sweep(overrides, arguments.folder / "undisturbed").wait():
-        raise QgoftError(f"the undisturbed sweep failed; see {arguments.folder / 'undisturbed.log'}")
+    if sweep(overrides, arguments.directory / "undisturbed").wait():
+        raise QgoftError(f"the undisturbed sweep failed; see {arguments.directory / 'undisturbed.log'}")
     began, kills, starts = time.monotonic(), Counter[str](), 0
-    killed = arguments.folder / "killed"
+    killed = arguments.directory / "killed"
     while kills.total() < arguments.number:
         process = sweep(overrides, killed)
         starts += 1
@@ -41,12 +41,12 @@ def kill_sweeps(arguments: argparse.Namespace) -> int:
             kills[interrupt_sweep(process, rng)] += 1
             continue
         if kills.total() < arguments.number:  # it was done: start again
-            check_same(arguments.folder / "undisturbed", killed)
+            check_same(arguments.directory / "undisturbed", killed)
             shutil.rmtree(killed)
     if sweep(overrides, killed).wait():
-        raise QgoftError(f"the sweep did not finish; see {arguments.folder / 'killed.log'}")
+        raise QgoftError(f"the sweep did not finish; see {arguments.directory / 'killed.log'}")
     resumed = sum("resumed" in record["provenance"] for record in find_records(killed / "runs").records)
-    check_same(arguments.folder / "undisturbed", killed)
+    check_same(arguments.directory / "undisturbed", killed)
     kinds = ", ".join(f"{number} of {name}" for name, number in sorted(kills.items()))
     print(f"seed {arguments.seed}: {kills.total()} kills ({kinds}) in {time.monotonic() - began:.0f} s, {starts} starts")
     print(f"the tables are equal to the byte, and all records except their times; {resumed} of the last runs were resumed")
@@ -70,17 +70,17 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         finally:
             spent.append(time.monotonic() - began)
 
-    clear(arguments.folder)
+    clear(arguments.directory)
     overrides = [f"method={arguments.method}", "task=glue/rte", "results.checkpoint_interval=1", *arguments.overrides]
     with mock.patch.object(CheckpointManager, "save", timed):
         for number in range(arguments.number):
             spent.clear()
-            settings = compose_settings([*overrides, f"results.root={arguments.folder / str(number)}"])
+            settings = compose_settings([*overrides, f"results.root={arguments.directory / str(number)}"])
             execute(settings)
-            seconds = read_record(identify(settings).folder / "record.json")["cost"]["seconds"]
+            seconds = read_record(identify(settings).directory / "record.json")["cost"]["seconds"]
             print(f"{len(spent)} checkpoints in {seconds:.1f} s took {sum(spent):.3f} s, {100 * sum(spent) / seconds:.2f}%", flush=True)
     for number in range(arguments.number):
-        root = arguments.folder / f"killed{number}"
+        root = arguments.directory / f"killed{number}"
         run_id = identify(compose_settings([*overrides, f"results.root={root}"]))
         process = single_run([*overrides, f"results.root={root}"])
         while not run_id.checkpoints():
@@ -93,7 +93,7 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         began = time.monotonic()
         process = single_run([*overrides, f"results.root={root}"])
         # The new attempt rewrites the curve from its checkpoint, and then resumes.
-        while max((step for place in run_id.folder.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
+        while max((step for place in run_id.directory.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
             if process.poll() is not None:
                 raise QgoftError("the resumed run ended early")
             time.sleep(0.01)

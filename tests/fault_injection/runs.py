@@ -110,26 +110,26 @@ def execute(settings: RunSettings) -> None:
     run(settings)
 
 
-def outcome(folder: Path) -> Any:
+def outcome(directory: Path) -> Any:
     """Return everything that a run writes, without its times."""
-    record = read_record(folder / "record.json")
+    record = read_record(directory / "record.json")
     for name in TIMES:
         del record[name]
     record["provenance"].pop("resumed", None)
-    weights = {path.name: path.read_bytes() for path in sorted((folder / "adapter").glob("*.safetensors"))}
-    predictions = gzip.decompress((folder / "predictions.jsonl.gz").read_bytes())
-    return canonical_json(record), weights, predictions, (folder / "history.jsonl").read_text()
+    weights = {path.name: path.read_bytes() for path in sorted((directory / "adapter").glob("*.safetensors"))}
+    predictions = gzip.decompress((directory / "predictions.jsonl.gz").read_bytes())
+    return canonical_json(record), weights, predictions, (directory / "history.jsonl").read_text()
 
 
-def clear(folder: Path) -> None:
+def clear(directory: Path) -> None:
     """Empty a directory of this script.
 
     Raises:
         QgoftError: it contains files and was not created by this script.
     """
-    mark = folder / ".fault-injection"
-    if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise QgoftError(f"--folder={folder} is not empty and was not created by this script; name a new or empty directory")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    mark = directory / ".fault-injection"
+    if directory.exists() and not mark.is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise QgoftError(f"--directory={directory} is not empty and was not created by this script; name a new or empty directory")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     mark.touch()

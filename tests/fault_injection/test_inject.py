@@ -12,7 +12,7 @@ from tests.fault_injection import inject
 from tests.fault_injection.runs import clear
 
 
-def inject_faults(repository, folder, number, more=""):
+def inject_faults(repository, directory, number, more=""):
     """Run in a new process: the script forks, which torch does not support after its threads have started."""
     program = f"""
 import sys
@@ -21,7 +21,7 @@ from tests.fault_injection import inject, runs
 from qgoft.train import training_state as state
 runs.TASKS, runs.METHODS = ("rte",), ("adalora",)
 {more}
-sys.exit(inject.main(["faults", "--number", {number!r}, "--seed", "3", "--folder", {str(folder)!r}]))
+sys.exit(inject.main(["faults", "--number", {number!r}, "--seed", "3", "--directory", {str(directory)!r}]))
 """
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
 
@@ -43,9 +43,9 @@ def test_injection_detects_a_wrong_result(repository, tmp_path):
 def test_status_names_the_resume_step(tmp_path):
     run_id = identify(compose_settings([f"results.root={tmp_path}"]))
     assert run_id.state() == ("planned", "")
-    (run_id.folder / "checkpoint").mkdir(parents=True)
+    (run_id.directory / "checkpoint").mkdir(parents=True)
     for step in (90, 120):
-        (run_id.folder / "checkpoint" / f"step-{step:08}.safetensors").touch()
+        (run_id.directory / "checkpoint" / f"step-{step:08}.safetensors").touch()
     assert run_id.state() == ("planned", "resumes after step 120")
 
 
@@ -58,7 +58,7 @@ def test_injection_arguments_invalid(words):
 def test_injection_empties_only_its_directory(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(QgoftError, match="is not empty and was not created by this script"):
-        inject.main(["faults", "--number", "1", "--folder", str(tmp_path)])
+        inject.main(["faults", "--number", "1", "--directory", str(tmp_path)])
     assert (tmp_path / "thesis.tex").read_text() == "years"
     clear(tmp_path / "new")
     (tmp_path / "new" / "old").touch()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qgoft.ops import givens
-from qgoft.tuners.goft.convert import convert_folder
+from qgoft.tuners.goft.convert import convert_directory
 
 pytestmark = pytest.mark.fidelity
 WIDTHS = [7, 8, 12, 13, 16, 96, 100, 768]
@@ -81,18 +81,18 @@ def second_release(x, state, d):
     return x
 
 
-def write_released(folder, state, variant):
-    folder.mkdir()
+def write_released(directory, state, variant):
+    directory.mkdir()
     strict, plain = SWITCHES[variant]
     config = {"peft_type": "GIVENS", "strict_oft": strict, "no_scaling": plain, "target_modules": ["0"], "base_model_name_or_path": "toy"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({f"{LAYER}.{name}": tensor.detach().float() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    save_file({f"{LAYER}.{name}": tensor.detach().float() for name, tensor in state.items()}, directory / "adapter_model.safetensors")
 
 
 def load_converted(tmp_path, state, variant, d, release, dtype=torch.float32):
     """The adapter through both files, on a frozen linear layer; also the layer's weight and bias."""
     write_released(tmp_path / "theirs", state, variant)
-    convert_folder(tmp_path / "theirs", tmp_path / "ours", release)
+    convert_directory(tmp_path / "theirs", tmp_path / "ours", release)
     torch.manual_seed(1)
     base = nn.Sequential(nn.Linear(d, 24)).to(dtype)
     weight, bias = base[0].weight.detach().double(), base[0].bias.detach().double()

@@ -266,6 +266,17 @@ def test_openai_three_equal_refusals(endpoint, tmp_path):
     assert len(endpoint.seen) == 3
 
 
+@pytest.mark.parametrize("failure", [400, 503])
+def test_judge_continues_after_one_failing_question(endpoint, tmp_path, failure):
+    """One question that always fails, with three ratings each: the other questions are rated."""
+    asked, file = questions(3), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
+    endpoint.script = ["[[7]]", failure, "[[7]]"] * 3
+    judgments = judge_answers(asked, ["a"] * 3, endpoint.settings(num_ratings=3, retries=0), file, PROMPTS, print)
+    assert unanswered(asked, judgments) == [2]
+    endpoint.script = [failure] * 3
+    assert unanswered(asked, judge_answers(asked, ["a"] * 3, endpoint.settings(num_ratings=3, retries=0), file, PROMPTS, print)) == [2]
+
+
 def test_judge_keeps_unrated_answers(endpoint, tmp_path):
     asked, file = questions(3), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"})
     endpoint.script = ["[[7]]", "I would not say", 400]
@@ -305,7 +316,7 @@ def test_judge_repeats_only_failed_judgments(endpoint, tmp_path):
     assert unrated(asked, judgments) == [2, 3, 4, 5]
     assert "5 ratings to ask for" in said[0]
     assert "price not stated" in said[0]
-    assert said[1] == "judge stand-in-1: without a rating: 1 no rating, 1 rating outside 1 to 10, 1 several ratings, 1 status 400"
+    assert said[1] == "judge stand-in-1: unrated: 1 x no rating, 1 x rating outside 1 to 10, 1 x several ratings, 1 x status 400"
     endpoint.seen.clear()
     again = judge_answers(
         asked, ["a"] * 5, endpoint.settings(), JudgmentFile(tmp_path / "judgments.jsonl", {"answers": "x"}), PROMPTS, said.append

@@ -6,7 +6,7 @@ import torch
 
 from qgoft.config.compose import compose_settings
 from qgoft.models import load_classifier
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.train.adapter_files import load_adapter
 from tests.methods.test_merging import move
 from tests.methods.test_methods import METHODS, build, ids
@@ -35,7 +35,7 @@ def test_method_is_seeded_and_reloads(name, tmp_path):
         load_adapter(again, tmp_path)
         # Another program uses only peft, with its own head to be replaced.
         torch.manual_seed(9)
-        base = load_classifier(compose_settings(["task=glue/rte", f"method={method}", *variant]), weights_folder("pocket-deberta"))
+        base = load_classifier(compose_settings(["task=glue/rte", f"method={method}", *variant]), weights_directory("pocket-deberta"))
         loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
         assert torch.equal(loaded(input_ids=ids()).logits, expected)
     else:

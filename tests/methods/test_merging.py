@@ -8,7 +8,7 @@ from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.methods import merge_and_unload, merged_for_eval
 from qgoft.models import load_classifier
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from tests.methods.test_methods import METHODS, build, ids
 
 
@@ -49,7 +49,7 @@ def test_unload_predicts_the_same(method):
     move(adapted)
     adapted.model.eval()
     expected = adapted.model(ids()).logits
-    names = set(load_classifier(compose_settings(["task=glue/rte"]), weights_folder("pocket-deberta")).state_dict())
+    names = set(load_classifier(compose_settings(["task=glue/rte"]), weights_directory("pocket-deberta")).state_dict())
     if not all(getattr(layer, "is_mergeable", True) for layer in tuner_layers(adapted)):
         with pytest.raises(QgoftError, match="cannot be merged"):
             merge_and_unload(adapted)

@@ -1,6 +1,7 @@
 """Every method on the embedded encoder: its parameter count, its start at the base model, and its training."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from qgoft.config.compose import compose_settings
 from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method
-from qgoft.methods.registry import REGISTRY, Context, Method, find_targets, parse_variant, register
+from qgoft.methods.registry import REGISTRY, Context, Method, find_targets, method_names, parse_variant, register
 from qgoft.models import load_classifier
 from qgoft.models.architectures import build_shapes
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 
 METHODS = sorted(set(REGISTRY) - {"base"})  # base is for decoders: tests/train/test_decoder_run.py
 # d and n of the six linear layers of one block of DeBERTaV3-base, and of ViT-B/16's query and value, as (n, d).
@@ -26,7 +27,7 @@ VIT_QUERY_VALUE = 24 * [(768, 768)]
 def build(method, *words, total_steps=20):
     settings = compose_settings([f"method={method}", "task=glue/rte", *words])
     torch.manual_seed(0)
-    model = load_classifier(settings, weights_folder("pocket-deberta")).eval()
+    model = load_classifier(settings, weights_directory("pocket-deberta")).eval()
     return model, apply_method(model, settings.model, settings.method, total_steps=total_steps)
 
 
@@ -107,7 +108,7 @@ DRAWN = ("h_adapter", "p_adapter", "svft_p")
 def test_method_starts_at_the_base_model(method):
     settings = compose_settings(["method=full", "task=glue/rte"])
     torch.manual_seed(0)
-    expected = load_classifier(settings, weights_folder("pocket-deberta")).eval()(input_ids=ids()).logits
+    expected = load_classifier(settings, weights_directory("pocket-deberta")).eval()(input_ids=ids()).logits
     _, adapted = build(method)
     got = adapted.model.eval()(input_ids=ids()).logits
     if method in DRAWN:
@@ -188,7 +189,7 @@ def test_method_does_not_fit_model(method, words, message):
 
 def test_head_module_missing():
     settings = compose_settings(["task=glue/rte"])
-    model = load_classifier(settings, weights_folder("pocket-deberta"))
+    model = load_classifier(settings, weights_directory("pocket-deberta"))
     with pytest.raises(QgoftError, match="no module named lm_head"):
         apply_method(model, dataclasses.replace(settings.model, head_modules=["lm_head"]), settings.method, total_steps=1)
 
@@ -226,7 +227,7 @@ def test_pairings_have_their_own_counts(variant, per_layer):
 def test_base_16_bit_parameters_train_in_float32():
     """AdamW's small steps are lost in the rounding of bfloat16: a hundred equal ones may have no effect."""
     settings = compose_settings(["method=full", "task=glue/rte"])
-    model = load_classifier(settings, weights_folder("pocket-deberta")).to(torch.bfloat16)
+    model = load_classifier(settings, weights_directory("pocket-deberta")).to(torch.bfloat16)
     adapted = apply_method(model, settings.model, settings.method, total_steps=1)
     trained = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     assert len(trained) > 50
@@ -237,7 +238,7 @@ def test_base_16_bit_parameters_train_in_float32():
 def test_encoder_16_bit_trains_in_float32(method):
     """peft widens only adapters: a head in 16 bits would lose most of its steps."""
     settings = compose_settings([f"method={method}", "task=glue/rte", "model.dtype=bfloat16", "train.mixed_precision=bf16"])
-    adapted = apply_method(load_classifier(settings, weights_folder("pocket-deberta")), settings.model, settings.method, total_steps=1)
+    adapted = apply_method(load_classifier(settings, weights_directory("pocket-deberta")), settings.model, settings.method, total_steps=1)
     trained = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
@@ -273,3 +274,12 @@ def test_lora_scale_is_not_rounded(scale, alpha):
     values = {"r": 2}
     config = REGISTRY["lora"].config(values, Context([(8, 8)], 1, {"scale": scale}))
     assert config.lora_alpha == alpha
+
+
+def test_methods_page_lists_methods_and_modifiers(repository):
+    listed = {}
+    for row in (repository / "docs" / "methods.md").read_text().splitlines():
+        if row.startswith("| `"):
+            names, _, variants = row.split("|")[1:4]
+            listed |= {name: set(re.findall(r"`-([\w#]+)`", variants)) for name in re.findall(r"`(\w+)`", names)}
+    assert listed == {name: set(REGISTRY[name].modifiers) for name in method_names()}

@@ -64,7 +64,7 @@ def test_drop_path_unsupported_model():
 )
 def test_dropout_settings_have_an_effect(tmp_path, words, is_random):
     settings = compose_settings([f"results.root={tmp_path}", *words])
-    model = suite_class(settings).build_model(settings, identify(settings).model.folder).train()
+    model = suite_class(settings).build_model(settings, identify(settings).model.directory).train()
     ids = torch.arange(16).reshape(2, 8)
     with torch.no_grad():
         one, two = (tuple(model(input_ids=ids).values()) for _ in range(2))

@@ -14,7 +14,7 @@ from qgoft.pocket.language.inference import CONTRADICTION, ENTAILMENT, NEUTRAL, 
 from qgoft.pocket.language.tasks import MNLI_SIZES, SIZES, TASKS, evaluation_sentences, generate, similarity
 from qgoft.pocket.language.text import Opinions
 from qgoft.pocket.language.world import World
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 
 COLUMNS = {
     "mnli": {"premise", "hypothesis"}, "sst2": {"sentence"}, "cola": {"sentence"}, "qqp": {"question1", "question2"}, "qnli": {"question", "sentence"},
@@ -152,7 +152,7 @@ def test_corpus_excludes_question_pairs():
 def test_vocabulary_covers_everything():
     from qgoft.models import load_tokenizer
 
-    tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
+    tokenizer = load_tokenizer(weights_directory("pocket-deberta"))
     for task in TASKS:
         for rows in generate(task).values():
             for row in rows[:200]:
@@ -165,22 +165,22 @@ def test_vocabulary_covers_everything():
 
 def test_cache_is_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
-    folder = pocket_files("glue", "cola")
-    first = pocket_fingerprint(folder)
-    changed = (folder / "test.parquet").stat().st_mtime_ns
-    assert pocket_files("glue", "cola") == folder
-    assert (folder / "test.parquet").stat().st_mtime_ns == changed
+    directory = pocket_files("glue", "cola")
+    first = pocket_fingerprint(directory)
+    changed = (directory / "test.parquet").stat().st_mtime_ns
+    assert pocket_files("glue", "cola") == directory
+    assert (directory / "test.parquet").stat().st_mtime_ns == changed
     assert len(first) == 64
 
 
 def test_shipped_encoder_loads():
     from qgoft.pocket.pretrain import Recipe
 
-    folder = weights_folder("pocket-deberta")
-    size = (folder / "model.safetensors").stat().st_size
+    directory = weights_directory("pocket-deberta")
+    size = (directory / "model.safetensors").stat().st_size
     assert size < 1_000_000
-    assert weights_folder("pocket-deberta-random") == folder
-    card = json.loads((folder / "card.json").read_text())
+    assert weights_directory("pocket-deberta-random") == directory
+    card = json.loads((directory / "card.json").read_text())
     assert card["percent of masked words found"]["copy"] > 80
     assert card["recipe"] == vars(Recipe())
 
@@ -190,13 +190,13 @@ def test_shipped_encoder_is_pretrained():
     import torch
     from safetensors.torch import load_file
 
-    weights = load_file(weights_folder("pocket-deberta") / "model.safetensors")
+    weights = load_file(weights_directory("pocket-deberta") / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     from transformers import AutoModel, AutoTokenizer
 
-    folder = weights_folder("pocket-deberta")
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    directory = weights_directory("pocket-deberta")
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     world = World("probe")
     near, far = [], []
     for _ in range(30):
@@ -211,12 +211,12 @@ def test_shipped_encoder_is_pretrained():
 def test_changed_cache_rows_are_regenerated(tmp_path, monkeypatch, capfd):
     """Rows with labels changed by hand would be used under the checksum of the correct ones."""
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
-    folder = pocket_files("glue", "rte")
-    right = {path.name: path.read_bytes() for path in folder.iterdir()}
-    rows = Dataset.from_parquet(str(folder / "train.parquet"))
+    directory = pocket_files("glue", "rte")
+    right = {path.name: path.read_bytes() for path in directory.iterdir()}
+    rows = Dataset.from_parquet(str(directory / "train.parquet"))
     flipped = rows.map(lambda row: {"label": 1 - row["label"]})
-    flipped.to_parquet(folder / "train.parquet")
-    assert (folder / "train.parquet").read_bytes() != right["train.parquet"]
-    assert pocket_files("glue", "rte") == folder
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == right
+    flipped.to_parquet(directory / "train.parquet")
+    assert (directory / "train.parquet").read_bytes() != right["train.parquet"]
+    assert pocket_files("glue", "rte") == directory
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == right
     assert "has other rows than were generated; generating them again" in capfd.readouterr().err

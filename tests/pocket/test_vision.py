@@ -70,12 +70,12 @@ def test_scene_attributes_in_range():
 
 def test_synthetic_files_and_real_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
-    folder = pocket_files("vtab", "digits")
-    assert sorted(path.name for path in folder.iterdir()) == ["fingerprint.txt", "sha256.json", "test.parquet", "train.parquet"]
-    assert len(pocket_fingerprint(folder)) == 64
+    directory = pocket_files("vtab", "digits")
+    assert sorted(path.name for path in directory.iterdir()) == ["fingerprint.txt", "sha256.json", "test.parquet", "train.parquet"]
+    assert len(pocket_fingerprint(directory)) == 64
     from datasets import Dataset
 
-    train, test = (Dataset.from_parquet(str(folder / f"{name}.parquet")) for name in ("train", "test"))
+    train, test = (Dataset.from_parquet(str(directory / f"{name}.parquet")) for name in ("train", "test"))
     assert (len(train), len(test)) == (1000, 797)
     assert train[0]["image"].size == (8, 8)
     assert set(train["label"]) == set(range(10))

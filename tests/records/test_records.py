@@ -109,11 +109,11 @@ def test_changed_curve_is_not_used(tmp_path):
     assert records.file_checksums(tmp_path) == {}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     records.write_record(tmp_path, {**copy.deepcopy(RECORD), "files": records.file_checksums(tmp_path)})
-    assert records.find_records(tmp_path).folders == {RECORD["key"]: tmp_path}
+    assert records.find_records(tmp_path).directories == {RECORD["key"]: tmp_path}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     found = records.find_records(tmp_path)
     assert found.records
-    assert found.folders == {}
+    assert found.directories == {}
     assert found.problems == [
         f"{tmp_path / 'history.jsonl'}: it differs from its checksum in the record; the run's curve and answers are not used"
     ]

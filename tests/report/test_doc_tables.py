@@ -104,7 +104,7 @@ def test_tables_lead_to_records_and_code(repository, measured):
         assert table["cells"], path.name
         for key in {key for columns in table["cells"].values() for some in columns.values() for key in some}:
             directory = repository / table["runs"][key]
-            assert measured.folders[keys[key]["key"]] == directory
+            assert measured.directories[keys[key]["key"]] == directory
             functions |= {metric["computed_by"] for metric in keys[key]["metrics"].values()}
     assert {"table1", "table1-paired", "figure3-pocket", "orthogonality-glue-pocket"} <= {path.stem for path in tables}
     assert all(callable(pkgutil.resolve_name(name)) for name in functions)
@@ -113,7 +113,7 @@ def test_tables_lead_to_records_and_code(repository, measured):
 def test_document_tables_match_the_records(repository, measured):
     """Rebuilt from the committed records, without composing the settings of each."""
     again = {}
-    bootstrap = Bootstrap(measured.folders)
+    bootstrap = Bootstrap(measured.directories)
     for name in {block.table for block in blocks(repository)}:
         stem, _, protocol = name.removesuffix("-paired").partition("-small")
         if stem in KNOWN and name not in again:

@@ -41,17 +41,17 @@ def record(number, **changes):
 @pytest.fixture
 def page(tmp_path):
     records = [record(i, seed=i, reason=EVIL, status="failed" if i == 2 else "done") for i in range(3)]
-    folder = tmp_path / "run"
-    folder.mkdir()
+    directory = tmp_path / "run"
+    directory.mkdir()
     lines = [{"step": i, "loss": 1 / i} for i in range(1, 101)] + [{"step": 100, "score": 80.0}, {"step": 50, "score": 70.0}]
-    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7')
+    (directory / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7')
     rows = [["goft", "9.5"], ["  published", "9.0"], ["lora", "80.1 ±0.3"], ["  published", "8.0"], ["qgoft", "-"], [f"x{EVIL}", "70"]]
     table = Table("t", f"scores {EVIL}", ["method", "CoLA"], rows, notes=[EVIL], highlights={(2, 1): "best"})
     units = Table("u", "sizes", ["", "#Param"], [["a", "8.03B"], ["b", "14.3M"], ["c", "72K"], ["d", "1,024"], ["e", "62e3de8d72"]])
     table.sources = {(0, 1): [records[0]["key"]], (2, 1): [r["key"] for r in records], (4, 1): ["f" * 64]}
     section = Section("a b", f"section {EVIL}", [table], text=EVIL)
     other = Section("other", "the same name", [units, units.__class__("t", "again", ["", "x"], [["goft", "1"]])])
-    return build_page("title", "lead", [section, other], records, {records[0]["key"]: folder}, {RECORD["model"]: "the_model"})
+    return build_page("title", "lead", [section, other], records, {records[0]["key"]: directory}, {RECORD["model"]: "the_model"})
 
 
 class Reader(html.parser.HTMLParser):

@@ -14,25 +14,25 @@ from qgoft.report.items import ITEMS, Column
 from qgoft.report.paired_table import build_paired
 from qgoft.report.row import Row
 from qgoft.report.score_table import build_table
-from qgoft.report.significance import DRAWS, SCORES, Bootstrap, difference, interval, sign_test
+from qgoft.report.significance import NUM_DRAWS, SCORES, Bootstrap, difference, interval, sign_test
 from qgoft.tasks.metrics import compute_score
 from tests.records.test_records import RECORD
 
 
-def write(folder, predictions, labels, sets=None):
-    folder.mkdir(parents=True, exist_ok=True)
+def write(directory, predictions, labels, sets=None):
+    directory.mkdir(parents=True, exist_ok=True)
     lines = [
         {"set": "" if sets is None else sets[i], "idx": i, "prediction": p, "label": r}
         for i, (p, r) in enumerate(zip(predictions, labels, strict=True))
     ]
-    (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    (directory / "predictions.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
 
 
 class Shop:
     """Write runs with answers of which the given share is correct."""
 
     def __init__(self, root):
-        self.root, self.folders = root, {}
+        self.root, self.directories = root, {}
         self.labels = [int(v) for v in np.random.default_rng(5).integers(0, 2, 400)]
 
     def run(self, method, seed, right, task="rte", *, answers=True, labels=None, predictions=None, draw=0):
@@ -40,11 +40,11 @@ class Shop:
         if predictions is None:
             wrong = np.random.default_rng(seed + draw).permutation(len(labels))[: round((1 - right) * len(labels))]
             predictions = [1 - label if i in set(wrong.tolist()) else label for i, label in enumerate(labels)]
-        key = f"{len(self.folders):064x}"
-        folder = self.root / key
+        key = f"{len(self.directories):064x}"
+        directory = self.root / key
         if answers:
-            write(folder, predictions, labels)
-        self.folders[key] = folder
+            write(directory, predictions, labels)
+        self.directories[key] = directory
         record = copy.deepcopy(RECORD)
         value = 100 * float(np.mean([p == r for p, r in zip(predictions, labels, strict=True)]))
         record.update(key=key, method=method, variant=method, seed=seed, task=task, protocol="pocket", primary="accuracy")
@@ -94,11 +94,22 @@ def test_scores_of_resampled_items_equal_metrics():
 
 
 def test_accuracy_interval_matches_theory(shop):
-    drawn = Bootstrap(shop.folders).column(RTE, [shop.run("a", 0, 0.8)])
-    assert drawn.scores.shape == (1 + DRAWS, 1)
+    drawn = Bootstrap(shop.directories).cell(RTE, [shop.run("a", 0, 0.8)])
+    assert drawn.scores.shape == (1 + NUM_DRAWS, 1)
     assert drawn.scores[0, 0] == pytest.approx(80)
     assert drawn.scores.mean() == pytest.approx(80, abs=0.3)
     assert drawn.scores.std() == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 400), rel=0.1)
+
+
+def test_draws_of_different_test_sets_are_independent(shop):
+    """Two sets of one size: with equal draws the variance of their average would contain a covariance."""
+    bootstrap, scores = Bootstrap(shop.directories), []
+    for task, labels in (("rte", [0, 1] * 200), ("mrpc", [1, 0] * 200)):
+        record = shop.run("a", 0, 1.0, task, answers=False)
+        write(shop.directories[record["key"]], [label if i % 5 else 1 - label for i, label in enumerate(labels)], labels)
+        record["metrics"] = {record["primary"]: {"value": 80.0, "n": 400, "higher_is_better": True}}
+        scores.append(bootstrap.cell(Column(task, task, task), [record]).scores[1:, 0])
+    assert abs(np.corrcoef(*scores)[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize(("part", "share"), [("matched", 0.9), ("mismatched", 0.6)])
@@ -107,23 +118,23 @@ def test_mnli_resamples_the_primary_split(shop, part, share):
     record = shop.run("a", 0, 1.0, "mnli", answers=False)
     labels = [0, 1] * 100
     predictions = [label if i % 10 < (9 if i < 100 else 6) else 1 - label for i, label in enumerate(labels)]
-    write(shop.folders[record["key"]], predictions, labels, ["matched"] * 100 + ["mismatched"] * 100)
+    write(shop.directories[record["key"]], predictions, labels, ["matched"] * 100 + ["mismatched"] * 100)
     record["primary"] = f"accuracy_{part}"
     record["metrics"] = {record["primary"]: {"value": 100 * share, "n": 100, "higher_is_better": True}}
-    drawn = Bootstrap(shop.folders).column(Column("mnli", "MNLI", "mnli"), [record])
+    drawn = Bootstrap(shop.directories).cell(Column("mnli", "MNLI", "mnli"), [record])
     assert drawn.scores[0, 0] == pytest.approx(100 * share)
 
 
 def test_interval_clear_and_no_difference(shop):
-    bootstrap = Bootstrap(shop.folders)
+    bootstrap = Bootstrap(shop.directories)
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
-    gap = difference(bootstrap.column(RTE, good), bootstrap.column(RTE, bad))
+    gap = difference(bootstrap.cell(RTE, good), bootstrap.cell(RTE, bad))
     assert gap.low > 10
-    assert gap.is_above
+    assert gap.is_significantly_higher
     same = [shop.run("c", s, 0.9) for s in range(3)]  # the same seeds err on the same items
-    none = difference(bootstrap.column(RTE, good), bootstrap.column(RTE, same))
+    none = difference(bootstrap.cell(RTE, good), bootstrap.cell(RTE, same))
     assert (none.low, none.high) == (0, 0)
-    assert not none.is_above
+    assert not none.is_significantly_higher
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -152,10 +163,10 @@ def test_interval_adds_independent_tasks():
 
 
 def test_one_seed_claims_no_order(shop):
-    bootstrap = Bootstrap(shop.folders)
-    gap = difference(bootstrap.column(RTE, [shop.run("a", 0, 0.9)]), bootstrap.column(RTE, [shop.run("b", 0, 0.6)]))
+    bootstrap = Bootstrap(shop.directories)
+    gap = difference(bootstrap.cell(RTE, [shop.run("a", 0, 0.9)]), bootstrap.cell(RTE, [shop.run("b", 0, 0.6)]))
     assert gap.low > 20
-    assert not gap.is_above
+    assert not gap.is_significantly_higher
 
 
 def test_tasks_of_a_training_share_seeds(shop):
@@ -165,7 +176,7 @@ def test_tasks_of_a_training_share_seeds(shop):
         {c.task: [shop.run(name, seed, share, c.task) for seed, share in enumerate(shares)] for c in item.columns}
         for name, shares in (("a", (0.9, 0.7)), ("b", (0.8, 0.65)))
     ]
-    bootstrap = Bootstrap(shop.folders)
+    bootstrap = Bootstrap(shop.directories)
     shared, apart = (bootstrap.average_difference(i, *rows) for i in (item, replace(item, suite="glue")))
     assert shared.mean == pytest.approx(apart.mean) == pytest.approx(7.5)
     assert (shared.high - shared.low) > 2 * (apart.high - apart.low)
@@ -174,18 +185,18 @@ def test_tasks_of_a_training_share_seeds(shop):
 
 
 def test_incomparable_rows_have_no_interval(shop):
-    bootstrap = Bootstrap(shop.folders)
+    bootstrap = Bootstrap(shop.directories)
     zero, one = [shop.run("a", 0, 0.9)], [shop.run("b", 1, 0.7)]
-    assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, one)) is None, "other seeds"
+    assert difference(bootstrap.cell(RTE, zero), bootstrap.cell(RTE, one)) is None, "other seeds"
     fewer = [shop.run("c", 0, 0.7, labels=shop.labels[:300])]
-    assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, fewer)) is None, "other items"
+    assert difference(bootstrap.cell(RTE, zero), bootstrap.cell(RTE, fewer)) is None, "other items"
     for kind, name in (("data", "fingerprint"), ("model", "sha256")):
         other = shop.run("b", 0, 0.7)
-        assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, [other])) is not None
+        assert difference(bootstrap.cell(RTE, zero), bootstrap.cell(RTE, [other])) is not None
         other["provenance"][kind][name] = "f" * 64
-        assert difference(bootstrap.column(RTE, zero), bootstrap.column(RTE, [other])) is None, f"another {name}"
-    assert bootstrap.column(RTE, [shop.run("d", 0, 0.7, answers=False)]) is None
-    assert bootstrap.column(RTE, []) is None
+        assert difference(bootstrap.cell(RTE, zero), bootstrap.cell(RTE, [other])) is None, f"another {name}"
+    assert bootstrap.cell(RTE, [shop.run("d", 0, 0.7, answers=False)]) is None
+    assert bootstrap.cell(RTE, []) is None
 
 
 def test_corrupt_answers_are_ignored(tmp_path):
@@ -200,7 +211,7 @@ def test_corrupt_answers_are_ignored(tmp_path):
 
 def test_missing_answers_count_as_wrong(shop):
     record = shop.run("a", 0, 0, labels=["yes", "no", "yes", "no"], predictions=["yes", None, "no", "no"])
-    drawn = Bootstrap(shop.folders).column(RTE, [record])
+    drawn = Bootstrap(shop.directories).cell(RTE, [record])
     assert drawn.scores.mean() == pytest.approx(50, abs=3)
 
 
@@ -218,13 +229,13 @@ def rows_of(shop, shares):
 def test_best_is_bold_if_significant(shop):
     rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6})
     rows.append(Row("d", {task: [shop.run("d", s, 0.797, task, draw=100) for s in range(3)] for task in ("qnli", "rte")}))
-    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories))
     assert {place for place, mark in table.highlights.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
     assert "second" not in table.highlights.values(), "b and d are not told apart"
     assert "**95.0 ±0.0**" in table.markdown()
     assert r"\textbf{95.0 $\pm$0.0}" in table.latex()
     rows[0].is_altered = True
-    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
+    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories))
     assert not again.highlights, "an altered row is never the best"
 
 
@@ -236,7 +247,7 @@ def test_best_is_compared_with_every_row(shop):
         rows[1].records[task].extend(shop.run("b", s, 0.8, task) for s in (3, 4))
     shares = (0.99, 0.5, 0.98, 0.5, 0.95)
     rows.append(Row("c", {task: [shop.run("c", s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")}))
-    bootstrap = Bootstrap(shop.folders)
+    bootstrap = Bootstrap(shop.directories)
     with_two, with_three = (
         build_table("glue", "pocket", some, item=ITEMS["flexibility"], bootstrap=bootstrap) for some in (rows[:2], rows)
     )
@@ -249,13 +260,13 @@ def test_best_uses_common_seeds(shop):
         Row(name, {task: [shop.run(name, s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")})
         for name, shares in (("a", (0.6, 0.6, 0.9, 0.9, 0.9)), ("b", (0.7, 0.7)))
     ]
-    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders))
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories))
     assert table.highlights == {}
 
 
 def test_second_is_underlined(shop):
     table = build_table(
-        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.folders)
+        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories)
     )
     assert table.highlights[1, 4] == "second"
     assert "<u>80.0</u>" in table.markdown()
@@ -264,7 +275,7 @@ def test_second_is_underlined(shop):
 
 def test_paired_table(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
-    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.folders))
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.directories))
     assert table.title.endswith("each row minus b")
     assert table.columns[0] == "minus b"
     ((name, *cells),) = table.rows
@@ -277,7 +288,7 @@ def test_fewer_seeds_do_not_shrink_other_rows(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.8, "c": 0.95})
     for task, found in rows[2].records.items():
         rows[2].records[task] = found[:1]
-    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.folders))
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.directories))
     assert table.title.endswith("minus b"), "c is higher, with one seed"
     assert [row[0] for row in table.rows] == ["a", "c"]
     assert table.rows[0][-2] == "0/6"
@@ -289,7 +300,7 @@ def test_sign_test_counts_a_run_once(shop):
         row.records = {"v1": row.records["rte"]}
         for record in row.all():
             record["metrics"] |= {"exact_match": record["metrics"]["accuracy"], "f1": record["metrics"]["accuracy"]}
-    table = build_paired("table4", rows, ITEMS["table4"], Bootstrap(shop.folders))
+    table = build_paired("table4", rows, ITEMS["table4"], Bootstrap(shop.directories))
     assert table.rows[0][-2:] == ["3/0", "0.25"]
 
 
@@ -303,7 +314,7 @@ def test_subset_rows_are_compared_not_marked(shop):
     rows = [on_a_subset(row) for row in rows_of(shop, {"goft": 0.6, "qgoft": 0.9})]
     del rows[0].records["qnli"]
     item = ITEMS["flexibility"]
-    bootstrap = Bootstrap(shop.folders)
+    bootstrap = Bootstrap(shop.directories)
     table = build_paired("flexibility", rows, item, bootstrap)
     assert table.title.endswith("minus qgoft"), "the best of the column that both have"
     (row,) = table.rows
@@ -317,7 +328,7 @@ def test_subset_rows_are_compared_not_marked(shop):
 def test_different_subsets_are_not_compared(shop):
     goft, qgoft = rows_of(shop, {"goft": 0.6, "qgoft": 0.9})
     table = build_paired(
-        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Bootstrap(shop.folders)
+        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Bootstrap(shop.directories)
     )
     (row,) = table.rows
     assert {row[table.columns.index(title)] for title in ("QNLI", "RTE", "Avg")} == {"-"}
@@ -353,13 +364,13 @@ def test_items_use_the_scoring_of_their_task(shop, suite, task, metric, predicti
         record["settings"] = {"task": {"options": {"scoring": scoring}}}
         record.update(suite=suite, primary=metric)
         record["metrics"] = {metric: {"value": expected, "higher_is_better": True, "n": len(labels)}}
-    bootstrap = Bootstrap(shop.folders)
-    drawn = bootstrap.column(Column(task, task, task, metric), made)
-    assert drawn.same[0] == (0, 1)
+    bootstrap = Bootstrap(shop.directories)
+    drawn = bootstrap.cell(Column(task, task, task, metric), made)
+    assert drawn.comparison_key[0] == (0, 1)
     assert drawn.scores[0] == pytest.approx([expected] * 2, abs=1e-3)
     assert 0 < drawn.scores[1:].std() < 50
-    write(shop.folders[made[0]["key"]], [[1]] * len(labels), labels)
-    assert Bootstrap(shop.folders).column(Column(task, task, task, metric), made) is None
+    write(shop.directories[made[0]["key"]], [[1]] * len(labels), labels)
+    assert Bootstrap(shop.directories).cell(Column(task, task, task, metric), made) is None
 
 
 @pytest.mark.parametrize(
@@ -370,7 +381,7 @@ def test_items_use_the_scoring_of_their_task(shop, suite, task, metric, predicti
     ],
 )
 def test_committed_answers_reproduce_scores(repository, name, metric):
-    folder = repository / "results" / "measured" / "pocket" / name
-    record = json.loads((folder / "record.json").read_text())
-    drawn = Bootstrap({record["key"]: folder}).column(Column(record["task"], "", record["task"], metric), [record])
+    directory = repository / "results" / "measured" / "pocket" / name
+    record = json.loads((directory / "record.json").read_text())
+    drawn = Bootstrap({record["key"]: directory}).column(Column(record["task"], "", record["task"], metric), [record])
     assert drawn.scores[0, 0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)

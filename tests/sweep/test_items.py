@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from qgoft.commands import sweep
 from qgoft.config.compose import compose_settings
 from qgoft.config.suites import suite_info
 from qgoft.errors import QgoftError
@@ -116,6 +117,8 @@ def test_items_report_unsupported_combinations():
     assert "bitfit on glue/cola: no row in the paper's table 2" in left_out
     with pytest.raises(QgoftError, match=r"protocol small supports nothing of item table3: .*no image encoder; change PROTOCOL"):
         items.plan_items(["table3"], items.ItemFilter("small"))
+    with pytest.raises(QgoftError, match="glue,table1: a suite cannot be combined with other targets; run glue by itself"):
+        sweep.main(["glue,table1"])
     with pytest.raises(QgoftError, match="unknown item 'table99'"):
         items.plan_items(["table99"], items.ItemFilter("pocket"))
 

@@ -19,11 +19,11 @@ from qgoft.tasks.sources import DataFiles, ModelFiles
 from tests.records.test_records import RECORD
 
 
-def foreign(folder, *, beats=0, number=0):
+def foreign(directory, *, beats=0, number=0):
     """Write the lease of another machine, whose processes cannot be probed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     content = {"token": "theirs", "host": "elsewhere", "pid": 1, "beats": beats}
-    (folder / f"lease.{number}.json").write_text(json.dumps(content) + "\n")
+    (directory / f"lease.{number}.json").write_text(json.dumps(content) + "\n")
 
 
 def test_lease_names_its_owner(tmp_path):
@@ -133,11 +133,11 @@ def test_heartbeat_changes_the_file(tmp_path):
         assert (tmp_path / "lease.0.json").read_text() != before
 
 
-def _work(folder, out, barrier):
+def _work(directory, out, barrier):
     barrier.wait()
     for _ in range(200):
         try:
-            with Lease(folder):
+            with Lease(directory):
                 with open(out, "a") as file:
                     file.write("begin\n")
                 time.sleep(0.002)
@@ -165,15 +165,15 @@ def test_lease_serialises_eight_processes(tmp_path):
 def test_expired_lease_is_acquired_once(tmp_path):
     winners = 0
     for turn in range(10):
-        folder = tmp_path / str(turn)
-        foreign(folder)
-        Lease(folder, lease_duration=0.1).owner()  # seen once
+        directory = tmp_path / str(turn)
+        foreign(directory)
+        Lease(directory, lease_duration=0.1).owner()  # seen once
         time.sleep(0.11)
         inside, most, wins = [], [], []
 
-        def take(folder=folder, inside=inside, most=most, wins=wins):
+        def take(directory=directory, inside=inside, most=most, wins=wins):
             try:
-                with Lease(folder, lease_duration=0.1):
+                with Lease(directory, lease_duration=0.1):
                     inside.append(1)
                     most.append(len(inside))
                     time.sleep(0.005)

@@ -34,7 +34,7 @@ def test_torchrun_command():
 def test_unexpected_error_ends_only_its_run(monkeypatch, capsys):
     """Before a run has a record: a decomposition that does not converge, a parameter count that does not match, no memory for weights."""
     cells = planned_run.compose_runs([("task=glue/rte", "method=qgoft"), ("task=glue/cola", "method=qgoft")], ["0"], 1)
-    run_ids = [SimpleNamespace(is_done=False, folder=Path("nowhere"), key=str(n)) for n in range(2)]
+    run_ids = [SimpleNamespace(is_done=False, directory=Path("nowhere"), key=str(n)) for n in range(2)]
 
     def train(settings, words):
         if settings.task.name == "rte":
@@ -51,13 +51,13 @@ def test_multiprocess_run_of_another_sweep(monkeypatch, tmp_path):
     cell = planned_run.compose_runs([("task=glue/rte", "method=qgoft")], ["0"], 1)[0]
     for state, status in ((("running", "process 8 on a"), "held"), (("done", ""), "done"), (("planned", ""), "refused")):
         monkeypatch.setattr(executor, "launch_command", lambda means: ["false"])
-        run_id = SimpleNamespace(state=lambda state=state: state, folder=tmp_path, read=lambda: None, pop_rank_failure=lambda: None)
+        run_id = SimpleNamespace(state=lambda state=state: state, directory=tmp_path, read=lambda: None, pop_rank_failure=lambda: None)
         assert run_processes(0, cell, run_id, ExecutorOptions(1, nproc=2)).status == status
     # Files of an earlier attempt do not count.
     old = {"status": "interrupted", "started": "yesterday"}
     left = [("oom", "process 1: no memory"), None]
     interrupted = ("interrupted", "stopped from the keyboard")
-    run_id = SimpleNamespace(state=lambda: interrupted, folder=tmp_path, read=lambda: old, pop_rank_failure=left.pop)
+    run_id = SimpleNamespace(state=lambda: interrupted, directory=tmp_path, read=lambda: old, pop_rank_failure=left.pop)
     outcome = run_processes(0, cell, run_id, ExecutorOptions(1, nproc=2))
     assert (outcome.status, outcome.reason) == ("refused", "it ended with exit code 1 and left no record; see above")
     outcome = run_processes(0, cell, run_id, ExecutorOptions(1, nproc=2))
@@ -70,20 +70,20 @@ def test_multiprocess_run_of_another_sweep(monkeypatch, tmp_path):
 class Marked:
     """A run that writes files instead of records."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        folder.mkdir()
+    def __init__(self, directory):
+        self.directory = directory
+        directory.mkdir()
 
     @property
     def is_done(self):
-        return (self.folder / "done").is_file()
+        return (self.directory / "done").is_file()
 
 
-def sweep_of(monkeypatch, folders, execute_run, **means):
+def sweep_of(monkeypatch, directories, execute_run, **means):
     """Sweep with two processes over runs that are a function of their number."""
-    cells = planned_run.compose_runs([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(folders))], 1)
+    cells = planned_run.compose_runs([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(directories))], 1)
     monkeypatch.setattr(local, "execute_run", execute_run)
-    return sweep(cells, folders, ExecutorOptions(2, **means))
+    return sweep(cells, directories, ExecutorOptions(2, **means))
 
 
 def test_killed_runs_are_retried_one_by_one(monkeypatch, tmp_path, capsys):

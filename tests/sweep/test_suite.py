@@ -135,12 +135,12 @@ def test_table_excludes_other_data(tmp_path):
     """Two data directories in turn, and a table of the first: settings do not distinguish their runs."""
     found = []
     for name, first in (("a", 0), ("b", 40)):
-        folder = tmp_path / name / "rte"
-        folder.mkdir(parents=True)
+        directory = tmp_path / name / "rte"
+        directory.mkdir(parents=True)
         for split in ("train", "validation", "test"):
             rows = Dataset.from_parquet(str(pocket_files("glue", "rte") / f"{split}.parquet"))
-            rows.select(range(first, first + 32)).to_parquet(folder / f"{split}.parquet")
-        words = ["task=glue/rte", f"results.root={tmp_path}", "data.source=hub", f"data.root={folder.parent}", *SHORT]
+            rows.select(range(first, first + 32)).to_parquet(directory / f"{split}.parquet")
+        words = ["task=glue/rte", f"results.root={tmp_path}", "data.source=hub", f"data.root={directory.parent}", *SHORT]
         found.append(run(compose_settings(words)))
     index = record_index.RecordIndex(records.read_records(tmp_path / "runs"))
     for record, name in zip(found, ("a", "b"), strict=True):

@@ -22,10 +22,10 @@ LOST = 7
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rows")
+    directory = tmp_path_factory.mktemp("rows")
     for split in ("train", "validation", "test"):
-        write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", folder / "stsb" / f"{split}.parquet")
-    return folder
+        write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", directory / "stsb" / f"{split}.parquet")
+    return directory
 
 
 def settings(root, rows):
@@ -70,8 +70,8 @@ def on_another_host(name):
     return machine
 
 
-def snapshot(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.match("lease.*")}
+def snapshot(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file() and not path.match("lease.*")}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -94,10 +94,10 @@ def test_suspended_owner_changes_nothing(tmp_path, rows, monkeypatch, moment):
         _, state = os.waitpid(child, os.WUNTRACED)
         assert os.WIFSTOPPED(state), "the process ended before the moment came"
         monkeypatch.setattr(ledger, "this_machine", on_another_host("two"))
-        folder = identify(s).folder
+        directory = identify(s).directory
         record = run(s, acquire_timeout=20)
         assert record["status"] == "done"
-        before = snapshot(folder)
+        before = snapshot(directory)
         os.kill(child, signal.SIGCONT)
         began = time.monotonic()
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
@@ -109,10 +109,10 @@ def test_suspended_owner_changes_nothing(tmp_path, rows, monkeypatch, moment):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     assert os.WEXITSTATUS(ended[1]) == (0 if moment == "published" else LOST)
-    after = snapshot(folder)
+    after = snapshot(directory)
     assert {path: content for path, content in after.items() if not path.parts[0].startswith("attempt-")} == before
     assert not find_records(tmp_path).problems
-    assert read_record(folder / "record.json")["finished"] == record["finished"]
+    assert read_record(directory / "record.json")["finished"] == record["finished"]
 
 
 def test_two_owners_keep_their_files(tmp_path):

@@ -15,15 +15,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, repository):
-    folder = repository.parent / "shared" / "hub"
-    if not folder.is_dir():
-        pytest.skip("needs the loopback hub of the shared folder; tests/tasks/glue/test_glue.py runs the same code on a stand-in")
+    directory = repository.parent / "shared" / "hub"
+    if not directory.is_dir():
+        pytest.skip("needs the loopback hub of the shared directory; tests/tasks/glue/test_glue.py runs the same code on a stand-in")
     root = tmp_path_factory.mktemp("hub")
-    subprocess.run([sys.executable, str(folder / "build.py"), str(root)], check=True, capture_output=True, timeout=200)
+    subprocess.run([sys.executable, str(directory / "build.py"), str(root)], check=True, capture_output=True, timeout=200)
 
     def serve(*options):
         process = subprocess.Popen(
-            [sys.executable, "-u", str(folder / "serve.py"), str(root), "--port", "0", *options], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-u", str(directory / "serve.py"), str(root), "--port", "0", *options], stdout=subprocess.PIPE, text=True
         )
         running.append(process)
         return re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline()).group(0)

@@ -27,10 +27,10 @@ RTE, STSB = (compose_settings([f"task=glue/{name}"]).task for name in ("rte", "s
 SQUAD = compose_settings(["task=squad/v1"]).task
 
 
-def glue_file(folder, labels, task=RTE, **columns):
+def glue_file(directory, labels, task=RTE, **columns):
     rows = {name: ["a text"] * len(labels) for name in task.columns} | {"label": labels} | columns
-    pa.parquet.write_table(pa.table(rows), folder / "train.parquet")
-    return _read(task, "train", [folder / "train.parquet"])
+    pa.parquet.write_table(pa.table(rows), directory / "train.parquet")
+    return _read(task, "train", [directory / "train.parquet"])
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_parquet_page_corrupt(tmp_path):
 
 @pytest.mark.parametrize("name", ["br[1]", "a::b", "dollar$HOME", "run?", "with space", "star*", "~", "a=b", "{x}"])
 def test_data_paths_are_literal(tmp_path, name):
-    folder = tmp_path / name
-    folder.mkdir()
+    directory = tmp_path / name
+    directory.mkdir()
     (tmp_path / "runA").mkdir(exist_ok=True)
-    for place, text in ((folder, "here"), (tmp_path / "runA", "elsewhere")):
+    for place, text in ((directory, "here"), (tmp_path / "runA", "elsewhere")):
         pa.parquet.write_table(pa.table({"question": [text]}), place / "t.parquet")
-    assert read_rows(folder / "t.parquet", "here", ["question"])["question"][:] == ["here"]
+    assert read_rows(directory / "t.parquet", "here", ["question"])["question"][:] == ["here"]
 
 
 @pytest.mark.parametrize("content", [b'[{"question": "q"}]', b'{"question": "q"}\n'])
@@ -155,10 +155,10 @@ def test_gzip_bomb_is_bounded(tmp_path, monkeypatch):
         read_json(tmp_path / "t.jsonl.gz", "here")
 
 
-def squad_file(folder, answers):
+def squad_file(directory, answers):
     rows = {name: ["a text"] * len(answers) for name in ("context", "question")} | {"id": [str(i) for i in range(len(answers))]}
-    pa.parquet.write_table(pa.table({**rows, "answers": answers}), folder / "train.parquet")
-    files = DataFiles("directory", None, "f", {"train": (folder / "train.parquet",)})
+    pa.parquet.write_table(pa.table({**rows, "answers": answers}), directory / "train.parquet")
+    files = DataFiles("directory", None, "f", {"train": (directory / "train.parquet",)})
     return read_questions(SQUAD, "train", files)["answers"][:]
 
 
@@ -224,10 +224,10 @@ def test_vtab_duplicate_images(tmp_path):
 QUESTION = {"question_id": 1, "category": "math", "turns": ["How much?", "And then?"]}
 
 
-def vicuna(folder, questions, references=()):
-    (folder / "question.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in questions))
-    (folder / "references.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in references))
-    files = {name: (folder / f"{name}.jsonl",) for name in ("question", "references")}
+def vicuna(directory, questions, references=()):
+    (directory / "question.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in questions))
+    (directory / "references.jsonl").write_text("".join(f"{json.dumps(line) if isinstance(line, dict) else line}\n" for line in references))
+    files = {name: (directory / f"{name}.jsonl",) for name in ("question", "references")}
     task = compose_settings(["task=instruct/vicuna"]).task
     suite = SimpleNamespace(settings=SimpleNamespace(task=task), run_id=SimpleNamespace(data=SimpleNamespace(files=files)))
     suite.questions = Vicuna._fastchat_questions(suite)

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.models import load_classifier
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.tasks.model_files import check_directory, weight_files, weights_sha256
 from qgoft.tasks.sources import resolve_model
 
 
 @pytest.fixture
 def model(tmp_path):
-    return shutil.copytree(weights_folder("pocket-deberta"), tmp_path / "model")
+    return shutil.copytree(weights_directory("pocket-deberta"), tmp_path / "model")
 
 
 def shard(model):

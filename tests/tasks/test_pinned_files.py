@@ -71,9 +71,9 @@ def test_pinned_file_unavailable(source, answers, message):
 
 
 def test_pinned_file_from_a_directory(source, tmp_path):
-    folder = tmp_path / "root" / "prompts"
-    folder.mkdir(parents=True)
-    (folder / "alpaca.json").write_bytes(b"own")
+    directory = tmp_path / "root" / "prompts"
+    directory.mkdir(parents=True)
+    (directory / "alpaca.json").write_bytes(b"own")
     assert pinned_file("alpaca_template", str(tmp_path / "root")).read_bytes() == b"own"
     assert source[1] == []
 

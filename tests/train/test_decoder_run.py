@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.models import load_decoder, load_tokenizer
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.run_id import identify
 from qgoft.tasks.decoder.generate import AnswerFile, GenerationSettings, write_answers
 from qgoft.tasks.decoder.mmlu import Mmlu
@@ -96,11 +96,11 @@ def test_rerun_keeps_its_own_training(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_rescore_decoder_run(root, first, merge):
-    folder = root / "runs" / first["key"]
-    before = (folder / "answers-0.jsonl").read_bytes()
-    _, measured = rescore(folder, merge=merge)
+    directory = root / "runs" / first["key"]
+    before = (directory / "answers-0.jsonl").read_bytes()
+    _, measured = rescore(directory, merge=merge)
     assert measured["accuracy"].value == pytest.approx(first["metrics"]["accuracy"]["value"], abs=0.6)
-    assert (folder / "answers-0.jsonl").read_bytes() == before
+    assert (directory / "answers-0.jsonl").read_bytes() == before
 
 
 def test_other_settings_train_separately(root, first):
@@ -122,14 +122,14 @@ def test_shared_training_of_adalora(root):
 
 
 def test_damaged_shared_training_is_repeated(root, first, capfd):
-    folder = root / "trained" / first["provenance"]["training"]["key"] / "adapter"
-    path = folder / "adapter_model.safetensors"
+    directory = root / "trained" / first["provenance"]["training"]["key"] / "adapter"
+    path = directory / "adapter_model.safetensors"
     content = path.read_bytes()
     weights = load_file(path)
     save_file({name: -3 * tensor for name, tensor in weights.items()}, path)
     record = run(settings_for(root, "commonsense/siqa"))
     assert record["status"] == "done"
-    assert f"{folder} is not the trained adapter; training again" in capfd.readouterr().err
+    assert f"{directory} is not the trained adapter; training again" in capfd.readouterr().err
     assert record["provenance"]["training"] == {"key": first["provenance"]["training"]["key"], "shared": False}
     assert path.read_bytes() == content
 
@@ -160,8 +160,8 @@ def test_vicuna_generates_judges_and_scores(root):
     assert record["status"] == "done", record["reason"]
     assert record["params"]["trainable"] == 0
     assert record["cost"]["steps"] == 0
-    folder = root / "runs" / record["key"]
-    judgments = [json.loads(line) for line in (folder / "judgments.jsonl").read_text().splitlines()][1:]
+    directory = root / "runs" / record["key"]
+    judgments = [json.loads(line) for line in (directory / "judgments.jsonl").read_text().splitlines()][1:]
     assert len(judgments) == 80
     assert all(1 <= judgment["rating"] <= 10 and judgment["text"] for judgment in judgments)
     mean = sum(judgment["rating"] for judgment in judgments) / 80
@@ -211,8 +211,8 @@ class Counting(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def writer(root):
-    folder = weights_folder("pocket-llama")
-    return load_decoder(settings_for(root, "math/gsm8k"), folder), load_tokenizer(folder)
+    directory = weights_directory("pocket-llama")
+    return load_decoder(settings_for(root, "math/gsm8k"), directory), load_tokenizer(directory)
 
 
 PROMPTS = [f"[INST] what is {n} + 2 ? [RESP] " for n in range(1, 11)]
@@ -281,7 +281,7 @@ def test_loss_on_all_tokens(root):
             expected &= torch.arange(expected.shape[1]) >= prompts[:, None]
         assert torch.equal(is_labelled, expected)
         assert torch.equal(batch["labels"][is_labelled], batch["input_ids"][is_labelled])
-        losses[loss_on] = suite.evaluate("validation", load_decoder(s, weights_folder("pocket-llama")), Accelerator()).scores["loss"]
+        losses[loss_on] = suite.evaluate("validation", load_decoder(s, weights_directory("pocket-llama")), Accelerator()).scores["loss"]
     assert abs(losses["all"] - losses["answer"]) > 0.05
 
 

@@ -49,12 +49,12 @@ def worker(rank, port, root, method):
 
 
 def found(root):
-    (folder,) = (root / "runs").iterdir()
-    record = json.loads((folder / "record.json").read_text())
-    with gzip.open(folder / "predictions.jsonl.gz") as lines:
+    (directory,) = (root / "runs").iterdir()
+    record = json.loads((directory / "record.json").read_text())
+    with gzip.open(directory / "predictions.jsonl.gz") as lines:
         predictions = [json.loads(line) for line in lines]
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    (weights,) = (folder / "adapter").glob("*.safetensors")
+    history = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+    (weights,) = (directory / "adapter").glob("*.safetensors")
     return record, predictions, history, load_file(weights)
 
 

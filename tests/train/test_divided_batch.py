@@ -33,9 +33,9 @@ def worker(rank, port, words):
 
 def trained(root):
     """Return loss and norm of every step, and the weights."""
-    (folder,) = (root / "runs").iterdir()
-    steps = [line for line in map(json.loads, (folder / "history.jsonl").read_text().splitlines()) if "loss" in line]
-    (weights,) = (folder / "adapter").glob("*.safetensors")
+    (directory,) = (root / "runs").iterdir()
+    steps = [line for line in map(json.loads, (directory / "history.jsonl").read_text().splitlines()) if "loss" in line]
+    (weights,) = (directory / "adapter").glob("*.safetensors")
     return [(step["loss"], step["norm"]) for step in steps], load_file(weights)
 
 

@@ -10,14 +10,14 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.models import check_fit, load_decoder, load_tokenizer
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.run_id import identify
 from qgoft.train.run import prepare, run
 
 
 @pytest.fixture
 def llama(tmp_path):
-    return shutil.copytree(weights_folder("pocket-llama"), tmp_path / "llama")
+    return shutil.copytree(weights_directory("pocket-llama"), tmp_path / "llama")
 
 
 def change(path, **values):
@@ -62,7 +62,7 @@ def test_vocabulary_exceeds_embedding(llama, tmp_path):
 
 
 def test_rows_exceed_positions():
-    tokenizer = AutoTokenizer.from_pretrained(weights_folder("pocket-deberta"))
+    tokenizer = AutoTokenizer.from_pretrained(weights_directory("pocket-deberta"))
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,

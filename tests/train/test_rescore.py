@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
         own = words or [f"method={name}"]
         s = compose_settings([f"results.root={root}", "task=glue/rte", *own, "train.max_steps=20", "selection=last"])
         assert run(s)["status"] == "done"
-        made[name] = identify(s).folder
+        made[name] = identify(s).directory
     return made
 
 
@@ -47,7 +47,7 @@ def test_rescore_reproduces_scores(finished, method, merge):
 
 
 def test_rescore_other_base_is_refused(finished, tmp_path):
-    base = identify(compose_settings(["task=glue/rte"])).model.folder
+    base = identify(compose_settings(["task=glue/rte"])).model.directory
     for path in base.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
@@ -58,7 +58,7 @@ def test_rescore_other_base_is_refused(finished, tmp_path):
 
 def test_rescore_checks_tokenizer_and_config(tmp_path):
     """The weights do not determine the tokenisation; other files in the directory do not count."""
-    packaged = identify(compose_settings(["task=glue/rte"])).model.folder
+    packaged = identify(compose_settings(["task=glue/rte"])).model.directory
     for name in ("one", "same", "other"):
         shutil.copytree(packaged, tmp_path / name)
     (tmp_path / "same" / "trainer_state.json").write_text("{}")
@@ -70,18 +70,18 @@ def test_rescore_checks_tokenizer_and_config(tmp_path):
     record = run(one)
     assert key_from_record(record) == record["key"] == identify(one).key
     assert base_model(record) == (identify(one).model.sha256, identify(one).model.files)
-    rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "same"))
+    rescore(identify(one).directory, merge=False, model_path=str(tmp_path / "same"))
     with pytest.raises(QgoftError, match="had its weights from a directory; name it with --model-path"):
-        rescore(identify(one).folder, merge=False)
+        rescore(identify(one).directory, merge=False)
     with pytest.raises(QgoftError, match="the tokenizer and configuration here have checksum"):
-        rescore(identify(one).folder, merge=False, model_path=str(tmp_path / "other"))
+        rescore(identify(one).directory, merge=False, model_path=str(tmp_path / "other"))
 
 
-def without_checksums(folder):
+def without_checksums(directory):
     """Turn the record into one of an earlier version, without the checksum of its adapter."""
-    record = read_record(folder / "record.json")
+    record = read_record(directory / "record.json")
     record["files"] = {name: checksum for name, checksum in record["files"].items() if not name.startswith("adapter/")}
-    write_record(folder, record)
+    write_record(directory, record)
 
 
 def test_rescore_changed_adapter(finished, tmp_path):

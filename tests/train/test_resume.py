@@ -48,10 +48,10 @@ SHORT = [
 @pytest.fixture(scope="module", autouse=True)
 def rows(tmp_path_factory):
     """Runs of a second: 32 rows of each split, in a directory that this module's settings name."""
-    folder = tmp_path_factory.mktemp("rows")
+    directory = tmp_path_factory.mktemp("rows")
     for split in ("train", "validation", "test"):
-        write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", folder / "stsb" / f"{split}.parquet")
-    WORDS[:] = ["task=glue/stsb", "data.source=hub", f"data.root={folder}", *SHORT]
+        write_rows(pocket_files("glue", "stsb") / f"{split}.parquet", directory / "stsb" / f"{split}.parquet")
+    WORDS[:] = ["task=glue/stsb", "data.source=hub", f"data.root={directory}", *SHORT]
 
 
 def settings(root, *words):
@@ -63,14 +63,14 @@ WORDS = []
 
 def remains(s):
     """Return all files of a run that must be bit-equal, without its times."""
-    folder = identify(s).folder
-    record = records.read_record(folder / "record.json")
+    directory = identify(s).directory
+    record = records.read_record(directory / "record.json")
     for name in ("cost", "started", "finished"):
         del record[name]
     record["provenance"].pop("resumed", None)
-    weights = {path.name: load_file(path) for path in sorted((folder / "adapter").glob("*.safetensors"))}
-    predictions = gzip.decompress((folder / "predictions.jsonl.gz").read_bytes())
-    return record, weights, predictions, (folder / "history.jsonl").read_text()
+    weights = {path.name: load_file(path) for path in sorted((directory / "adapter").glob("*.safetensors"))}
+    predictions = gzip.decompress((directory / "predictions.jsonl.gz").read_bytes())
+    return record, weights, predictions, (directory / "history.jsonl").read_text()
 
 
 def assert_same(one, two):
@@ -97,7 +97,7 @@ def break_off(monkeypatch, s, step, kind="loss"):
         patch.setattr(progress_module.Tracker, "log", cut)
         with pytest.raises(Killed):
             run(s)
-    assert not (identify(s).folder / "record.json").exists()
+    assert not (identify(s).directory / "record.json").exists()
 
 
 def test_loggers_of_a_resumed_run_are_complete(tmp_path, monkeypatch):
@@ -116,11 +116,11 @@ def test_loggers_of_a_resumed_run_are_complete(tmp_path, monkeypatch):
     s = settings(tmp_path, "wandb.mode=offline", "tensorboard.enabled=true")
     break_off(monkeypatch, s, 5)
     run(s)
-    shown = EventAccumulator(str(identify(s).folder / "tensorboard")).Reload()
+    shown = EventAccumulator(str(identify(s).directory / "tensorboard")).Reload()
     assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6], "each step once"
     first, second = told.values()
     assert [step for step, data in first if "loss" in data] == [1, 2, 3, 4]
-    lines = [json.loads(line) for line in (identify(s).folder / "history.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (identify(s).directory / "history.jsonl").read_text().splitlines()]
     assert second == [(line.pop("step"), {name: value for name, value in line.items() if value is not None}) for line in lines]
     assert [step for step, data in second if "loss" in data] == [1, 2, 3, 4, 5, 6]
 
@@ -134,7 +134,7 @@ def test_resume_keeps_peak_memory(tmp_path, monkeypatch):
     assert run(s)["cost"]["peak_memory_bytes"] == 2**50
 
 
-def result(s, folder, last=None):
+def result(s, directory, last=None):
     """Train, up to a step if given. Return the trained parameters, the history, and the step of resumption."""
     prepared = prepare(s, identify(s))
     lines = []
@@ -150,7 +150,7 @@ def result(s, folder, last=None):
     def written():
         return [json.dumps(line) for line in lines]
 
-    checkpoints = CheckpointManager(folder, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
+    checkpoints = CheckpointManager(directory, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
     # A score that uses random numbers, as an evaluation may, and that falls: the best before the interruption must survive it.
     hooks = LoopHooks(select=lambda: float(torch.rand(())) - lines[-1]["step"], log=log, checkpoints=checkpoints)
     result = fit(prepared.adapted, train_loader(prepared), s, prepared.accelerator, hooks)
@@ -205,9 +205,9 @@ def whole(tmp_path_factory):
     return remains(s)
 
 
-def wait_for(folder, pattern, process):
+def wait_for(directory, pattern, process):
     began = time.monotonic()
-    while not list(folder.glob(pattern)):
+    while not list(directory.glob(pattern)):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() - began < 120
         time.sleep(0.005)
@@ -218,11 +218,11 @@ def test_resume_after_kill(tmp_path, whole):
     s = settings(tmp_path)
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), f"results.root={tmp_path}", *WORDS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(identify(s).folder, "attempt-*/checkpoint/step-*.safetensors", process)
+    wait_for(identify(s).directory, "attempt-*/checkpoint/step-*.safetensors", process)
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    assert not (identify(s).folder / "record.json").exists()
+    assert not (identify(s).directory / "record.json").exists()
     run(s)
     assert_same(remains(s), whole)
 
@@ -240,7 +240,7 @@ def test_resume_after_signal_at_any_time(tmp_path, whole, monkeypatch, moment, c
         with pytest.raises(Stopped) as stop:
             run(s)
     assert stop.value.number == signal.SIGTERM
-    record = records.read_record(identify(s).folder / "record.json")
+    record = records.read_record(identify(s).directory / "record.json")
     assert record["status"] == "interrupted"
     assert record["reason"] == str(stop.value)
     last = {"step": 4, "scoring": 6, "reporting": 6}[moment]
@@ -327,7 +327,7 @@ def test_submitit_handler_runs_after_saving(tmp_path, whole, monkeypatch, moment
         signal.signal(signal.SIGUSR2, before)
     steps = {"step": (4, 6), "scoring": (3, 6)}[moment]
     assert seen == [f"step-{step:08}.safetensors" for step in steps]
-    assert not (identify(s).folder / "record.json").exists()
+    assert not (identify(s).directory / "record.json").exists()
     run(s)
     assert_same(remains(s), whole)
 
@@ -398,7 +398,7 @@ def test_full_disk_skips_the_checkpoint(tmp_path, whole, monkeypatch, capfd):
 def test_checkpoints_disabled(tmp_path, whole, monkeypatch):
     s = settings(tmp_path, "results.checkpoint_interval=null")
     break_off(monkeypatch, s, 5)
-    assert not (identify(s).folder / "checkpoint").exists()
+    assert not (identify(s).directory / "checkpoint").exists()
     run(s)
     assert remains(s)[2:] == whole[2:]
 
@@ -477,5 +477,5 @@ def test_resume_two_processes(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err.count("resuming after step 4") == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     broken = settings(tmp_path / "broken")
-    assert records.read_record(identify(broken).folder / "record.json")["provenance"]["resumed"][0]["step"] == 4
+    assert records.read_record(identify(broken).directory / "record.json")["provenance"]["resumed"][0]["step"] == 4
     assert_same(remains(broken), remains(settings(tmp_path / "whole")))

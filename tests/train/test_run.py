@@ -41,16 +41,16 @@ def settings(tmp_path, *words):
     return compose_settings([f"results.root={tmp_path}", *SHORT, *words])
 
 
-def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+def history(directory):
+    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("words", [("task=glue/cola",), ("task=glue/stsb", "method=goft"), ("task=glue/mnli", "method=linear")])
 def test_run_writes_a_complete_record(tmp_path, words):
     s = settings(tmp_path, *words)
     record = run(s)
-    folder = identify(s).folder
-    assert records.read_record(folder / "record.json") == record
+    directory = identify(s).directory
+    assert records.read_record(directory / "record.json") == record
     if record["status"] == "diverged":  # six steps may leave constant predictions; the record must then say so
         assert "undefined" in record["reason"]
         return
@@ -60,9 +60,9 @@ def test_run_writes_a_complete_record(tmp_path, words):
     assert record["provenance"]["data"]["rows"]["train"] == 1000
     assert record["provenance"]["data"]["subset"] is False
     assert record["provenance"]["hardware"]["threads"] >= 1
-    lines = history(folder)
+    lines = history(directory)
     assert [line["step"] for line in lines if "score" in line] == [3, 6]
-    with gzip.open(folder / "predictions.jsonl.gz", "rt") as file:
+    with gzip.open(directory / "predictions.jsonl.gz", "rt") as file:
         predictions = [json.loads(line) for line in file]
     assert len(predictions) == 2000
     if s.task.name == "mnli":
@@ -92,22 +92,22 @@ def test_reloaded_adapter_reproduces_the_score(tmp_path, method):
     s = settings(tmp_path, f"method={method}", "task=glue/rte")
     run(s)
     run_id = identify(s)
-    with gzip.open(run_id.folder / "predictions.jsonl.gz", "rt") as file:
+    with gzip.open(run_id.directory / "predictions.jsonl.gz", "rt") as file:
         recorded = [json.loads(line)["prediction"] for line in file]
     prepared = prepare(s, run_id)
     suite = prepared.suite
-    model = peft.PeftModel.from_pretrained(suite.build_model(s, run_id.model.folder), run_id.folder / "adapter").eval()
+    model = peft.PeftModel.from_pretrained(suite.build_model(s, run_id.model.directory), run_id.directory / "adapter").eval()
     assert suite.evaluate("test:", model, prepared.accelerator).predictions == recorded
     again = suite.evaluate("test:", model.merge_and_unload(), prepared.accelerator).predictions
     # Rounding may change an item whose two logits are equal to seven digits, and no other.
     assert sum(a != b for a, b in zip(again, recorded, strict=True)) <= 2
-    assert "/" not in json.loads((run_id.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert "/" not in json.loads((run_id.directory / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
 def test_methods_without_adapter_save_parameters(tmp_path):
     s = settings(tmp_path, "method=bitfit")
     record = run(s)
-    saved = load_file(identify(s).folder / "adapter" / "trained.safetensors")
+    saved = load_file(identify(s).directory / "adapter" / "trained.safetensors")
     assert sum(t.numel() for t in saved.values()) == record["params"]["trainable"] + record["params"]["head"]
 
 
@@ -126,7 +126,7 @@ def test_selection_best_validation(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_module, "build_selector", score)
     kept = {}
-    monkeypatch.setattr(run_module, "save_adapter", lambda prepared, folder: kept.update(prepared=prepared))
+    monkeypatch.setattr(run_module, "save_adapter", lambda prepared, directory: kept.update(prepared=prepared))
     run(s)
     final = torch.cat([p.detach().flatten() for p in kept["prepared"].adapted.model.parameters() if p.requires_grad])
     assert torch.equal(final, seen[0])
@@ -136,13 +136,13 @@ def test_selection_best_validation(tmp_path, monkeypatch):
 def test_selection_last_never_evaluates(tmp_path):
     s = settings(tmp_path, "selection=last")
     run(s)
-    assert not [line for line in history(identify(s).folder) if "score" in line]
+    assert not [line for line in history(identify(s).directory) if "score" in line]
 
 
 def test_selection_best_reported(tmp_path):
     s = settings(tmp_path, "selection=best_reported")
     record = run(s)
-    scores = [line["score"] for line in history(identify(s).folder) if "score" in line]
+    scores = [line["score"] for line in history(identify(s).directory) if "score" in line]
     assert record["selection"] == "best_reported"
     known = [score for score in scores if score is not None]
     assert record["metrics"]["matthews"]["value"] == pytest.approx(max(known))
@@ -195,6 +195,22 @@ def test_failed_run_is_recorded_and_retried(tmp_path, monkeypatch, error, status
     assert run(s)["status"] in ("done", "diverged")
 
 
+def test_failed_run_with_an_unusable_device_is_recorded(tmp_path, monkeypatch):
+    """After a CUDA error every later operation on the device fails."""
+    s = settings(tmp_path)
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "predict_test_sets", fail)
+        patch.setattr(record_module, "orthogonality_error", fail)
+        record = run(s)
+    assert record["status"] == "failed"
+    assert "illegal memory access" in record["reason"]
+    assert record["orthogonality"] == {"max_error": None, "penalty": None}
+
+
 def test_insufficient_disk_before_training(tmp_path, monkeypatch):
     s = settings(tmp_path, "method=full")
     prepared = prepare(s, identify(s))
@@ -208,7 +224,7 @@ def test_insufficient_disk_before_training(tmp_path, monkeypatch):
     )
     with pytest.raises(QgoftError, match=r"MB free, and this run writes .* MB"):
         run(s)
-    assert not (identify(s).folder / "record.json").exists()
+    assert not (identify(s).directory / "record.json").exists()
     run(settings(tmp_path, "method=full", "results.checkpoint_interval=null"))  # there is space only for the adapter
     gpu = SimpleNamespace(device=torch.device("cuda"), distributed_type=DistributedType.NO)
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
@@ -230,7 +246,7 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "save_adapter", full)
     with pytest.raises(QgoftError, match=r"cannot write below results.root=.*No space left"):
         run(s)
-    assert not (identify(s).folder / "record.json").exists()
+    assert not (identify(s).directory / "record.json").exists()
 
 
 def test_full_disk_while_saving_weights(tmp_path, monkeypatch):
@@ -298,7 +314,7 @@ def test_overflowing_batches_are_not_steps(tmp_path, scaled):
     scaled[0] = 2
     assert run(s)["cost"]["steps"] == 4
     assert scaled[0] == -4, "six batches"
-    lines = [json.loads(line) for line in (identify(s).folder / "history.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (identify(s).directory / "history.jsonl").read_text().splitlines()]
     rates = [line["lr"] / s.optim.lr for line in lines if "lr" in line]
     assert rates == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=1e-6), "the schedule waits too"
     assert all(math.isfinite(line["norm"]) for line in lines if "norm" in line)
@@ -341,14 +357,14 @@ def test_fp16_without_gpu(tmp_path):
 
 
 def test_damaged_config_and_tokenizer(tmp_path):
-    base = identify(settings(tmp_path)).model.folder
+    base = identify(settings(tmp_path)).model.directory
     for damaged in ("config.json", "tokenizer.json"):
-        folder = tmp_path / damaged.partition(".")[0]
-        folder.mkdir()
+        directory = tmp_path / damaged.partition(".")[0]
+        directory.mkdir()
         for path in base.iterdir():
-            (folder / path.name).write_bytes(b"{" if path.name == damaged else path.read_bytes())
+            (directory / path.name).write_bytes(b"{" if path.name == damaged else path.read_bytes())
         with pytest.raises(QgoftError, match=r"cannot be read|no readable tokenizer"):
-            run(settings(tmp_path, f"model.path={folder}"))
+            run(settings(tmp_path, f"model.path={directory}"))
 
 
 def test_weights_of_another_model(tmp_path):
@@ -358,7 +374,7 @@ def test_weights_of_another_model(tmp_path):
     other = DebertaV2ForSequenceClassification(
         DebertaV2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=600)
     )
-    base = identify(settings(tmp_path)).model.folder
+    base = identify(settings(tmp_path)).model.directory
     other.save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((base / "config.json").read_text())
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -369,7 +385,7 @@ def test_weights_of_another_model(tmp_path):
 
 
 def test_damaged_weights(tmp_path):
-    base = identify(settings(tmp_path)).model.folder
+    base = identify(settings(tmp_path)).model.directory
     (tmp_path / "half").mkdir()
     for path in base.iterdir():
         data = path.read_bytes()
@@ -381,7 +397,7 @@ def test_damaged_weights(tmp_path):
 @pytest.mark.parametrize("classes", [2, 5])
 def test_head_of_another_task_is_reinitialised(classes, tmp_path):
     """With the same number of classes or another: only the backbone of a fine-tuned model is used."""
-    base = identify(settings(tmp_path)).model.folder
+    base = identify(settings(tmp_path)).model.directory
     tuned = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
     tuned.classifier.weight.data.fill_(7.0)
     tuned.save_pretrained(tmp_path / "tuned")
@@ -419,10 +435,10 @@ def test_adalora_prunes_ranks(tmp_path):
     s = settings(tmp_path, "method=adalora", "train.max_steps=30", "train.num_evals=3", "task=glue/rte")
     record = run(s)
     assert record["status"] == "done"
-    values = {n: t for n, t in load_file(identify(s).folder / "adapter" / "adapter_model.safetensors").items() if "lora_E" in n}
+    values = {n: t for n, t in load_file(identify(s).directory / "adapter" / "adapter_model.safetensors").items() if "lora_E" in n}
     # r = 8 per layer on average over 18 layers; it starts at 12.
     assert sum(int((t != 0).sum()) for t in values.values()) <= 8 * 18
-    _, metrics = rescore(identify(s).folder, merge=False)
+    _, metrics = rescore(identify(s).directory, merge=False)
     assert metrics["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=0.1)
 
 
@@ -452,14 +468,14 @@ def test_wandb_offline_without_key(tmp_path, monkeypatch):
     s = settings(tmp_path, "wandb.mode=offline")
     record = run(s)
     assert record["status"] in ("done", "diverged")
-    folder = identify(s).folder
-    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    directory = identify(s).directory
+    (log,) = directory.glob("wandb/offline-run-*/*.wandb")
     sent = log.read_bytes()
     assert b"table1, pocket" in sent, "a sweep is a group"
     assert record["key"].encode() in sent, "the record goes along"
-    assert str(tmp_path).encode() not in sent.replace(str(folder).encode(), b""), "paths stay here"
+    assert str(tmp_path).encode() not in sent.replace(str(directory).encode(), b""), "paths stay here"
     assert "api_key" not in json.dumps(record)
-    assert history(folder)
+    assert history(directory)
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
@@ -468,12 +484,12 @@ def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_SWEEP", "table1, pocket")
     s = settings(tmp_path, "task=glue/stsb", "tensorboard.enabled=true")
     record = run(s)
-    folder = identify(s).folder
-    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
-    losses = {line["step"]: line["loss"] for line in history(folder) if "loss" in line}
+    directory = identify(s).directory
+    shown = EventAccumulator(str(directory / "tensorboard")).Reload()
+    losses = {line["step"]: line["loss"] for line in history(directory) if "loss" in line}
     assert {event.step: event.value for event in shown.Scalars("loss")} == pytest.approx(losses)
     assert [event.value for event in shown.Scalars("score")] == pytest.approx(
-        [line["score"] for line in history(folder) if "score" in line]
+        [line["score"] for line in history(directory) if "score" in line]
     )
     assert shown.Scalars("reported/pearson_spearman")[0].value == pytest.approx(record["metrics"]["pearson_spearman"]["value"])
     texts = [event.tensor_proto.string_val[0].decode() for tag in shown.Tags()["tensors"] for event in shown.Tensors(tag)]
@@ -576,7 +592,7 @@ def test_wandb_without_login(tmp_path, monkeypatch):
 
 def test_run_of_another_process(tmp_path, repository):
     s = settings(tmp_path)
-    with Lease(identify(s).folder):
+    with Lease(identify(s).directory):
         done = subprocess.run(
             [sys.executable, "scripts/train.py", *SHORT, f"results.root={tmp_path}"],
             cwd=repository,

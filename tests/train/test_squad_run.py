@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.run_id import identify
 from qgoft.tasks.squad.scoring import exact_match_and_f1
 from qgoft.train.rescore import rescore
@@ -22,11 +22,11 @@ SHORT = ["task=squad/v1", "train.max_steps=12", "train.num_evals=2"]
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     s = compose_settings([*SHORT, f"results.root={tmp_path_factory.mktemp('squad')}"])
-    return run(s), identify(s).folder
+    return run(s), identify(s).directory
 
 
 def test_squad_record_and_predictions(done):
-    record, folder = done
+    record, directory = done
     assert record["status"] == "done"
     assert record["primary"] == "f1"
     assert set(record["metrics"]) == {"exact_match", "f1"}
@@ -37,7 +37,7 @@ def test_squad_record_and_predictions(done):
     assert record["params"]["head"] == 96 * 2 + 2
     assert record["provenance"]["data"]["rows"] == {"train": 1000, "validation": 500, "test": 2000}
     assert "repairs" not in record["provenance"]["data"]
-    with gzip.open(folder / "predictions.jsonl.gz", "rt") as file:
+    with gzip.open(directory / "predictions.jsonl.gz", "rt") as file:
         lines = [json.loads(line) for line in file]
     found = exact_match_and_f1({line["idx"]: line["prediction"] for line in lines}, {line["idx"]: line["label"] for line in lines})
     assert found["f1"] == pytest.approx(record["metrics"]["f1"]["value"])
@@ -45,9 +45,9 @@ def test_squad_record_and_predictions(done):
 
 
 def test_squad_adapter_reproduces_the_score(done):
-    record, folder = done
+    record, directory = done
     for merge, within in ((False, 1e-9), (True, 0.1)):
-        _, measured = rescore(folder, merge=merge)
+        _, measured = rescore(directory, merge=merge)
         for name, metric in measured.items():
             assert metric.value == pytest.approx(record["metrics"][name]["value"], abs=within)
 
@@ -55,12 +55,12 @@ def test_squad_adapter_reproduces_the_score(done):
 @pytest.fixture
 def bert(tmp_path):
     """Another encoder, with token types, which SQuAD's pairs use."""
-    folder = tmp_path / "bert"
-    tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
+    directory = tmp_path / "bert"
+    tokenizer = load_tokenizer(weights_directory("pocket-deberta"))
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    BertModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def made_up(count, *, wrong=0):
@@ -80,10 +80,10 @@ def made_up(count, *, wrong=0):
 
 
 def test_squad_directory_with_damaged_rows(tmp_path, bert):
-    folder = tmp_path / "data" / "squad"
-    folder.mkdir(parents=True)
-    made_up(64, wrong=3).to_parquet(folder / "train.parquet")
-    made_up(20).to_parquet(folder / "validation.parquet")
+    directory = tmp_path / "data" / "squad"
+    directory.mkdir(parents=True)
+    made_up(64, wrong=3).to_parquet(directory / "train.parquet")
+    made_up(20).to_parquet(directory / "validation.parquet")
     words = ["protocol=small", "method=qgoft", "task=squad/v1", f"model.path={bert}", f"data.root={tmp_path / 'data'}"]
     s = compose_settings([*words, "train.max_steps=3", "train.max_length=64", "task.options.stride=16", f"results.root={tmp_path}"])
     record = run(s)

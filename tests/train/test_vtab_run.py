@@ -15,7 +15,7 @@ SHORT = ["train.max_steps=6", "train.num_evals=2"]
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     s = compose_settings(["task=vtab/digits", *SHORT, f"results.root={tmp_path_factory.mktemp('vtab')}"])
-    return run(s), identify(s).folder
+    return run(s), identify(s).directory
 
 
 def test_vtab_record(done):
@@ -31,9 +31,9 @@ def test_vtab_record(done):
 
 
 def test_vtab_adapter_reproduces_the_score(done):
-    record, folder = done
+    record, directory = done
     for merge, within in ((False, 1e-9), (True, 0.3)):
-        _, measured = rescore(folder, merge=merge)
+        _, measured = rescore(directory, merge=merge)
         assert measured["accuracy"].value == pytest.approx(record["metrics"]["accuracy"]["value"], abs=within)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qgoft.errors import QgoftError
-from qgoft.tuners.goft.convert import convert_folder, convert_state, variant_of
+from qgoft.tuners.goft.convert import convert_directory, convert_state, variant_of
 
 WIDTHS = {"first": 12, "second": 7}
 
@@ -46,8 +46,8 @@ def released_state(variant):
     return state
 
 
-def write(folder, variant, *, kind="safetensors", **changes):
-    folder.mkdir()
+def write(directory, variant, *, kind="safetensors", **changes):
+    directory.mkdir()
     switches = {"goft": (True, True), "goft_star": (True, False), "qgoft": (False, False)}[variant]
     config = {
         "peft_type": "GIVENS",
@@ -57,12 +57,12 @@ def write(folder, variant, *, kind="safetensors", **changes):
         "base_model_name_or_path": "toy",
         "task_type": None,
     }
-    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    (directory / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     state = released_state(variant)
     if kind == "safetensors":
-        save_file(state, folder / "adapter_model.safetensors")
+        save_file(state, directory / "adapter_model.safetensors")
     else:
-        torch.save(state, folder / "adapter_model.bin")
+        torch.save(state, directory / "adapter_model.bin")
     return state
 
 
@@ -70,7 +70,7 @@ def test_convert_keeps_the_head(tmp_path):
     write(tmp_path / "theirs", "goft", modules_to_save=["head"])
     state = {**released_state("goft"), "base_model.model.head.weight": torch.ones(2, 5), "base_model.model.head.bias": torch.zeros(2)}
     save_file(state, tmp_path / "theirs" / "adapter_model.safetensors")
-    convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")
+    convert_directory(tmp_path / "theirs", tmp_path / "ours", "first")
     model = peft.PeftModel.from_pretrained(toy(), tmp_path / "ours")
     assert torch.equal(model.base_model.model.head.modules_to_save["default"].weight, torch.ones(2, 5))
 
@@ -79,7 +79,7 @@ def test_convert_keeps_the_head(tmp_path):
 @pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft"])
 def test_convert_both_file_formats(variant, kind, tmp_path):
     state = write(tmp_path / "theirs", variant, kind=kind)
-    assert convert_folder(tmp_path / "theirs", tmp_path / "ours", "first") == variant
+    assert convert_directory(tmp_path / "theirs", tmp_path / "ours", "first") == variant
     model = peft.PeftModel.from_pretrained(toy(), tmp_path / "ours")
     for layer in WIDTHS:
         store = model.base_model.model.get_submodule(layer).get_parameter_of("default")
@@ -91,14 +91,14 @@ def test_convert_both_file_formats(variant, kind, tmp_path):
 def test_convert_needs_the_release(release, tmp_path):
     write(tmp_path / "theirs", "goft")
     with pytest.raises(QgoftError, match="expected first or second; name the release that trained the adapter"):
-        convert_folder(tmp_path / "theirs", tmp_path / "ours", release)
+        convert_directory(tmp_path / "theirs", tmp_path / "ours", release)
     assert not (tmp_path / "ours").exists()
 
 
 def test_convert_second_release_with_scaler_is_refused(tmp_path):
     write(tmp_path / "theirs", "goft_star")
     with pytest.raises(QgoftError, match=r"expected no_scaling=true \(goft_v2\) or strict_oft=false \(qgoft_v2\)"):
-        convert_folder(tmp_path / "theirs", tmp_path / "ours", "second")
+        convert_directory(tmp_path / "theirs", tmp_path / "ours", "second")
 
 
 def test_convert_release_flags():
@@ -132,11 +132,11 @@ def test_convert_inconsistent_files(variant, change, message):
 
 def test_convert_missing_directories(tmp_path):
     with pytest.raises(QgoftError, match=r"no readable adapter_config.json"):
-        convert_folder(tmp_path, tmp_path / "ours", "first")
+        convert_directory(tmp_path, tmp_path / "ours", "first")
     write(tmp_path / "theirs", "goft")
     (tmp_path / "theirs" / "adapter_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(QgoftError, match=r"no readable adapter_model.safetensors or .bin"):
-        convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")
+        convert_directory(tmp_path / "theirs", tmp_path / "ours", "first")
     with pytest.raises(QgoftError, match="not an adapter of peft-givens"):
         convert_state({"lora_A": torch.ones(1)}, "goft")
 
@@ -149,4 +149,4 @@ def test_convert_refuses_pickle_code(tmp_path):
     write(tmp_path / "theirs", "goft", kind="bin")
     torch.save({"base_model.model.first.givens_hard": Trap()}, tmp_path / "theirs" / "adapter_model.bin")
     with pytest.raises(QgoftError, match="no readable adapter_model"):
-        convert_folder(tmp_path / "theirs", tmp_path / "ours", "first")
+        convert_directory(tmp_path / "theirs", tmp_path / "ours", "first")

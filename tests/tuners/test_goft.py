@@ -147,13 +147,13 @@ def test_safe_merge_of_a_broken_adapter():
 
 def test_adapter_reloads_bit_equal(tmp_path):
     for variant in VARIANTS:
-        folder = tmp_path / variant
+        directory = tmp_path / variant
         torch.manual_seed(0)
         base = Toy()
         model = peft.get_peft_model(base, config(variant, modules_to_save=["head"])).eval()
         model.base_model.model.head.modules_to_save["default"].weight.data.add_(0.5)
-        model.save_pretrained(folder)
-        torch.save((rows(), model(rows()).detach()), folder / "expected.pt")
+        model.save_pretrained(directory)
+        torch.save((rows(), model(rows()).detach()), directory / "expected.pt")
     program = f"""
         import torch, peft, qgoft
         from tests.tuners.test_goft import Toy

@@ -280,10 +280,10 @@ def data():
     )
 
 
-def by_trainer(folder, weight, *, batch=8, accumulation=1, clip=1.0, callback=True):
+def by_trainer(directory, weight, *, batch=8, accumulation=1, clip=1.0, callback=True):
     model = adapted(Regression(), ["first"])
     arguments = TrainingArguments(
-        str(folder), max_steps=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_grad_norm=clip, optim="sgd",
+        str(directory), max_steps=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_grad_norm=clip, optim="sgd",
         learning_rate=0.1, lr_scheduler_type="constant", report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no",
         remove_unused_columns=False, disable_tqdm=True, seed=3, train_sampling_strategy="sequential",
     )  # fmt: skip

@@ -71,7 +71,7 @@ def rotated_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | N
         ValueError: the weight or the bias requires a gradient.
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        raise ValueError("mixed_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
+        raise ValueError("rotated_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
     if factors.backend == "graph":
         return torch.nn.functional.linear(_apply_in_graph(x, factors, True), weight, bias)
     h: Tensor = RotatedLinearFunction.apply(x, weight, bias, factors.backend, *factors.stages)

@@ -33,14 +33,14 @@ class AnswerFile:
     its own file (`<name>-<rank>.jsonl`) and reads all.
     """
 
-    def __init__(self, folder: Path, name: str, weights: str, rank: int, batch_size: int | None = None):
-        self.folder, self.name = folder, name
+    def __init__(self, directory: Path, name: str, weights: str, rank: int, batch_size: int | None = None):
+        self.directory, self.name = directory, name
         self.tag = {"weights": weights, **code_origin(), **({} if batch_size is None else {"batch_size": str(batch_size)})}
-        self.mine = TaggedLines(folder / f"{name}-{rank}.jsonl", self.tag)
+        self.mine = TaggedLines(directory / f"{name}-{rank}.jsonl", self.tag)
 
     def read(self) -> dict[int, str]:
         """Return prompt number -> answer, of all processes."""
-        files = [read_tagged(path, self.tag) or [] for path in sorted(self.folder.glob(f"{self.name}-*.jsonl"))]
+        files = [read_tagged(path, self.tag) or [] for path in sorted(self.directory.glob(f"{self.name}-*.jsonl"))]
         return {line["number"]: line["answer"] for lines in files for line in lines}
 
     def append(self, answers: dict[int, str]) -> None:

@@ -40,8 +40,8 @@ def read_descriptions(subjects: Iterable[str]) -> dict[str, str]:
     Raises:
         QgoftError: lm-eval is not installed.
     """
-    folder = find_tasks()
-    return {subject: yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())["description"] for subject in subjects}
+    directory = find_tasks()
+    return {subject: yaml.safe_load((directory / f"mmlu_{subject}.yaml").read_text())["description"] for subject in subjects}
 
 
 def harness_answers(
@@ -61,7 +61,7 @@ def harness_answers(
     Raises:
         QgoftError: lm-eval is not installed.
     """
-    folder = find_tasks()
+    directory = find_tasks()
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -71,7 +71,7 @@ def harness_answers(
     for number, subject in enumerate(subjects):
         numbers.setdefault(subject, []).append(number)
     with tempfile.TemporaryDirectory() as scratch, evaluating(model):
-        tasks = [_task(folder, subject, questions.select(rows), examples[subject], Path(scratch)) for subject, rows in numbers.items()]
+        tasks = [_task(directory, subject, questions.select(rows), examples[subject], Path(scratch)) for subject, rows in numbers.items()]
         found = lm_eval.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=tasks,
@@ -89,10 +89,10 @@ def harness_answers(
     return answers
 
 
-def _task(folder: Path, subject: str, questions: Dataset, examples: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
+def _task(directory: Path, subject: str, questions: Dataset, examples: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
     """Return the stock configuration of a subject, reading local rows instead of the hub."""
-    own = yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())
-    config = {**yaml.safe_load((folder / STOCK).read_text()), **own}
+    own = yaml.safe_load((directory / f"mmlu_{subject}.yaml").read_text())
+    config = {**yaml.safe_load((directory / STOCK).read_text()), **own}
     files = {"dev": scratch / f"{subject}-dev.parquet", "test": scratch / f"{subject}-test.parquet"}
     Dataset.from_list(examples).to_parquet(files["dev"])
     questions.to_parquet(files["test"])

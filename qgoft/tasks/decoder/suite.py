@@ -85,8 +85,8 @@ class Decoder(TextSuite):
         return read_rows(self.run_id.data.files[split][0], f"{self.settings.task.full_name}, {split} part", columns)
 
     @classmethod
-    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        return load_decoder(settings, folder)
+    def build_model(cls, settings: RunSettings, directory: Path) -> PreTrainedModel:
+        return load_decoder(settings, directory)
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Pad on the right; the loss covers the answer and the end-of-text token, or with train.loss_on=all the prompt too."""
@@ -152,7 +152,7 @@ class Decoder(TextSuite):
             tuple(options.get("stop", ())),
         )
         sampled = writing.batch_size if writing.temperature else None
-        file = AnswerFile(self.run_id.folder, "answers", self.weights, accelerator.process_index, sampled)
+        file = AnswerFile(self.run_id.directory, "answers", self.weights, accelerator.process_index, sampled)
         accelerator.wait_for_everyone()
         return write_answers(model, prompts, self.tokenizer, accelerator, writing, file)
 

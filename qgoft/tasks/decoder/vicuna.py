@@ -42,7 +42,7 @@ class Vicuna(Decoder):
                 raise QgoftError("the embedded questions have no judge prompt; use judge.kind=rule, or another PROTOCOL or DATA")
         self._check_numbers()
         self.rows["question"] = len(self.questions)
-        self.prompts = [self.template.prompt(question.instruction, question.text) for question in self.questions]
+        self.prompts = [self.template.prompt(question.instruction, question.input) for question in self.questions]
 
     def _fastchat_questions(self) -> list[Question]:
         where, files = self.settings.task.full_name, self.run_id.data.files
@@ -84,10 +84,10 @@ class Vicuna(Decoder):
         texts = self.write(self.prompts, model, accelerator)
         box: list[Any] = [None, None]
         if accelerator.is_main_process:
-            folder, settings = self.run_id.folder, self.settings
+            directory, settings = self.run_id.directory, self.settings
             judge = {"kind": settings.judge.kind, "model": settings.judge.model, "num_ratings": settings.judge.num_ratings}
             tag = {"answers": hashlib.sha256(json.dumps(texts).encode()).hexdigest(), "judge": judge}
-            file = JudgmentFile(folder / "judgments.jsonl", tag)
+            file = JudgmentFile(directory / "judgments.jsonl", tag)
             box[0] = judge_answers(self.questions, texts, settings.judge, file, self.judge_prompts, say)
             box[1] = file.count()
         if accelerator.num_processes > 1:
@@ -96,7 +96,7 @@ class Vicuna(Decoder):
         if missing:
             raise QgoftError(
                 f"{len(missing)} of {len(self.questions)} answers have no rating (questions {', '.join(map(str, missing[:5]))}"
-                f"{' ...' if len(missing) > 5 else ''}); judgments.jsonl states the reasons; repeat the command to request only these"
+                f"{' ...' if len(missing) > 5 else ''}); judgments.jsonl states the reasons; repeat the command to request the missing ratings"
             )
         ratings = median_ratings(box[0])
         rated = [question for question in self.questions if question.number in ratings]

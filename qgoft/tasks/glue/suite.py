@@ -29,8 +29,8 @@ class Glue(TextSuite):
         self.rows, self.is_subset, self.data_fixes = splits.rows, splits.is_subset, splits.data_fixes
 
     @classmethod
-    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        return load_classifier(settings, folder)
+    def build_model(cls, settings: RunSettings, directory: Path) -> PreTrainedModel:
+        return load_classifier(settings, directory)
 
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
         task, rows = self.settings.task, self.eval_sets[split]

@@ -28,8 +28,8 @@ class Squad(TextSuite):
         self.rows, self.is_subset, self.data_fixes = splits.rows, splits.is_subset, splits.data_fixes
 
     @classmethod
-    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
-        return load_backbone(settings, folder, AutoModelForQuestionAnswering, cls.head_modules, num_labels=2)
+    def build_model(cls, settings: RunSettings, directory: Path) -> PreTrainedModel:
+        return load_backbone(settings, directory, AutoModelForQuestionAnswering, cls.head_modules, num_labels=2)
 
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
         questions, windows, options = self.questions[split], self.windows[split], self.settings.task.options

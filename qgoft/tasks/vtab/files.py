@@ -13,40 +13,44 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import atomic_directory, cache_folder
+from qgoft.pocket.data import atomic_directory, cache_directory
 
 LISTS = ("train800", "val200", "train800val200", "test")
 # Limits of an archive: the hub's has about half a million images and 10 GB.
 MOST_FILES, MOST_BYTES = 2_000_000, 60 * 10**9
 
 
-def find_folder(name: str, root: Path) -> Path:
+def find_directory(name: str, root: Path) -> Path:
     """Return the directory of a task below a root, in either layout.
 
     Raises:
         QgoftError: there is none.
     """
-    for folder in (root / "vtab" / name, root / name):
-        if (folder / "train800val200.txt").is_file() or (folder / "train800.txt").is_file() or (folder / "train.parquet").is_file():
-            return folder
+    for directory in (root / "vtab" / name, root / name):
+        if (
+            (directory / "train800val200.txt").is_file()
+            or (directory / "train800.txt").is_file()
+            or (directory / "train.parquet").is_file()
+        ):
+            return directory
     raise QgoftError(
         f"data.root={root} has no directory {name} with train800.txt or train.parquet; expected <root>/{name}/train800.txt and its images, or "
         f"<root>/vtab/{name}/train.parquet (docs/data.md gives the layouts); set task.path to a directory with another name"
     )
 
 
-def split_files(folder: Path, splits: list[str]) -> dict[str, tuple[Path, ...]]:
+def split_files(directory: Path, splits: list[str]) -> dict[str, tuple[Path, ...]]:
     """Return the file that defines a split: a list, or a parquet file.
 
     Raises:
         QgoftError: it is missing.
     """
     found: dict[str, tuple[Path, ...]] = {}
-    is_listed = any((folder / f"{name}.txt").is_file() for name in LISTS)
+    is_listed = any((directory / f"{name}.txt").is_file() for name in LISTS)
     for split in splits:
-        path = folder / (f"{split}.txt" if is_listed else "test.parquet" if split == "test" else "train.parquet")
+        path = directory / (f"{split}.txt" if is_listed else "test.parquet" if split == "test" else "train.parquet")
         if not path.is_file():
-            raise QgoftError(f"{folder} has no {path.name}, which split {split} needs; complete the data or set data.root or task.path")
+            raise QgoftError(f"{directory} has no {path.name}, which split {split} needs; complete the data or set data.root or task.path")
         found[split] = (path,)
     return found
 
@@ -99,7 +103,7 @@ def list_checksum(path: Path) -> str:
     for image, label in listed:
         status = image.stat()
         state.update(f"{image} {label} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
-    memo = cache_folder() / "checksums" / state.hexdigest()
+    memo = cache_directory() / "checksums" / state.hexdigest()
     if memo.is_file():
         return memo.read_text()
     content = hashlib.sha256()
@@ -121,21 +125,21 @@ def unpack(archive: Path, revision: str) -> Path:
     Raises:
         QgoftError: it cannot be unpacked, or holds unexpected files.
     """
-    folder = cache_folder() / f"vtab-{revision}"
-    if not folder.is_dir():
+    directory = cache_directory() / f"vtab-{revision}"
+    if not directory.is_dir():
         try:
-            with atomic_directory(folder) as part:
+            with atomic_directory(directory) as part:
                 _unpack(archive, part)
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError if it is encrypted
-            if not folder.is_dir():  # another process may have been first
-                raise QgoftError(f"{archive.name} cannot be unpacked to {folder} ({error}); free space, or fetch it again") from error
-    lists = sorted(folder.glob("**/train800val200.txt"))
+            if not directory.is_dir():  # another process may have been first
+                raise QgoftError(f"{archive.name} cannot be unpacked to {directory} ({error}); free space, or fetch it again") from error
+    lists = sorted(directory.glob("**/train800val200.txt"))
     if not lists:
         raise QgoftError(f"{archive.name} has no train800val200.txt, so it is not VTAB-1K; set data.root to a directory instead")
     return lists[0].parents[1]
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, directory: Path) -> None:
     with zipfile.ZipFile(archive) as packed:
         members = packed.infolist()
         if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_BYTES:
@@ -148,4 +152,4 @@ def _unpack(archive: Path, folder: Path) -> None:
             if name.is_absolute() or ".." in name.parts or "\\" in member.filename or is_link:
                 raise QgoftError(f"{archive.name} contains {member.filename!r}, which points outside its directory; do not use it")
         # The sizes above are claims of the archive; reading beyond them raises BadZipFile.
-        packed.extractall(folder, members)
+        packed.extractall(directory, members)

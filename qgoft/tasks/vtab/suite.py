@@ -20,12 +20,12 @@ class Vtab(Suite):
     head_modules: ClassVar[list[str]] = ["classifier"]
 
     def load(self) -> None:
-        folder = self.run_id.model.folder
+        directory = self.run_id.model.directory
         try:
-            size = AutoConfig.from_pretrained(folder, trust_remote_code=False).image_size
+            size = AutoConfig.from_pretrained(directory, trust_remote_code=False).image_size
         except (OSError, ValueError, AttributeError) as error:
             raise QgoftError(
-                f"config.json in {folder} has no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
+                f"config.json in {directory} has no image_size ({error}); VTAB needs an image model such as ViT; change MODEL"
             ) from error
         splits = load_splits(self.settings, self.run_id.data, size)
         self.collate = PixelBatch(size, self.settings.task.options.get("image", DEFAULT_PRESET))
@@ -38,9 +38,9 @@ class Vtab(Suite):
         self.rows, self.is_subset, self.data_fixes = splits.rows, splits.is_subset, splits.data_fixes
 
     @classmethod
-    def build_model(cls, settings: RunSettings, folder: Path) -> PreTrainedModel:
+    def build_model(cls, settings: RunSettings, directory: Path) -> PreTrainedModel:
         return load_backbone(
-            settings, folder, AutoModelForImageClassification, cls.head_modules, num_labels=settings.task.options["classes"]
+            settings, directory, AutoModelForImageClassification, cls.head_modules, num_labels=settings.task.options["classes"]
         )
 
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:

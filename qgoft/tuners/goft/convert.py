@@ -75,7 +75,7 @@ def _check_shapes(layer: str, parts: dict[str, Tensor]) -> None:
             raise QgoftError(f"{layer}.givens_{part} has shape {list(tensor.shape)}; a layer of width {d} has {list(wanted[part])}")
 
 
-def convert_folder(source: Path, target: Path, release: str | None) -> str:
+def convert_directory(source: Path, target: Path, release: str | None) -> str:
     """Convert an adapter of a release for `PeftModel.from_pretrained`, and return its variant.
 
     Args:

@@ -95,10 +95,10 @@ def test_gsm8k_references_score_100(shared):
 
 
 def test_commonsense_references_score_100(shared):
-    folder = shared / "data" / "commonsense"
+    directory = shared / "data" / "commonsense"
     for task in ("boolq", "piqa", "siqa", "winogrande", "arc_e", "arc_c", "obqa"):
         settings = compose_settings([f"task=commonsense/{task}"]).task
-        rows = read_rows(folder / settings.config / "test.jsonl.gz", task, ["output", "answer"])
+        rows = read_rows(directory / settings.config / "test.jsonl.gz", task, ["output", "answer"])
         assert len(rows) == compose_settings([f"task=commonsense/{task}", "protocol=psoft_iclr26", "method=psoft"]).task.rows["test"]
         for row in rows:
             assert read_choice(row["output"], settings.labels) == row["answer"].lower()

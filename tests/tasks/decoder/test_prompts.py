@@ -6,13 +6,13 @@ import pytest
 
 from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.tasks.decoder.prompts import CUT, EMPTY, NO_ROOM, encode_pair, read_template
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(weights_folder("pocket-llama"))
+    return load_tokenizer(weights_directory("pocket-llama"))
 
 
 def test_prompt_with_and_without_input(tmp_path):

@@ -8,7 +8,7 @@ from qgoft.config.compose import compose_settings
 from qgoft.config.keys import settings_in_key
 from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.run_id import identify
 from qgoft.tasks import sources
 from qgoft.tasks.glue import data as glue
@@ -18,8 +18,8 @@ from qgoft.tasks.sources import resolve_data, split_names
 SENTENCES = ["the dog ran .", "a cat slept .", "two birds sang .", "the boy laughed ."]
 
 
-def write_rte(folder, *, labels=(0, 1, 0, 1), names=("entailment", "not_entailment"), texts=SENTENCES, splits=("train", "validation")):
-    folder.mkdir(parents=True)
+def write_rte(directory, *, labels=(0, 1, 0, 1), names=("entailment", "not_entailment"), texts=SENTENCES, splits=("train", "validation")):
+    directory.mkdir(parents=True)
     features = Features(
         {"sentence1": Value("string"), "sentence2": Value("string"), "label": ClassLabel(names=list(names)), "idx": Value("int32")}
     )
@@ -30,7 +30,7 @@ def write_rte(folder, *, labels=(0, 1, 0, 1), names=("entailment", "not_entailme
             "label": list(labels),
             "idx": list(range(len(texts))),
         }
-        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(directory / f"{split}.parquet")
 
 
 def settings(root, *words):
@@ -38,7 +38,7 @@ def settings(root, *words):
 
 
 def load(s):
-    tokenizer = load_tokenizer(weights_folder("pocket-deberta"))
+    tokenizer = load_tokenizer(weights_directory("pocket-deberta"))
     return load_splits(s, resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme)), tokenizer, "pocket")
 
 
@@ -202,7 +202,7 @@ def test_tokens_equal_the_tokenizers(tmp_path, monkeypatch):
     write_rte(tmp_path / "rte")
     s = settings(tmp_path, "task=glue/rte")
     first = load(s)
-    encoded = load_tokenizer(weights_folder("pocket-deberta"))([f"train {t}" for t in SENTENCES], SENTENCES)
+    encoded = load_tokenizer(weights_directory("pocket-deberta"))([f"train {t}" for t in SENTENCES], SENTENCES)
     assert list(first.train["input_ids"]) == encoded["input_ids"]
     monkeypatch.setattr(glue, "tokenize", lambda *a: pytest.fail("tokenised again"))
     again = load(s)

@@ -14,7 +14,7 @@ from datasets import Dataset
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
-from qgoft.pocket.weights import weights_folder
+from qgoft.pocket.weights import weights_directory
 from qgoft.run_id import identify
 from qgoft.tasks.sources import resolve_data, split_names
 from qgoft.tasks.squad.data import ABSENT, AS_GIVEN, MOVED, answers_of, best_span, load_splits, place_answer, write_windows
@@ -28,13 +28,13 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(weights_folder("pocket-deberta"))
+    return load_tokenizer(weights_directory("pocket-deberta"))
 
 
 def make_windows(questions, tokenizer, length, stride, *, is_training):
-    with tempfile.TemporaryDirectory() as folder:
-        write_windows(questions, tokenizer, length, stride, Path(folder) / "rows.arrow", is_training=is_training)
-        return Dataset.from_file(str(Path(folder) / "rows.arrow"))
+    with tempfile.TemporaryDirectory() as directory:
+        write_windows(questions, tokenizer, length, stride, Path(directory) / "rows.arrow", is_training=is_training)
+        return Dataset.from_file(str(Path(directory) / "rows.arrow"))
 
 
 def question(name="q0", context="the dog saw the cat .", text="the cat", start=12, asked="what did the dog see ?"):
@@ -45,10 +45,10 @@ def rows(*questions):
     return Dataset.from_list(list(questions))
 
 
-def write(folder, train, validation):
-    folder.mkdir(parents=True)
-    rows(*train).to_parquet(folder / "train.parquet")
-    rows(*validation).to_parquet(folder / "validation.parquet")
+def write(directory, train, validation):
+    directory.mkdir(parents=True)
+    rows(*train).to_parquet(directory / "train.parquet")
+    rows(*validation).to_parquet(directory / "validation.parquet")
 
 
 def settings(root, *words):

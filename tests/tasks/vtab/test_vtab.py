@@ -43,31 +43,31 @@ def load(s, size=16):
     return load_splits(s, resolve_data(s.task, s.data, split_names(s.task, s.eval_scheme)), size)
 
 
-def write_archive(folder, *, images=None, lists=None):
+def write_archive(directory, *, images=None, lists=None):
     """Ten images for training, three for validation, four for the test."""
-    (folder / "images").mkdir(parents=True)
+    (directory / "images").mkdir(parents=True)
     counts = {"train800": 10, "val200": 3, "test": 4}
     lines = {name: [f"images/{name}_{i}.png {i % 5}" for i in range(count)] for name, count in counts.items()}
     lines["train800val200"] = lines["train800"] + lines["val200"]
     for name, count in counts.items():
         for i in range(count):
-            (folder / f"images/{name}_{i}.png").write_bytes(encoded(len(name) * 100 + i))
+            (directory / f"images/{name}_{i}.png").write_bytes(encoded(len(name) * 100 + i))
     for name, content in (images or {}).items():
         if content is None:
-            (folder / "images" / name).unlink()
+            (directory / "images" / name).unlink()
         else:
-            (folder / "images" / name).write_bytes(content)
+            (directory / "images" / name).write_bytes(content)
     for name, found in {**lines, **(lists or {})}.items():
-        (folder / f"{name}.txt").write_text("\n".join(found) + "\n")
+        (directory / f"{name}.txt").write_text("\n".join(found) + "\n")
 
 
-def write_tables(folder, count=1000):
-    folder.mkdir(parents=True)
+def write_tables(directory, count=1000):
+    directory.mkdir(parents=True)
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     for name, rows in (("train", count), ("test", 5)):
         images = [{"bytes": encoded(i % 7, size=(8, 8)), "path": None} for i in range(rows)]
         Dataset.from_dict({"image": images, "label": [i % 47 for i in range(rows)]}, features=features).to_parquet(
-            folder / f"{name}.parquet"
+            directory / f"{name}.parquet"
         )
 
 
@@ -181,10 +181,10 @@ def test_vtab_too_few_rows(tmp_path):
         load(settings(f"data.root={tmp_path}"))
 
 
-def zipped(path, folder, more=()):
+def zipped(path, directory, more=()):
     with zipfile.ZipFile(path, "w") as packed:
-        for file in sorted(folder.rglob("*")):
-            packed.write(file, f"vtab-1k/{file.relative_to(folder)}")
+        for file in sorted(directory.rglob("*")):
+            packed.write(file, f"vtab-1k/{file.relative_to(directory)}")
         for name, content in more:
             packed.writestr(name, content)
 
