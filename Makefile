@@ -112,6 +112,8 @@ commonsense: $(READY) ## fine-tune METHOD on Commonsense-15K and score it on eig
 ITEMS := $(shell sed -n 's/^  name: //p' configs/experiment/*/*.yaml | sort -u -V)
 table2 paper: $(MMLU)
 
+OWN_ITEMS := $(shell grep -l '^  in_papers: false' configs/experiment/*/*.yaml | xargs sed -n 's/^  name: //p' | sort -u)
+
 .PHONY: $(ITEMS)
 $(ITEMS): $(READY)
 	@$(call SWEEP,$@) $(ARGS)
@@ -128,7 +130,7 @@ report: $(READY) ## write results/report.html and all tables and figures from th
 fidelity: $(READY) ## run the authors' code next to ours and print the agreement (PEFT_GIVENS=DIR ...; docs/fidelity.md)
 	@$(PY) scripts/fidelity.py $(foreach name,$(CHECKOUTS),$(if $($(name)),--$(subst _,-,$(shell echo $(name) | tr A-Z a-z)) '$($(name))')) $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-audit: $(READY) ## check the published values: averages, counts, granularity, sizes, the released operator
+audit: $(READY) ## check the published values: averages, counts, rounding, sizes, the released operator
 	@$(PY) scripts/audit.py $(ARGS)
 
 test: $(READY) $(VENV)/.triton ## lint, type check and all tests that need no GPU (ten minutes on two cores)
@@ -144,7 +146,7 @@ check: $(READY) ## lint, type check and the fast tests (two minutes)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q -m "not slow"
 
-smoke: $(READY) ## a run of four steps, up to its table (one minute)
+smoke: $(READY) ## a run of four steps, with its table (one minute)
 	@$(PY) scripts/sweep.py glue --tasks cola --protocol pocket train.max_steps=4 train.num_evals=1 results.root=results/smoke
 
 bench: $(READY) ## time and memory relative to LoRA (half an hour; BENCH=paper: shapes of the papers, on a GPU)
@@ -169,14 +171,22 @@ help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1 /' | awk '{ line = sprintf("  %-13s", $$1); \
 	  for (i = 2; i <= NF; i++) { if (length(line) + length($$i) > 77) { print line; line = sprintf("%15s", "") } line = line " " $$i } print line }'
 	@echo
-	@echo "items of the papers:"; echo "  $(ITEMS)" | fold -s -w 76 | sed 's/^ */  /'
+	@echo "items of the papers:"; echo "  $(filter-out $(OWN_ITEMS),$(ITEMS))" | fold -s -w 76 | sed 's/^ */  /'
+	@echo "items of this project: $(OWN_ITEMS)"
 	@echo
-	@echo "names and defaults:"
-	@echo "  SUITE=glue (of status and fetch)    METHOD=qgoft (a list; lora@r2: a variant)"
-	@echo "  TASKS= (a list; all)                SEEDS= (a list or a range, 0-4; 0)"
-	@echo "  PROTOCOL=pocket                     MODEL=  DATA= (a directory, not the hub)"
-	@echo "  JOBS=cores                          NPROC=1 (processes of a run, torchrun)"
-	@echo "  LAUNCHER=basic|joblib|submitit_local|submitit_slurm"
-	@echo "  ACCELERATE=fsdp2|deepspeed_zero2    RECORDS=runs|measured (read by tables)"
-	@echo "  TORCH_INDEX= (wheels of torch)      LOCKED=1 (empty: newest packages)"
-	@echo "  FAILFAST=1  DETACH=1                ARGS= (Hydra overrides, script options)"
+	@echo "variables and defaults:"
+	@echo "  METHOD=qgoft (suites, status; items: their rows)  a list; lora@r2: a variant"
+	@echo "  TASKS= (all)               a list: rte,mrpc"
+	@echo "  SEEDS=0 (suites; items: those of the protocol)    a list or a range, 0-4"
+	@echo "  PROTOCOL=pocket            small, goft_icml24, psoft_iclr26"
+	@echo "  MODEL= DATA=               another model; a directory instead of the hub"
+	@echo "  SUITE=glue ITEM=           of status and fetch (fetch: default all)"
+	@echo "  JOBS=cores                 runs at a time"
+	@echo "  NPROC=1                    processes of a run (torchrun)"
+	@echo "  ACCELERATE=                fsdp2 or deepspeed_zero2, with NPROC"
+	@echo "  LAUNCHER=joblib            submitit_local, submitit_slurm; DETACH=1"
+	@echo "  RECORDS=runs               measured: tables of the committed records"
+	@echo "  BENCH=cpu                  paper: the shapes of the papers, on a GPU"
+	@echo "  FAILFAST=1                 stop at the first failure"
+	@echo "  ARGS=                      Hydra overrides, options of the script"
+	@echo "  PYTHON=python3 TORCH_INDEX= LOCKED=1    of make env (README)"

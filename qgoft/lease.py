@@ -14,8 +14,8 @@ from typing import Any
 
 # Seconds between two heartbeats, and after how many without one a lease expires.
 HEARTBEAT_INTERVAL, LEASE_DURATION = 15.0, 120.0
-LEASES = "lease.*.json"
-ATTEMPTS, OWNER = "attempt-*", "owner"
+LEASE_GLOB = "lease.*.json"
+ATTEMPT_GLOB, OWNER = "attempt-*", "owner"
 # Logs of wandb and TensorBoard are written outside the workspace; no score comes from them.
 NOT_ADOPTED = ("record.json", "wandb", "tensorboard")
 
@@ -41,13 +41,13 @@ class Lease:
 
     Args:
         directory: directory of the run; created if missing.
-        acquire_timeout: seconds on entry to watch the heartbeat of an owner on another machine; with 0 the first look decides.
+        acquire_timeout: seconds on entry to watch the heartbeat of an owner on another machine; 0: do not wait.
 
     Raises:
         LeaseHeld: on entry, while another process holds the lease.
     """
 
-    # (path, content) of a lease file -> time of the first sight, on this process's clock. Shared by all leases of the process.
+    # (path, content) of a lease file -> time when this process first read that content, on this process's clock. Shared by all leases of the process.
     _seen: dict[Path, tuple[str, float]] = {}  # noqa: RUF012 - shared on purpose
 
     def __init__(
@@ -66,7 +66,7 @@ class Lease:
         )
         self.token = uuid.uuid4().hex
         self.path: Path | None = None
-        self.beats = 0
+        self.heartbeat_count = 0
         self.is_lost = False
         self.workspace = directory
         self._stop = threading.Event()
@@ -93,18 +93,18 @@ class Lease:
         began, first = time.monotonic(), None
         while True:
             try:
-                return self._take()
+                return self._acquire()
             except LeaseHeld:
                 files = self._files()
                 text = read_text(files[-1]) if files else None
-                if text is not None and (_is_here(parse(text)) or text != (first or text)):
+                if text is not None and (_is_local(parse(text)) or text != (first or text)):
                     raise
                 if time.monotonic() - began >= self.acquire_timeout:
                     raise
                 first = first or text
             time.sleep(min(1.0, self.heartbeat_interval))
 
-    def _take(self) -> "Lease":
+    def _acquire(self) -> "Lease":
         self.directory.mkdir(parents=True, exist_ok=True)
         files = self._files()
         before = files[-1] if files else None
@@ -112,39 +112,39 @@ class Lease:
         if before is not None and text is not None and not self._is_expired(before, text):
             raise LeaseHeld(self.owner() or "another process")
         number = 0 if before is None else _number(before) + 1
-        mine = self.directory / f"lease.{number}.json"
+        lease_path = self.directory / f"lease.{number}.json"
         try:
-            with open(mine, "x") as file:
+            with open(lease_path, "x") as file:
                 file.write(self._content())
         except FileExistsError:
             raise LeaseHeld("another process that just started") from None
         except OSError:  # on a full disk the file is empty, and would look like the lease of a process on another machine
-            mine.unlink(missing_ok=True)
+            lease_path.unlink(missing_ok=True)
             raise
-        # The expired lease may have been removed and acquired again in the meantime: then both processes step back and retry later. Leases
+        # The expired lease may have been removed and acquired again in the meantime: then both raise LeaseHeld and retry later. Leases
         # older than the last belong to processes that were killed while acquiring.
-        others = [path for path in self._files() if path != mine and (before is None or _number(path) >= _number(before))]
+        others = [path for path in self._files() if path != lease_path and (before is None or _number(path) >= _number(before))]
         if others != ([before] if before is not None else []) or (before is not None and read_text(before) != text):
-            mine.unlink(missing_ok=True)
+            lease_path.unlink(missing_ok=True)
             raise LeaseHeld("another process that just started")
-        self.path = mine
+        self.path = lease_path
         for old in self._files():
             if _number(old) < number:
                 old.unlink(missing_ok=True)
         try:
-            self.workspace = self._fence()
+            self.workspace = self._claim_workspace()
         except OSError:
-            mine.unlink(missing_ok=True)
+            lease_path.unlink(missing_ok=True)
             raise
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
 
-    def _fence(self) -> Path:
+    def _claim_workspace(self) -> Path:
         """Rename the directory of the previous attempt with its checkpoints, or create a new one."""
         workspace = self.directory / f"attempt-{self.token}"
         # Without the file OWNER it was recreated by a process that had lost its lease.
-        earlier = [path for path in self.directory.glob(ATTEMPTS) if (path / OWNER).is_file()]
+        earlier = [path for path in self.directory.glob(ATTEMPT_GLOB) if (path / OWNER).is_file()]
         if earlier:
             os.rename(max(earlier, key=lambda path: (path / OWNER).stat().st_mtime_ns), workspace)
         workspace.mkdir(exist_ok=True)
@@ -191,15 +191,15 @@ class Lease:
         """
         self.assert_held()
         for path in self.directory.iterdir():
-            if path.match("lease.*") or path.match(ATTEMPTS) or path.name in NOT_ADOPTED:
+            if path.match("lease.*") or path.match(ATTEMPT_GLOB) or path.name in NOT_ADOPTED:
                 continue
             target = self.workspace / path.name
             if target.is_dir():
                 shutil.rmtree(target, ignore_errors=True)
             self._rename(path, target)
 
-    def publish(self, *, leave: tuple[str, ...] = (), last: str = "record.json") -> None:
-        """Move the files of the workspace into the run's directory, `last` at the end. Files named in `leave` are deleted instead.
+    def publish(self, *, discard: tuple[str, ...] = (), last: str = "record.json") -> None:
+        """Move the files of the workspace into the run's directory, `last` at the end. Files named in `discard` are deleted instead.
 
         Raises:
             LeaseLost: another process holds the run now; its files are not touched.
@@ -210,9 +210,9 @@ class Lease:
         except FileNotFoundError:
             raise self._lost() from None
         for path in paths:
-            if path.name not in (OWNER, *leave):
+            if path.name not in (OWNER, *discard):
                 self._rename(path, self.directory / path.name)
-        for name in leave:  # last: a kill before leaves them to resume from
+        for name in discard:  # last: a kill before leaves them to resume from
             shutil.rmtree(self.workspace / name, ignore_errors=True)
 
     def _rename(self, source: Path, target: Path) -> None:
@@ -232,7 +232,7 @@ class Lease:
             if self.path is None or self._is_fenced or self._files()[-1:] != [self.path]:
                 self.is_lost = True
                 return False
-            self.beats += 1
+            self.heartbeat_count += 1
             temporary = self.path.with_suffix(f".{self.token}.part")
             try:
                 temporary.write_text(self._content())
@@ -242,15 +242,15 @@ class Lease:
         return True
 
     def _content(self) -> str:
-        return json.dumps({"token": self.token, **this_machine(), "pid": os.getpid(), "beats": self.beats}) + "\n"
+        return json.dumps({"token": self.token, **this_machine(), "pid": os.getpid(), "beats": self.heartbeat_count}) + "\n"
 
     def _files(self) -> list[Path]:
-        found = [path for path in self.directory.glob(LEASES) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
+        found = [path for path in self.directory.glob(LEASE_GLOB) if path.name.split(".")[1].isdigit() and path.name.count(".") == 2]
         return sorted(found, key=_number)
 
     def _is_expired(self, path: Path, text: str) -> bool:
         content = parse(text)
-        if _is_here(content) and not _is_alive(content["pid"]):
+        if _is_local(content) and not _is_alive(content["pid"]):
             return True
         known = self._seen.get(path)
         if known is None or known[0] != text:
@@ -287,7 +287,7 @@ def this_machine() -> dict[str, str]:
     return {"host": socket.gethostname(), "space": " ".join(marks)}
 
 
-def _is_here(content: dict[str, Any]) -> bool:
+def _is_local(content: dict[str, Any]) -> bool:
     """Return True if the process of a lease runs on this machine."""
     return {name: content.get(name) for name in ("host", "space")} == this_machine() and isinstance(content.get("pid"), int)
 

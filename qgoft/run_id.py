@@ -1,4 +1,4 @@
-"""Identity of a run: its key, directory and status, known before it starts. Free of torch, so that planning is fast.
+"""Identity of a run: its key, directory and status, known before it starts. Does not import torch, so that planning is fast.
 
 The status of a run comes from its directory: planned (empty), running (an unexpired lease), or the status in its record.
 """
@@ -15,14 +15,14 @@ from typing import Any
 from qgoft.config.keys import settings_in_key
 from qgoft.config.settings import RunSettings, settings_from_record
 from qgoft.errors import QgoftError
-from qgoft.lease import ATTEMPTS, Lease, parse, read_text
+from qgoft.lease import ATTEMPT_GLOB, Lease, parse, read_text
 from qgoft.records import RecordError, compute_key, read_record, write_atomically
 from qgoft.tasks.sources import DataFiles, ModelFiles, resolve_data, resolve_model, split_names
 
 # Seconds without a heartbeat, by the wall clock, after which a run of another host is shown as stale. Display only, since clocks of hosts
 # differ.
 STALE_AFTER = 1800.0
-FAILURES = "failure.*.json"
+FAILURE_GLOB = "failure.*.json"
 CHECKPOINT = "checkpoint"
 
 
@@ -46,7 +46,7 @@ class RunId:
             return None
         record = read_record(path)
         if record["key"] != self.key:
-            raise RecordError(f"{path}: the record is that of run {record['key'][:16]}, copied here; run {self.key[:16]} is not done")
+            raise RecordError(f"{path} is the record of run {record['key'][:16]} (a copy?); run {self.key[:16]} has no record")
         return record
 
     @property
@@ -60,12 +60,12 @@ class RunId:
 
     def delete_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run, which a kill right after writing the record leaves behind."""
-        for path in (self.directory / CHECKPOINT, *self.directory.glob(ATTEMPTS)):
+        for path in (self.directory / CHECKPOINT, *self.directory.glob(ATTEMPT_GLOB)):
             shutil.rmtree(path, ignore_errors=True)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints of all attempts by step, the newest last."""
-        places = (self.directory / CHECKPOINT, *self.directory.glob(f"{ATTEMPTS}/{CHECKPOINT}"))
+        places = (self.directory / CHECKPOINT, *self.directory.glob(f"{ATTEMPT_GLOB}/{CHECKPOINT}"))
         return sorted((path for place in places for path in checkpoint_files(place)), key=checkpoint_step)
 
     def write_rank_failure(self, rank: int, status: str, reason: str) -> None:
@@ -75,7 +75,7 @@ class RunId:
     def pop_rank_failure(self) -> tuple[str, str] | None:
         """Return the (status, reason) that a rank has written, and delete it; None if there is none."""
         found = None
-        for path in sorted([*self.directory.glob(FAILURES), *self.directory.glob(f"{ATTEMPTS}/{FAILURES}")], reverse=True):
+        for path in sorted([*self.directory.glob(FAILURE_GLOB), *self.directory.glob(f"{ATTEMPT_GLOB}/{FAILURE_GLOB}")], reverse=True):
             left = parse(read_text(path) or "")
             if {"status", "reason"} <= set(left):
                 found = left["status"], left["reason"]
@@ -98,7 +98,7 @@ class RunId:
             return record["status"], record["reason"] or ""
         files = self.checkpoints()
         words = [f"resumes after step {checkpoint_step(files[-1])}"] if files else []
-        words += [f"{owner} began it and has shown no sign of life for {stale_seconds / 3600:.1f} h"] if owner is not None else []
+        words += [f"started by {owner}; last heartbeat {stale_seconds / 3600:.1f} h ago"] if owner is not None else []
         return "planned", "; ".join(words)
 
 

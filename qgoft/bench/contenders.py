@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qgoft.bench.baseline_products import MixedLinear, mix_neighbours_by_level, mix_sparse
 from qgoft.bench.shapes import Shape
-from qgoft.methods.registry import REGISTRY, Context, find_targets, parse_variant
+from qgoft.methods.registry import REGISTRY, MethodContext, find_targets, parse_variant
 from qgoft.ops.givens import identity_blocks, mix_pairs
 
 REFERENCE = "lora r=8"
@@ -92,7 +92,7 @@ def _wrap(method: tuple[str, str], module: nn.Module, shape: Shape, targets: dic
     assert entry.config is not None
     if entry.setup:
         entry.setup()
-    config = entry.config(parse_variant(entry, method[1]), Context(list(targets.values()), 1000, {}))
+    config = entry.config(parse_variant(entry, method[1]), MethodContext(list(targets.values()), 1000, {}))
     config.target_modules = set(targets)
     config.modules_to_save = list(shape.head) or None
     return peft.get_peft_model(module, config).train()

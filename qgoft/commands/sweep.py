@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from qgoft.cli import Parser
-from qgoft.config.compose import check_config_name, name_of
+from qgoft.config.compose import check_config_name, override_name
 from qgoft.config.locations import MEASURED
 from qgoft.config.suites import config_names, suite_info, suite_names
 from qgoft.errors import QgoftError, check_choice
@@ -70,7 +70,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise QgoftError(f"{name.upper()}={getattr(arguments, name)}: it must be at least 1")
     for override in arguments.overrides:
-        name = name_of(override)
+        name = override_name(override)
         if name in PLANNED:
             raise QgoftError(f"ARGS={override}: the plan sets {name}; use {PLANNED[name]}=...")
         if name.startswith("hydra.launcher") and not is_cluster:
@@ -98,7 +98,7 @@ def _check_accelerate(arguments: argparse.Namespace) -> None:
 
 def launcher_overrides(overrides: list[str]) -> tuple[str, ...]:
     """Return the overrides of the launcher."""
-    return tuple(override for override in overrides if name_of(override).startswith("hydra."))
+    return tuple(override for override in overrides if override_name(override).startswith("hydra."))
 
 
 def item_filter(arguments: argparse.Namespace) -> ItemFilter:
@@ -110,7 +110,7 @@ def item_filter(arguments: argparse.Namespace) -> ItemFilter:
     methods = tuple(split_list(arguments.method or ""))
     check_methods(methods)
     lists = (methods, tuple(split_list(arguments.tasks)), tuple(split_seeds(arguments.seeds)))
-    own = tuple(override for override in arguments.overrides if not name_of(override).startswith("hydra."))
+    own = tuple(override for override in arguments.overrides if not override_name(override).startswith("hydra."))
     return ItemFilter(arguments.protocol, *lists, arguments.model, arguments.data, own)
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from qgoft.cli import exit_code
 from qgoft.config import locations
-from qgoft.config.compose import check_overrides, compose_settings, expand_multirun, launcher_settings, quoted, settings_of
+from qgoft.config.compose import check_overrides, compose_settings, expand_multirun, launcher_settings, quote_path, settings_from_config
 from qgoft.errors import QgoftError, check_choice
 from qgoft.lease import HEARTBEAT_INTERVAL, LEASE_DURATION, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
@@ -30,7 +30,7 @@ class JobFailed(HydraException):
 @hydra.main(version_base=None, config_path=str(locations.CONFIGS), config_name="train")
 def hydra_main(config: DictConfig) -> str:
     """Train with a configuration composed by Hydra's own command line, which knows --cfg, --help and similar options."""
-    record = train(settings_of(config), list(HydraConfig.get().overrides.task))
+    record = train(settings_from_config(config), list(HydraConfig.get().overrides.task))
     if record["status"] != "done":
         raise JobFailed(f"{record['status']}: {record['reason']}")
     return str(record["key"])
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
             return multirun(overrides)
         check_overrides(argv)
         if flags:
-            sys.argv[1:] = [quoted(word) for word in argv]
+            sys.argv[1:] = [quote_path(word) for word in argv]
             hydra_main()
             return 0
         # A new process needs a whole lease duration to see whether an owner on another host is alive.

@@ -100,20 +100,20 @@ def swept_values(override: str, group: str) -> list[str]:
     return [name.strip() for name in found]
 
 
-def name_of(override: str) -> str:
+def override_name(override: str) -> str:
     """Return the name of the setting that an override changes: +optim.max_grad_norm=2 -> optim.max_grad_norm."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def override_affects_results(override: str) -> bool:
     """Return True if an override changes a setting that affects results, other than the seed."""
-    name = name_of(override)
+    name = override_name(override)
     return name != "seed" and affects_results(name)
 
 
 def own_overrides(overrides: Iterable[str]) -> list[str]:
     """Return the overrides that change the protocol: they affect results and do not choose one of its runs."""
-    return [o.lstrip("+") for o in overrides if "=" in o and name_of(o) not in RUN_SETTINGS and override_affects_results(o)]
+    return [o.lstrip("+") for o in overrides if "=" in o and override_name(o) not in RUN_SETTINGS and override_affects_results(o)]
 
 
 @contextmanager
@@ -135,10 +135,10 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     """
     check_overrides(overrides)
     with _composition("the settings", "configs/train.yaml lists the names"):
-        return settings_of(compose("train", [quoted(override) for override in overrides]))
+        return settings_from_config(compose("train", [quote_path(override) for override in overrides]))
 
 
-def quoted(override: str) -> str:
+def quote_path(override: str) -> str:
     """Return an override with its path, if it sets one, quoted for Hydra; `~` is expanded."""
     name, _, value = override.partition("=")
     if name.lstrip("+") not in PATH_SETTINGS or not value or value == "null" or value[0] in "'\"":
@@ -160,19 +160,19 @@ def expand_multirun(overrides: list[str]) -> tuple[list[tuple[str, ...]], str, t
     """
     check_overrides(overrides)
     launcher = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("hydra/launcher=")), "basic")
-    own = [o for o in overrides if not name_of(o).startswith("hydra")]
-    of_launcher = tuple(o for o in overrides if name_of(o).startswith("hydra.launcher."))
-    experiment = [o for o in own if name_of(o) == "experiment"]
+    own = [o for o in overrides if not override_name(o).startswith("hydra")]
+    of_launcher = tuple(o for o in overrides if override_name(o).startswith("hydra.launcher."))
+    experiment = [o for o in own if override_name(o) == "experiment"]
     with _composition("the settings of the sweep", "configs/train.yaml lists the names"):
         config = compose("train", experiment, return_hydra_config=True)
         params: Any = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
-    given = {name_of(o) for o in own}
+    given = {override_name(o) for o in own}
     swept = [*(f"{name}={value}" for name, value in params.items() if name not in given), *own]
     return list(itertools.product(*map(_expand, swept))), launcher, of_launcher
 
 
 def _expand(override: str) -> list[str]:
-    name, parsed = override.partition("=")[0], _parse(quoted(override))
+    name, parsed = override.partition("=")[0], _parse(quote_path(override))
     if isinstance(parsed.value(), Glob):
         return [f"{name}={value}" for value in swept_values(override, name)]
     return [f"{name}={value}" for value in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [override]
@@ -186,7 +186,7 @@ def launcher_settings(launcher: str, overrides: Iterable[str]) -> dict[str, Any]
     """
     config = OmegaConf.create(read_config(f"launcher/{launcher}"))
     for override in overrides:
-        name, value = name_of(override).removeprefix("hydra.launcher."), _parse(override).value()
+        name, value = override_name(override).removeprefix("hydra.launcher."), _parse(override).value()
         known = [str(option) for option in config]
         if name.partition(".")[0] not in known:
             raise QgoftError(f"{override}: unknown option of launcher {launcher}; allowed are {', '.join(known)}{hint(name, known)}")
@@ -195,7 +195,7 @@ def launcher_settings(launcher: str, overrides: Iterable[str]) -> dict[str, Any]
     return {name: value for name, value in found.items() if value is not None}
 
 
-def settings_of(config: DictConfig) -> RunSettings:
+def settings_from_config(config: DictConfig) -> RunSettings:
     """Return the settings of a composed configuration.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qgoft.fidelity.checkout import Finding, compare, names_from
-from qgoft.methods.registry import REGISTRY, Context, parse_variant
+from qgoft.methods.registry import REGISTRY, MethodContext, parse_variant
 from qgoft.tuners import GoftConfig
 
 # Output and input width of a layer, rank, and rows.
@@ -31,7 +31,7 @@ def adapted(name: str, variant: str, model: nn.Module, targets: list[str], **opt
     method, modules = REGISTRY[name], dict(model.named_modules())
     shapes = [shape for target in targets if (shape := method.shape_of(modules[target])) is not None]
     assert method.config is not None
-    config = method.config(parse_variant(method, variant), Context(shapes, 100, options))
+    config = method.config(parse_variant(method, variant), MethodContext(shapes, 100, options))
     config.target_modules = set(targets)
     return peft.get_peft_model(model, config).eval()
 

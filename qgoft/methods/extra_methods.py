@@ -8,7 +8,7 @@ from peft import PeftConfig
 from peft.tuners.psoft.layer import PsoftLayer
 from torch import Tensor, nn
 
-from qgoft.methods.registry import Context, Hparams, Method, Penalty, Shapes, exclusive_modifier, orthogonality_distances, register
+from qgoft.methods.registry import Hparams, Method, MethodContext, Penalty, Shapes, exclusive_modifier, orthogonality_distances, register
 from qgoft.tuners import BottleneckConfig, FactConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.bottleneck import bottleneck_shape
 from qgoft.tuners.fact import model_width
@@ -22,7 +22,7 @@ def count_bottleneck(shapes: Shapes, hparams: Hparams) -> int:
 
 
 def _bottleneck(form: Literal["houlsby", "pfeiffer"]) -> Callable[..., PeftConfig]:
-    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    def make(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
         return BottleneckConfig(r=hparams["r"], form=form)
 
     return make
@@ -53,7 +53,7 @@ def count_fact_tk(shapes: Shapes, hparams: Hparams) -> int:
 
 
 def _fact(form: str) -> Callable[..., PeftConfig]:
-    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    def make(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
         width = model_width(context.shapes)
         if hparams["r"] > width:
             raise ValueError(f"rank {hparams['r']} is larger than the width {width}")
@@ -80,7 +80,7 @@ register(
 )
 
 
-def _lora_xs(hparams: Hparams, context: Context) -> peft.PeftConfig:
+def _lora_xs(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
     if exclusive_modifier(hparams, ("pissa", "formula")) == "pissa":
         check_rank(hparams["r"], *min(context.shapes, key=min))
         return peft.PsoftConfig(

@@ -1,6 +1,6 @@
 """The GOFT family, implemented by the tuner of this package."""
 
-from qgoft.methods.registry import Context, Hparams, Method, Penalty, Shapes, exclusive_modifier, register
+from qgoft.methods.registry import Hparams, Method, MethodContext, Penalty, Shapes, exclusive_modifier, register
 from qgoft.ops.givens import count_pairs
 from qgoft.tuners import GoftConfig, orthogonality_penalty
 
@@ -32,7 +32,7 @@ def _register(name: str) -> None:
     def count(shapes: Shapes, hparams: Hparams) -> int:
         return sum(COUNTS[name](d, count_pairs(d, pairing(hparams))) for _, d in shapes)
 
-    def config(hparams: Hparams, context: Context) -> GoftConfig:
+    def config(hparams: Hparams, context: MethodContext) -> GoftConfig:
         return GoftConfig(variant=name, angle=context.options.get("angle", "tanh"), pairing=pairing(hparams))
 
     def penalty(hparams: Hparams) -> Penalty | None:

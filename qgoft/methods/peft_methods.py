@@ -9,10 +9,10 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from torch import Tensor, nn
 
 from qgoft.methods.registry import (
-    Context,
     ExtraState,
     Hparams,
     Method,
+    MethodContext,
     Penalty,
     Shapes,
     exclusive_modifier,
@@ -34,7 +34,7 @@ def _alpha(scale: float, rank: int) -> Any:
 
 
 def _lora(**fixed: Any) -> Callable[..., PeftConfig]:
-    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    def make(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
         return peft.LoraConfig(r=hparams["r"], lora_alpha=_alpha(context.scale, hparams["r"]), lora_dropout=context.dropout, **fixed)
 
     return make
@@ -48,7 +48,7 @@ register(Method("pissa", {"r": "rank"}, count_lora, _lora(init_lora_weights="pis
 ORTHOGONAL_WEIGHT = 0.1
 
 
-def _adalora(hparams: Hparams, context: Context) -> peft.PeftConfig:
+def _adalora(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
     """Start at rank 1.5 r, as in the paper, and prune to the budget r between 10% and 70% of the steps.
 
     AdaLoRA's scripts start pruning between 9% and 18% and end between 42% and 56%, depending on the task (docs/DEVIATIONS.md).
@@ -151,7 +151,7 @@ def count_oft(shapes: Shapes, hparams: Hparams) -> int:
 
 
 def _oft(is_exact: bool) -> Callable[..., PeftConfig]:
-    def make(hparams: Hparams, context: Context) -> peft.PeftConfig:
+    def make(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
         _check_block(hparams["b"], context.shapes)
         # peft's default of five terms (k = 0..3) is not orthogonal for large angles; PSOFT's scripts ran OFTv2 with it.
         return peft.OFTConfig(
@@ -177,7 +177,7 @@ register(Method("oft", {"b": "block size"}, count_oft, _oft(is_exact=True)))
 register(Method("oft_v2", {"b": "block size"}, count_oft, _oft(is_exact=False)))
 
 
-def _boft(hparams: Hparams, context: Context) -> peft.PeftConfig:
+def _boft(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
     _check_block(hparams["b"] * 2 ** (hparams["m"] - 1), context.shapes)
     return peft.BOFTConfig(boft_block_size=hparams["b"], boft_n_butterfly_factor=hparams["m"], boft_dropout=context.dropout)
 
@@ -200,7 +200,7 @@ register(
 )
 
 
-def _hra(hparams: Hparams, context: Context) -> peft.PeftConfig:
+def _hra(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
     if hparams["r"] % 2:
         raise ValueError(f"rank {hparams['r']} is odd; HRA is initialised to the identity for even ranks only")
     return peft.HRAConfig(r=hparams["r"])
@@ -234,7 +234,7 @@ def count_psoft(shapes: Shapes, hparams: Hparams) -> int:
     return len(shapes) * (r * (r - 1) // 2 + scales * r)
 
 
-def _psoft(hparams: Hparams, context: Context) -> peft.PeftConfig:
+def _psoft(hparams: Hparams, context: MethodContext) -> peft.PeftConfig:
     smallest = min(min(shape) for shape in context.shapes)
     if hparams["r"] > smallest:
         raise ValueError(f"rank {hparams['r']} is larger than the smallest width {smallest}")

@@ -38,7 +38,7 @@ class ExtraState:
 
 
 @dataclass(frozen=True)
-class Context:
+class MethodContext:
     """Inputs of a method beyond its own settings."""
 
     shapes: Shapes
@@ -83,7 +83,7 @@ class Method:
     own_penalty_weight: Callable[[MethodSettings], float] | None = field(default=None, kw_only=True)
     post_wrap: Callable[[nn.Module], None] | None = field(default=None, kw_only=True)
     num_params: Callable[[Shapes, Hparams], int] | None = None
-    config: Callable[[Hparams, Context], PeftConfig] | None = None
+    config: Callable[[Hparams, MethodContext], PeftConfig] | None = None
     is_trainable: Callable[[str], bool] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     setup: Callable[[], None] | None = None
@@ -244,7 +244,7 @@ def _wrap(
     shapes = list(targets.values())
     total = sum(p.numel() for p in model.parameters())
     try:
-        config = method.config(hparams, Context(shapes, total_steps, settings.options))
+        config = method.config(hparams, MethodContext(shapes, total_steps, settings.options))
         config.target_modules = set(targets)
         config.modules_to_save = list(spec.head_modules) or None  # a decoder has no new head
         wrapped = peft.get_peft_model(model, config)
@@ -259,24 +259,24 @@ def _wrap(
         if name in head:
             parameter.data = parameter.data.float()  # as adapters are
     trainable = sum(size for name, size in free.items() if name not in head)
-    promised = method.num_params(shapes, hparams)
-    if trainable != promised:
+    expected = method.num_params(shapes, hparams)
+    if trainable != expected:
         raise RuntimeError(
-            f"{settings.name}@{settings.variant} should have {promised:,} trainable parameters over {len(shapes)} layers, but the built model has "
+            f"{settings.name}@{settings.variant} should have {expected:,} trainable parameters over {len(shapes)} layers, but the built model has "
             f"{trainable:,}; the count would not match the table"
         )
     selectable_from = method.selectable_from(total_steps) if method.selectable_from else 0
     in_head = sum(free[n] for n in head)
     return AdaptedModel(
-        wrapped,
-        True,
-        trainable,
-        in_head,
-        total + trainable,
-        head,
-        method.after_step,
-        selectable_from,
-        method.penalty(hparams),
-        method.penalty_weight(settings),
-        method.extra_state,
+        model=wrapped,
+        is_peft=True,
+        trainable=trainable,
+        head=in_head,
+        total=total + trainable,
+        head_names=head,
+        after_step=method.after_step,
+        selectable_from=selectable_from,
+        penalty=method.penalty(hparams),
+        penalty_weight=method.penalty_weight(settings),
+        extra_state=method.extra_state,
     )

@@ -152,7 +152,7 @@ def find_records(root: Path) -> RecordSet:
             continue
         name = path.parent.name
         if re.fullmatch("[0-9a-f]{64}", name) and name != record["key"]:
-            problems.append(f"{path}: it is the record of run {record['key'][:16]}, copied here; it is not counted")
+            problems.append(f"{path}: it is the record of run {record['key'][:16]} (a copy?); it is not counted")
             continue
         if record["finished"] < record["started"]:
             problems.append(f"{path}: it finished before it started: the clock was set back, so its times are invalid")

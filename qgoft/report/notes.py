@@ -1,5 +1,6 @@
 """Notes under a score table: seeds, splits, selection, subsets, and warnings about mixed origins."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def build_notes(rows: Sequence[Row], published: Sequence[PublishedRow], item: It
 
     Args:
         published: printed rows of the item.
-        is_comparable: the printed rows stand in the table; otherwise they are notes.
+        is_comparable: the table contains the printed rows; otherwise they are notes.
     """
     records = [record for row in rows for record in row.all()]
     if not records:
@@ -41,7 +42,7 @@ def build_notes(rows: Sequence[Row], published: Sequence[PublishedRow], item: It
     own = [record for row in rows if not row.is_context for record in row.all()] or records
     notes = [_seeds_note(own, item)]
     if SETUP in item.extra_columns:
-        notes.append("start s: weights, rows and decomposition; printed: the decomposition only")
+        notes.append("start s: loading of weights and data, and the decomposition; published: the decomposition only")
     if any(row.is_context for row in rows):
         seeds = {record["seed"] for row in rows if row.is_context for record in row.all()}
         notes.append(f"* from results/measured (committed records, n = {len(seeds)}), for comparison")
@@ -54,7 +55,7 @@ def build_notes(rows: Sequence[Row], published: Sequence[PublishedRow], item: It
     notes += _data_notes(own)
     sources = {source for row in rows if not row.is_context for source in row.sources}
     sources = sources or {record["settings"]["method"]["lr_source"] for record in own}
-    notes.append(f"learning rates: {'; '.join(sorted(sources))}")
+    notes.append(f"learning rates: {'; '.join(sorted(re.sub(r'^own', 'chosen by this project', source) for source in sources))}")
     return [*notes, *_left_out_notes(rows), *_origin_notes(own)]
 
 
@@ -96,7 +97,7 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
     notes = []
     subsets = {r["task"]: r["provenance"]["data"]["rows"] for r in records if r["provenance"]["data"]["subset"]}
     if subsets:
-        shown = "; ".join(f"{task} {rows}" for task, rows in subsets.items())
+        shown = "; ".join(f"{task} " + ", ".join(f"{split} {count:,}" for split, count in rows.items()) for task, rows in subsets.items())
         notes.append(f"subset: rows differ from the official splits, not comparable with published values: {shown}")
     fixes = {(r["task"], fix, count) for r in records for fix, count in r["provenance"]["data"].get("data_fixes", {}).items()}
     return [*notes, *(f"data of {task}: {count} {fix}" for task, fix, count in sorted(fixes))]

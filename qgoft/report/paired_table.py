@@ -42,11 +42,11 @@ def build_paired(table_name: str, rows: list[Row], item: Item, bootstrap: Bootst
         has_single_seed = has_single_seed or any(gap is not None and gap.seeds == 1 for gap in found)
     table.notes = [
         "mean difference and 95% interval on the common seeds (Student's t over the differences per seed, and 1000 bootstrap draws of the items); "
-        "an interval that contains 0 claims no order; no correction for the number of rows",
+        "an interval that contains 0 does not establish an order; no correction for the number of rows",
         "won/lost: pairs of task and seed in which the row scored higher or lower; sign p: two-sided p-value of that split",
     ]
     if has_single_seed:
-        table.notes.append("with one common seed the interval covers the items only and claims no order")
+        table.notes.append("with one common seed the interval covers the items only and does not establish an order")
     if is_decoder:
         table.notes.append("sign p: -, since the tasks of a seed share one training")
     if any("-" in row[1 : 1 + len(titles)] for row in table.rows):

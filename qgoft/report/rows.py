@@ -4,7 +4,7 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
-from qgoft.config.compose import name_of, override_affects_results
+from qgoft.config.compose import override_affects_results, override_name
 from qgoft.config.keys import settings_in_key
 from qgoft.config.locations import MEASURED
 from qgoft.config.settings import RunSettings, method_label
@@ -86,7 +86,7 @@ def is_altered(planned: PlannedRun) -> bool:
 def _is_altered_by(overrides: set[str], planned: PlannedRun) -> bool:
     """Return True if some overrides change more than the batching of the same training."""
     changing = {override for override in overrides if override_affects_results(override)}
-    if not changing or not set(map(name_of, changing)) <= BATCHING:
+    if not changing or not set(map(override_name, changing)) <= BATCHING:
         return bool(changing)
     own = compose_cached(tuple(override for override in planned.overrides if override not in changing))
     return not _is_equivalent_training(own, planned.settings)

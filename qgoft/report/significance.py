@@ -210,7 +210,8 @@ class Bootstrap:
             return None
         predictions, labels = (np.stack([getattr(one, name) for one in answers], 1) for name in ("predictions", "labels"))
         items = " ".join(one.items for one in answers)
-        return items, score(self._draw_weights(items, len(labels)), predictions, labels)
+        test_set = f"{records[0]['suite']}/{records[0]['task']} {items}"
+        return items, score(self._draw_weights(test_set, len(labels)), predictions, labels)
 
     def _read(self, key: str, scored: ItemScore | None, keep: LineFilter | None) -> Answers | None:
         place = (key, scored, keep)
@@ -218,15 +219,15 @@ class Bootstrap:
             self._answers[place] = read_answers(self.directories[key], scored, keep) if key in self.directories else None
         return self._answers[place]
 
-    def _draw_weights(self, items: str, count: int) -> Array:
-        """Return how often each draw contains each item, the same for all rows on these items (their checksums). The first draw contains every
-        item once. Other items have other draws: equal ones would correlate independent test sets of the same size.
+    def _draw_weights(self, test_set: str, count: int) -> Array:
+        """Return how often each draw contains each item, the same for all rows on this test set. The first draw contains every item once. Other
+        test sets have other draws: equal ones would correlate the scores of independent test sets of the same size.
         """
-        if items not in self._weights:
-            seed = int.from_bytes(hashlib.sha256(items.encode()).digest()[:8])
+        if test_set not in self._weights:
+            seed = int.from_bytes(hashlib.sha256(test_set.encode()).digest()[:8])
             draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), NUM_DRAWS)
-            self._weights[items] = np.concatenate((np.ones((1, count)), draws)).astype(np.float32)
-        return self._weights[items]
+            self._weights[test_set] = np.concatenate((np.ones((1, count)), draws)).astype(np.float32)
+        return self._weights[test_set]
 
 
 def _common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[list[Record], list[Record]]:

@@ -13,7 +13,7 @@ from qgoft.run_id import RunId
 from qgoft.sweep.executor import ExecutorOptions
 from qgoft.sweep.forecast import announce, format_runs
 from qgoft.sweep.identify import generate, identify_all, resolve_named_paths
-from qgoft.sweep.launch import sweep
+from qgoft.sweep.launch import run_sweep
 from qgoft.sweep.planned_run import PlannedRun
 from qgoft.tasks.model_files import TOKENIZER_FILES, WEIGHT_PATTERNS
 from qgoft.tasks.pinned_files import PINNED
@@ -98,15 +98,12 @@ def run_pending(request: SweepRequest, planned: Sequence[PlannedRun], run_ids: S
         else:
             pending.append((run, run_id))
     options, protocol = request.options, planned[0].settings.protocol
-    # Distributed runs, and those of launcher basic, execute one after the other.
-    is_sequential = options.launcher == "basic" or (options.nproc > 1 and not options.launcher.startswith("submitit"))
-    jobs = 1 if is_sequential else options.jobs
-    announce(request.title, planned, [run for run, _ in pending], _known_records(request.root, protocol), jobs, protocol)
+    announce(request.title, planned, [run for run, _ in pending], _known_records(request.root, protocol), options.parallel_runs, protocol)
     if not pending:
         return []
     os.environ.setdefault("QGOFT_SWEEP", f"{request.title}, {protocol}")  # inherited by the workers
     runs, ids = [run for run, _ in pending], [run_id for _, run_id in pending]
-    outcomes = sweep(runs, ids, options)
+    outcomes = run_sweep(runs, ids, options)
     if options.detach:
         return []
     reasons = {outcome.number: f"{outcome.status}: {outcome.reason}" for outcome in outcomes}

@@ -68,6 +68,17 @@ class ExecutorOptions:
     detach: bool = False
     overrides: tuple[str, ...] = ()
 
+    @property
+    def is_cluster(self) -> bool:
+        """Return True if the runs are jobs of submitit."""
+        return self.launcher.startswith("submitit")
+
+    @property
+    def parallel_runs(self) -> int:
+        """Return the number of runs at a time; locally, runs of several processes execute one after the other."""
+        is_sequential = self.launcher == "basic" or (self.nproc > 1 and not self.is_cluster)
+        return 1 if is_sequential else self.jobs
+
 
 def execute_run(number: int, planned: PlannedRun) -> RunOutcome:
     """Execute one run in this process. Exceptions become outcomes, so that the other runs continue.

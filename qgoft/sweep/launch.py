@@ -1,4 +1,4 @@
-"""Launch of a sweep. Two sweeps on one results directory share the work."""
+"""Run a sweep locally or on a cluster. Concurrent sweeps on one results directory share the work."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,13 @@ from qgoft.sweep.planned_run import PlannedRun
 from qgoft.sweep.slurm import ClusterSweep
 
 
-def sweep(planned_runs: Sequence[PlannedRun], run_ids: Sequence[RunId], options: ExecutorOptions) -> list[RunOutcome]:
+def run_sweep(planned_runs: Sequence[PlannedRun], run_ids: Sequence[RunId], options: ExecutorOptions) -> list[RunOutcome]:
     """Execute planned runs, and wait for those that another sweep holds. Return the outcomes of the runs that are not done.
 
     Raises:
         QgoftError: the launcher is not available.
     """
-    if options.launcher.startswith("submitit"):
+    if options.is_cluster:
         return ClusterSweep(planned_runs, run_ids, options).run()
-    workers = 1 if options.launcher == "basic" or options.nproc > 1 else min(options.jobs, len(planned_runs))
-    with Display(workers) as display:
+    with Display(min(options.parallel_runs, len(planned_runs))) as display:
         return LocalSweep(planned_runs, run_ids, options, display).run()

@@ -21,11 +21,11 @@ from qgoft.sweep.planned_run import PlannedRun
 from qgoft.sweep.schedule import schedule_order
 from qgoft.train.interrupts import SignalHandler
 
-# Starts of a run whose worker is killed.
-ATTEMPTS = 2
+# Starts of a run whose worker process is killed, at most.
+MAX_ATTEMPTS = 2
 FAILFAST = "not started: FAILFAST ended the sweep"
 
-Numbered = tuple[int, PlannedRun]
+NumberedRun = tuple[int, PlannedRun]
 
 
 class LocalSweep:
@@ -41,7 +41,7 @@ class LocalSweep:
         self.failed: dict[int, RunOutcome] = {}
         self.done = 0
         self._attempts: dict[int, int] = {}  # of runs whose worker was killed
-        self._lost_pools = 0
+        self._idle_pool_crashes = 0
         self._announced: set[int] = set()  # held runs whose owner was printed
 
     def run(self) -> list[RunOutcome]:
@@ -89,12 +89,12 @@ class LocalSweep:
         """Yield the outcomes of one pass. With `failfast` it ends after the first failure, and the other workers save their runs."""
         is_retry = any(number in self._attempts for number in self.pending)
         work = schedule_order({n: planned for n, planned in self.pending.items() if not is_retry or n in self._attempts})
-        jobs = 1 if self.options.launcher == "basic" else min(self.options.jobs, len(self.pending))
+        jobs = min(self.options.parallel_runs, len(self.pending))
         if self.options.nproc > 1 or (jobs == 1 and not is_retry):
             return self._in_sequence(work)
         return self._in_workers(work, jobs, is_retry)
 
-    def _in_sequence(self, work: list[Numbered]) -> Iterator[RunOutcome]:
+    def _in_sequence(self, work: list[NumberedRun]) -> Iterator[RunOutcome]:
         for number, planned in work:
             if self.options.nproc > 1:
                 outcome = run_processes(number, planned, self.run_ids[number], self.options)
@@ -104,18 +104,20 @@ class LocalSweep:
             if self.options.failfast and outcome.status not in ("done", "held"):
                 return
 
-    def _in_workers(self, work: list[Numbered], jobs: int, is_retry: bool) -> Iterator[RunOutcome]:
+    def _in_workers(self, work: list[NumberedRun], jobs: int, is_retry: bool) -> Iterator[RunOutcome]:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         finished: set[int] = set()
         with TemporaryDirectory() as scratch, forward_signals(_children) as signals:
-            end = Path(scratch) / "end"
+            stop_file = Path(scratch) / "stop"
+            # A killed run is repeated alone, but in a worker: with one, joblib would use this process.
+            workers = 2 if is_retry else jobs
             try:
-                for outcome in _start_pool(_tasks(work, end, signals), 2 if is_retry else jobs, prefetch=1 if is_retry else jobs):
+                for outcome in _start_pool(_tasks(work, stop_file, signals), workers, prefetch=1 if is_retry else jobs):
                     finished.add(outcome.number)
                     yield outcome
-                    if self.options.failfast and not end.exists() and outcome.status not in ("done", "held"):
-                        end.touch()  # later runs end at once; active ones are signalled
+                    if self.options.failfast and not stop_file.exists() and outcome.status not in ("done", "held"):
+                        stop_file.touch()  # later runs end at once; active ones are signalled
                         for pid in _children():
                             with suppress(ProcessLookupError):
                                 os.kill(pid, signal.SIGTERM)
@@ -125,35 +127,35 @@ class LocalSweep:
                 left = [(number, planned) for number, planned in work if number not in finished and not self.run_ids[number].is_done]
                 yield from self._after_kill(left, is_retry)
 
-    def _after_kill(self, left: list[Numbered], is_retry: bool) -> Iterator[RunOutcome]:
-        """Count an attempt of every run that was active when a worker was killed; such a run has left its lease."""
+    def _after_kill(self, left: list[NumberedRun], is_retry: bool) -> Iterator[RunOutcome]:
+        """Count an attempt of every run that was active when a worker was killed; such a run still has a lease file."""
         active = left[:1] if is_retry else [(number, planned) for number, planned in left if _has_lease(self.run_ids[number])]
         if not active:
-            self._lost_pools += 1
-            if self._lost_pools >= ATTEMPTS:
+            self._idle_pool_crashes += 1
+            if self._idle_pool_crashes >= MAX_ATTEMPTS:
                 raise QgoftError(
-                    f"the workers of the sweep were killed {ATTEMPTS} times before any run started, perhaps due to lack of memory; reduce JOBS"
+                    f"the workers of the sweep were killed {MAX_ATTEMPTS} times before any run started, possibly out of memory; reduce JOBS"
                 ) from None
         for number, planned in active:
             self._attempts[number] = self._attempts.get(number, 0) + 1
-            if self._attempts[number] >= ATTEMPTS:
-                reason = f"its worker was killed {ATTEMPTS} times, perhaps due to lack of memory; set JOBS=1 or a smaller train.batch_size"
+            if self._attempts[number] >= MAX_ATTEMPTS:
+                reason = f"its worker was killed {MAX_ATTEMPTS} times, possibly out of memory; set JOBS=1 or a smaller train.batch_size"
                 yield RunOutcome(number, "failed", reason)
             else:
                 self.display.say(f"qgoft: the worker of {planned.label} was killed; retrying the run")
 
 
-def _tasks(work: list[Numbered], end: Path, signals: SignalHandler) -> Iterator[Any]:
+def _tasks(work: list[NumberedRun], stop_file: Path, signals: SignalHandler) -> Iterator[Any]:
     from joblib import delayed
 
     for number, planned in work:
-        if signals.pending is not None or end.exists():
+        if signals.pending is not None or stop_file.exists():
             return
-        yield delayed(_execute_unless)(end, execute_run, number, planned)
+        yield delayed(_execute_unless_stopped)(stop_file, execute_run, number, planned)
 
 
-def _execute_unless(end: Path, run: Callable[[int, PlannedRun], RunOutcome], number: int, planned: PlannedRun) -> RunOutcome:
-    return RunOutcome(number, "planned", FAILFAST) if end.exists() else run(number, planned)
+def _execute_unless_stopped(stop_file: Path, run: Callable[[int, PlannedRun], RunOutcome], number: int, planned: PlannedRun) -> RunOutcome:
+    return RunOutcome(number, "planned", FAILFAST) if stop_file.exists() else run(number, planned)
 
 
 def _start_pool(tasks: Iterator[Any], jobs: int, prefetch: int) -> Iterator[RunOutcome]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qgoft.config.compose import launcher_settings, name_of
+from qgoft.config.compose import launcher_settings, override_name
 from qgoft.errors import QgoftError
 from qgoft.lease import LEASE_DURATION, Lease
 from qgoft.run_id import RunId
@@ -213,7 +213,7 @@ def _local_settings(settings: dict[str, Any], options: ExecutorOptions) -> dict[
 
 
 def _given(options: ExecutorOptions) -> set[str]:
-    return {name_of(override).removeprefix("hydra.launcher.") for override in options.overrides}
+    return {override_name(override).removeprefix("hydra.launcher.") for override in options.overrides}
 
 
 def _outcome_of(number: int, job: Any) -> RunOutcome:

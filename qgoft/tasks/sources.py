@@ -1,4 +1,4 @@
-"""Data and model files of a run, with checksums: generated rows, a directory, or the hub. Free of torch."""
+"""Data and model files of a run, with checksums: generated rows, a directory, or the hub. Does not import torch."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ from qgoft.tasks.pinned_files import pinned_file
 from qgoft.tasks.vtab.files import find_directory, list_checksum, split_files, unpack
 
 # Seconds before a failed download is retried, if a retry may help.
-WAITS = (1, 2, 4, 8)
+RETRY_DELAYS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def resolve_data(task: TaskSettings, data: DataSettings, splits: list[str]) -> D
         return resolve_files(task, data)
     is_pocket = data.source == "pocket" and data.root is None and task.path is None
     if task.suite == "vtab" and not is_pocket:
-        return _find_pictures(task, data, splits)
+        return _find_images(task, data, splits)
     if is_pocket:
         directory, source, revision = pocket_files(task.suite, task.name), "pocket", None
     elif data.root is not None:
@@ -176,7 +176,7 @@ def _part_on_hub(task: TaskSettings, part: str, source: dict[str, Any], data: Da
     raise QgoftError(f"{source['hub']} at {snapshot.name} has none of {', '.join(source['files'])}; set data.root to a directory instead")
 
 
-def _find_pictures(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
+def _find_images(task: TaskSettings, data: DataSettings, splits: list[str]) -> DataFiles:
     """Return the images of a VTAB task in one of the layouts of `vtab/files.py`."""
     source, revision = "directory", None
     if task.path is not None:
@@ -242,17 +242,17 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
     where = f"{kind} {repository} at revision {revision}"
     page = "/".join([constants.ENDPOINT, *(["datasets"] if kind == "dataset" else []), repository])
     try:
-        for wait in (*WAITS, None):
+        for wait in (*RETRY_DELAYS, None):
             try:
-                is_silent = _is_silent(repository, kind, revision)
+                is_silent = _hub_times_out(repository, kind, revision)
                 directory = huggingface_hub.snapshot_download(
                     repository, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=is_silent
                 )
                 break
             except (OSError, errors.HfHubHTTPError) as error:
-                if wait is None or not _may_pass(error):
+                if wait is None or not _is_transient(error):
                     raise
-                print(f"qgoft: {where}: {_told(error)}; retrying in {wait} s", file=sys.stderr, flush=True)
+                print(f"qgoft: {where}: {_redacted_message(error)}; retrying in {wait} s", file=sys.stderr, flush=True)
                 time.sleep(wait)
     except errors.GatedRepoError as error:
         raise QgoftError(f"{where} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN") from error
@@ -262,15 +262,15 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
         raise QgoftError(f"{where}: this revision does not exist; use main or a commit of that repository") from error
     except errors.LocalEntryNotFoundError as error:
         raise QgoftError(
-            f"{where} is not in the cache and the hub is not reachable; run `make fetch` with a network connection, "
+            f"{where} is not in the cache and the hub is unreachable; run `make fetch` with a network connection, "
             "or set data.root / model.path to a local directory"
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose base class changes between its versions
-        raise QgoftError(f"downloading {where} failed ({_told(error)}); repeat the command to resume") from error
+        raise QgoftError(f"downloading {where} failed ({_redacted_message(error)}); repeat the command to resume") from error
     return Path(directory)
 
 
-def _told(error: Exception) -> str:
+def _redacted_message(error: Exception) -> str:
     """Return type and text of a hub error, without the token, which a server may echo."""
     from huggingface_hub import get_token
 
@@ -278,7 +278,7 @@ def _told(error: Exception) -> str:
     return text.replace(token, "[HF_TOKEN]") if token else text
 
 
-def _is_silent(repository: str, kind: str, revision: str) -> bool:
+def _hub_times_out(repository: str, kind: str, revision: str) -> bool:
     """Return True if the hub accepts the connection but never answers. huggingface_hub would wait forever, so the local cache is used."""
     try:
         _repo_info(repository, kind, revision)
@@ -295,7 +295,7 @@ def _repo_info(repository: str, kind: str, revision: str, *, files_metadata: boo
     return HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=limit, files_metadata=files_metadata)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Return True if a retry may help: the hub is busy, or a file arrived incomplete."""
     from huggingface_hub import errors
 

@@ -83,7 +83,7 @@ class CheckpointManager:
         self.every = None if accelerator.distributed_type == DistributedType.DEEPSPEED else every
         self.notify, self.lines, self.rewind, self.check = notify, lines, rewind, check
         self.resumed: list[Resumed] = []
-        self.cost: float | None = None
+        self.write_seconds: float | None = None
         self._last = time.monotonic()
 
     @property
@@ -91,7 +91,7 @@ class CheckpointManager:
         """True if enough time has passed since the last checkpoint."""
         if self.every is None:
             return False
-        return self.every == 0 or time.monotonic() - self._last >= max(self.every, (self.cost or 0.0) / SHARE)
+        return self.every == 0 or time.monotonic() - self._last >= max(self.every, (self.write_seconds or 0.0) / SHARE)
 
     def save(self, training: TrainingState, random_state: tuple[Tensors, Plain] | None = None) -> bool:
         """Write a checkpoint, and delete the oldest. All processes call it. Return False if it cannot be written; the run continues."""
@@ -117,24 +117,24 @@ class CheckpointManager:
                 self.notify(f"qgoft: no checkpoint could be written ({format_exception(error)}); the run continues without it")
                 is_written = False
         self._last = time.monotonic()
-        self.cost = self._last - began
+        self.write_seconds = self._last - began
         return is_written
 
-    def forecast(self, training: TrainingState) -> None:
+    def estimate_write_time(self, training: TrainingState) -> None:
         """Estimate the time of the first checkpoint."""
-        self.cost = checkpoint_bytes(training.trained.values()) / SPEED
+        self.write_seconds = checkpoint_bytes(training.trained.values()) / SPEED
 
-    def load(self, training: TrainingState) -> bool:
-        """Restore the latest valid checkpoint. All processes call it. Return False if there is none; skipped checkpoints are reported."""
+    def load(self, training: TrainingState) -> None:
+        """Restore the latest valid checkpoint, if there is one. All processes call it. Skipped checkpoints are reported."""
         if self.every is None:
-            return False
+            return
         path, content = self._choose() if self.accelerator.is_main_process else (None, None)
         if self.accelerator.num_processes > 1:
             box = [path]
             broadcast_object_list(box)
             path = box[0]
         if path is None:
-            return False
+            return
         tensors, state = content or _read(path)
         training.unpack(tensors, state)
         self.rewind(state["history"])
@@ -142,7 +142,6 @@ class CheckpointManager:
         self.resumed.append(Resumed(training.result.steps, state["hardware"]))
         if self.accelerator.is_main_process:
             self.notify(f"resuming after step {training.result.steps}")
-        return True
 
     def clear(self) -> None:
         """Delete all checkpoints."""
@@ -155,13 +154,13 @@ class CheckpointManager:
             try:
                 tensors, state = _read(path)
             except UNREADABLE as error:
-                self.notify(f"qgoft: {path.parent.name}/{path.name} is damaged and not used ({format_exception(error)})")
+                self.notify(f"qgoft: {path.parent.name}/{path.name} is corrupt and not used ({format_exception(error)})")
                 continue
             changed = sorted(name for name in {*self.origin, *state["origin"]} if self.origin.get(name) != state["origin"].get(name))
             if not changed:
                 return path, (tensors, state)
             self.notify(
-                f"qgoft: the checkpoint after step {state['fitted']['steps']} is of other {', '.join(changed)}; the run starts again"
+                f"qgoft: the checkpoint after step {state['fitted']['steps']} was written with different {', '.join(changed)}; the run starts again"
             )
             self.clear()  # the oldest would be deleted first, but new ones have lower steps
             break

@@ -21,8 +21,8 @@ class Stopped(KeyboardInterrupt):
     """A signal asked the run to end. `number` is the signal, `where` the progress of the run."""
 
     def __init__(self, number: int, where: str = ""):
-        name = "from the keyboard" if number == signal.SIGINT else f"by {signal.Signals(number).name}"
-        super().__init__(f"stopped {name}{where}")
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"interrupted by {name}{where}")
         self.number = number
 
 

@@ -34,14 +34,14 @@ class LoopHooks:
     """Callbacks of the loop.
 
     Attributes:
-        select: returns the selection score, higher is better; with it, the model ends with the weights of the best score.
+        selection_score: returns the selection score, higher is better; with it, the best-scoring weights are restored at the end.
         log: takes a line of the history.
         measure_drift: returns a drift such as the orthogonality error, evaluated together with the selection score; None is not logged.
-        checkpoints: resumes the training, and saves it.
+        checkpoints: saves and resumes the training run.
         signals: end the training after the current step, with a checkpoint.
     """
 
-    select: Callable[[], float | None] | None = None
+    selection_score: Callable[[], float | None] | None = None
     log: Callable[[dict[str, Any]], None] = lambda line: None
     measure_drift: Callable[[], float | None] | None = None
     checkpoints: CheckpointManager | None = None
@@ -62,22 +62,22 @@ def fit(adapted: AdaptedModel, loader: DataLoader, settings: RunSettings, accele
 
 
 class Loop:
-    """One training: its steps, over one `TrainingState`."""
+    """Runs the optimisation steps of one training run, whose state is a `TrainingState`."""
 
     def __init__(
         self, adapted: AdaptedModel, loader: DataLoader, settings: RunSettings, accelerator: Accelerator, hooks: LoopHooks
     ) -> None:
         self.adapted, self.settings, self.accelerator, self.hooks = adapted, settings, accelerator, hooks
         generator = loader.sampler.generator  # type: ignore[attr-defined]
-        plain = build_optimizer(adapted, settings.optim)
+        base_optimizer = build_optimizer(adapted, settings.optim)
         # Prepared together: FSDP2 and DeepSpeed replace the parameters, and only a prepared loader has the length of one process's share.
-        self.model, self.optimizer, self.loader = accelerator.prepare(adapted.model, plain, loader)
-        self.total, per_epoch = count_steps(settings.train, len(self.loader))
-        self.eval_steps = evaluation_steps(settings.train, self.total, per_epoch)
-        self.schedule = build_schedule(plain, settings.optim, self.total)
+        self.model, self.optimizer, self.loader = accelerator.prepare(adapted.model, base_optimizer, loader)
+        self.total_steps, per_epoch = count_steps(settings.train, len(self.loader))
+        self.eval_steps = evaluation_steps(settings.train, self.total_steps, per_epoch)
+        self.schedule = build_schedule(base_optimizer, settings.optim, self.total_steps)
         # Under fp16 accelerate restores the unwrapped optimizer.step after every step, so the schedule misses its own patch of it.
         warnings.filterwarnings("ignore", message=r"Seems like `optimizer\.step\(\)` has been overridden")
-        self.state = TrainingState(adapted, plain, self.schedule, accelerator, generator)
+        self.state = TrainingState(adapted, base_optimizer, self.schedule, accelerator, generator)
         self.trained = list(self.state.trained.values())
         self.overflows = 0  # consecutive
         self.penalty: Tensor | None = None  # of the last micro-batch, unweighted
@@ -86,25 +86,26 @@ class Loop:
         """Train from the last checkpoint, or from the start, to the end."""
         state, checkpoints = self.state, self.hooks.checkpoints
         if checkpoints:
-            checkpoints.forecast(state)
+            checkpoints.estimate_write_time(state)
             checkpoints.load(state)
         self.model.train()
         with self.hooks.signals.defer():
             state.start_timer()
-            if not state.is_scored:
+            if not state.is_evaluated:
                 self.evaluate()
             for micro_batches in self.step_batches():
                 loss = self.forward_backward(micro_batches)
                 norm = self.optimizer_step(loss)
                 if norm is not None:
                     self.log_step(loss, norm)
+                    state.is_evaluated = state.result.steps not in self.eval_steps
                 self.checkpoint_or_stop()
-                if not state.is_scored:
+                if not state.is_evaluated:
                     self.evaluate()
             state.stop_timer()
             state.restore_best()
-            if not state.is_over:
-                state.is_over = True
+            if not state.is_finished:
+                state.is_finished = True
                 self.checkpoint_or_stop()
         return state.result
 
@@ -113,7 +114,7 @@ class Loop:
         state = self.state
         # Starting an epoch draws from the random generators, so a resumed training restores them after its first batch is fetched.
         random_state = read_random() if state.batches else None
-        while state.result.steps < self.total and not state.is_over:
+        while state.result.steps < self.total_steps and not state.is_finished:
             if hasattr(self.loader, "set_epoch"):
                 self.loader.set_epoch(state.epoch)
             state.shuffle = state.generator.get_state()
@@ -124,7 +125,7 @@ class Loop:
                     random_state = None
                 state.batches += len(group)
                 yield group
-                if state.result.steps >= self.total:
+                if state.result.steps >= self.total_steps:
                     break
             if random_state is not None:
                 write_random(random_state)
@@ -135,7 +136,8 @@ class Loop:
         """Accumulate the gradients of loss and penalty over the micro-batches of a step; return the mean loss of its items."""
         adapted, accelerator, losses = self.adapted, self.accelerator, []
         for number, (batch, weight) in enumerate(zip(group, _loss_weights(group, accelerator), strict=True), start=1):
-            is_last = accelerator.sync_gradients = number == len(group)
+            is_last = number == len(group)
+            accelerator.sync_gradients = is_last
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 loss = weight * self.model(**batch).loss
                 losses.append(loss.detach())
@@ -166,15 +168,14 @@ class Loop:
         self.optimizer.zero_grad()
         self.overflows = 0 if is_step else self.overflows + 1
         if self.overflows == MAX_OVERFLOWS:
-            raise Diverged(f"the gradients of {MAX_OVERFLOWS} batches in a row overflow in fp16, after step {state.result.steps}")
+            raise Diverged(f"the gradients of {MAX_OVERFLOWS} steps in a row overflow in fp16, after step {state.result.steps}")
         return norm if is_step else None
 
     def log_step(self, loss: float, norm: float) -> None:
-        """Log a step, and mark the evaluation that is due after it."""
+        """Log loss, unweighted penalty, gradient norm and learning rate of a step."""
         step, lr = self.state.result.steps, self.schedule.get_last_lr()[0]
         penalty = 0.0 if self.penalty is None else self.penalty.item()
-        self.hooks.log({"step": step, "total": self.total, "loss": loss, "penalty": penalty, "norm": norm, "lr": lr})
-        self.state.is_scored = step not in self.eval_steps
+        self.hooks.log({"step": step, "total": self.total_steps, "loss": loss, "penalty": penalty, "norm": norm, "lr": lr})
 
     def evaluate(self) -> None:
         """Measure the drift and the selection score.
@@ -188,21 +189,21 @@ class Loop:
                 # One of several processes must not leave the others waiting in a collective.
                 with hooks.signals.immediate() if self.accelerator.num_processes == 1 else nullcontext():
                     drift = hooks.measure_drift() if hooks.measure_drift else None
-                    score = hooks.select() if hooks.select else None
+                    score = hooks.selection_score() if hooks.selection_score else None
                 break
             except Stopped:
                 self._save_and_raise(before)
                 write_random(before)  # the handler decided to continue
         step = state.result.steps
         if drift is not None:
-            hooks.log({"step": step, "total": self.total, "orthogonality": drift})
-        if hooks.select:
+            hooks.log({"step": step, "total": self.total_steps, "orthogonality": drift})
+        if hooks.selection_score:
             state.result.scores.append((step, score))
-            hooks.log({"step": step, "total": self.total, "score": score})
+            hooks.log({"step": step, "total": self.total_steps, "score": score})
             best = state.result.best_score
             if step >= self.adapted.selectable_from and score is not None and (best is None or score > best):
                 state.save_best(score)
-        state.is_scored = True
+        state.is_evaluated = True
         state.start_timer()
 
     def checkpoint_or_stop(self) -> None:
@@ -210,8 +211,7 @@ class Loop:
         checkpoints, signals = self.hooks.checkpoints, self.hooks.signals
         action = STOP if signals.pending is not None else SAVE if checkpoints and checkpoints.is_due else CONTINUE
         if self.accelerator.num_processes > 1:  # all processes take the strongest action of any
-            wanted = torch.tensor([float(action == level) for level in (CONTINUE, SAVE, STOP)], device=self.accelerator.device)
-            action = int(self.accelerator.reduce(wanted).nonzero().max())
+            action = int(self.accelerator.gather(torch.tensor([action], device=self.accelerator.device)).max())
         if action == CONTINUE:
             return
         self.state.stop_timer()

@@ -56,7 +56,7 @@ def run(settings: RunSettings, *, acquire_timeout: float = 0.0, overrides: Seque
         LeaseLost: the lease of this process expired, and another process has acquired the run.
         KeyboardInterrupt: Ctrl-C or a signal (`Stopped`) ended the run, after a checkpoint.
     """
-    run_provenance()  # captured first, since the tree may change meanwhile
+    run_provenance()  # captured first, since the working tree may change during the run
     with _disk_errors(settings), SignalHandler() as signals:
         run_id = identify(settings)
         if run_id.is_done:
@@ -81,14 +81,11 @@ def run(settings: RunSettings, *, acquire_timeout: float = 0.0, overrides: Seque
                 lease.assert_held()
                 record["overrides"] = sorted(overrides)
                 records.write_record(lease.workspace, record)
-                lease.publish(leave=(CHECKPOINT,) if record["status"] in FINAL else ())
+                lease.publish(discard=(CHECKPOINT,) if record["status"] in FINAL else ())
             tracker.finish(record)
         if result.interrupt is not None:
             raise result.interrupt
         return record
-
-
-# --- prepare ---------------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -109,9 +106,6 @@ def _lease(run_id: RunId, acquire_timeout: float) -> Iterator[Lease | None]:
             raise
 
 
-# --- train and evaluate ----------------------------------------------------------------------------------------------------------------
-
-
 def _train_and_evaluate(context: RunContext, result: RunResult, tracker: Tracker, signals: SignalHandler) -> None:
     """Train, evaluate and write the files of a run; any failure becomes its status and reason."""
     reset_peak_memory()
@@ -127,7 +121,7 @@ def _train_and_evaluate(context: RunContext, result: RunResult, tracker: Tracker
     except (torch.OutOfMemoryError, MemoryError) as error:
         result.fail("oom", f"{format_exception(error)}; {_memory_advice(context.settings, is_trained=result.training is not None)}")
     except KeyboardInterrupt as interrupt:
-        result.fail("interrupted", str(interrupt) or "stopped from the keyboard")
+        result.fail("interrupted", str(interrupt) or "interrupted by Ctrl-C")
         result.interrupt = interrupt
     except Exception as error:  # the record must state any failure
         context.assert_lease_held()
@@ -139,7 +133,7 @@ def _train_and_evaluate(context: RunContext, result: RunResult, tracker: Tracker
         tracker.close()
     primary = context.settings.task.primary
     if result.status == "done" and result.metrics[primary].value is None:
-        result.fail("diverged", f"{primary} is undefined: all predictions are equal")
+        result.fail("diverged", f"{primary} is undefined: constant predictions or labels")
     if context.accelerator.num_processes > 1:
         _collect_failures(context, result)
 
@@ -193,7 +187,9 @@ def _fit(
         with unsharded(context.adapted.model):
             return finite(orthogonality_error(context.adapted.model))
 
-    hooks = LoopHooks(build_selector(context), log, measure_drift, checkpoints, signals)
+    hooks = LoopHooks(
+        selection_score=build_selector(context), log=log, measure_drift=measure_drift, checkpoints=checkpoints, signals=signals
+    )
     training = fit(context.adapted, train_loader(context), context.settings, context.accelerator, hooks)
     training.note_memory()
     result.resumed = checkpoints.resumed

@@ -28,7 +28,7 @@ from qgoft.train.record import RunContext
 from qgoft.train.training_state import TrainResult
 
 # Seconds between two checks of a training by another run.
-PATIENCE = 1.0
+POLL_INTERVAL = 1.0
 STATE, HISTORY = "trained.json", "history.jsonl"
 
 
@@ -81,7 +81,7 @@ def train_or_load(
             # Only this file makes the directory valid, and its checksums are verified before the adapter is used.
             state = {**dataclasses.asdict(result), "made": made(), "files": adapter_checksums(workspace)}
             write_atomically(workspace / STATE, json.dumps(state, indent=1) + "\n")
-            lease.publish(leave=(CHECKPOINT,), last=STATE)
+            lease.publish(discard=(CHECKPOINT,), last=STATE)
         accelerator.wait_for_everyone()  # all processes read the trained weights
         return result, None
 
@@ -141,5 +141,5 @@ def _only_one(directory: Path, accelerator: Accelerator) -> Iterator[Lease | Non
             try:
                 lease = stack.enter_context(Lease(directory))
             except LeaseHeld:
-                time.sleep(PATIENCE)
+                time.sleep(POLL_INTERVAL)
         yield lease

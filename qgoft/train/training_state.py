@@ -54,8 +54,8 @@ class TrainingState:
     Attributes:
         generator: shuffles the rows; `shuffle` is its state at the start of the epoch.
         batches: batches of this epoch that this process has used.
-        is_scored: False if an evaluation after the last step is due.
-        is_over: training has finished.
+        is_evaluated: False if an evaluation after the last step is due.
+        is_finished: training has finished.
         best: trainable parameters of the best score.
     """
 
@@ -69,8 +69,8 @@ class TrainingState:
     epoch: int = 0
     batches: int = 0
     shuffle: Tensor | None = None
-    is_scored: bool = True
-    is_over: bool = False
+    is_evaluated: bool = True
+    is_finished: bool = False
     _since: float | None = None
 
     def __post_init__(self) -> None:
@@ -102,20 +102,20 @@ class TrainingState:
             random_state: state of the random generators to save instead of the current one.
         """
         tensors: Tensors = {f"trained.{name}": p.detach() for name, p in self.trained.items()}
-        if self.best is not None and not self.is_over:
+        if self.best is not None and not self.is_finished:
             tensors |= {f"best.{name}": value for name, value in self.best.items()}
         self.result.note_memory()
         plain: Plain = {
             "fitted": dataclasses.asdict(self.result),
             "epoch": self.epoch,
             "batches": self.batches,
-            "is_scored": self.is_scored,
-            "is_over": self.is_over,
+            "is_evaluated": self.is_evaluated,
+            "is_finished": self.is_finished,
         }
         if self.adapted.extra_state is not None:
             remembered, plain["memory"] = self.adapted.extra_state.read(self.adapted.model)
             tensors |= {f"memory.{name}": value for name, value in remembered.items()}
-        if not self.is_over:
+        if not self.is_finished:
             state = self.optimizer.state_dict()
             for number, values in state["state"].items():
                 tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
@@ -143,10 +143,10 @@ class TrainingState:
             self.best = {name: shard_like(self.trained[name], value) for name, value in self.best.items()}
         self.result = TrainResult.from_plain(plain["fitted"])
         self.epoch, self.batches = plain["epoch"], plain["batches"]
-        self.is_scored, self.is_over = plain["is_scored"], plain["is_over"]
+        self.is_evaluated, self.is_finished = plain["is_evaluated"], plain["is_finished"]
         if self.adapted.extra_state is not None:
             self.adapted.extra_state.write(self.adapted.model, _below(tensors, "memory."), plain["memory"])
-        if not self.is_over:
+        if not self.is_finished:
             states: dict[int, Tensors] = {}
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             for name, value in _below(tensors, "optimizer.").items():

@@ -11,7 +11,7 @@ import pytest
 
 from qgoft import records
 from qgoft.commands import counts, sweep
-from qgoft.config.compose import compose_settings, own_overrides, quoted, swept_values
+from qgoft.config.compose import compose_settings, own_overrides, quote_path, swept_values
 from qgoft.console import CHANNEL, RunState
 from qgoft.errors import QgoftError
 from qgoft.report.items import ITEMS, item_of
@@ -144,7 +144,7 @@ def test_paths_are_literal_in_overrides(path):
 
 def test_home_directory_is_expanded():
     assert compose_settings(["results.root=~/runs"]).results.root == f"{os.path.expanduser('~')}/runs"
-    assert quoted("data.root=null") == "data.root=null"
+    assert quote_path("data.root=null") == "data.root=null"
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_experiments_compose_or_have_a_reason(experiment):
         (["protocol=psoft_iclr26", "task=glue/mnli"], r"does not support method .* did not run it"),
         (["protocol=goft_icml24", "method=dora"], r"does not support method dora"),
         (["selection=best"], r"selection is 'best'; allowed are last"),
-        (["train.max_stepss=3"], r"do not compose.*max_stepss"),
+        (["train.max_stepss=3"], r"cannot compose.*max_stepss"),
         (["train.max_steps=many"], r"train.max_steps is 'many' of type str; a int is needed"),
         (["train.max_steps=0"], r"allowed are 1 to"),
         (["train.max_steps=null"], r"neither train.epochs nor train.max_steps"),

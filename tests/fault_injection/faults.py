@@ -217,7 +217,7 @@ def clock_set_back(rng: random.Random, directory: Path) -> Iterator[None]:
 FAULTS = (
     Fault("killed at a step", killed_at_a_step, None),
     Fault("killed at a write", killed_at_a_write, None),
-    Fault("signal", signalled, r"stopped (by SIG|from the keyboard)"),
+    Fault("signal", signalled, r"interrupted by (SIG|Ctrl-C)"),
     Fault("disk error", disk_error, r"No space left|quota exceeded|Read-only file system"),
     Fault("file size", small_disk, r"File too large"),
     Fault("full disk", full_disk, r"No space left"),

@@ -139,7 +139,7 @@ class FaultInjector:
             damage(self.rng, checkpoints[-1])
             self._note("damaged checkpoint")
             result = in_child(lambda: self._faulty_run(settings, FAULTS[0]), self.log)
-            self._check("is damaged and not used" in result.output, f"{what}: a damaged checkpoint is not reported: {result.output[-600:]}")
+            self._check("is corrupt and not used" in result.output, f"{what}: a damaged checkpoint is not reported: {result.output[-600:]}")
         elif kind == "lease" and directory.is_dir():
             (directory / "lease.7.json").write_text(json.dumps({**this_machine(), "pid": 2**22 - 1}))
             self._note("lease of a dead process")

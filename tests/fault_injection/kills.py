@@ -16,7 +16,7 @@ from unittest import mock
 from qgoft.config.compose import compose_settings
 from qgoft.config.locations import REPOSITORY
 from qgoft.errors import QgoftError
-from qgoft.lease import ATTEMPTS
+from qgoft.lease import ATTEMPT_GLOB
 from qgoft.records import find_records, read_curve, read_record
 from qgoft.run_id import checkpoint_step, identify
 from tests.fault_injection.runs import clear, execute, outcome
@@ -93,7 +93,7 @@ def measure_costs(arguments: argparse.Namespace) -> int:
         began = time.monotonic()
         process = single_run([*overrides, f"results.root={root}"])
         # The new attempt rewrites the curve from its checkpoint, and then resumes.
-        while max((step for place in run_id.directory.glob(ATTEMPTS) for step, _ in read_curve(place, "loss")), default=0) <= last:
+        while max((step for place in run_id.directory.glob(ATTEMPT_GLOB) for step, _ in read_curve(place, "loss")), default=0) <= last:
             if process.poll() is not None:
                 raise QgoftError("the resumed run ended early")
             time.sleep(0.01)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 import qgoft  # noqa: F401  (registers the tuners)
-from qgoft.methods.registry import REGISTRY, Context, parse_variant
+from qgoft.methods.registry import REGISTRY, MethodContext, parse_variant
 
 pytestmark = pytest.mark.fidelity
 
@@ -25,7 +25,7 @@ def wrap(name, variant, model, targets, **options):
     shapes = [method.shape_of(modules[target]) for target in targets]
     if method.setup:
         method.setup()
-    config = method.config(parse_variant(method, variant), Context(shapes, 100, options))
+    config = method.config(parse_variant(method, variant), MethodContext(shapes, 100, options))
     config.target_modules = set(targets)
     return peft.get_peft_model(model, config).eval()
 

@@ -13,7 +13,7 @@ from qgoft.config.compose import compose_settings
 from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.methods import apply_method
-from qgoft.methods.registry import REGISTRY, Context, Method, find_targets, method_names, parse_variant, register
+from qgoft.methods.registry import REGISTRY, Method, MethodContext, find_targets, method_names, parse_variant, register
 from qgoft.models import load_classifier
 from qgoft.models.architectures import build_shapes
 from qgoft.pocket.weights import weights_directory
@@ -173,7 +173,7 @@ def test_num_params_mismatch_is_an_error(monkeypatch):
         (
             "qgoft",
             ["method.targets=everything"],
-            "unknown choice of layers method.targets 'everything'; allowed are all_linear, houlsby, pfeiffer, query_value",
+            "unknown target set method.targets 'everything'; allowed are all_linear, houlsby, pfeiffer, query_value",
         ),
         (
             "qgoft",
@@ -220,7 +220,7 @@ def test_pairings_have_their_own_counts(variant, per_layer):
     # Widths 96 and 384: pairs (i, i + s) with bit log2 s of i zero.
     blocks = {d: sum(not i & 2**r for r in range(d.bit_length()) for i in range(d - 2**r)) for d in (96, 384)}
     assert adapted.trainable == 15 * per_layer(96, blocks[96]) + 3 * per_layer(384, blocks[384])
-    with pytest.raises(QgoftError, match="butterfly and sequential exclude each other"):
+    with pytest.raises(QgoftError, match="butterfly and sequential are mutually exclusive"):
         build("goft", "method.variant=goft-butterfly-sequential")
 
 
@@ -265,14 +265,14 @@ def test_adalora_orthogonal_term_has_an_effect():
     distance.backward()
     assert all(p.grad is not None for name, p in adapted.model.named_parameters() if "lora_A" in name or "lora_B" in name)
     assert build("adalora", "method.options.orthogonal_weight=0.5")[1].penalty_weight == 0.5
-    with pytest.raises(QgoftError, match=r"method.penalty=0.5: adalora@r8 weighs its penalty by an option of its own"):
+    with pytest.raises(QgoftError, match=r"method.penalty=0.5: adalora@r8 sets the weight of its penalty in method.options"):
         build("adalora", "method.penalty=0.5")
 
 
 @pytest.mark.parametrize(("scale", "alpha"), [(1.0, 2), (2.0, 4), (0.25, 0.5)])
 def test_lora_scale_is_not_rounded(scale, alpha):
     values = {"r": 2}
-    config = REGISTRY["lora"].config(values, Context([(8, 8)], 1, {"scale": scale}))
+    config = REGISTRY["lora"].config(values, MethodContext([(8, 8)], 1, {"scale": scale}))
     assert config.lora_alpha == alpha
 
 

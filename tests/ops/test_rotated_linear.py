@@ -58,7 +58,7 @@ def test_force_backend_unknown_name():
 def test_result_independent_of_chunks(d, transpose, monkeypatch):
     results = []
     for piece in (1, 2**30):
-        monkeypatch.setattr(tree, "CHUNK", piece)
+        monkeypatch.setattr(tree, "CHUNK_ELEMENTS", piece)
         blocks, x = random_blocks(d).requires_grad_(), random_rows(150, d).requires_grad_()
         y = givens.mix_pairs(x, blocks, transpose=transpose)
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, blocks))))

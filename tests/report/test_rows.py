@@ -47,7 +47,7 @@ def test_rows_exclude_other_data_and_weights(goft_on_rte, kind, name):
     (row,) = rows_from(found)
     assert row.records == {"rte": [newest]}
     table = build_table("glue", "pocket", [row], item=ITEMS["table1"])
-    assert "warning: excluded 2 runs on other data or weights than the newest of their row" in table.notes
+    assert "warning: excluded 2 runs that differ in data or weights from the newest run of the row" in table.notes
     (whole,) = rows_from(goft_on_rte)
     assert len(whole.all()) == 3
     assert whole.left_out == 0

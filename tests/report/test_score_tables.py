@@ -108,11 +108,11 @@ def test_notes_mixed_code_packages_devices():
     two["packages"] = {**two["packages"], "torch": "1.0"}
     two["hardware"] = {**two["hardware"], "device": "NVIDIA H100", "threads": 2}
     notes = build_table("glue", "goft_icml24", [Row("qgoft", {r["task"]: [r] for r in records}, others=2)]).notes
-    assert "warning: 1 of 2 runs have other code than the current one; delete them to rerun" in notes
+    assert "warning: 1 of 2 runs were made by a different version of the code; delete them to rerun" in notes
     assert "warning: these records come from different package versions: torch 1.0, 2.13.0" in notes
     assert "warning: these records come from different devices: NVIDIA H100, cpu" in notes
-    assert "warning: these records come from different numbers of threads, which changes the last bits: 1, 2" in notes
-    assert any(note.startswith("warning: not shown 2 runs with equal settings on other data") for note in notes)
+    assert "warning: these records come from different thread counts, which affects rounding: 1, 2" in notes
+    assert any(note.startswith("warning: not shown: 2 runs with the same settings") for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -383,5 +383,5 @@ def test_items_use_the_scoring_of_their_task(shop, suite, task, metric, predicti
 def test_committed_answers_reproduce_scores(repository, name, metric):
     directory = repository / "results" / "measured" / "pocket" / name
     record = json.loads((directory / "record.json").read_text())
-    drawn = Bootstrap({record["key"]: directory}).column(Column(record["task"], "", record["task"], metric), [record])
+    drawn = Bootstrap({record["key"]: directory}).cell(Column(record["task"], "", record["task"], metric), [record])
     assert drawn.scores[0, 0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)

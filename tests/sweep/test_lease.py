@@ -83,7 +83,7 @@ def test_lease_acquire_timeout(tmp_path):
         Lease(tmp_path, lease_duration=30, heartbeat_interval=0.05, acquire_timeout=30),
     ):
         pass
-    assert time.monotonic() - began < 10, "a sign of life ends the waiting"
+    assert time.monotonic() - began < 10, "a heartbeat ends the waiting"
     signs.join()
 
 
@@ -100,10 +100,10 @@ def test_heartbeat_survives_an_io_error(tmp_path, monkeypatch):
     with Lease(tmp_path, heartbeat_interval=0.05) as lease:
         look, bad = lease._files, [OSError(116, "stale file handle")]
         monkeypatch.setattr(lease, "_files", lambda: look() if not bad else (_ for _ in ()).throw(bad.pop()))
-        before = lease.beats
+        before = lease.heartbeat_count
         time.sleep(0.4)
         assert not bad
-        assert lease.beats > before
+        assert lease.heartbeat_count > before
         assert not lease.is_lost
 
 
@@ -199,7 +199,7 @@ def test_status_of_a_silent_remote_run(tmp_path):
     assert run_id.state() == ("running", "process 12 on node7")
     hours_ago = time.time() - 3 * 3600
     os.utime(lease, (hours_ago, hours_ago))
-    assert run_id.state() == ("planned", "process 12 on node7 began it and has shown no sign of life for 3.0 h")
+    assert run_id.state() == ("planned", "started by process 12 on node7; last heartbeat 3.0 h ago")
 
 
 def test_rank_failure_is_popped_once(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from qgoft.errors import QgoftError
 from qgoft.sweep import executor, local, planned_run
 from qgoft.sweep.executor import ExecutorOptions, RunOutcome, launch_command, run_processes
-from qgoft.sweep.launch import sweep
+from qgoft.sweep.launch import run_sweep
 from qgoft.sweep.schedule import schedule_order
 
 
@@ -42,7 +42,7 @@ def test_unexpected_error_ends_only_its_run(monkeypatch, capsys):
         return {"status": "done", "reason": None}
 
     monkeypatch.setattr("qgoft.sweep.worker.train", train)
-    (bad,) = sweep(cells, run_ids, ExecutorOptions(1))
+    (bad,) = run_sweep(cells, run_ids, ExecutorOptions(1))
     assert (bad.number, bad.status, bad.reason) == (0, "failed", "RuntimeError: SVD did not converge")
     assert "2 of 2 runs ended, 1 of them not done" in capsys.readouterr().err
 
@@ -56,7 +56,7 @@ def test_multiprocess_run_of_another_sweep(monkeypatch, tmp_path):
     # Files of an earlier attempt do not count.
     old = {"status": "interrupted", "started": "yesterday"}
     left = [("oom", "process 1: no memory"), None]
-    interrupted = ("interrupted", "stopped from the keyboard")
+    interrupted = ("interrupted", "interrupted by Ctrl-C")
     run_id = SimpleNamespace(state=lambda: interrupted, directory=tmp_path, read=lambda: old, pop_rank_failure=left.pop)
     outcome = run_processes(0, cell, run_id, ExecutorOptions(1, nproc=2))
     assert (outcome.status, outcome.reason) == ("refused", "it ended with exit code 1 and left no record; see above")
@@ -83,7 +83,7 @@ def sweep_of(monkeypatch, directories, execute_run, **means):
     """Sweep with two processes over runs that are a function of their number."""
     cells = planned_run.compose_runs([("task=glue/rte", "method=qgoft")], [str(n) for n in range(len(directories))], 1)
     monkeypatch.setattr(local, "execute_run", execute_run)
-    return sweep(cells, directories, ExecutorOptions(2, **means))
+    return run_sweep(cells, directories, ExecutorOptions(2, **means))
 
 
 def test_killed_runs_are_retried_one_by_one(monkeypatch, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from qgoft.errors import QgoftError
 from qgoft.sweep import planned_run, slurm
 from qgoft.sweep.executor import ExecutorOptions, RunOutcome
-from qgoft.sweep.launch import sweep
+from qgoft.sweep.launch import run_sweep
 
 
 class Cluster:
@@ -53,7 +53,7 @@ class Cluster:
 def of_cluster(cluster, tmp_path, count, *words, launcher="submitit_slurm", **means):
     asked = [("task=glue/rte", "method=qgoft", f"results.root={tmp_path}", *words)]
     cells = planned_run.compose_runs(asked, [str(seed) for seed in range(count)], 1)
-    return sweep(cells, [None] * count, ExecutorOptions(4, launcher=launcher, **means))
+    return run_sweep(cells, [None] * count, ExecutorOptions(4, launcher=launcher, **means))
 
 
 def test_job_arrays_respect_slurms_limit(monkeypatch, tmp_path):
@@ -147,7 +147,7 @@ def test_jobs_keep_the_sweeps_order(monkeypatch, tmp_path):
     ]
     cells = planned_run.compose_runs(asked, ["0", "1"], 1)
     cluster = Cluster(monkeypatch)
-    sweep(cells, [None] * len(cells), ExecutorOptions(len(cells), launcher="submitit_local", detach=True))
+    run_sweep(cells, [None] * len(cells), ExecutorOptions(len(cells), launcher="submitit_local", detach=True))
     every = [cells[number].settings for array in cluster.arrays for number in array]
     submitted = [(settings.seed, settings.method.name, settings.task.name) for settings in every]
     of_a_seed = [("lora", "boolq"), ("full", "boolq"), ("lora", "piqa"), ("full", "piqa")]

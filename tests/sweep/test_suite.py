@@ -70,7 +70,7 @@ def test_multiprocess_runs_are_skipped(repository, tmp_path):
         (["--model", "bert"], "unknown model 'bert'"),
         (["--protocol", "psoft_iclr26", "--tasks", "mnli"], "did not run it"),
         (["--protocol", "small", "--data", "nowhere", "--tasks", "rte"], "data.root=nowhere does not exist; change DATA"),
-        (["train.batch_sise=3"], "do not compose"),
+        (["train.batch_sise=3"], "cannot compose"),
         (["--nproc", "2", "--accelerate", "fsdp"], "unknown accelerate 'fsdp'; allowed are deepspeed_zero2, fsdp2; change ACCELERATE"),
         (["--accelerate", "fsdp2"], "set NPROC to the number of GPUs"),
         (["--nproc", "99", "--accelerate", "fsdp2"], "needs 99 GPUs"),
@@ -94,8 +94,8 @@ def test_sweep_errors_are_one_line(repository, tmp_path, words, message):
         (["+method=lora"], "use METHOD=..."),
         (["protocol=small"], "use PROTOCOL=..."),
         (["hydra.launcher.partition=gpu"], "set LAUNCHER=submitit_slurm"),
-        (["--jobs", "-1"], "JOBS=-1: at least 1 process is needed"),
-        (["--nproc", "0"], "NPROC=0: at least 1 process is needed"),
+        (["--jobs", "-1"], "JOBS=-1: it must be at least 1"),
+        (["--nproc", "0"], "NPROC=0: it must be at least 1"),
     ],
 )
 def test_sweep_refuses_ineffective_overrides(words, message):

@@ -152,7 +152,7 @@ def test_owner_suspended_after_publishing(tmp_path, monkeypatch):
                 new.adopt()
 
         monkeypatch.setattr(Lease, "_rename", rename_and_sleep)
-        old.publish(leave=("checkpoint",))
+        old.publish(discard=("checkpoint",))
         with pytest.raises(LeaseLost):
             old.assert_held()
         assert (new.workspace / "history.jsonl").read_text() == "one"

@@ -98,7 +98,7 @@ def test_hub_unresponsive(state, tmp_path, repository, monkeypatch):
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("qgoft:") and "once more" not in line]
     assert len(lines) == 1, done.stderr
-    assert "is not reachable; run `make fetch`" in lines[0] or "run the same command again" in lines[0]
+    assert "is unreachable; run `make fetch`" in lines[0] or "run the same command again" in lines[0]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("record.json"))
 

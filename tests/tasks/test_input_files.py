@@ -237,7 +237,7 @@ def vicuna(directory, questions, references=()):
 
 def test_vicuna_questions_with_references(tmp_path):
     (question,) = vicuna(tmp_path, [QUESTION], [{"question_id": 1, "choices": [{"turns": ["Seven."]}]}])
-    assert (question.number, question.instruction, question.right) == (1, "How much?", ("Seven.",))
+    assert (question.number, question.instruction, question.references) == (1, "How much?", ("Seven.",))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_vicuna_invalid_questions(tmp_path, questions, references, message):
 
 def test_hub_error_hides_the_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert sources._told(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"
+    assert sources._redacted_message(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"
 
 
 def test_vtab_replaced_image_changes_the_key(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_held_out_rows_are_official(root):
 
 def test_holdout_with_validation_is_refused(root):
     """They would have no effect, and would be in the key."""
-    with pytest.raises(QgoftError, match=r"train\.holdout_rows=8, but commonsense/boolq has a validation part, which chooses"):
+    with pytest.raises(QgoftError, match=r"train\.holdout_rows=8, but commonsense/boolq already has a validation split for selection"):
         run(settings_for(root, "commonsense/boolq", "train.holdout_rows=8"))
 
 

@@ -48,7 +48,7 @@ def test_tokenizer_empty_special_token(llama):
 def test_tokenizer_without_end_token(llama, tmp_path):
     change(llama / "tokenizer_config.json", eos_token=KeyError)
     s = settings(llama, tmp_path)
-    with pytest.raises(QgoftError, match="has no eos_token, which ends an answer"):
+    with pytest.raises(QgoftError, match="has no eos_token, which is needed to end answers"):
         prepare(s, identify(s))
 
 

@@ -152,7 +152,7 @@ def result(s, directory, last=None):
 
     checkpoints = CheckpointManager(directory, prepared.accelerator, every=0, origin={}, hardware={}, lines=written, rewind=rewind)
     # A score that uses random numbers, as an evaluation may, and that falls: the best before the interruption must survive it.
-    hooks = LoopHooks(select=lambda: float(torch.rand(())) - lines[-1]["step"], log=log, checkpoints=checkpoints)
+    hooks = LoopHooks(selection_score=lambda: float(torch.rand(())) - lines[-1]["step"], log=log, checkpoints=checkpoints)
     result = fit(prepared.adapted, train_loader(prepared), s, prepared.accelerator, hooks)
     assert result.steps == s.train.max_steps
     return {n: p.detach().clone() for n, p in prepared.adapted.model.named_parameters() if p.requires_grad}, lines, checkpoints.resumed
@@ -287,7 +287,7 @@ def test_second_ctrl_c_ends_immediately():
         os.kill(os.getpid(), signal.SIGINT)  # the same signal, forwarded by the parent
         assert signals.pending == signal.SIGINT
         signals._received_at -= 10
-        with pytest.raises(Stopped, match="stopped from the keyboard"):
+        with pytest.raises(Stopped, match="interrupted by Ctrl-C"):
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -343,8 +343,8 @@ def test_damaged_checkpoint_uses_the_previous(tmp_path, whole, monkeypatch, capf
     (newest.parent / "step-00000004.safetensorsabc.part").write_bytes(b"torn")
     record = run(s)
     told = capfd.readouterr().err
-    assert "step-00000005.safetensors is damaged and not used" in told
-    assert "step-00000004.safetensors is damaged and not used (CorruptCheckpoint: its checksum does not match)" in told
+    assert "step-00000005.safetensors is corrupt and not used" in told
+    assert "step-00000004.safetensors is corrupt and not used (CorruptCheckpoint: its checksum does not match)" in told
     assert record["provenance"]["resumed"][0]["step"] == 3
     assert_same(remains(s), whole)
 
@@ -355,7 +355,7 @@ def test_checkpoint_of_other_code(tmp_path, whole, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "code_checksum", lambda: "another")
         assert "resumed" not in run(s)["provenance"]
-    assert "is of other code; the run starts again" in capfd.readouterr().err
+    assert "was written with different code; the run starts again" in capfd.readouterr().err
     assert_same(remains(s), whole)
 
 
@@ -409,7 +409,7 @@ def test_checkpoint_time_is_limited(tmp_path):
     checkpoints = CheckpointManager(tmp_path, prepared.accelerator, every=1.0, origin={}, hardware={})
     checkpoints._last = time.monotonic() - 20
     assert checkpoints.is_due
-    checkpoints.cost = 1.0
+    checkpoints.write_seconds = 1.0
     assert not checkpoints.is_due
     checkpoints._last -= 20
     assert checkpoints.is_due

@@ -306,7 +306,7 @@ def test_endless_overflow_is_diverged(tmp_path, monkeypatch, scaled):
     monkeypatch.setattr(fit_module, "MAX_OVERFLOWS", 3)
     scaled[0] = 10**6
     record = run(settings(tmp_path))
-    assert (record["status"], record["reason"]) == ("diverged", "the gradients of 3 batches in a row overflow in fp16, after step 0")
+    assert (record["status"], record["reason"]) == ("diverged", "the gradients of 3 steps in a row overflow in fp16, after step 0")
 
 
 def test_overflowing_batches_are_not_steps(tmp_path, scaled):

@@ -18,7 +18,7 @@ from qgoft.ops.givens.upper_stages import apply_to_columns, apply_transpose_to_c
 
 # Values per chunk, 4 MB of float32. Measured on two CPU cores with 2 MB of second-level cache each: half as many cost 3% of a layer's step
 # at width 768, all rows at once 5% at width 3072 and would dominate peak memory.
-CHUNK = 2**20
+CHUNK_ELEMENTS = 2**20
 
 
 def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
@@ -161,7 +161,7 @@ def _backward_in_graph(
 def _row_chunks(rows: Tensor) -> Iterator[slice]:
     count, d = rows.shape
     # Other devices have no such cache, and every chunk costs a dozen kernel launches.
-    step = max(256, (CHUNK if rows.device.type == "cpu" else 64 * CHUNK) // d)
+    step = max(256, (CHUNK_ELEMENTS if rows.device.type == "cpu" else 64 * CHUNK_ELEMENTS) // d)
     for start in range(0, count, step):
         yield slice(start, start + step)
 

@@ -52,7 +52,7 @@ def write_answers(
     prompts: list[str],
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
-    writing: GenerationSettings,
+    generation: GenerationSettings,
     file: AnswerFile,
 ) -> list[str]:
     """Return one answer per prompt, in their order. The prompts are divided among the processes.
@@ -63,12 +63,14 @@ def write_answers(
     done = file.read()
     mine: dict[int, str] = {}
     with evaluating(model):
-        for number, batch in enumerate(_batches(prompts, tokenizer, writing.batch_size)):
+        for number, batch in enumerate(_batches(prompts, tokenizer, generation.batch_size)):
             if number % accelerator.num_processes != accelerator.process_index:
                 continue
             if any(index not in done for index in batch):
-                torch.manual_seed(writing.seed * 1_000_003 + number)
-                answers = dict(zip(batch, _write(model, [prompts[index] for index in batch], tokenizer, accelerator, writing), strict=True))
+                torch.manual_seed(generation.seed * 1_000_003 + number)
+                answers = dict(
+                    zip(batch, _write(model, [prompts[index] for index in batch], tokenizer, accelerator, generation), strict=True)
+                )
                 file.append(answers)
             else:
                 answers = {index: done[index] for index in batch}
@@ -88,28 +90,28 @@ def _batches(prompts: list[str], tokenizer: PreTrainedTokenizerBase, size: int) 
 
 @torch.no_grad()
 def _write(
-    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, writing: GenerationSettings
+    model: nn.Module, prompts: list[str], tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, generation: GenerationSettings
 ) -> list[str]:
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     tokenizer.padding_side = side
     sampling = (
-        {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": writing.top_k}
-        if writing.temperature
+        {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p, "top_k": generation.top_k}
+        if generation.temperature
         else {}
     )
     config = GenerationConfig(
-        max_new_tokens=writing.max_new_tokens,
+        max_new_tokens=generation.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        num_beams=writing.num_beams,
+        num_beams=generation.num_beams,
         **(sampling or {"do_sample": False}),
     )
     inputs = {name: batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask")}
     # Every process has its own prompts and all weights (train/distributed.py), so none waits for another.
     ids = model.generate(**inputs, generation_config=config, synced_gpus=False)[:, inputs["input_ids"].shape[1] :]
-    return [cut_at(text, writing.stop).strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]
+    return [cut_at(text, generation.stop).strip() for text in tokenizer.batch_decode(ids.cpu(), skip_special_tokens=True)]
 
 
 def cut_at(text: str, stop: tuple[str, ...]) -> str:

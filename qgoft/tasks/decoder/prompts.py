@@ -19,7 +19,7 @@ from qgoft.pocket.language.knowledge import TEMPLATE
 from qgoft.tasks.cache import cached_rows
 
 # Increment if reading or tokenisation in this module changes, to invalidate cached rows.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 IGNORE_INDEX = -100
 
 
@@ -142,15 +142,16 @@ def training_rows(
         "libraries": [version("tokenizers"), version("transformers")],
     }
     made = cached_rows(everything, write)
-    counts = Counter(damage for damage in made["damage"] if damage)
+    counts = Counter(DAMAGES[damage] for damage in made["damage"] if damage)
     return made.select([i for i, damage in enumerate(made["damage"]) if damage != NO_ROOM]), dict(counts)
 
 
-CUT, NO_ROOM, EMPTY = (
-    "answers cut at the length",
-    "rows left out: the prompt fills the length",
-    "empty answers, of which the end is learnt",
-)
+CUT, NO_ROOM, EMPTY = "cut", "no_room", "empty"  # as cached
+DAMAGES = {
+    CUT: "answers cut at the length",
+    NO_ROOM: "rows left out: the prompt fills the length",
+    EMPTY: "empty answers, of which the end token is learnt",
+}
 
 
 def encode_pair(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[int], int, str]:

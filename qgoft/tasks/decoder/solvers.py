@@ -102,7 +102,7 @@ class Solving(Decoder):
     prompts: list[Any]
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
-        texts = self.write(self.prompts, model, accelerator)
+        texts = self.generate(self.prompts, model, accelerator)
         (first, labels), *others = zip(self.rules(), self.references, strict=True)
         also = {rule.metric: _right(rule, [rule.read(text) for text in texts], references) for rule, references in others}
         return Predictions(list(range(len(texts))), [first.read(text) for text in texts], labels, {"accuracy": None}, also)

@@ -16,7 +16,7 @@ from qgoft.errors import Diverged, QgoftError
 from qgoft.models import load_decoder
 from qgoft.tasks.base import TextSuite
 from qgoft.tasks.decoder.generate import AnswerFile, GenerationSettings, write_answers
-from qgoft.tasks.decoder.prompts import IGNORE_INDEX, NO_ROOM, prompt_rules, read_template, training_rows
+from qgoft.tasks.decoder.prompts import DAMAGES, IGNORE_INDEX, NO_ROOM, prompt_rules, read_template, training_rows
 from qgoft.tasks.evaluate import Metric, Predictions, evaluating
 from qgoft.tasks.part_files import checksum
 from qgoft.tasks.read import read_rows
@@ -33,7 +33,7 @@ class Decoder(TextSuite):
     def load(self) -> None:
         if self.tokenizer.eos_token_id is None:
             raise QgoftError(
-                f"the tokenizer of model={self.settings.model.name} has no eos_token, which ends an answer; set it in tokenizer_config.json"
+                f"the tokenizer of model={self.settings.model.name} has no eos_token, which is needed to end answers; set it in tokenizer_config.json"
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -46,8 +46,8 @@ class Decoder(TextSuite):
         if "validation" in files.files:
             if settings.train.holdout_rows:
                 raise QgoftError(
-                    f"train.holdout_rows={settings.train.holdout_rows}, but {settings.task.full_name} has a validation part, which chooses; "
-                    "say train.holdout_rows=0"
+                    f"train.holdout_rows={settings.train.holdout_rows}, but {settings.task.full_name} already has a validation split for selection; "
+                    "set train.holdout_rows=0"
                 )
             validation = self._tokens("validation")
         elif settings.train.holdout_rows:
@@ -78,7 +78,7 @@ class Decoder(TextSuite):
         depends_on = {"rows": self.run_id.data.parts[split], "tokenizer": self.tokenizer_sha256}
         made, damage = training_rows(rows, columns, self.template, self.tokenizer, self.settings.train.max_length, depends_on)
         self.data_fixes |= {f"{split}: {what}": count for what, count in damage.items()}
-        self.whole[split] = len(made) + damage.get(NO_ROOM, 0)
+        self.whole[split] = len(made) + damage.get(DAMAGES[NO_ROOM], 0)
         return made
 
     def read_part(self, split: str, columns: list[str]) -> Dataset:
@@ -135,26 +135,26 @@ class Decoder(TextSuite):
             mine = gather_object(mine)
         found = [loss for _, loss in sorted(mine)]
         if not all(map(math.isfinite, found)):
-            raise Diverged("the model's loss on the held-out answers is not finite")
+            raise Diverged("the evaluation loss is not finite")
         return found
 
-    def write(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[str]:
+    def generate(self, prompts: list[str], model: nn.Module, accelerator: Accelerator) -> list[str]:
         """Generate answers to prompts, stored in the run's directory as they are produced."""
         options, settings = self.settings.task.options, self.settings
-        writing = GenerationSettings(
-            int(options["new_tokens"]),
-            float(options.get("temperature", 0.0)),
-            float(options.get("top_p", 1.0)),
-            settings.train.eval_batch_size,
-            settings.seed,
-            int(options.get("top_k", 0)),
-            int(options.get("num_beams", 1)),
-            tuple(options.get("stop", ())),
+        generation = GenerationSettings(
+            max_new_tokens=int(options["new_tokens"]),
+            temperature=float(options.get("temperature", 0.0)),
+            top_p=float(options.get("top_p", 1.0)),
+            batch_size=settings.train.eval_batch_size,
+            seed=settings.seed,
+            top_k=int(options.get("top_k", 0)),
+            num_beams=int(options.get("num_beams", 1)),
+            stop=tuple(options.get("stop", ())),
         )
-        sampled = writing.batch_size if writing.temperature else None
+        sampled = generation.batch_size if generation.temperature else None
         file = AnswerFile(self.run_id.directory, "answers", self.weights, accelerator.process_index, sampled)
         accelerator.wait_for_everyone()
-        return write_answers(model, prompts, self.tokenizer, accelerator, writing, file)
+        return write_answers(model, prompts, self.tokenizer, accelerator, generation, file)
 
 
 def _inputs(rows: Dataset) -> Dataset:

@@ -81,7 +81,7 @@ class Vicuna(Decoder):
             )
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> Predictions:
-        texts = self.write(self.prompts, model, accelerator)
+        texts = self.generate(self.prompts, model, accelerator)
         box: list[Any] = [None, None]
         if accelerator.is_main_process:
             directory, settings = self.run_id.directory, self.settings

@@ -35,7 +35,7 @@ class CacheKey(NamedTuple):
 
 @dataclass(frozen=True)
 class _Build:
-    """One build: the parameters, a copy of their values, and everything computed from them. `place` maps id(layer) to its index."""
+    """One build: the parameters, a copy of their values, and everything computed from them. `index_by_layer` maps id(layer) to its index."""
 
     cache_key: CacheKey
     parameters: list[Tensor]
@@ -43,16 +43,16 @@ class _Build:
     blocks: Tensor
     factors: Factors
     context: BuildContext
-    place: dict[int, int]
+    index_by_layer: dict[int, int]
 
 
 @dataclass
-class _Current:
+class _CacheEntry:
     """The newest build of a key, the outputs of its newest autograd node, and the layers that have used theirs."""
 
     build: _Build
     outputs: tuple[Tensor, ...] = ()
-    taken: set[int] = field(default_factory=set)
+    consumed: set[int] = field(default_factory=set)
 
 
 class FactorCache:
@@ -60,19 +60,19 @@ class FactorCache:
 
     def __init__(self) -> None:
         self._layers: list[weakref.ref[GoftLayer]] = []  # weak references: deep copies are not registered
-        self._current: dict[CacheKey, _Current] = {}
+        self._current: dict[CacheKey, _CacheEntry] = {}
         self.has_penalty = False  # the penalty was computed for these layers
         self._watched: tuple[weakref.ref[Tensor], int] | None = None  # a free block and its version at the first training pass
-        self._is_divided = False  # FSDP2: a parameter is unsharded only while its own block runs
+        self._is_sharded = False  # FSDP2: a parameter is unsharded only while its own block runs
 
     def __getstate__(self) -> dict[str, Any]:
         # Builds belong to the graph of the original; copied and unpickled layers register again.
-        return {"_layers": [], "_current": {}, "_is_divided": self._is_divided, "has_penalty": self.has_penalty, "_watched": None}
+        return {"_layers": [], "_current": {}, "_is_sharded": self._is_sharded, "has_penalty": self.has_penalty, "_watched": None}
 
     def add(self, layer: "GoftLayer") -> None:
         self._layers.append(weakref.ref(layer))
 
-    def watch(self, layer: "GoftLayer") -> None:
+    def warn_if_unpenalised(self, layer: "GoftLayer") -> None:
         """Warn once if free blocks are trained and no penalty was computed before their optimiser's first step."""
         if self.has_penalty:
             return
@@ -102,23 +102,23 @@ class FactorCache:
         parameter = layer.get_parameter_of(adapter)
         cache_key = layer.get_cache_key(adapter)
         current = self._current.get(cache_key)
-        if current is None or not _is_current(current.build, layer, parameter):
-            current = self._current[cache_key] = _Current(_build(cache_key, self._members(cache_key, layer, parameter)))
+        if current is None or not _is_fresh(current.build, layer, parameter):
+            current = self._current[cache_key] = _CacheEntry(_build(cache_key, self._members(cache_key, layer, parameter)))
         build = current.build
-        index = build.place[id(layer)]
+        index = build.index_by_layer[id(layer)]
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return Factors(tuple(stage[index] for stage in build.factors.stages))
         if _is_within_backward():
             # Recomputed by checkpointing. With the reentrant kind, a node of all layers would report the others' gradients to DDP too
             # early.
             return Factors(_FactorsFunction.apply(build, (index,), parameter))
-        if not current.outputs or index in current.taken:
-            if not self._is_whole(build):
-                current = self._current[cache_key] = _Current(_build(cache_key, self._members(cache_key, layer, parameter)))
-                build, index = current.build, current.build.place[id(layer)]
+        if not current.outputs or index in current.consumed:
+            if not self._holds_parameters(build):
+                current = self._current[cache_key] = _CacheEntry(_build(cache_key, self._members(cache_key, layer, parameter)))
+                build, index = current.build, current.build.index_by_layer[id(layer)]
             current.outputs = _FactorsFunction.apply(build, tuple(range(len(build.parameters))), *build.parameters)
-            current.taken = set()
-        current.taken.add(index)
+            current.consumed = set()
+        current.consumed.add(index)
         return Factors(current.outputs[index :: len(build.parameters)])
 
     def _members(self, cache_key: CacheKey, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
@@ -127,26 +127,28 @@ class FactorCache:
             other for other in self.layers if other.has_adapter(cache_key.adapter) and other.get_cache_key(cache_key.adapter) == cache_key
         ]
         members = [(other, other.get_parameter_of(cache_key.adapter)) for other in alike]
-        self._is_divided |= any(type(p) not in (Tensor, torch.nn.Parameter) for _, p in members)
+        self._is_sharded |= any(type(p) not in (Tensor, torch.nn.Parameter) for _, p in members)
         is_together = all(p.device == parameter.device for _, p in members) and any(other is layer for other in alike)
-        return members if is_together and not self._is_divided else [(layer, parameter)]
+        return members if is_together and not self._is_sharded else [(layer, parameter)]
 
-    def _is_whole(self, build: _Build) -> bool:
+    def _holds_parameters(self, build: _Build) -> bool:
         """Return True if the layers still hold the parameters of a build. After an evaluation on unsharded weights they are sharded again,
         and a node of all layers would send gradients to blocks whose backward has finished.
         """
         if len(build.parameters) == 1:
             return True
-        own = {id(layer): layer for layer in self.layers if id(layer) in build.place}
-        return all(own[key].get_parameter_of(build.cache_key.adapter) is build.parameters[index] for key, index in build.place.items())
+        own = {id(layer): layer for layer in self.layers if id(layer) in build.index_by_layer}
+        return all(
+            own[key].get_parameter_of(build.cache_key.adapter) is build.parameters[index] for key, index in build.index_by_layer.items()
+        )
 
 
 def _is_within_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _is_current(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
-    index = build.place.get(id(layer))
+def _is_fresh(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
+    index = build.index_by_layer.get(id(layer))
     return index is not None and build.parameters[index] is parameter and torch.equal(build.values[index], parameter.detach())
 
 
@@ -157,8 +159,8 @@ def _build(cache_key: CacheKey, members: list[tuple["GoftLayer", Tensor]]) -> _B
     values = torch.stack(parameters)
     blocks = values if cache_key.has_free_blocks else rotation_blocks(_angle(values, cache_key))
     factors, context = build_forward(blocks, cache_key.width)
-    place = {id(layer): index for index, (layer, _) in enumerate(members)}
-    return _Build(cache_key, parameters, values, blocks, factors, context, place)
+    index_by_layer = {id(layer): index for index, (layer, _) in enumerate(members)}
+    return _Build(cache_key, parameters, values, blocks, factors, context, index_by_layer)
 
 
 def _angle(theta: Tensor, cache_key: CacheKey) -> Tensor:
@@ -171,33 +173,33 @@ class _FactorsFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, build: _Build, places: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.build, ctx.places = build, places
+    def forward(ctx: Any, build: _Build, indices: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.build, ctx.indices = build, indices
         ctx.set_materialize_grads(False)
-        return tuple(matrices[place] for matrices in map(Tensor.unbind, build.factors.stages) for place in places)
+        return tuple(matrices[index] for matrices in map(Tensor.unbind, build.factors.stages) for index in indices)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         build: _Build = ctx.build
-        count = len(ctx.places)
-        reached = [index for index in range(count) if grads[index] is not None]
-        if not reached:
+        count = len(ctx.indices)
+        with_grad = [index for index in range(count) if grads[index] is not None]
+        if not with_grad:
             return None, None, *[None] * count
-        arrived = [torch.stack([grads[first + index] for index in reached]) for first in range(0, len(grads), count)]
+        stage_grads = [torch.stack([grads[first + index] for index in with_grad]) for first in range(0, len(grads), count)]
         result: list[Tensor | None] = [None] * count
         if torch.is_grad_enabled():  # create_graph=True
-            own = [build.parameters[ctx.places[index]] for index in reached]
+            own = [build.parameters[ctx.indices[index]] for index in with_grad]
             blocks = torch.stack(own) if build.cache_key.has_free_blocks else rotation_blocks(_angle(torch.stack(own), build.cache_key))
-            for index, part in zip(reached, build_backward_in_graph(own, blocks, build.cache_key.width, arrived), strict=True):
+            for index, part in zip(with_grad, build_backward_in_graph(own, blocks, build.cache_key.width, stage_grads), strict=True):
                 result[index] = part
             return None, None, *result
-        is_whole = len(reached) == len(build.parameters)
-        rows = slice(None) if is_whole else torch.tensor([ctx.places[index] for index in reached], device=build.values.device)
-        context = build.context if is_whole else build.context.select(rows)
-        grad = build_backward(context, Factors(tuple(arrived)))
+        is_complete = len(with_grad) == len(build.parameters)
+        rows = slice(None) if is_complete else torch.tensor([ctx.indices[index] for index in with_grad], device=build.values.device)
+        context = build.context if is_complete else build.context.select(rows)
+        grad = build_backward(context, Factors(tuple(stage_grads)))
         if not build.cache_key.has_free_blocks:
             grad = _grad_of_angle(grad, build.blocks[rows], build.values[rows], build.cache_key)
-        for index, part in zip(reached, grad.unbind(), strict=True):
+        for index, part in zip(with_grad, grad.unbind(), strict=True):
             result[index] = part
         return None, None, *result
 
@@ -205,5 +207,5 @@ class _FactorsFunction(torch.autograd.Function):
 def _grad_of_angle(grad: Tensor, blocks: Tensor, theta: Tensor, cache_key: CacheKey) -> Tensor:
     """Return the gradient [L, d-1] of the raw angles from that of the blocks [[cos, -sin], [sin, cos]]."""
     cos, sin = blocks[..., 0, 0], blocks[..., 1, 0]
-    turned = (grad[..., 1, 0] - grad[..., 0, 1]) * cos - (grad[..., 0, 0] + grad[..., 1, 1]) * sin
-    return turned * (math.pi * (1 - torch.tanh(theta).square())) if cache_key.angle == "tanh" else turned
+    angle_grad = (grad[..., 1, 0] - grad[..., 0, 1]) * cos - (grad[..., 0, 0] + grad[..., 1, 1]) * sin
+    return angle_grad * (math.pi * (1 - torch.tanh(theta).square())) if cache_key.angle == "tanh" else angle_grad

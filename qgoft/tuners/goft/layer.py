@@ -200,7 +200,7 @@ class GoftLinear(nn.Module, GoftLayer):
         adapter_names = kwargs.pop("adapter_names", None)
         self.was_called = True
         if self.training and not torch.compiler.is_compiling():
-            self.factor_cache.watch(self)
+            self.factor_cache.warn_if_unpenalised(self)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
