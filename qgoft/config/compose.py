@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from qgoft.config import locations
@@ -26,8 +26,10 @@ PATH_SETTINGS = ("data.root", "model.path", "task.path", "results.root")
 GROUPS = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "model": "MODEL", "experiment": ""}
 # Settings that vary between the runs of a protocol.
 RUN_SETTINGS = ("protocol", "task", "method", "method.variant", "model", "seed")
+# Blocks of configs/train.yaml that are selected from the protocol and the recipe.
+SELECTED_BLOCKS = ("task_settings", "recipe_row", "lr_entry")
 # Groups of a composed configuration that are not settings of the run.
-NOT_SETTINGS = ("task_settings", "recipe_row", "lr_entry", "recipe", "protocol", "task", "item")
+NOT_SETTINGS = (*SELECTED_BLOCKS, "recipe", "protocol", "task", "item")
 
 
 def check_config_name(group: str, value: str) -> None:
@@ -202,6 +204,11 @@ def settings_from_config(config: DictConfig) -> RunSettings:
         QgoftError: a value is missing, unknown or of the wrong type.
     """
     try:
+        # Resolved first: every reference to one of these blocks would resolve it again.
+        with open_dict(config):
+            for name in SELECTED_BLOCKS:
+                block = config.get(name)
+                config[name] = OmegaConf.to_container(block, resolve=True) if OmegaConf.is_config(block) else block
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise QgoftError(f"a setting cannot be resolved: {error}") from error

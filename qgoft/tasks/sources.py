@@ -244,10 +244,9 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
     try:
         for wait in (*RETRY_DELAYS, None):
             try:
-                is_silent = _hub_times_out(repository, kind, revision)
-                directory = huggingface_hub.snapshot_download(
-                    repository, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=is_silent
-                )
+                is_local = _hub_times_out(repository, kind, revision)
+                options: Any = {"repo_type": kind, "revision": revision, "allow_patterns": patterns, "local_files_only": is_local}
+                directory = huggingface_hub.snapshot_download(repository, **options)
                 break
             except (OSError, errors.HfHubHTTPError) as error:
                 if wait is None or not _is_transient(error):
