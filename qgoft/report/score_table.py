@@ -103,7 +103,7 @@ def _highlight(table: Table, rows: list[Row], lines: dict[int, int], item: Item,
                 break
             table.highlights[lines[order[rank]], place] = highlight
     return [
-        "bold: best, underlined: second, if the 95% intervals of its differences from all rows below it (over seeds and items) lie above 0, "
+        "bold: best, underlined: second, if the 95% intervals of its differences from all rows below it (over seeds and items) are above 0, "
         f"never with one seed; {table.name}-paired has the differences from one row"
     ]
 
