@@ -65,6 +65,7 @@ $(READY): pyproject.toml requirements/build.lock requirements/dev.lock
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$($(PYTHON) scripts/torch_pin.py)"
 	@$(if $(LOCKED),$(FROM_LOCK)/build.lock && $(FROM_LOCK)/dev.lock && $(INSTALL) --no-deps --no-build-isolation --editable .,$(INSTALL) --editable '.[dev]')
+	@$(PY) -W ignore -m qgoft.ops.givens
 	@touch $@
 
 # On Linux the GPU kernels are tested in Triton's interpreter. PyTorch's builds for GPUs include a matching Triton.

@@ -12,20 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.locations import cache_directory
 from qgoft.config.suites import import_name, read_config, suite_info
 from qgoft.errors import QgoftError
 from qgoft.records import file_sha256
 
 GENERATORS = [Path(__file__).parent / name for name in ("language", "vision")]
 FINGERPRINT, CHECKSUMS = "fingerprint.txt", "sha256.json"
-
-
-def cache_directory() -> Path:
-    """Return QGOFT_CACHE, or the user's cache directory."""
-    named = os.environ.get("QGOFT_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qgoft"
 
 
 @contextmanager

@@ -92,6 +92,7 @@ _DEEPER: dict[str, dict[str, tuple[Kind, bool]]] = {
         "system": (str, False),
         "threads": (int, False),
         "processes": (int, False),
+        "givens": (str, False),  # backend of the Givens operator, which affects rounding
     },
     "rekeyed": {"results_version": (int, False), "key": (str, False)},
     "training": {"key": (str, False), "shared": (bool, False), "by": (dict, False)},
@@ -107,6 +108,10 @@ _MAY_BE_ABSENT = {
     "provenance.code",  # absent in records before November 2026
     "provenance.resumed",
     "provenance.rekeyed",
+    "provenance.hardware.givens",
+    "provenance.resumed.hardware.givens",
+    "provenance.training.by.hardware.givens",
+    "provenance.training.by.resumed.hardware.givens",
     "provenance.training",
     "provenance.training.by",
     "cost.setup_seconds",

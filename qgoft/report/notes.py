@@ -145,8 +145,12 @@ def _origin_notes(records: Sequence[Record]) -> list[str]:
     mixed = [f"{name} {', '.join(sorted(found))}" for name, found in sorted(versions.items()) if len(found) > 1]
     if mixed:
         notes.append(f"warning: these records come from different package versions: {'; '.join(mixed)}")
-    for name, text in (("device", "devices"), ("threads", "thread counts, which affects rounding")):
-        found = sorted({str(part["hardware"].get(name)) for part in made_by if "hardware" in part})
+    for name, text in (
+        ("device", "devices"),
+        ("threads", "thread counts, which affects rounding"),
+        ("givens", "backends of the Givens operator, which affects rounding"),
+    ):
+        found = sorted({str(part["hardware"][name]) for part in made_by if name in part.get("hardware", {})})
         if len(found) > 1:
             notes.append(f"warning: these records come from different {text}: {', '.join(found)}")
     return notes

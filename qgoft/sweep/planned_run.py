@@ -14,10 +14,10 @@ from typing import Any
 
 from qgoft.config import locations
 from qgoft.config.compose import check_config_name, compose_settings
+from qgoft.config.locations import cache_directory
 from qgoft.config.settings import MAX_SEED, RunSettings, settings_from_dict
 from qgoft.config.suites import read_config
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_directory
 from qgoft.records import Record, write_atomically
 
 # Compositions from which parallel processes and the cache pay off.

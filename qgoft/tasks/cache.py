@@ -14,8 +14,9 @@ from typing import Any
 from datasets import Dataset
 from pyarrow import ArrowException
 
+from qgoft.config.locations import cache_directory
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import atomic_directory, cache_directory
+from qgoft.pocket.data import atomic_directory
 from qgoft.records import canonical_json, write_atomically
 from qgoft.tasks.sources import file_sha256
 

@@ -12,8 +12,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from qgoft.config.locations import cache_directory
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import cache_directory
 from qgoft.records.store import atomic_file
 
 FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from qgoft import records
 from qgoft.config.locations import REPOSITORY
@@ -23,6 +24,7 @@ from qgoft.train.distributed import unsharded
 from qgoft.train.memory import peak_memory
 from qgoft.train.optim import count_steps
 from qgoft.train.training_state import TrainResult
+from qgoft.tuners.goft.layer import givens_backend
 
 
 @dataclass
@@ -159,7 +161,7 @@ def _files(context: RunContext, result: RunResult) -> dict[str, Any]:
 def _provenance(context: RunContext, result: RunResult) -> dict[str, Any]:
     data, model, suite = context.run_id.data, context.run_id.model, context.suite
     found: dict[str, Any] = {
-        **run_provenance(),
+        **run_provenance(context.adapted.model),
         "data": {
             "source": data.source,
             "revision": data.revision,
@@ -190,19 +192,21 @@ def _public_settings(settings: RunSettings) -> dict[str, Any]:
     return data
 
 
-def hardware() -> dict[str, Any]:
-    """Return the hardware of this run."""
+def hardware(model: nn.Module | None = None) -> dict[str, Any]:
+    """Return the hardware of this run, with the backend of the Givens operator if the model has such layers."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return records.hardware(device=device, threads=torch.get_num_threads(), processes=world_size())
+    backend = None if model is None else givens_backend(model)
+    found = records.hardware(device=device, threads=torch.get_num_threads(), processes=world_size())
+    return found if backend is None else {**found, "givens": backend}
 
 
-def run_provenance() -> dict[str, Any]:
+def run_provenance(model: nn.Module | None = None) -> dict[str, Any]:
     """Return code, packages and hardware of this process."""
     return {
         **records.code_provenance(REPOSITORY),
         "code": records.code_checksum(),
         "packages": records.package_versions(),
-        "hardware": hardware(),
+        "hardware": hardware(model),
     }
 
 

@@ -146,7 +146,11 @@ def _train(context: RunContext, result: RunResult, tracker: Tracker, signals: Si
         return _fit(context, result, tracker, signals, directory, check)
 
     def made() -> dict[str, Any]:
-        return {"run": context.run_id.key, **run_provenance(), "resumed": [dataclasses.asdict(part) for part in result.resumed]}
+        return {
+            "run": context.run_id.key,
+            **run_provenance(context.adapted.model),
+            "resumed": [dataclasses.asdict(part) for part in result.resumed],
+        }
 
     if suite.shared_training is None:
         result.training = train(context.run_id.directory, context.assert_lease_held)
@@ -172,7 +176,7 @@ def _fit(
         context.accelerator,
         every=context.settings.results.checkpoint_interval,
         origin=records.code_origin(),
-        hardware=hardware(),
+        hardware=hardware(context.adapted.model),
         notify=tracker.progress.say,
         lines=lambda: tracker.lines,
         rewind=tracker.rewind,

@@ -49,7 +49,7 @@ def test_mix_pairs_every_backend(d, transpose, backend):
 
 
 def test_force_backend_unknown_name():
-    with pytest.raises(ValueError, match="allowed are trees"), givens.force_backend("fast"):
+    with pytest.raises(ValueError, match="allowed are native, trees"), givens.force_backend("fast"):
         pass
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from qgoft import records
 from qgoft.config.compose import compose_settings
 from qgoft.methods.registry import method_names
+from qgoft.ops.givens.dispatch import choose_backend
 from qgoft.pocket.data import pocket_files
 from qgoft.records import provenance
 from qgoft.run_id import identify
@@ -372,9 +373,9 @@ def test_checkpoints_of_other_code_are_replaced(tmp_path, whole, monkeypatch, ca
 
 def test_resume_states_other_hardware(tmp_path, monkeypatch):
     s = settings(tmp_path)
-    own = run_module.hardware()
+    own = {**run_module.hardware(), "givens": choose_backend(torch.zeros(1))}
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "hardware", lambda: {**own, "threads": 64})
+        patch.setattr(run_module, "hardware", lambda model: {**own, "threads": 64})
         break_off(monkeypatch, s, 3)
     record = run(s)
     assert record["provenance"]["resumed"] == [{"step": 2, "hardware": {**own, "threads": 64}}]

@@ -76,8 +76,8 @@ def square(seed=1):
 @pytest.fixture
 def count_builds(monkeypatch):
     builds = []
-    build_forward = shared.build_forward
-    monkeypatch.setattr(shared, "build_forward", lambda blocks, d: builds.append((len(blocks), d)) or build_forward(blocks, d))
+    build = shared._build
+    monkeypatch.setattr(shared, "_build", lambda key, members: builds.append((len(members), key.width)) or build(key, members))
     return builds
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# trees: stages of small dense matrices on chunks of rows. triton: all levels of a row in GPU registers, from the 2x2 blocks. graph:
-# differentiable operations only, for compilers that trace.
-BACKENDS = ("trees", "triton", "graph")
+from qgoft.ops.givens import native
+
+# native: compiled C code on a CPU, from the 2x2 blocks. trees: stages of small dense matrices on chunks of rows, on any device. triton: all
+# levels of a row in GPU registers, from the blocks. graph: differentiable operations only, for compilers that trace.
+BACKENDS = ("native", "trees", "triton", "graph")
+# Backends that take the blocks themselves instead of stages.
+ON_BLOCKS = ("native", "triton")
+# Subclasses, such as fake tensors and shards, have no memory of their own that C code may read.
+PLAIN = (Tensor, torch.nn.Parameter)
 _forced: list[str] = []
 
 
@@ -31,12 +38,22 @@ def choose_backend(*tensors: Tensor) -> str:
     """Return the backend for these rows and blocks."""
     if _forced:
         return _forced[-1]
+    named = os.environ.get("QGOFT_BACKEND") or None
+    if named not in (None, *BACKENDS):
+        raise ValueError(f"QGOFT_BACKEND={named}: unknown backend; allowed are {', '.join(BACKENDS)}")
     if torch.compiler.is_compiling() or is_functorch_active():
         return "graph"
     # The Triton kernels compute in float32.
-    if all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_available():
+    if named in (None, "triton") and all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_available():
         return "triton"
+    if named in (None, "native") and all(map(native_supports, tensors)) and native.is_available():
+        return "native"
     return "trees"
+
+
+def native_supports(tensor: Tensor) -> bool:
+    """Return True if C code can read this tensor: in memory, float32 or bfloat16."""
+    return tensor.device.type == "cpu" and tensor.dtype in native.DTYPES and type(tensor) in PLAIN
 
 
 def is_functorch_active() -> bool:
@@ -71,4 +88,4 @@ def can_cache_factors(parameter: Tensor) -> bool:
     """Return True if a layer may cache its factors: not while a compiler traces, and only if comparing the parameter with the cached values
     does not synchronise with a device.
     """
-    return choose_backend(parameter) == "trees" and parameter.device.type == "cpu" and type(parameter) in (Tensor, torch.nn.Parameter)
+    return choose_backend(parameter) in ("native", "trees") and parameter.device.type == "cpu" and type(parameter) in PLAIN

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qgoft.ops.givens.dispatch import choose_backend
+from qgoft.ops.givens.dispatch import ON_BLOCKS, choose_backend
 from qgoft.ops.givens.index_cache import cached_index
 from qgoft.ops.givens.reference import check_blocks
 
@@ -27,15 +27,15 @@ class Factors(NamedTuple):
     Attributes:
         stages: one tensor [..., q_s, b_s, b_s] per stage; the last has q_s = 1. All but the last are padded if b_s does not divide the
             width.
-        backend: which of `dispatch.BACKENDS` multiplies them; for triton the only stage is the blocks, [d-1, 2, 2].
+        backend: which of `dispatch.BACKENDS` multiplies them; for native and triton the only stage is the blocks, [d-1, 2, 2].
     """
 
     stages: tuple[Tensor, ...]
     backend: str = "trees"
 
     def to(self, dtype: torch.dtype) -> "Factors":
-        """Return the matrices in the dtype of the rows. Blocks for triton keep theirs, since its kernels compute in float32."""
-        if self.backend == "triton":
+        """Return the matrices in the dtype of the rows. Blocks keep theirs, since the kernels compute in float32."""
+        if self.backend in ON_BLOCKS:
             return self
         return Factors(tuple(stage.to(dtype) for stage in self.stages), self.backend)
 
@@ -82,7 +82,7 @@ def build_factors(blocks: Tensor, d: int, backend: str | None = None) -> Factors
     """
     check_blocks(blocks, d)
     backend = backend or choose_backend(blocks)
-    if backend == "triton":
+    if backend in ON_BLOCKS:
         return Factors((blocks,), backend)
     if backend == "graph":
         factors, _ = build_forward(blocks[None], d)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qgoft.ops.givens.dispatch import choose_backend, should_rotate_weight
+from qgoft.ops.givens import native
+from qgoft.ops.givens.dispatch import ON_BLOCKS, choose_backend, native_supports, should_rotate_weight
 from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.reference import check_blocks
 from qgoft.ops.givens.upper_stages import apply_to_columns, apply_transpose_to_columns, backward_of_columns
@@ -45,6 +46,7 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
 
 def apply_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tensor:
     """Apply factors that are built already: x [..., d] -> [..., d] in the dtype of x. See `mix_pairs`."""
+    factors = _supported(factors, x)
     if factors.backend == "graph":
         return _apply_in_graph(x, factors, transpose)
     product: Tensor = RotateFunction.apply(x, transpose, factors.backend, *factors.stages)
@@ -72,6 +74,7 @@ def rotated_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | N
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("rotated_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
+    factors = _supported(factors, x)
     if factors.backend == "graph":
         return torch.nn.functional.linear(_apply_in_graph(x, factors, True), weight, bias)
     h: Tensor = RotatedLinearFunction.apply(x, weight, bias, factors.backend, *factors.stages)
@@ -153,9 +156,25 @@ def _backward_in_graph(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and of the stages as differentiable functions of x, the stages and `grad`."""
     wanted = [tensor for tensor in (x, *stages) if tensor.requires_grad]
-    factors = build_factors(stages[0], x.shape[-1], "graph") if backend == "triton" else Factors(tuple(stages), "graph")
+    factors = build_factors(stages[0], x.shape[-1], "graph") if backend in ON_BLOCKS else Factors(tuple(stages), "graph")
     found = iter(torch.autograd.grad(apply(x, factors), wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if tensor.requires_grad else None for tensor in (x, *stages))
+
+
+def _supported(factors: Factors, x: Tensor) -> Factors:
+    """Return factors that can be applied to x: trees for rows that the native kernels do not take (float16, float64, other devices)."""
+    if factors.backend == "native" and not native_supports(x):
+        return build_factors(factors.stages[0], x.shape[-1], "trees")
+    return factors
+
+
+def _kernels(backend: str) -> Any:
+    """Return the module with forward, transpose and backward on blocks."""
+    if backend == "native":
+        return native
+    from qgoft.ops.givens import triton_kernels  # triton is installed only with GPU builds of torch
+
+    return triton_kernels
 
 
 def _row_chunks(rows: Tensor) -> Iterator[slice]:
@@ -196,10 +215,8 @@ def _roots(rows: Tensor, trees: Tensor) -> Tensor:
 
 def _apply(rows: Tensor, factors: Factors) -> Tensor:
     """Apply R to every row: [N, d] -> a new [N, d]. On the rows of a weight W this is W R^T."""
-    if factors.backend == "triton":
-        from qgoft.ops.givens import triton_kernels  # triton is installed only with GPU builds of torch
-
-        rotated: Tensor = triton_kernels.forward(rows, *factors.stages)
+    if factors.backend in ON_BLOCKS:
+        rotated: Tensor = _kernels(factors.backend).forward(rows, *factors.stages)
         return rotated
     trees, *upper_stages = factors.stages
     if not upper_stages:
@@ -214,10 +231,8 @@ def _apply(rows: Tensor, factors: Factors) -> Tensor:
 
 def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
     """Apply R^T to every row: [N, d] -> a new [N, d]."""
-    if factors.backend == "triton":
-        from qgoft.ops.givens import triton_kernels
-
-        rotated: Tensor = triton_kernels.transpose(rows, *factors.stages)
+    if factors.backend in ON_BLOCKS:
+        rotated: Tensor = _kernels(factors.backend).transpose(rows, *factors.stages)
         return rotated
     trees, *upper_stages = factors.stages
     if not upper_stages:
@@ -236,10 +251,9 @@ def _backward(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool,
 
     With `overwrite`, `grads` is reused for the gradient of x.
     """
-    if factors.backend == "triton":
-        from qgoft.ops.givens import triton_kernels
-
-        grad_blocks, grad_rows = triton_kernels.backward(rows, grads, *factors.stages, overwrite=overwrite, need_input=need_input)
+    if factors.backend in ON_BLOCKS:
+        kernels = _kernels(factors.backend)
+        grad_blocks, grad_rows = kernels.backward(rows, grads, *factors.stages, overwrite=overwrite, need_input=need_input)
         return [grad_blocks], grad_rows
     if len(factors.stages) == 1:
         (tree,) = factors.stages[0]
@@ -255,12 +269,9 @@ def _backward_of_transpose(
     <g, R^T x> = <x, R g>, so the gradient of the factors is that of R applied to g with x as the gradient of its output. With `overwrite`,
     `grads` is reused for the gradient of x.
     """
-    if factors.backend == "triton":
-        from qgoft.ops.givens import triton_kernels
-
-        grad_blocks, grad_rows = triton_kernels.backward(
-            grads, rows, *factors.stages, overwrite=overwrite, need_input=need_input, transpose=True
-        )
+    if factors.backend in ON_BLOCKS:
+        kernels = _kernels(factors.backend)
+        grad_blocks, grad_rows = kernels.backward(grads, rows, *factors.stages, overwrite=overwrite, need_input=need_input, transpose=True)
         return [grad_blocks], grad_rows
     if len(factors.stages) == 1:
         (tree,) = factors.stages[0]

@@ -12,8 +12,9 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from qgoft.config.locations import cache_directory
 from qgoft.errors import QgoftError
-from qgoft.pocket.data import atomic_directory, cache_directory
+from qgoft.pocket.data import atomic_directory
 
 LISTS = ("train800", "val200", "train800val200", "test")
 # Limits of an archive: the hub's has about half a million images and 10 GB.

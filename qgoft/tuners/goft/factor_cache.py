@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qgoft.ops.givens import Factors, rotation_blocks
+from qgoft.ops.givens.dispatch import ON_BLOCKS, choose_backend
 from qgoft.ops.givens.factors import BuildContext, build_backward, build_backward_in_graph, build_forward
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _Build:
     values: Tensor
     blocks: Tensor
     factors: Factors
-    context: BuildContext
+    context: BuildContext | None  # None if the blocks are the factors
     index_by_layer: dict[int, int]
 
 
@@ -107,11 +108,11 @@ class FactorCache:
         build = current.build
         index = build.index_by_layer[id(layer)]
         if not (torch.is_grad_enabled() and parameter.requires_grad):
-            return Factors(tuple(stage[index] for stage in build.factors.stages))
+            return Factors(tuple(stage[index] for stage in build.factors.stages), build.factors.backend)
         if _is_within_backward():
             # Recomputed by checkpointing. With the reentrant kind, a node of all layers would report the others' gradients to DDP too
             # early.
-            return Factors(_FactorsFunction.apply(build, (index,), parameter))
+            return Factors(_FactorsFunction.apply(build, (index,), parameter), build.factors.backend)
         if not current.outputs or index in current.consumed:
             if not self._holds_parameters(build):
                 current = self._current[cache_key] = _CacheEntry(_build(cache_key, self._members(cache_key, layer, parameter)))
@@ -119,7 +120,7 @@ class FactorCache:
             current.outputs = _FactorsFunction.apply(build, tuple(range(len(build.parameters))), *build.parameters)
             current.consumed = set()
         current.consumed.add(index)
-        return Factors(current.outputs[index :: len(build.parameters)])
+        return Factors(current.outputs[index :: len(build.parameters)], build.factors.backend)
 
     def _members(self, cache_key: CacheKey, layer: "GoftLayer", parameter: Tensor) -> list[tuple["GoftLayer", Tensor]]:
         """Return the layers to build together; only the requesting one if sharded parameters are unsharded one layer at a time."""
@@ -149,7 +150,8 @@ def _is_within_backward() -> bool:
 
 def _is_fresh(build: _Build, layer: "GoftLayer", parameter: Tensor) -> bool:
     index = build.index_by_layer.get(id(layer))
-    return index is not None and build.parameters[index] is parameter and torch.equal(build.values[index], parameter.detach())
+    is_same = index is not None and build.parameters[index] is parameter and torch.equal(build.values[index], parameter.detach())
+    return is_same and build.factors.backend == choose_backend(parameter)
 
 
 @torch.inference_mode(False)
@@ -158,7 +160,11 @@ def _build(cache_key: CacheKey, members: list[tuple["GoftLayer", Tensor]]) -> _B
     parameters = [parameter for _, parameter in members]
     values = torch.stack(parameters)
     blocks = values if cache_key.has_free_blocks else rotation_blocks(_angle(values, cache_key))
-    factors, context = build_forward(blocks, cache_key.width)
+    backend = choose_backend(parameters[0])
+    if backend in ON_BLOCKS:
+        factors, context = Factors((blocks,), backend), None
+    else:
+        factors, context = build_forward(blocks, cache_key.width)
     index_by_layer = {id(layer): index for index, (layer, _) in enumerate(members)}
     return _Build(cache_key, parameters, values, blocks, factors, context, index_by_layer)
 
@@ -190,13 +196,20 @@ class _FactorsFunction(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             own = [build.parameters[ctx.indices[index]] for index in with_grad]
             blocks = torch.stack(own) if build.cache_key.has_free_blocks else rotation_blocks(_angle(torch.stack(own), build.cache_key))
-            for index, part in zip(with_grad, build_backward_in_graph(own, blocks, build.cache_key.width, stage_grads), strict=True):
+            if build.context is None:
+                parts = torch.autograd.grad(blocks, own, stage_grads[0], create_graph=True)
+            else:
+                parts = build_backward_in_graph(own, blocks, build.cache_key.width, stage_grads)
+            for index, part in zip(with_grad, parts, strict=True):
                 result[index] = part
             return None, None, *result
         is_complete = len(with_grad) == len(build.parameters)
         rows = slice(None) if is_complete else torch.tensor([ctx.indices[index] for index in with_grad], device=build.values.device)
-        context = build.context if is_complete else build.context.select(rows)
-        grad = build_backward(context, Factors(tuple(stage_grads)))
+        if build.context is None:
+            grad = stage_grads[0]
+        else:
+            context = build.context if is_complete else build.context.select(rows)
+            grad = build_backward(context, Factors(tuple(stage_grads)))
         if not build.cache_key.has_free_blocks:
             grad = _grad_of_angle(grad, build.blocks[rows], build.values[rows], build.cache_key)
         for index, part in zip(with_grad, grad.unbind(), strict=True):

@@ -23,7 +23,7 @@ from qgoft.ops.givens import (
     rotated_linear,
     rotation_blocks,
 )
-from qgoft.ops.givens.dispatch import can_cache_factors, choose_backend
+from qgoft.ops.givens.dispatch import ON_BLOCKS, can_cache_factors, choose_backend
 from qgoft.ops.givens.released_v2 import check_even
 from qgoft.tuners._base import MergeableLayer, check_onloaded
 from qgoft.tuners.goft.config import GoftConfig
@@ -117,15 +117,12 @@ class GoftLayer(MergeableLayer):
         return CacheKey(adapter_name, self.in_features, config.has_free_blocks, config.angle, self.get_parameter_of(adapter_name).dtype)
 
     def get_factors(self, adapter_name: str) -> Factors:
-        """Return R of an adapter as factors; the scales of GOFT* are part of the trees, R = P_L ... P_1 diag(v)."""
+        """Return R of an adapter as factors. The scales of GOFT*, R = P_L ... P_1 diag(v), are folded into trees, but not into blocks."""
         if can_cache_factors(self.get_parameter_of(adapter_name)):
             factors = self.factor_cache.factors(self, adapter_name)
         else:
-            blocks = self.get_blocks(adapter_name)
-            # The kernels take blocks, which cannot include the scales.
-            backend = "trees" if adapter_name in self.goft_scale and choose_backend(blocks) == "triton" else None
-            factors = build_factors(blocks, self.in_features, backend)
-        if adapter_name not in self.goft_scale:
+            factors = build_factors(self.get_blocks(adapter_name), self.in_features)
+        if adapter_name not in self.goft_scale or factors.backend in ON_BLOCKS:
             return factors
         trees, *rest = factors.stages
         count, width, _ = trees.shape
@@ -138,7 +135,10 @@ class GoftLayer(MergeableLayer):
             return mix_neighbours(x, self.get_blocks(adapter_name))
         if self.goft_config[adapter_name].pairing != "tree":
             return x @ self._dense(adapter_name).to(x.dtype)
-        return apply_factors(x, self.get_factors(adapter_name), transpose=True)
+        factors = self.get_factors(adapter_name)
+        rotated = apply_factors(x, factors, transpose=True)
+        is_scaled = adapter_name in self.goft_scale and factors.backend in ON_BLOCKS
+        return rotated * self.goft_scale[adapter_name].to(rotated.dtype) if is_scaled else rotated
 
     def _dense(self, adapter_name: str) -> Tensor:
         """Return R [d, d] of an ordering other than the tree, with the scales of GOFT*, in at least float32."""
@@ -154,6 +154,12 @@ class GoftLayer(MergeableLayer):
 
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.goft_config
+
+
+def givens_backend(model: nn.Module) -> str | None:
+    """Return the backend of the operator in the adapted layers of a model, or None if it has none."""
+    layers = (module for module in model.modules() if isinstance(module, GoftLayer))
+    return next((choose_backend(layer.get_parameter_of(name)) for layer in layers for name in layer.goft_config), None)
 
 
 class GoftLinear(nn.Module, GoftLayer):
@@ -225,7 +231,10 @@ class GoftLinear(nn.Module, GoftLayer):
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return rotated_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)
+        factors = self.get_factors(adapter_name)
+        if adapter_name in self.goft_scale and factors.backend in ON_BLOCKS:
+            return self.base_layer(self.rotate(x, adapter_name))
+        return rotated_linear(x, factors, weight.T if isinstance(base, Conv1D) else weight, bias)
 
     def _rotate_per_example(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         """Rotate each item of the batch by its own adapter; "__base__" and adapters that this layer lacks leave it unchanged."""

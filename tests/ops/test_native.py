@@ -1,0 +1,229 @@
+"""The native backend: products and gradients against the reference, for every instruction set, and what happens without a library."""
+
+import ctypes
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from qgoft.ops import givens
+from qgoft.ops.givens import dispatch, native
+
+WIDTHS = [*range(2, 20), 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 384, 768, 1000]
+LEVELS = (0, 1, 2)  # baseline, AVX2, AVX-512; a level that the processor lacks counts as the best it has
+
+
+WITHOUT_LIBRARY = ("test_without_compiler_uses_trees", "test_unwritable_cache_uses_trees")
+
+
+@pytest.fixture(autouse=True)
+def library(request):
+    if request.node.originalname in WITHOUT_LIBRARY:
+        return None
+    try:
+        return native.load()
+    except native.NotAvailable as reason:
+        pytest.skip(f"{reason}; {WITHOUT_LIBRARY[0]} runs")
+
+
+def case(d, rows=21, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.eye(2) + 0.3 * torch.randn(d - 1, 2, 2, generator=generator)
+    x, g = (torch.randn(rows, d, generator=generator).to(dtype) for _ in range(2))
+    return x, g, blocks
+
+
+def exact(x, g, blocks, *, transpose):
+    """Return y = R x or R^T x, and the gradients of x and the blocks for the gradient g of y, in float64."""
+    blocks, x = blocks.double().requires_grad_(), x.double().requires_grad_()
+    matrix = givens.reference_matrix(blocks, x.shape[1])
+    y = x @ (matrix if transpose else matrix.T)
+    return y.detach(), *torch.autograd.grad(y, (x, blocks), g.double())
+
+
+def assert_near(found, expected, tolerance=2e-6):
+    assert (found.double() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("d", WIDTHS)
+def test_kernels_equal_reference(d, level):
+    x, g, blocks = case(d)
+    y, grad_x, grad_blocks = exact(x, g, blocks, transpose=False)
+    assert_near(native.forward(x, blocks, level=level), y)
+    ours, ours_x = native.backward(x, g, blocks, overwrite=False, need_input=True, level=level)
+    assert_near(ours_x, grad_x)
+    assert_near(ours, grad_blocks, 5e-6)
+    y, grad_x, grad_blocks = exact(x, g, blocks, transpose=True)
+    assert_near(native.transpose(x, blocks, level=level), y)
+    ours, ours_x = native.backward(g, x, blocks, overwrite=False, need_input=True, transpose=True, level=level)
+    assert_near(ours_x, grad_x)
+    assert_near(ours, grad_blocks, 5e-6)
+
+
+@pytest.mark.parametrize("d", [33, 768])
+def test_bits_depend_on_neither_set_nor_threads(d):
+    x, g, blocks = case(d, rows=1000)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for level in LEVELS:
+                pair = native.backward(x, g, blocks, overwrite=False, need_input=True, level=level)
+                results.append((native.forward(x, blocks, level=level), native.transpose(x, blocks, level=level), *pair))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("d", [2, 33, 96, 768])
+def test_bfloat16_rows_are_rounded_once(d):
+    x, _, blocks = case(d, dtype=torch.bfloat16)
+    assert torch.equal(native.forward(x, blocks), native.forward(x.float(), blocks).bfloat16())
+    assert torch.equal(native.transpose(x, blocks), native.transpose(x.float(), blocks).bfloat16())
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_overwrite_reuses_the_gradient(transpose):
+    x, g, blocks = case(50)
+    expected = native.backward(x, g, blocks, overwrite=False, need_input=True, transpose=transpose)
+    replaced = x if transpose else g
+    ours = native.backward(x, g, blocks, overwrite=True, need_input=True, transpose=transpose)
+    assert ours[1].data_ptr() == replaced.data_ptr()
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
+    assert native.backward(*case(50)[:2], blocks, overwrite=False, need_input=False)[1] is None
+
+
+def test_rows_of_any_stride():
+    x, _, blocks = case(40, rows=30)
+    wide = torch.randn(30, 100)
+    for view in (wide[:, 7:47], wide[::3, :40], wide.T[:40, :30].T, torch.ones(40).expand(30, 40), torch.empty(0, 40)):
+        assert torch.equal(native.forward(view, blocks), native.forward(view.contiguous(), blocks))
+    shared = torch.ones(40).expand(30, 40)
+    assert torch.equal(
+        native.backward(x, shared, blocks, overwrite=True, need_input=True)[1], native.transpose(shared.contiguous(), blocks)
+    )
+    assert torch.equal(shared, torch.ones(30, 40)), "rows that share memory are not overwritten"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_stay_in_their_row(value):
+    """Widths that are padded: a row with such a value must not affect the next one."""
+    x, _, blocks = case(37, rows=9)
+    clean = native.forward(x, blocks), native.transpose(x, blocks)
+    for column in (0, 35, 36):
+        broken = x.clone()
+        broken[3, column] = value
+        for found, expected in zip((native.forward(broken, blocks), native.transpose(broken, blocks)), clean, strict=True):
+            assert not found[3].isfinite().all()
+            others = [i for i in range(9) if i != 3]
+            assert torch.equal(found[others], expected[others])
+
+
+def test_unsupported_tensors_are_refused():
+    x, g, blocks = case(8)
+    for rows, grads in ((x.double(), g), (x, g[:, :4]), (x, g.bfloat16()), (x.to("meta"), g)):
+        with pytest.raises(ValueError, match="native kernels take"):
+            native.backward(rows, grads, blocks, overwrite=False, need_input=True)
+    with pytest.raises(ValueError, match="native kernels take contiguous float32 blocks"):
+        native.forward(x, blocks[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtypes_use_trees(dtype):
+    blocks, x = torch.eye(2).repeat(39, 1, 1), torch.randn(3, 40).to(dtype)
+    factors = givens.build_factors(blocks, 40)
+    assert factors.backend == "native"
+    assert torch.equal(givens.apply_factors(x, factors), x)
+
+
+def test_backend_of_the_environment(monkeypatch):
+    x = torch.zeros(2, 3)
+    assert dispatch.choose_backend(x) == "native"
+    monkeypatch.setenv("QGOFT_BACKEND", "trees")
+    assert dispatch.choose_backend(x) == "trees"
+    monkeypatch.setenv("QGOFT_BACKEND", "fast")
+    with pytest.raises(ValueError, match="QGOFT_BACKEND=fast: unknown backend; allowed are native, trees"):
+        dispatch.choose_backend(x)
+
+
+def run_python(program, **environment):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+PROGRAM = "import torch; from qgoft.ops import givens; print(givens.dispatch.choose_backend(torch.zeros(1)), givens.mix_pairs(torch.ones(1, 3), torch.eye(2).repeat(2, 1, 1)).tolist())"
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"), [({"CC": "nothing"}, "there is no C compiler nothing"), ({"CC": "false"}, "the compiler failed")]
+)
+def test_without_compiler_uses_trees(tmp_path, environment, reason):
+    said = run_python(PROGRAM, **environment, QGOFT_CACHE=str(tmp_path))
+    assert "trees [[1.0, 1.0, 1.0]]" in said
+    assert said.count("UserWarning") == 1
+    assert f"the native Givens kernels are not available ({reason}" in said
+
+
+def test_unwritable_cache_uses_trees(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    said = run_python(PROGRAM, QGOFT_CACHE=str(tmp_path / "cache"))
+    assert "trees [[1.0, 1.0, 1.0]]" in said
+    assert "set QGOFT_CACHE to a writable directory" in said
+
+
+def test_wrong_library_is_not_used(monkeypatch, library):
+    class Wrong:
+        """Computes R^T for R."""
+
+        def givens_apply(self, *arguments):
+            return library.givens_apply(*arguments[:-2], 1 - arguments[-2], arguments[-1])
+
+        givens_gradients = library.givens_gradients
+
+    assert native.self_check(library) < native.TOLERANCE
+    assert native.self_check(Wrong()) > native.TOLERANCE
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: Wrong())
+    native.load.cache_clear()
+    try:
+        with pytest.raises(native.NotAvailable, match=r"libgivens\.so (is wrong by|cannot be loaded)"):
+            native.load()
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def rotate_in_child(queue):
+    x, _, blocks = case(64, rows=500)
+    queue.put(native.forward(x, blocks)[0, 0].item())
+
+
+def test_forked_process_computes_the_same(two_threads):
+    """OpenMP waits forever in a forked process if it has used its threads before."""
+    x, _, blocks = case(64, rows=500)
+    expected = native.forward(x, blocks)[0, 0].item()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python 3.12 about threads
+        process = context.Process(target=rotate_in_child, args=(queue,))
+        process.start()
+    try:
+        assert queue.get(timeout=60) == expected
+    finally:
+        process.join(60)
