@@ -33,8 +33,7 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
 
     Returns:
         [..., d] in the dtype of x. Differentiable in both arguments. Backward saves x, and matrices whose size does not depend on the
-        number
-            of rows.
+            number of rows.
 
     Raises:
         ValueError: the blocks do not match width d, or d < 2.
@@ -109,8 +108,8 @@ class RotateFunction(torch.autograd.Function):
         factors = Factors(tuple(stages), ctx.backend).to(x.dtype)
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with disable_autocast(x):
-            backward = _backward_of_transpose if ctx.transpose else _backward
-            factor_grad, grad_x = backward(rows, grads, factors, overwrite=False, need_input=ctx.needs_input_grad[0])
+            options = {"transpose": ctx.transpose, "overwrite": False, "need_input": ctx.needs_input_grad[0]}
+            factor_grad, grad_x = _backward(rows, grads, factors, **options)
         return None if grad_x is None else grad_x.view(x.shape), None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
@@ -141,7 +140,8 @@ class RotatedLinearFunction(torch.autograd.Function):
         with disable_autocast(x):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
             rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages), ctx.backend).to(x.dtype)
-            factor_grad, grad_x = _backward_of_transpose(rows, grads, factors, overwrite=True, need_input=ctx.needs_input_grad[0])
+            options = {"transpose": True, "overwrite": True, "need_input": ctx.needs_input_grad[0]}
+            factor_grad, grad_x = _backward(rows, grads, factors, **options)
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
@@ -246,37 +246,25 @@ def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
     return out
 
 
-def _backward(rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool) -> tuple[list[Tensor], Tensor | None]:
-    """Return the gradients of y = R x from those of y: of the factors in at least float32, and of x (R^T g).
-
-    With `overwrite`, `grads` is reused for the gradient of x.
-    """
-    if factors.backend in ON_BLOCKS:
-        kernels = _kernels(factors.backend)
-        grad_blocks, grad_rows = kernels.backward(rows, grads, *factors.stages, overwrite=overwrite, need_input=need_input)
-        return [grad_blocks], grad_rows
-    if len(factors.stages) == 1:
-        (tree,) = factors.stages[0]
-        return [_in_float32(grads.T @ rows)[None]], grads @ tree if need_input else None
-    return _sum_over_chunks(_backward_of_chunk, rows, grads, factors, overwrite=overwrite, need_input=need_input)
-
-
-def _backward_of_transpose(
-    rows: Tensor, grads: Tensor, factors: Factors, *, overwrite: bool, need_input: bool
+def _backward(
+    rows: Tensor, grads: Tensor, factors: Factors, *, transpose: bool, overwrite: bool, need_input: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Return the gradients of y = R^T x from those of y: of the factors in at least float32, and of x (R g).
+    """Return the gradients of y = R x, or R^T x, from those of y: of the factors in at least float32, and of x (R^T g, or R g).
 
-    <g, R^T x> = <x, R g>, so the gradient of the factors is that of R applied to g with x as the gradient of its output. With `overwrite`,
-    `grads` is reused for the gradient of x.
+    <g, R^T x> = <x, R g>, so the gradient of the factors of R^T x is that of R applied to g with x as the gradient of its output. With
+    `overwrite`, `grads` is reused for the gradient of x.
     """
     if factors.backend in ON_BLOCKS:
-        kernels = _kernels(factors.backend)
-        grad_blocks, grad_rows = kernels.backward(grads, rows, *factors.stages, overwrite=overwrite, need_input=need_input, transpose=True)
+        pair = (grads, rows) if transpose else (rows, grads)
+        options = {"overwrite": overwrite, "need_input": need_input, "transpose": transpose}
+        grad_blocks, grad_rows = _kernels(factors.backend).backward(*pair, *factors.stages, **options)
         return [grad_blocks], grad_rows
     if len(factors.stages) == 1:
         (tree,) = factors.stages[0]
-        return [_in_float32(rows.T @ grads)[None]], grads @ tree.T if need_input else None
-    return _sum_over_chunks(_backward_of_transposed_chunk, rows, grads, factors, overwrite=overwrite, need_input=need_input)
+        product = rows.T @ grads if transpose else grads.T @ rows
+        return [_in_float32(product)[None]], grads @ (tree.T if transpose else tree) if need_input else None
+    add = _backward_of_transposed_chunk if transpose else _backward_of_chunk
+    return _sum_over_chunks(add, rows, grads, factors, overwrite=overwrite, need_input=need_input)
 
 
 def _in_float32(tensor: Tensor) -> Tensor:
