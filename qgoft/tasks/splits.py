@@ -15,8 +15,7 @@ def split_in_half(rows: Dataset, seed: int | None = None) -> tuple[Dataset, Data
 
     Args:
         seed: seed of the run, as in PSOFT's script (783a5e2), which shuffles with NumPy's global generator. None for the same permutation
-            in
-            all runs.
+            in all runs.
     """
     if seed is None:
         order = np.random.default_rng(HALVES_SEED).permutation(len(rows))
