@@ -128,7 +128,8 @@ def _compile(path: Path) -> None:
 
 def _prepare(rows: Tensor) -> Tensor:
     """Return rows [N, d] whose last axis is contiguous."""
-    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
+    # An empty tensor counts as contiguous, whatever its strides are.
+    return rows if rows.stride(-1) == 1 else rows.clone(memory_format=torch.contiguous_format)
 
 
 def _check(blocks: Tensor, *matrices: Tensor) -> None:
