@@ -103,7 +103,14 @@ def test_overwrite_reuses_the_gradient(transpose):
 def test_rows_of_any_stride():
     x, _, blocks = case(40, rows=30)
     wide = torch.randn(30, 100)
-    for view in (wide[:, 7:47], wide[::3, :40], wide.T[:40, :30].T, torch.ones(40).expand(30, 40), torch.empty(0, 40), wide[:0, ::2][:, :40]):
+    for view in (
+        wide[:, 7:47],
+        wide[::3, :40],
+        wide.T[:40, :30].T,
+        torch.ones(40).expand(30, 40),
+        torch.empty(0, 40),
+        wide[:0, ::2][:, :40],
+    ):
         assert torch.equal(native.forward(view, blocks), native.forward(view.contiguous(), blocks))
     shared = torch.ones(40).expand(30, 40)
     assert torch.equal(
