@@ -1,6 +1,7 @@
 """Reference definition: every pair in turn, dense, in float64. Slow; all faster implementations are tested against it."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,3 +45,30 @@ def check_blocks(blocks: Tensor, d: int) -> None:
         raise ValueError(f"width d is {d}; a rotation needs at least two coordinates (d >= 2)")
     if tuple(blocks.shape[-3:]) != (d - 1, 2, 2):
         raise ValueError(f"blocks have shape {tuple(blocks.shape)}; width d={d} needs [d-1, 2, 2] = [{d - 1}, 2, 2]")
+
+
+class CheckCase(NamedTuple):
+    """A small case of odd width, with which kernels are checked before their first use: float32 inputs, and float64 results of y = R x.
+
+    `exact_rows` and `exact_blocks` are the gradients of rows and blocks for the gradient `grads` of y.
+    """
+
+    rows: Tensor
+    grads: Tensor
+    blocks: Tensor
+    exact: Tensor
+    exact_rows: Tensor
+    exact_blocks: Tensor
+
+
+def build_check_case(device: torch.device) -> CheckCase:
+    """Build the case on a device."""
+    d, count = 77, 37
+    generator = torch.Generator().manual_seed(0)
+    blocks = (torch.eye(2) + 0.3 * torch.randn(d - 1, 2, 2, generator=generator)).to(device)
+    rows, grads = (torch.randn(count, d, generator=generator).to(device) for _ in range(2))
+    with torch.enable_grad():
+        double_rows, double_blocks = rows.double().requires_grad_(), blocks.double().requires_grad_()
+        exact = double_rows @ reference_matrix(double_blocks, d).T
+        exact_rows, exact_blocks = torch.autograd.grad(exact, (double_rows, double_blocks), grads.double())
+    return CheckCase(rows, grads, blocks, exact.detach(), exact_rows, exact_blocks)

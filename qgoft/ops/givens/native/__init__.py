@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from qgoft.config.locations import cache_directory
-from qgoft.ops.givens.reference import reference_matrix
+from qgoft.ops.givens.reference import build_check_case
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("givens.c", "rows.inc"))
 # Without contraction to fused operations the instruction sets give the same bits. Nothing is specific to the compiling processor.
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-fopenmp")
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off")
+OPENMP = "-fopenmp"
 COMPILE_TIMEOUT = 120.0  # seconds
 DTYPES = (torch.float32, torch.bfloat16)
 BEST = 2  # instruction set: the best that the processor has (0: baseline, 1: AVX2, 2: AVX-512)
@@ -62,9 +63,10 @@ def load() -> ctypes.CDLL:
     Raises:
         NotAvailable: no compiler, a cache that cannot be written, or a library that fails or is wrong.
     """
-    path = _library_path(_compiler())
+    compiler = _compiler()
+    path = _library_path(compiler)
     if not path.is_file():
-        _compile(path)
+        _compile(compiler, path)
     try:
         library = ctypes.CDLL(str(path))
         p, i, n = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -100,28 +102,24 @@ def _compiler() -> list[str]:
 def _library_path(compiler: list[str]) -> Path:
     """Return the path of the library in the cache, named after its sources, the compiler and the architecture."""
     asked = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    identity = [*(source.read_text("utf-8") for source in SOURCES), *compiler, *FLAGS, asked, platform.machine(), sys.platform]
+    identity = [*(source.read_text("utf-8") for source in SOURCES), *compiler, *FLAGS, OPENMP, asked, platform.machine(), sys.platform]
     return cache_directory() / "native" / hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16] / "libgivens.so"
 
 
-def _compile(path: Path) -> None:
+def _compile(compiler: list[str], path: Path) -> None:
     """Compile the library. It appears atomically; if several processes compile it, the last one replaces equal files."""
     print("qgoft: compiling the native Givens kernels (once, some seconds)", file=sys.stderr, flush=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             target = Path(scratch) / path.name
-            flags = [*FLAGS]
-            done = None
-            while flags:
-                command = [*_compiler(), *flags, "-o", str(target), str(SOURCES[0])]
+            for flags in ((*FLAGS, OPENMP), FLAGS):  # a compiler without OpenMP: one thread
+                command = [*compiler, *flags, "-o", str(target), str(SOURCES[0])]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False)
-                if done.returncode == 0 or flags[-1] != "-fopenmp":
-                    break
-                flags.pop()  # a compiler without OpenMP: one thread
-            if done is None or done.returncode:
-                raise NotAvailable(f"the compiler failed: {' '.join(done.stderr.split())[-300:] if done else ''}")
-            os.replace(target, path)
+                if done.returncode == 0:
+                    os.replace(target, path)
+                    return
+            raise NotAvailable(f"the compiler failed: {' '.join(done.stderr.split())[-300:]}")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotAvailable(f"cannot compile to {path.parent}: {error}; set QGOFT_CACHE to a writable directory") from error
 
@@ -236,21 +234,14 @@ def _matrix(rows: Tensor) -> tuple[int, int]:
 
 def self_check(library: ctypes.CDLL) -> float:
     """Return the largest relative error of a library on a small case of odd width, for products and gradients; infinity if it fails."""
-    d, count = 77, 37
-    generator = torch.Generator().manual_seed(0)
-    blocks = torch.eye(2) + 0.3 * torch.randn(d - 1, 2, 2, generator=generator)
-    rows, grads = (torch.randn(count, d, generator=generator) for _ in range(2))
-    with torch.enable_grad():
-        exact_blocks, exact_rows = blocks.double().requires_grad_(), rows.double().requires_grad_()
-        matrix = reference_matrix(exact_blocks, d)
-        exact = exact_rows @ matrix.T
-        exact_grads = torch.autograd.grad(exact, (exact_blocks, exact_rows), grads.double())
+    rows, grads, blocks, exact, exact_rows, exact_blocks = build_check_case(torch.device("cpu"))
     with suppress(MemoryError, ValueError):
-        ours = backward(rows, grads, blocks, overwrite=False, need_input=True, library=library)
+        grad_blocks, grad_rows = backward(rows, grads, blocks, overwrite=False, need_input=True, library=library)
         pairs = (
             (_apply(rows, blocks, False, BEST, library), exact),
-            (_apply(grads, blocks, True, BEST, library), exact_grads[1]),
-            *zip(ours, exact_grads, strict=True),
+            (_apply(grads, blocks, True, BEST, library), exact_rows),
+            (grad_blocks, exact_blocks),
+            (grad_rows, exact_rows),
         )
-        return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in ((a, b.detach()) for a, b in pairs if a is not None))
+        return max(float((ours.double() - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs if ours is not None)
     return float("inf")
