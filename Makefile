@@ -77,7 +77,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "installing lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit fidelity test coverage check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit fidelity test test-native coverage check smoke bench counts status fetch clean help
 
 env: $(READY) ## create .venv
 
@@ -137,6 +137,12 @@ audit: $(READY) ## check the published values: averages, counts, rounding, sizes
 test: $(READY) $(VENV)/.triton ## lint, type check and all tests that need no GPU (ten minutes on two cores)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q
+
+DRIVER = mkdir -p build/native && $(CC) tests/ops/native/driver.c -std=gnu11 -Wall -Wextra -Wno-psabi -ffp-contract=off -fopenmp
+test-native: ## random cases of the native kernels under sanitizers, in emulation and under valgrind (ARGS="CASES SEED")
+	@$(DRIVER) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -o build/native/sanitized -lm && build/native/sanitized $(or $(ARGS),3000)
+	@$(DRIVER) -O2 -DEMULATE -o build/native/emulated -lm && build/native/emulated $(or $(ARGS),3000)
+	@$(DRIVER) -O2 -g -o build/native/plain -lm; if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=3 build/native/plain 50; else echo "valgrind is not installed"; fi
 
 coverage: $(READY) $(VENV)/.triton ## branch coverage of qgoft/ (a quarter of an hour)
 	@$(VENV)/bin/coverage erase

@@ -3,18 +3,22 @@
 import ctypes
 import multiprocessing
 import os
+import platform
+import shlex
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from qgoft.ops import givens
 from qgoft.ops.givens import dispatch, native
+from qgoft.ops.givens.native import build
 
 WIDTHS = [*range(2, 20), 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 384, 768, 1000]
-LEVELS = (0, 1, 2)  # baseline, AVX2, AVX-512; a level that the processor lacks counts as the best it has
+ISAS = (0, 1, 2)  # baseline, AVX2, AVX-512; more than the processor has counts as the best it has
 
 
 WITHOUT_LIBRARY = ("test_without_compiler_uses_trees", "test_unwritable_cache_uses_trees")
@@ -49,18 +53,18 @@ def assert_near(found, expected, tolerance=2e-6):
     assert (found.double() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_kernels_equal_reference(d, level):
+def test_kernels_equal_reference(d, isa):
     x, g, blocks = case(d)
     y, grad_x, grad_blocks = exact(x, g, blocks, transpose=False)
-    assert_near(native.forward(x, blocks, level=level), y)
-    ours, ours_x = native.backward(x, g, blocks, overwrite=False, need_input=True, level=level)
+    assert_near(native.forward(x, blocks, isa=isa), y)
+    ours, ours_x = native.backward(x, g, blocks, overwrite=False, need_input=True, isa=isa)
     assert_near(ours_x, grad_x)
     assert_near(ours, grad_blocks, 5e-6)
     y, grad_x, grad_blocks = exact(x, g, blocks, transpose=True)
-    assert_near(native.transpose(x, blocks, level=level), y)
-    ours, ours_x = native.backward(g, x, blocks, overwrite=False, need_input=True, transpose=True, level=level)
+    assert_near(native.transpose(x, blocks, isa=isa), y)
+    ours, ours_x = native.backward(g, x, blocks, overwrite=False, need_input=True, transpose=True, isa=isa)
     assert_near(ours_x, grad_x)
     assert_near(ours, grad_blocks, 5e-6)
 
@@ -73,9 +77,9 @@ def test_bits_depend_on_neither_set_nor_threads(d):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            for level in LEVELS:
-                pair = native.backward(x, g, blocks, overwrite=False, need_input=True, level=level)
-                results.append((native.forward(x, blocks, level=level), native.transpose(x, blocks, level=level), *pair))
+            for isa in ISAS:
+                pair = native.backward(x, g, blocks, overwrite=False, need_input=True, isa=isa)
+                results.append((native.forward(x, blocks, isa=isa), native.transpose(x, blocks, isa=isa), *pair))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
@@ -166,7 +170,7 @@ def run_python(program, **environment):
     return done.stdout + done.stderr
 
 
-PROGRAM = "import torch; from qgoft.ops import givens; print(givens.dispatch.choose_backend(torch.zeros(1)), givens.mix_pairs(torch.ones(1, 3), torch.eye(2).repeat(2, 1, 1)).tolist())"
+PROGRAM = "import torch; from qgoft.ops import givens; givens.dispatch.native.installed_library = lambda: None; print(givens.dispatch.choose_backend(torch.zeros(1)), givens.mix_pairs(torch.ones(1, 3), torch.eye(2).repeat(2, 1, 1)).tolist())"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,81 @@ def test_without_compiler_uses_trees(tmp_path, environment, reason):
     assert "trees [[1.0, 1.0, 1.0]]" in said
     assert said.count("UserWarning") == 1
     assert f"the native Givens kernels are not available ({reason}" in said
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "torch.inference_mode()",
+        "torch.no_grad()",
+        "torch.autocast('cpu')",
+        "torch.device('meta')",
+        "torch.autograd.graph.saved_tensors_hooks(lambda t: 1 / 0, lambda t: t)",
+        "torch.autograd.set_multithreading_enabled(False)",
+    ],
+)
+def test_first_use_in_any_mode(mode):
+    said = run_python(f"import torch; from qgoft.ops.givens import native\nwith {mode}: print(native.is_available())")
+    assert said.splitlines()[-1] == "True", said
+
+
+def test_one_process_of_many_compiles(tmp_path):
+    environment = {**os.environ, "QGOFT_CACHE": str(tmp_path)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM], **options) for _ in range(3)]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert all("native [[1.0, 1.0, 1.0]]" in text for text in said), said
+    assert "".join(said).count("compiling the native Givens kernels") == 1
+    assert [path.name for path in tmp_path.glob("native/*/*.so")] == ["libgivens.so"]
+
+
+def test_library_of_other_sources_is_replaced(monkeypatch, tmp_path, library):
+    """An installation in a source tree whose sources have changed since."""
+    monkeypatch.setattr(native, "installed_library", lambda: tmp_path / "_library.so")
+    monkeypatch.setattr(native, "_open", lambda path: Stale() if path == str(tmp_path / "_library.so") else library)
+    native.load.cache_clear()
+    try:
+        assert native.load() is library
+    finally:
+        native.load.cache_clear()
+
+
+class Stale:
+    def givens_source(self):
+        return b"other sources"
+
+
+POOLS = """
+import re
+from qgoft.ops.givens import native
+
+def pools():
+    with open("/proc/self/maps") as maps:
+        return sorted({line.split()[-1] for line in maps if re.search(r"lib(g|i)?omp[^/]*[.]so", line)})
+
+before = pools()
+native.load()
+print(len(before) > 0, pools() == before, pools())
+"""
+
+
+def test_library_brings_no_pool_of_threads():
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("the mapped libraries of this system are not known; test_bits_depend_on_neither_set_nor_threads runs")
+    assert run_python(POOLS).startswith("True True"), run_python(POOLS)
+
+
+def test_driver_agrees_for_every_instruction_set(tmp_path):
+    """The C driver of `make test-native`, with kernels for AVX-512 in baseline instructions."""
+    driver = str(tmp_path / "driver")
+    source = str(Path(__file__).parent / "native" / "driver.c")
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run(
+        [*compiler, "-O1", "-std=gnu11", "-DEMULATE", *build.COMPILE_FLAGS[2:], source, "-o", driver, "-lm"], check=True, timeout=120
+    )
+    done = subprocess.run([driver, "300", "11"], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("300 cases agree with the definition within"), done.stdout
+    assert platform.machine() != "x86_64" or done.stdout.rstrip().endswith("vectors of 4, 8 and 16 values")
 
 
 def test_unwritable_cache_uses_trees(tmp_path):
@@ -194,13 +273,14 @@ def test_wrong_library_is_not_used(monkeypatch, library):
             return library.givens_apply(*arguments[:-2], 1 - arguments[-2], arguments[-1])
 
         givens_gradients = library.givens_gradients
+        givens_source = library.givens_source
 
     assert native.self_check(library) < native.TOLERANCE
     assert native.self_check(Wrong()) > native.TOLERANCE
     monkeypatch.setattr(ctypes, "CDLL", lambda path: Wrong())
     native.load.cache_clear()
     try:
-        with pytest.raises(native.NotAvailable, match=r"libgivens\.so (is wrong by|cannot be loaded)"):
+        with pytest.raises(native.NotAvailable, match=r"\.so (is wrong by|cannot be loaded)"):
             native.load()
     finally:
         monkeypatch.undo()
@@ -234,3 +314,26 @@ def test_forked_process_computes_the_same(two_threads):
         assert queue.get(timeout=60) == expected
     finally:
         process.join(60)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_follow_their_contract(transpose, dtype):
+    """Schema, fake implementation and gradients, as torch.library checks them."""
+    x, _, blocks = case(9, dtype=dtype)
+    arguments = (x.view(3, 7, 9).requires_grad_(), blocks.requires_grad_(), transpose)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.qgoft.rotate.default, arguments, test_utils=checks)
+
+
+def test_compiled_code_calls_the_kernels():
+    called = []
+
+    def record(graph, example):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    x, _, blocks = case(9)
+    rotated = torch.compile(givens.mix_pairs, fullgraph=True, backend=record)(x, blocks)
+    assert torch.equal(rotated, native.forward(x, blocks))
+    assert "qgoft.rotate.default" in called or "qgoft.rotate" in called, called

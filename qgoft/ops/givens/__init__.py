@@ -1,6 +1,6 @@
 """Products of Givens rotations arranged as a tree (GOFT, ICML 2024, section 4). The README in this directory has the derivation."""
 
-from qgoft.ops.givens.blocks import identity_blocks, inverse_blocks, rotation_blocks
+from qgoft.ops.givens.blocks import identity_blocks, inverse_blocks, rotation_blocks, scale_blocks
 from qgoft.ops.givens.dispatch import BACKENDS, force_backend
 from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.orderings import PAIRINGS, count_pairs, pairing_matrix
@@ -26,4 +26,5 @@ __all__ = [
     "released_reference_matrix",
     "rotated_linear",
     "rotation_blocks",
+    "scale_blocks",
 ]

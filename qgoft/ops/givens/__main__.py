@@ -11,9 +11,9 @@ from qgoft.ops.givens.dispatch import choose_backend
 def main() -> None:
     """Compile the native kernels if necessary, and print what is used."""
     try:
-        native.load()
-        lanes = native.load().givens_lanes(native.BEST)
-        found = f"native: available, {lanes} float32 values per vector, {torch.get_num_threads()} threads"
+        library = native.load()
+        lanes = library.givens_lanes(native.BEST)
+        found = f"native: available, {lanes} float32 values per vector, {torch.get_num_threads()} threads, {library._name}"
     except native.NotAvailable as reason:
         found = f"native: not available: {reason}"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

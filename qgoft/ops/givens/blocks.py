@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from qgoft.ops.givens.index_cache import cached_index
+
 
 def identity_blocks(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
     """Return [count, 2, 2] identity blocks, the initialisation of qGOFT."""
@@ -15,6 +17,31 @@ def rotation_blocks(theta: Tensor) -> Tensor:
     cos, sin = theta.cos(), theta.sin()
     blocks: Tensor = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
     return blocks
+
+
+def scale_blocks(blocks: Tensor, scale: Tensor) -> Tensor:
+    """Return the blocks [d-1, 2, 2] of R diag(scale), the product of GOFT*: a coordinate is scaled by the first block that it enters.
+
+    Args:
+        blocks: [d-1, 2, 2] of R.
+        scale: [d].
+    """
+    columns = torch.cat((scale, scale.new_ones(1)))[_first_coordinates(len(scale), scale.device)]
+    return blocks * columns[:, None, :]
+
+
+@cached_index
+def _first_coordinates(d: int, device: torch.device) -> Tensor:
+    """Return which coordinate enters the product at each column of each block, [d-1, 2]; d where it has entered before."""
+    first = torch.full((d - 1, 2), d)
+    first[: d // 2] = torch.arange(d // 2 * 2).view(-1, 2)
+    if d % 2:
+        # The last coordinate has no partner until a level has an even number of coordinates; it is the second of its last pair then.
+        block, width = d // 2 - 1, (d + 1) // 2
+        while width % 2:
+            block, width = block + width // 2, (width + 1) // 2
+        first[block + width // 2, 1] = d - 1
+    return first.to(device)
 
 
 def inverse_blocks(blocks: Tensor) -> Tensor:

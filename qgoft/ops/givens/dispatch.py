@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qgoft.ops.givens import native
+from qgoft.ops.givens.reference import run_without_modes
 
 # native: compiled C code on a CPU, from the 2x2 blocks. trees: stages of small dense matrices on chunks of rows, on any device. triton: all
 # levels of a row in GPU registers, from the blocks. graph: differentiable operations only, for compilers that trace.
@@ -41,7 +42,11 @@ def choose_backend(*tensors: Tensor) -> str:
     named = os.environ.get("QGOFT_BACKEND") or None
     if named not in (None, *BACKENDS):
         raise ValueError(f"QGOFT_BACKEND={named}: unknown backend; allowed are {', '.join(BACKENDS)}")
-    if torch.compiler.is_compiling() or is_functorch_active():
+    if torch.compiler.is_compiling():
+        # A compiler calls the native kernels as operators, and traces everything else.
+        is_native = named in (None, "native") and all(map(native_supports, tensors)) and _is_native_available()
+        return "native" if is_native else "graph"
+    if is_functorch_active():
         return "graph"
     # The Triton kernels compute in float32.
     if named in (None, "triton") and all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors) and triton_available():
@@ -49,6 +54,11 @@ def choose_backend(*tensors: Tensor) -> str:
     if named in (None, "native") and all(map(native_supports, tensors)) and native.is_available():
         return "native"
     return "trees"
+
+
+@torch.compiler.assume_constant_result
+def _is_native_available() -> bool:
+    return native.is_available()
 
 
 def native_supports(tensor: Tensor) -> bool:
@@ -69,7 +79,7 @@ def triton_available() -> bool:
     from qgoft.ops.givens import triton_kernels
 
     try:
-        error = triton_kernels.self_check(torch.device("cuda"))
+        error = run_without_modes(triton_kernels.self_check, torch.device("cuda"))
     except Exception as failure:
         warnings.warn(f"the Triton kernels do not run on this device ({failure}); using the slower matrix products", stacklevel=2)
         return False
@@ -88,4 +98,6 @@ def can_cache_factors(parameter: Tensor) -> bool:
     """Return True if a layer may cache its factors: not while a compiler traces, and only if comparing the parameter with the cached values
     does not synchronise with a device.
     """
+    if torch.compiler.is_compiling():
+        return False
     return choose_backend(parameter) in ("native", "trees") and parameter.device.type == "cpu" and type(parameter) in PLAIN

@@ -5,7 +5,6 @@ The README in this directory has the derivation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from qgoft.ops.givens import native
 from qgoft.ops.givens.dispatch import ON_BLOCKS, choose_backend, native_supports, should_rotate_weight
 from qgoft.ops.givens.factors import Factors, build_factors
 from qgoft.ops.givens.reference import check_blocks
+from qgoft.ops.givens.traced import apply_in_graph, apply_traced, disable_autocast, pad_to_trees
 from qgoft.ops.givens.upper_stages import apply_to_columns, apply_transpose_to_columns, backward_of_columns
 
 # Values per chunk, 4 MB of float32. Measured on two CPU cores with 2 MB of second-level cache each: half as many cost 3% of a layer's step
@@ -46,8 +46,8 @@ def mix_pairs(x: Tensor, blocks: Tensor, *, transpose: bool = False) -> Tensor:
 def apply_factors(x: Tensor, factors: Factors, *, transpose: bool = False) -> Tensor:
     """Apply factors that are built already: x [..., d] -> [..., d] in the dtype of x. See `mix_pairs`."""
     factors = _supported(factors, x)
-    if factors.backend == "graph":
-        return _apply_in_graph(x, factors, transpose)
+    if factors.backend == "graph" or torch.compiler.is_compiling():
+        return apply_traced(x, factors, transpose)
     product: Tensor = RotateFunction.apply(x, transpose, factors.backend, *factors.stages)
     return product
 
@@ -74,15 +74,10 @@ def rotated_linear(x: Tensor, factors: Factors, weight: Tensor, bias: Tensor | N
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("rotated_linear has no gradient for weight and bias: freeze both, or use mix_pairs and then the layer")
     factors = _supported(factors, x)
-    if factors.backend == "graph":
-        return torch.nn.functional.linear(_apply_in_graph(x, factors, True), weight, bias)
+    if factors.backend == "graph" or torch.compiler.is_compiling():
+        return torch.nn.functional.linear(apply_traced(x, factors, True), weight, bias)
     h: Tensor = RotatedLinearFunction.apply(x, weight, bias, factors.backend, *factors.stages)
     return h
-
-
-def disable_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Disable autocast: the operands are cast already. The meta device, which has shapes only, has no autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class RotateFunction(torch.autograd.Function):
@@ -102,7 +97,7 @@ class RotateFunction(torch.autograd.Function):
         x, *stages = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             grad_x, *grad_stages = _backward_in_graph(
-                x, stages, ctx.backend, grad, lambda x, factors: _apply_in_graph(x, factors, ctx.transpose)
+                x, stages, ctx.backend, grad, lambda x, factors: apply_in_graph(x, factors, ctx.transpose)
             )
             return grad_x, None, None, *grad_stages
         factors = Factors(tuple(stages), ctx.backend).to(x.dtype)
@@ -134,7 +129,7 @@ class RotatedLinearFunction(torch.autograd.Function):
         x, weight, *stages = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             grad_x, *grad_stages = _backward_in_graph(
-                x, stages, ctx.backend, grad, lambda x, factors: _apply_in_graph(x, factors, True) @ weight.T
+                x, stages, ctx.backend, grad, lambda x, factors: apply_in_graph(x, factors, True) @ weight.T
             )
             return grad_x, None, None, None, *grad_stages
         with disable_autocast(x):
@@ -185,18 +180,9 @@ def _row_chunks(rows: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _pad_to_trees(rows: Tensor, trees: Tensor) -> Tensor:
-    """Reshape [..., d] to [..., q, b], padded with zeros if b does not divide d."""
-    count, width, _ = trees.shape
-    missing = count * width - rows.shape[-1]
-    if missing:
-        rows = torch.nn.functional.pad(rows, (0, missing))
-    return rows.reshape(*rows.shape[:-1], count, width)
-
-
 def _group_by_tree(rows: Tensor, trees: Tensor) -> Tensor:
     """Group rows [c, d] by tree -> [q, c, b]: a view if b divides d, otherwise a padded copy."""
-    return _pad_to_trees(rows, trees).transpose(0, 1)
+    return pad_to_trees(rows, trees).transpose(0, 1)
 
 
 def _scatter_rows(target: Tensor, product: Tensor) -> None:
@@ -320,24 +306,3 @@ def _backward_of_transposed_chunk(rows: Tensor, grads: Tensor, factors: Factors,
         product = torch.bmm(inputs, trees.transpose(1, 2))
         product[:, :, 0] = values
         _scatter_rows(grads, product)
-
-
-def _apply_in_graph(x: Tensor, factors: Factors, transpose: bool) -> Tensor:
-    """Compute the same product with differentiable operations only, for compilers that trace."""
-    with disable_autocast(x):
-        return _apply_stages(x, factors.to(x.dtype).stages, transpose)
-
-
-def _apply_stages(x: Tensor, stages: tuple[Tensor, ...], transpose: bool) -> Tensor:
-    trees = stages[0]
-    if len(stages) == 1:
-        return x @ (trees[0] if transpose else trees[0].T)
-    parts = _pad_to_trees(x, trees)
-    if transpose:
-        roots = _apply_stages(parts[..., 0], stages[1:], transpose)
-        product = torch.einsum("...tj,tjk->...tk", torch.cat((roots[..., None], parts[..., 1:]), -1), trees)
-    else:
-        product = torch.einsum("...tk,tjk->...tj", parts, trees)
-        roots = _apply_stages(product[..., 0], stages[1:], transpose)
-        product = torch.cat((roots[..., None], product[..., 1:]), -1)
-    return product.flatten(-2)[..., : x.shape[-1]]

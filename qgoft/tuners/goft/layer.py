@@ -22,6 +22,7 @@ from qgoft.ops.givens import (
     pairing_matrix,
     rotated_linear,
     rotation_blocks,
+    scale_blocks,
 )
 from qgoft.ops.givens.dispatch import ON_BLOCKS, can_cache_factors, choose_backend
 from qgoft.ops.givens.released_v2 import check_even
@@ -117,13 +118,15 @@ class GoftLayer(MergeableLayer):
         return CacheKey(adapter_name, self.in_features, config.has_free_blocks, config.angle, self.get_parameter_of(adapter_name).dtype)
 
     def get_factors(self, adapter_name: str) -> Factors:
-        """Return R of an adapter as factors. The scales of GOFT*, R = P_L ... P_1 diag(v), are folded into trees, but not into blocks."""
+        """Return R of an adapter as factors, with the scales of GOFT* folded in: R = P_L ... P_1 diag(v)."""
         if can_cache_factors(self.get_parameter_of(adapter_name)):
             factors = self.factor_cache.factors(self, adapter_name)
         else:
             factors = build_factors(self.get_blocks(adapter_name), self.in_features)
-        if adapter_name not in self.goft_scale or factors.backend in ON_BLOCKS:
+        if adapter_name not in self.goft_scale:
             return factors
+        if factors.backend in ON_BLOCKS:
+            return Factors((scale_blocks(*factors.stages, self.goft_scale[adapter_name]),), factors.backend)
         trees, *rest = factors.stages
         count, width, _ = trees.shape
         scale = nn.functional.pad(self.goft_scale[adapter_name], (0, count * width - self.in_features))
@@ -135,10 +138,7 @@ class GoftLayer(MergeableLayer):
             return mix_neighbours(x, self.get_blocks(adapter_name))
         if self.goft_config[adapter_name].pairing != "tree":
             return x @ self._dense(adapter_name).to(x.dtype)
-        factors = self.get_factors(adapter_name)
-        rotated = apply_factors(x, factors, transpose=True)
-        is_scaled = adapter_name in self.goft_scale and factors.backend in ON_BLOCKS
-        return rotated * self.goft_scale[adapter_name].to(rotated.dtype) if is_scaled else rotated
+        return apply_factors(x, self.get_factors(adapter_name), transpose=True)
 
     def _dense(self, adapter_name: str) -> Tensor:
         """Return R [d, d] of an ordering other than the tree, with the scales of GOFT*, in at least float32."""
@@ -231,10 +231,7 @@ class GoftLinear(nn.Module, GoftLayer):
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        factors = self.get_factors(adapter_name)
-        if adapter_name in self.goft_scale and factors.backend in ON_BLOCKS:
-            return self.base_layer(self.rotate(x, adapter_name))
-        return rotated_linear(x, factors, weight.T if isinstance(base, Conv1D) else weight, bias)
+        return rotated_linear(x, self.get_factors(adapter_name), weight.T if isinstance(base, Conv1D) else weight, bias)
 
     def _rotate_per_example(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         """Rotate each item of the batch by its own adapter; "__base__" and adapters that this layer lacks leave it unchanged."""

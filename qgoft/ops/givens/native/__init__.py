@@ -7,29 +7,17 @@ loaded already, as many as `torch.get_num_threads()`. Results do not depend on t
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 import warnings
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from qgoft.config.locations import cache_directory
-from qgoft.ops.givens.reference import build_check_case
+from qgoft.ops.givens.native.build import NotAvailable, compile_once, installed_library, source_hash
+from qgoft.ops.givens.reference import build_check_case, run_without_modes
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("givens.c", "rows.inc"))
-# Without contraction to fused operations the instruction sets give the same bits. Nothing is specific to the compiling processor.
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off")
-OPENMP = "-fopenmp"
-COMPILE_TIMEOUT = 120.0  # seconds
 DTYPES = (torch.float32, torch.bfloat16)
 BEST = 2  # instruction set: the best that the processor has (0: baseline, 1: AVX2, 2: AVX-512)
 TOLERANCE = 1e-5  # of the self-check, relative
@@ -52,31 +40,34 @@ def _threads() -> int:
     return 1 if _is_forked else torch.get_num_threads()
 
 
-class NotAvailable(Exception):
-    """The library cannot be compiled, loaded or trusted on this machine; the message is the reason."""
-
-
 @functools.cache
 def load() -> ctypes.CDLL:
-    """Return the library, compiled on first use into the cache of the user and checked against the reference.
+    """Return the library, checked against the reference: that of the installation, or compiled on first use into the cache of the user.
 
     Raises:
         NotAvailable: no compiler, a cache that cannot be written, or a library that fails or is wrong.
     """
-    compiler = _compiler()
-    path = _library_path(compiler)
-    if not path.is_file():
-        _compile(compiler, path)
+    path = installed_library()
+    library = None if path is None else _open(str(path))
+    # In a source tree the sources may be newer than the installation.
+    if library is None or library.givens_source().decode() != source_hash():
+        path = compile_once(cache_directory() / "native")
+        library = _open(str(path))
+    error = run_without_modes(self_check, library)
+    if not error <= TOLERANCE:
+        raise NotAvailable(f"{path} is wrong by {error:.1e}; delete it")
+    return library
+
+
+def _open(path: str) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(path)
         p, i, n = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         library.givens_apply.argtypes = [i, i, i, p, p, n, p, n, n, i, i]
         library.givens_gradients.argtypes = [i, i, i, p, p, n, p, n, p, n, n, i, p, i]
+        library.givens_source.restype = ctypes.c_char_p
     except (OSError, AttributeError) as failure:
         raise NotAvailable(f"{path} cannot be loaded ({failure}); delete it") from failure
-    error = self_check(library)
-    if not error <= TOLERANCE:
-        raise NotAvailable(f"{path} is wrong by {error:.1e}; delete it")
     return library
 
 
@@ -89,39 +80,6 @@ def is_available() -> bool:
         warnings.warn(f"the native Givens kernels are not available ({reason}); using the slower matrix products", stacklevel=2)
         return False
     return True
-
-
-def _compiler() -> list[str]:
-    words = shlex.split(os.environ.get("CC", ""))
-    found = words or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
-    if not found or not shutil.which(found[0]):
-        raise NotAvailable(f"there is no C compiler{f' {words[0]}' if words else ''}; install one, or set CC")
-    return found
-
-
-def _library_path(compiler: list[str]) -> Path:
-    """Return the path of the library in the cache, named after its sources, the compiler and the architecture."""
-    asked = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    identity = [*(source.read_text("utf-8") for source in SOURCES), *compiler, *FLAGS, OPENMP, asked, platform.machine(), sys.platform]
-    return cache_directory() / "native" / hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16] / "libgivens.so"
-
-
-def _compile(compiler: list[str], path: Path) -> None:
-    """Compile the library. It appears atomically; if several processes compile it, the last one replaces equal files."""
-    print("qgoft: compiling the native Givens kernels (once, some seconds)", file=sys.stderr, flush=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            target = Path(scratch) / path.name
-            for flags in ((*FLAGS, OPENMP), FLAGS):  # a compiler without OpenMP: one thread
-                command = [*compiler, *flags, "-o", str(target), str(SOURCES[0])]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False)
-                if done.returncode == 0:
-                    os.replace(target, path)
-                    return
-            raise NotAvailable(f"the compiler failed: {' '.join(done.stderr.split())[-300:]}")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotAvailable(f"cannot compile to {path.parent}: {error}; set QGOFT_CACHE to a writable directory") from error
 
 
 def _prepare(rows: Tensor) -> Tensor:
@@ -152,23 +110,23 @@ def _in_float32(blocks: Tensor) -> Tensor:
     return blocks.detach().to(torch.float32).contiguous()
 
 
-def forward(rows: Tensor, blocks: Tensor, *, level: int = BEST) -> Tensor:
+def forward(rows: Tensor, blocks: Tensor, *, isa: int = BEST) -> Tensor:
     """Apply R to every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
-    return _apply(rows, blocks, False, level)
+    return _apply(rows, blocks, False, isa)
 
 
-def transpose(rows: Tensor, blocks: Tensor, *, level: int = BEST) -> Tensor:
+def transpose(rows: Tensor, blocks: Tensor, *, isa: int = BEST) -> Tensor:
     """Apply R^T to every row: [N, d] and [d-1, 2, 2] -> a new [N, d]."""
-    return _apply(rows, blocks, True, level)
+    return _apply(rows, blocks, True, isa)
 
 
-def _apply(rows: Tensor, blocks: Tensor, transpose: bool, level: int, library: ctypes.CDLL | None = None) -> Tensor:
+def _apply(rows: Tensor, blocks: Tensor, transpose: bool, isa: int, library: ctypes.CDLL | None = None) -> Tensor:
     rows, blocks = _prepare(rows.detach()), _in_float32(blocks)
     out = torch.empty(rows.shape, dtype=rows.dtype)
     _check(blocks, rows, out)
     count, d = rows.shape
     failed = (library or load()).givens_apply(
-        level,
+        isa,
         int(rows.dtype == torch.bfloat16),
         d,
         blocks.data_ptr(),
@@ -191,7 +149,7 @@ def backward(
     overwrite: bool,
     need_input: bool,
     transpose: bool = False,
-    level: int = BEST,
+    isa: int = BEST,
     library: ctypes.CDLL | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of y = R x: of the blocks [d-1, 2, 2] in float32, and of x.
@@ -211,7 +169,7 @@ def backward(
     grad_blocks = torch.empty_like(blocks)
     count, d = rows.shape
     failed = (library or load()).givens_gradients(
-        level,
+        isa,
         int(rows.dtype == torch.bfloat16),
         d,
         blocks.data_ptr(),
