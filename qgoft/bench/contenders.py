@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from qgoft.bench.baseline_products import MixedLinear, mix_neighbours_by_level, mix_sparse
 from qgoft.bench.shapes import Shape
 from qgoft.methods.registry import REGISTRY, MethodContext, find_targets, parse_variant
-from qgoft.ops.givens import identity_blocks, mix_pairs
+from qgoft.ops.givens import Factors, apply_factors, identity_blocks, mix_pairs
+from qgoft.ops.givens.rotate import backward_of_rows
 
 REFERENCE = "lora r=8"
+BYTES_OF_ROWS = 128 * 2**20  # of the rows that the product is timed on, so that they come from memory as they do in a model
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ class Contender:
 
 CONTENDERS = [
     Contender("frozen", in_models=True),
-    Contender("full", ("full", "full")),
     Contender(REFERENCE, ("lora", "r8"), in_models=True),
-    Contender("dora r=8", ("dora", "r8")),
-    Contender("oft b=32", ("oft", "b32"), in_models=True),
-    Contender("oft_v2 b=32", ("oft_v2", "b32")),
-    Contender("boft b=8 m=2", ("boft", "b8m2")),
-    Contender("hra r=8", ("hra", "r8")),
-    Contender("psoft r=46", ("psoft", "r46")),
     Contender("goft", ("goft", "goft"), in_models=True),
     Contender("qgoft", ("qgoft", "qgoft"), in_models=True),
+    Contender("goft_star", ("goft_star", "goft_star"), in_models=True),
+    Contender("oft b=32", ("oft", "b32"), in_models=True),
+    Contender("psoft r=46", ("psoft", "r46"), in_models=True),
+    Contender("dora r=8", ("dora", "r8"), in_models=True),
+    Contender("hra r=8", ("hra", "r8"), in_models=True),
+    Contender("goft_v2", ("goft_v2", "goft_v2"), in_models=True),
+    Contender("boft b=8 m=2", ("boft", "b8m2"), in_models=True),
+    Contender("full", ("full", "full")),
+    Contender("oft_v2 b=32", ("oft_v2", "b32")),
     Contender("qgoft, sparse products", mix=mix_sparse),
     Contender("qgoft_v2 as released", mix=mix_neighbours_by_level, divide=4),
     Contender("goft_v2 as released", mix=mix_neighbours_by_level, has_free_blocks=False, divide=4, is_printed=True),
@@ -111,20 +115,46 @@ def _want_gradient(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Product:
-    """The product without a layer: `make bench` times it against the sparse chain and over the widths."""
+    """The product without a layer.
+
+    Attributes:
+        call: called with rows and their gradient, both [N, d], blocks [d-1, 2, 2] that require a gradient, and factors of them.
+        max_width: not timed beyond.
+    """
 
     name: str
-    apply: Callable[[Tensor, Tensor], Tensor]
+    call: Callable[[Tensor, Tensor, Tensor, Factors], object]
+    max_width: int = 1 << 30
 
 
+def _forward_and_backward(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, Factors], object]:
+    def call(rows: Tensor, grads: Tensor, blocks: Tensor, _: Factors) -> object:
+        rows = rows.detach().requires_grad_()
+        return torch.autograd.grad(product(rows, blocks), (rows, blocks), grads)
+
+    return call
+
+
+def _gradients(rows: Tensor, grads: Tensor, _: Tensor, factors: Factors) -> object:
+    return backward_of_rows(rows, grads, factors, transpose=True, overwrite=True, need_input=True)
+
+
+# The gradient of a sparse matrix is dense, d x d: beyond this width it takes seconds.
+SPARSE_WIDTH = 3072
 PRODUCTS = [
-    Product("tree", mix_pairs),
-    Product("sparse, COO", partial(mix_sparse, layout=torch.sparse_coo)),
-    Product("sparse, CSR", partial(mix_sparse, layout=torch.sparse_csr)),
+    Product("copy", lambda rows, *_: rows.clone()),
+    Product("apply", lambda rows, _, __, factors: apply_factors(rows, factors)),
+    Product("transpose", lambda rows, _, __, factors: apply_factors(rows, factors, transpose=True)),
+    Product("gradients", _gradients),
+    Product("forward and backward", _forward_and_backward(mix_pairs)),
+    Product("sparse, COO", _forward_and_backward(partial(mix_sparse, layout=torch.sparse_coo)), SPARSE_WIDTH),
+    Product("sparse, CSR", _forward_and_backward(partial(mix_sparse, layout=torch.sparse_csr)), SPARSE_WIDTH),
 ]
 
 
-def product_inputs(rows: int, d: int, device: str) -> tuple[Tensor, Tensor]:
-    """Return rows [rows, d] and blocks [d-1, 2, 2] near the identity, both requiring gradients."""
+def product_inputs(rows: int, d: int, device: str) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return rows and gradients [rows, d], as many of each as exceed a cache together, and blocks [d-1, 2, 2] near the identity."""
+    count = max(2, BYTES_OF_ROWS // (4 * rows * d))
     blocks = identity_blocks(d - 1, device=device) + 0.1 * torch.randn(d - 1, 2, 2, device=device)
-    return torch.randn(rows, d, device=device, requires_grad=True), blocks.requires_grad_()
+    x, g = ([torch.randn(rows, d, device=device) for _ in range(count)] for _ in range(2))
+    return x, g, blocks.requires_grad_()

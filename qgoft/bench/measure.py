@@ -19,10 +19,11 @@ from qgoft.bench.memory import peak_bytes, saved_bytes
 from qgoft.bench.shapes import Shape
 from qgoft.config.settings import MethodSettings
 from qgoft.methods.registry import REGISTRY, Penalty, parse_variant
+from qgoft.ops.givens import build_factors
 
 PENALTY = 0.01
-# The gradient of a sparse matrix is dense, d x d: beyond this width it takes seconds.
-SPARSE_WIDTH = 3072
+# Methods that share the reference's steps when whole models are timed: each is a process that holds gigabytes.
+MODEL_GROUP = 3
 Report = Callable[[str], None]
 
 
@@ -114,14 +115,15 @@ def plan_groups(contenders: Iterable[Contender], batch: int, *, apart: bool, div
     """Return which contenders are timed together, and with which batch; the reference is in every group.
 
     Args:
-        apart: one group per contender, as whole models need it: every process holds gigabytes. A contender that needs much memory is always
-            timed with the reference only.
+        apart: small groups, as whole models need it: every process holds gigabytes. A contender that needs much memory is always timed with
+            the reference only.
         divided: use the contender's fraction of the batch.
     """
     reference = next(contender for contender in CONTENDERS if contender.name == REFERENCE)
     others = [contender for contender in contenders if contender is not reference]
     together = [contender for contender in others if contender.divide == 1]
-    groups = [[contender] for contender in together] if apart else [together]
+    size = MODEL_GROUP if apart else max(1, len(together))
+    groups = [together[first : first + size] for first in range(0, len(together), size)]
     found = [([reference, *group], batch) for group in groups or [[]]]
     return found + [
         ([reference, contender], max(1, batch // contender.divide) if divided else batch) for contender in others if contender.divide > 1
@@ -199,16 +201,24 @@ def join_rounds(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def measure_products(widths: list[int], rows: int, repeats: int, device: str, report: Report) -> list[dict[str, Any]]:
-    """Time forward and backward of the product: the tree at every width, and the chain of sparse matrices up to 3072."""
-    runs = [(d, product) for d in widths for product in PRODUCTS if product.name == "tree" or d <= SPARSE_WIDTH]
-    found: list[dict[str, Any]] = [{"width": d, "name": product.name, "rows": rows, "seconds": []} for d, product in runs]
-    prepared = {d: product_inputs(rows, d, device) for d in widths}
-    for repeat in range(repeats + 1):
-        for (d, product), line in zip(runs, found, strict=True):
-            report(f"product of width {d}: round {repeat}/{repeats}, {product.name}")
-            x, blocks = prepared[d]
-            start = _now(device)
-            torch.autograd.grad(product.apply(x, blocks).sum(), (x, blocks))
-            if repeat:
-                line["seconds"].append(_now(device) - start)
+    """Time the product at every width, next to a copy of the rows and to the chain of sparse matrices. Seconds are of one call; a call gets
+    other rows than the calls before it, and its result is kept for as long, so that both come from memory.
+    """
+    found: list[dict[str, Any]] = []
+    for d in widths:
+        x, g, blocks = product_inputs(rows, d, device)
+        products = [product for product in PRODUCTS if d <= product.max_width]
+        lines: list[dict[str, Any]] = [{"width": d, "name": product.name, "rows": rows, "seconds": []} for product in products]
+        results: list[object] = [None] * len(x)
+        for repeat in range(repeats + 1):
+            for product, line in zip(products, lines, strict=True):
+                report(f"product of width {d}: round {repeat}/{repeats}, {product.name}")
+                count = 1 if product.max_width < 1 << 30 else len(x)
+                factors = build_factors(blocks.detach(), d)
+                start = _now(device)
+                for i in range(count):
+                    results[i] = product.call(x[i], g[i], blocks, factors)
+                if repeat:
+                    line["seconds"].append((_now(device) - start) / count)
+        found += lines
     return found

@@ -1,6 +1,6 @@
 """Time and memory of the operator, of layers, of a block and of whole models, all methods in one run: `make bench`.
 
-    python scripts/bench.py                       on a CPU, half an hour on two cores
+    python scripts/bench.py                       on a CPU, some hours on two cores
     python scripts/bench.py --parts product,model --only deberta --repeats 3
     python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
     python scripts/bench.py --return-memory       with the default allocator: memory is returned after a step and faulted in again
@@ -34,7 +34,7 @@ from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
 from qgoft.cli import Parser
 from qgoft.config.locations import REPOSITORY
 from qgoft.errors import check_choice, format_exception
-from qgoft.ops.givens.dispatch import triton_available
+from qgoft.ops.givens.dispatch import choose_backend, triton_available
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.report.table import terminal_width
@@ -191,9 +191,12 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         "failed": [],
         **records.code_provenance(REPOSITORY),
         "packages": records.package_versions(),
-        "hardware": records.hardware(
-            device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
-        ),
+        "hardware": {
+            **records.hardware(
+                device=torch.cuda.get_device_name() if device == "cuda" else "cpu", threads=torch.get_num_threads(), processes=1
+            ),
+            "givens": choose_backend(torch.zeros(1, device=device)),
+        },
     }
     write(record, path)
     for shape in SETS[arguments.set]():
@@ -238,7 +241,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--contenders", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones"
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
     parser.add_argument(
         "--return-memory", action="store_true", help="let the C library return freed memory to the system, as it usually does"

@@ -78,25 +78,40 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
     return table
 
 
+OPERATOR, WHOLE = ("apply", "transpose", "gradients"), "forward and backward"
+
+
 def product_table(record: Record) -> Table:
-    """Return the table of the product by width, forward and backward."""
-    names = list(dict.fromkeys(line["name"] for line in record["products"]))
+    """Return the table of the product by width: milliseconds, in copies of the rows, and the sparse chains in products."""
     by_width: dict[int, dict[str, list[float]]] = {}
     for line in record["products"]:
         by_width.setdefault(line["width"], {})[line["name"]] = line["seconds"]
+    sparse = [name for name in dict.fromkeys(line["name"] for line in record["products"]) if name not in ("copy", *OPERATOR, WHOLE)]
     table = Table(
         "bench-product",
-        f"the product alone, forward and backward, {record['products'][0]['rows']} rows, milliseconds",
-        ["width", *names, *(f"{name} / {names[0]}" for name in names[1:])],
+        f"the product alone, {record['products'][0]['rows']} rows, float32",
+        [
+            "width",
+            "copy ms",
+            *(f"{name} ms" for name in OPERATOR),
+            *(f"{name} / copy" for name in OPERATOR),
+            *(f"{name} x" for name in sparse),
+        ],
     )
     for width, found in by_width.items():
-        times = [f"{1e3 * statistics.median(found[name]):.2f}" if name in found else "-" for name in names]
-        factors = [f"{ratios(found[name], found[names[0]])[0]:.0f}" if name in found else "-" for name in names[1:]]
-        table.rows.append([str(width), *times, *factors])
+        times = [f"{1e3 * statistics.median(found[name]):.2f}" for name in ("copy", *OPERATOR)]
+        copies = ["{:.2f} ({:.2f}-{:.2f})".format(*ratios(found[name], found["copy"])) for name in OPERATOR]
+        chains = [f"{ratios(found[name], found[WHOLE])[0]:.0f}" if name in found else "-" for name in sparse]
+        table.rows.append([str(width), *times, *copies, *chains])
+    table.notes.append(
+        "in brackets the middle half of the repeats; gradients reads two matrices of rows and writes one, with those of the blocks"
+    )
+    if sparse:
+        table.notes.append(f"x: times as long as the product, {WHOLE}")
     widths = list(by_width)
     if len(widths) > 1:
-        slope = fit_slope(widths, [statistics.median(by_width[width][names[0]]) for width in widths])
-        table.notes.append(f"cost of the {names[0]} grows as d^{slope:.2f} from {widths[0]} to {widths[-1]}")
+        slope = fit_slope(widths, [statistics.median(by_width[width][WHOLE]) for width in widths])
+        table.notes.append(f"cost of the product grows as d^{slope:.2f} from {widths[0]} to {widths[-1]}")
     return table
 
 
@@ -189,7 +204,7 @@ def _width_figure(record: Record) -> Any:
     axis.set_xticks(widths := sorted({line["width"] for line in record["products"]}), [str(width) for width in widths], rotation=45)
     axis.minorticks_off()
     axis.set_xlabel("width d")
-    axis.set_ylabel(f"ms, forward and backward, {record['products'][0]['rows']} rows")
+    axis.set_ylabel(f"ms, {record['products'][0]['rows']} rows")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.tight_layout()

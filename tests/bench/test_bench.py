@@ -198,7 +198,7 @@ def test_peak_bytes_stateless_step():
     assert peak_bytes([x], lambda: x + 1, "cpu") == 8000
 
 
-def test_groups_contain_the_reference():
+def test_groups_contain_the_reference(monkeypatch):
     def names(groups):
         return [([contender.name for contender in group], batch) for group, batch in groups]
 
@@ -206,7 +206,20 @@ def test_groups_contain_the_reference():
     some = [by_name[name] for name in ("frozen", "lora r=8", "qgoft", "qgoft_v2 as released")]
     last = (["lora r=8", "qgoft_v2 as released"], 4)
     assert names(measure.plan_groups(some, 16, apart=False)) == [(["lora r=8", "frozen", "qgoft"], 16), last]
+    monkeypatch.setattr(measure, "MODEL_GROUP", 1)
     assert names(measure.plan_groups(some, 16, apart=True)) == [(["lora r=8", "frozen"], 16), (["lora r=8", "qgoft"], 16), last]
+
+
+def test_products_are_timed_to_their_width(monkeypatch):
+    monkeypatch.setattr(contenders, "BYTES_OF_ROWS", 4 * 5 * 64)
+    monkeypatch.setattr(measure, "PRODUCTS", [*contenders.PRODUCTS[:5], contenders.Product("short", lambda rows, *_: rows.clone(), 16)])
+    found = measure.measure_products([16, 32], 5, 2, "cpu", lambda line: None)
+    assert [(line["width"], line["name"]) for line in found if line["name"] in ("copy", "short")] == [
+        (16, "copy"),
+        (16, "short"),
+        (32, "copy"),
+    ]
+    assert all(len(line["seconds"]) == 2 and min(line["seconds"]) > 0 for line in found)
 
 
 def test_rounds_alternate_contenders():
@@ -253,9 +266,10 @@ def test_rounds_join_by_repeat():
 
 def made_up_record():
     groups = [[timing("a", [1.0, 2.0, 1.0]), timing("b", [2.0, 1.0, 2.0])], [timing("a", [1.0] * 3, 2), timing("c", [3.0] * 3, 2)]]
+    costs = {"copy": 1, "apply": 1.5, "transpose": 1.25, "gradients": 2, report.WHOLE: 4}
     products = [
-        {"width": d, "name": name, "rows": 4, "seconds": [d**power * 1e-6]} for d in (8, 16, 32) for name, power in (("tree", 1), ("x", 2))
-    ]
+        {"width": d, "name": name, "rows": 4, "seconds": [cost * d * 1e-5]} for d in (8, 16, 32) for name, cost in costs.items()
+    ] + [{"width": 8, "name": "sparse", "rows": 4, "seconds": [0.032]}]
     line = {"shape": "block of test", "part": "block", "item": "psoft-iclr2026/table22", "groups": groups}
     return {"reference": "a", "products": products, "shapes": [line]}
 
@@ -268,8 +282,10 @@ def test_table_ratios_are_within_a_repeat(tmp_path):
     assert by_name["b"][-1] == "0.50"
     assert by_name["c, batch 2"][5] == "3.00", "against the reference with the same part of the batch"
     product = report.product_table(record)
-    assert product.notes == ["cost of the tree grows as d^1.00 from 8 to 32"]
-    assert product.rows[-1] == ["32", "0.03", "1.02", "32"]
+    assert product.notes[-1] == "cost of the product grows as d^1.00 from 8 to 32"
+    copies = ["1.50 (1.50-1.50)", "1.25 (1.25-1.25)", "2.00 (2.00-2.00)"]
+    assert product.rows[-1] == ["32", "0.32", "0.48", "0.40", "0.64", *copies, "-"]
+    assert product.rows[0][-1] == "100"
     published = report.published_tables(record)[0]
     assert ["qgoft_v2", "22.5", "44.7", "oom"] in published.rows
     drawn = report.draw_figures(record, tmp_path)

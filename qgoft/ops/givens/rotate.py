@@ -104,7 +104,7 @@ class RotateFunction(torch.autograd.Function):
         rows, grads = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, x.shape[-1])
         with disable_autocast(x):
             options = {"transpose": ctx.transpose, "overwrite": False, "need_input": ctx.needs_input_grad[0]}
-            factor_grad, grad_x = _backward(rows, grads, factors, **options)
+            factor_grad, grad_x = backward_of_rows(rows, grads, factors, **options)
         return None if grad_x is None else grad_x.view(x.shape), None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
@@ -136,7 +136,7 @@ class RotatedLinearFunction(torch.autograd.Function):
             grads = grad.to(x.dtype).reshape(-1, len(weight)) @ weight
             rows, factors = x.reshape(-1, x.shape[-1]), Factors(tuple(stages), ctx.backend).to(x.dtype)
             options = {"transpose": True, "overwrite": True, "need_input": ctx.needs_input_grad[0]}
-            factor_grad, grad_x = _backward(rows, grads, factors, **options)
+            factor_grad, grad_x = backward_of_rows(rows, grads, factors, **options)
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, *(g.to(stages[0].dtype) for g in factor_grad)
 
 
@@ -232,7 +232,7 @@ def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
     return out
 
 
-def _backward(
+def backward_of_rows(
     rows: Tensor, grads: Tensor, factors: Factors, *, transpose: bool, overwrite: bool, need_input: bool
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return the gradients of y = R x, or R^T x, from those of y: of the factors in at least float32, and of x (R^T g, or R g).
