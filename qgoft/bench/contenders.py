@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from qgoft.bench.baseline_products import MixedLinear, mix_neighbours_by_level, mix_sparse
 from qgoft.bench.shapes import Shape
 from qgoft.methods.registry import REGISTRY, MethodContext, find_targets, parse_variant
-from qgoft.ops.givens import Factors, apply_factors, identity_blocks, mix_pairs
-from qgoft.ops.givens.rotate import backward_of_rows
+from qgoft.ops.givens import Factors, identity_blocks, mix_pairs
+from qgoft.ops.givens.rotate import apply_to_rows, apply_transpose_to_rows, backward_of_rows
 
 REFERENCE = "lora r=8"
 BYTES_OF_ROWS = 128 * 2**20  # of the rows that the product is timed on, so that they come from memory as they do in a model
@@ -143,8 +143,8 @@ def _gradients(rows: Tensor, grads: Tensor, _: Tensor, factors: Factors) -> obje
 SPARSE_WIDTH = 3072
 PRODUCTS = [
     Product("copy", lambda rows, *_: rows.clone()),
-    Product("apply", lambda rows, _, __, factors: apply_factors(rows, factors)),
-    Product("transpose", lambda rows, _, __, factors: apply_factors(rows, factors, transpose=True)),
+    Product("apply", lambda rows, _, __, factors: apply_to_rows(rows, factors)),
+    Product("transpose", lambda rows, _, __, factors: apply_transpose_to_rows(rows, factors)),
     Product("gradients", _gradients),
     Product("forward and backward", _forward_and_backward(mix_pairs)),
     Product("sparse, COO", _forward_and_backward(partial(mix_sparse, layout=torch.sparse_coo)), SPARSE_WIDTH),

@@ -89,7 +89,7 @@ class RotateFunction(torch.autograd.Function):
         ctx.transpose, ctx.backend = transpose, backend
         rows = x.reshape(-1, x.shape[-1])
         with disable_autocast(x):
-            apply = _apply_transpose if transpose else _apply
+            apply = apply_transpose_to_rows if transpose else apply_to_rows
             return _reshape(apply(rows, Factors(stages, backend).to(x.dtype)), x.shape)
 
     @staticmethod
@@ -119,9 +119,9 @@ class RotatedLinearFunction(torch.autograd.Function):
         factors = Factors(stages, backend).to(x.dtype)
         with disable_autocast(x):
             if should_rotate_weight(len(rows), len(weight)):
-                weight = _apply(weight, factors)
+                weight = apply_to_rows(weight, factors)
             else:
-                rows = _apply_transpose(rows, factors)
+                rows = apply_transpose_to_rows(rows, factors)
             return _reshape(torch.nn.functional.linear(rows, weight, bias), (*x.shape[:-1], len(weight)))
 
     @staticmethod
@@ -199,7 +199,7 @@ def _roots(rows: Tensor, trees: Tensor) -> Tensor:
     return rows[:, :: trees.shape[-1]].T
 
 
-def _apply(rows: Tensor, factors: Factors) -> Tensor:
+def apply_to_rows(rows: Tensor, factors: Factors) -> Tensor:
     """Apply R to every row: [N, d] -> a new [N, d]. On the rows of a weight W this is W R^T."""
     if factors.backend in ON_BLOCKS:
         rotated: Tensor = _kernels(factors.backend).forward(rows, *factors.stages)
@@ -215,7 +215,7 @@ def _apply(rows: Tensor, factors: Factors) -> Tensor:
     return out
 
 
-def _apply_transpose(rows: Tensor, factors: Factors) -> Tensor:
+def apply_transpose_to_rows(rows: Tensor, factors: Factors) -> Tensor:
     """Apply R^T to every row: [N, d] -> a new [N, d]."""
     if factors.backend in ON_BLOCKS:
         rotated: Tensor = _kernels(factors.backend).transpose(rows, *factors.stages)

@@ -11,8 +11,11 @@ from qgoft.ops.givens.native.operators import rotate as rotate_operator
 
 
 def disable_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Disable autocast: the operands are cast already. The meta device, which has shapes only, has no autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    """Disable autocast: the operands are cast already. The meta device, which has shapes only, has no autocast. Entering a context takes
+    longer than rotating a few rows, so it is entered only if autocast is on.
+    """
+    is_on = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if is_on else nullcontext()
 
 
 def pad_to_trees(rows: Tensor, trees: Tensor) -> Tensor:

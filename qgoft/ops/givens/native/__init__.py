@@ -88,26 +88,26 @@ def _prepare(rows: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.clone(memory_format=torch.contiguous_format)
 
 
-def _check(blocks: Tensor, *matrices: Tensor) -> None:
+def _in_float32(blocks: Tensor) -> Tensor:
+    return blocks if blocks.dtype is torch.float32 and blocks.is_contiguous() else blocks.detach().to(torch.float32).contiguous()
+
+
+def _check(blocks: Tensor, rows: Tensor, *others: Tensor) -> None:
     """Check that the C code may read and write these tensors.
 
     Raises:
         ValueError: another device, dtype or shape than the kernels support.
     """
-    count, d = matrices[0].shape
-    for tensor in matrices:
-        if tensor.device.type != "cpu" or tensor.dtype not in DTYPES or tensor.dtype != matrices[0].dtype or tensor.shape != (count, d):
+    count, d = rows.shape
+    for tensor in (rows, *others):
+        if tensor.dtype not in DTYPES or tensor.dtype is not rows.dtype or tensor.shape != (count, d) or not tensor.is_cpu:
             raise ValueError(
                 f"the native kernels take float32 or bfloat16 rows [{count}, {d}] on a CPU, not {tensor.dtype} {tuple(tensor.shape)}"
             )
         if tensor.stride(-1) != 1 or tensor.stride(0) < 0:
             raise ValueError("the last axis of the rows must be contiguous")
-    if blocks.dtype != torch.float32 or blocks.shape != (d - 1, 2, 2) or not blocks.is_contiguous():
+    if blocks.dtype is not torch.float32 or blocks.shape != (d - 1, 2, 2) or not blocks.is_contiguous() or not blocks.is_cpu:
         raise ValueError(f"the native kernels take contiguous float32 blocks [{d - 1}, 2, 2], not {blocks.dtype} {tuple(blocks.shape)}")
-
-
-def _in_float32(blocks: Tensor) -> Tensor:
-    return blocks.detach().to(torch.float32).contiguous()
 
 
 def forward(rows: Tensor, blocks: Tensor, *, isa: int = BEST) -> Tensor:
@@ -121,7 +121,7 @@ def transpose(rows: Tensor, blocks: Tensor, *, isa: int = BEST) -> Tensor:
 
 
 def _apply(rows: Tensor, blocks: Tensor, transpose: bool, isa: int, library: ctypes.CDLL | None = None) -> Tensor:
-    rows, blocks = _prepare(rows.detach()), _in_float32(blocks)
+    rows, blocks = _prepare(rows), _in_float32(blocks)
     out = torch.empty(rows.shape, dtype=rows.dtype)
     _check(blocks, rows, out)
     count, d = rows.shape
@@ -161,7 +161,7 @@ def backward(
         transpose: return R x instead of the gradient of x. For y = R^T x, <g, R^T x> = <R g, x>: called with rows g and grads x, this
             returns the gradients of both.
     """
-    rows, grads, blocks = _prepare(rows.detach()), _prepare(grads.detach()), _in_float32(blocks)
+    rows, grads, blocks = _prepare(rows), _prepare(grads), _in_float32(blocks)
     replaced = rows if transpose else grads
     is_dense = replaced.stride(0) >= replaced.shape[1]  # rows that share memory cannot be overwritten
     out = (replaced if overwrite and is_dense else torch.empty(rows.shape, dtype=rows.dtype)) if need_input else None
