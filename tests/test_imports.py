@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "qgoft"
 ALLOWED = {
     "_import_hook": set(),
     "audit": {"ops", "report"},
-    "bench": {"ops", "tuners", "methods", "models", "records"},
+    "bench": {"ops", "tuners", "methods", "models", "pocket", "records"},
     "cli": {"records"},
     "config": set(),
     "console": set(),

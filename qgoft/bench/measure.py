@@ -50,7 +50,7 @@ class Runner:
     def __init__(self, contender: Contender, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str):
         self.module = put_on(contender, base, shape)
         pass_gradients_below(self.module, shape)
-        self.base, self.inputs, self.device = base, inputs, device
+        self.base, self.inputs, self.device, self.steps = base, inputs, device, shape.steps
         free = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(free, 1e-4, fused=True) if free else None
         self.after_step, self.penalty, self.weight = _asked_of_a_step(contender)
@@ -92,8 +92,9 @@ class Runner:
         return laps[1] - laps[0], laps[2] - laps[1], laps[3] - laps[2]
 
     def repeat(self) -> None:
-        for total, seconds in zip((self.timing.forward, self.timing.backward, self.timing.update), self.step(), strict=True):
-            total.append(seconds)
+        laps = [self.step() for _ in range(self.steps)]
+        for total, seconds in zip((self.timing.forward, self.timing.backward, self.timing.update), zip(*laps, strict=True), strict=True):
+            total.append(sum(seconds) / self.steps)
 
 
 def _asked_of_a_step(contender: Contender) -> tuple[Callable[[nn.Module, int], None] | None, Penalty | None, float]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import DebertaV2ForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from qgoft.models.architectures import ARCHITECTURES, build_deberta, build_llama
+from qgoft.pocket.pretrain import build_config
 
 VOCABULARY = 1000
 
@@ -20,7 +21,7 @@ class Shape:
     """One shape to time.
 
     Attributes:
-        part: layer, block or model.
+        part: layer, block, model or pocket.
         build: builds the module with random weights.
         inputs: returns the keyword arguments of one forward for a batch size.
         batch: items in a batch.
@@ -28,6 +29,7 @@ class Shape:
         head: names of the modules that are always trained.
         item: published table with figures of this shape.
         printed: contenders of that table that are not timed everywhere.
+        steps: training steps of a repeat, whose mean is reported: one step of a small model is too short.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Shape:
     head: tuple[str, ...] = ()
     item: str | None = None
     printed: tuple[str, ...] = ()
+    steps: int = 1
 
 
 class Layer(nn.Module):
@@ -96,6 +99,15 @@ def deberta(batch: int, length: int, *, layers: int = 12) -> Shape:
     name = f"DeBERTaV3-base, {layers} layers, {batch} x {length}"
     targets = r"deberta\.encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
     return Shape(name, "model", build, inputs, batch, targets, ("classifier", "pooler"))
+
+
+def pocket_deberta(batch: int, length: int) -> Shape:
+    """Build the encoder of the embedded tasks, where the overhead of calls counts."""
+
+    def build() -> nn.Module:
+        return DebertaV2ForSequenceClassification(build_config(VOCABULARY))
+
+    return replace(deberta(batch, length), name=f"pocket DeBERTaV3, {batch} x {length}", part="pocket", build=build, steps=20)
 
 
 def vit(batch: int, *, layers: int = 12) -> Shape:
@@ -175,6 +187,16 @@ def cpu_shapes() -> list[Shape]:
         deberta(16, 128),
         vit(16),
         llama(4, 256),
+        pocket_deberta(32, 32),
+    ]
+
+
+def device_shapes() -> list[Shape]:
+    """Return the shapes of a short check on a GPU: one layer of each form, and a model."""
+    return [
+        layer(768, 3072, 32, 256, of="DeBERTaV3-base, intermediate"),
+        layer(3072, 768, 32, 256, of="DeBERTaV3-base, output"),
+        deberta(32, 128),
     ]
 
 

@@ -5,6 +5,8 @@
     python scripts/bench.py --set paper           the shapes of the papers' tables, for a GPU
     python scripts/bench.py --return-memory       with the default allocator: memory is returned after a step and faulted in again
     python scripts/bench.py --show FILE           tables and figures of a record
+    python scripts/bench.py --device-check        on a GPU, at most eight minutes: the kernels' tests, then the product, two layers and
+                                                  DeBERTaV3-base
 
 The operator's tests run first, so that a wrong operator is not timed. The record is written to results/bench/, with its tables and figures.
 """
@@ -17,6 +19,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,10 +33,10 @@ import torch
 from qgoft import records
 from qgoft.bench.contenders import CONTENDERS, REFERENCE, Contender
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
-from qgoft.bench.shapes import Shape, cpu_shapes, paper_shapes
+from qgoft.bench.shapes import Shape, cpu_shapes, device_shapes, paper_shapes
 from qgoft.cli import Parser
 from qgoft.config.locations import REPOSITORY
-from qgoft.errors import check_choice, format_exception
+from qgoft.errors import QgoftError, check_choice, format_exception
 from qgoft.ops.givens.dispatch import choose_backend, triton_available
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.report.cost import KEPT, SYSTEM
@@ -42,13 +45,16 @@ from qgoft.train.quiet import quiet_libraries
 
 KILLED = "the process was killed, as happens if memory runs out; select with --only or --contenders"
 ROUNDS = 3
-PARTS = ["product", "layer", "block", "model"]
+PARTS = ["product", "layer", "block", "model", "pocket"]
 WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
-SETS = {"cpu": cpu_shapes, "paper": paper_shapes}
+SETS = {"cpu": cpu_shapes, "paper": paper_shapes, "device": device_shapes}
+DEVICE_CONTENDERS = ["frozen", "goft", "qgoft"]
+DEVICE_LIMIT = 480.0  # seconds, after which no further shape is started
+DEVICE_TESTS = ["tests/ops/test_triton.py", "tests/ops/test_givens.py", "-k", "not compile"]
 
 
-def operator_is_right() -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "tests/ops"]
+def operator_is_right(tests: list[str]) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *tests]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     print("operator's tests:", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr)
     return done.returncode == 0
@@ -142,9 +148,12 @@ def serve_contender(channel: Connection, shapes: str, shape_name: str, name: str
 
 
 def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
-    """Time whole models: the repeats are divided among new processes, since a process may be 10% faster than another for its lifetime."""
-    rounds = [repeats // ROUNDS + (i < repeats % ROUNDS) for i in range(ROUNDS)]
-    return join_rounds([time_in_turns(shapes, shape_name, names, batch, count, threads, device) for count in rounds if count])
+    """Time whole models: the repeats are divided among new processes, since on a CPU a process may be 10% faster than another for its
+    lifetime.
+    """
+    count = 1 if device == "cuda" else ROUNDS
+    rounds = [repeats // count + (i < repeats % count) for i in range(count)]
+    return join_rounds([time_in_turns(shapes, shape_name, names, batch, steps, threads, device) for steps in rounds if steps])
 
 
 def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
@@ -175,6 +184,7 @@ def time_products(repeats: int, threads: int, device: str) -> list[dict]:
 def run(arguments: argparse.Namespace, path: Path) -> dict:
     """Time everything requested. The record is written after each shape, so that a later failure loses nothing."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    started = time.monotonic()
     repeats, threads = arguments.repeats, arguments.threads
     torch.set_num_threads(threads)
     record: dict[str, Any] = {
@@ -201,6 +211,10 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
     write(record, path)
     for shape in SETS[arguments.set]():
         if shape.part not in arguments.parts or (arguments.only is not None and arguments.only.lower() not in shape.name.lower()):
+            continue
+        if arguments.set == "device" and time.monotonic() - started > DEVICE_LIMIT:
+            reason = f"{DEVICE_LIMIT:.0f} seconds are over"
+            record["failed"].append({"shape": shape.name, "batch": shape.batch, "contenders": [], "reason": reason})
             continue
         groups = []
         is_model = shape.part == "model"
@@ -246,6 +260,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--return-memory", action="store_true", help="let the C library return freed memory to the system, as it usually does"
     )
+    parser.add_argument("--device-check", action="store_true", help="a short check of the kernels on a GPU")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
     parser.add_argument("--show", type=Path, help="print a record instead of measuring")
     arguments = parser.parse_args(argv)
@@ -257,9 +272,13 @@ def main(argv: list[str]) -> int:
         check_choice("part", part, PARTS, "set --parts")
     for name in arguments.contenders or []:
         check_choice("contender", name, [contender.name for contender in CONTENDERS], "set --contenders")
+    if arguments.device_check:
+        if not torch.cuda.is_available():
+            raise QgoftError("--device-check needs a GPU, and this machine has none; `make bench` times the CPU")
+        arguments.set, arguments.parts, arguments.contenders = "device", ["product", "layer", "model"], DEVICE_CONTENDERS
     if keeps_memory(arguments):
         restart_keeping_memory()
-    if not operator_is_right():
+    if not operator_is_right(DEVICE_TESTS if arguments.device_check else ["tests/ops"]):
         print("qgoft: the operator fails its tests; nothing was timed", file=sys.stderr)
         return 1
     path = arguments.out / f"{file_name(arguments)}.json"

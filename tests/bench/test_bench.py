@@ -307,7 +307,11 @@ def test_committed_bench_states_its_machine(path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--set", "gpu"], "allowed are cpu, paper"), (["--parts", "lyer"], "unknown part"), (["--contenders", "lora"], "unknown contender")],
+    [
+        (["--set", "gpu"], "allowed are cpu, device, paper"),
+        (["--parts", "lyer"], "unknown part"),
+        (["--contenders", "lora"], "unknown contender"),
+    ],
 )
 def test_bench_unknown_argument(script, words, message, capsys):
     with pytest.raises(SystemExit) as end:
@@ -334,6 +338,30 @@ def test_bench_continues_after_out_of_memory(script, monkeypatch, tmp_path):
     assert failed["shape"].startswith("layer 4096")
     assert failed["reason"].startswith("OutOfMemoryError: CUDA out of memory")
     assert "\n" not in failed["reason"]
+
+
+def test_device_check_needs_a_gpu(script, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        _ending.run_cli(lambda: script.main(["--device-check"]))
+    assert end.value.code == 2
+    assert "--device-check needs a GPU, and this machine has none" in capsys.readouterr().err
+
+
+def test_device_check_ends_in_time(script, monkeypatch, tmp_path):
+    """The check itself, on a CPU and with its first layer only."""
+    first, *_ = shapes.device_shapes()
+    monkeypatch.setattr(script, "in_own_process", lambda function, shapes, name, *_: [{"name": "lora r=8", "batch": first.batch}])
+    monkeypatch.setattr(script, "DEVICE_LIMIT", 1.0)
+    clock = iter([0.0, 0.5, *[2.0] * 9])
+    monkeypatch.setattr(script.time, "monotonic", lambda: next(clock))
+    names = script.DEVICE_CONTENDERS
+    arguments = argparse.Namespace(
+        set="device", parts=["layer", "model"], only=None, contenders=names, repeats=1, threads=1, return_memory=False
+    )
+    record = script.run(arguments, tmp_path / "device.json")
+    assert [line["shape"] for line in record["shapes"]] == [first.name]
+    assert [line["reason"] for line in record["failed"]] == ["1 seconds are over"] * 2
 
 
 def test_partial_bench_has_its_own_record(script):

@@ -21,7 +21,7 @@ WIDTHS = [*range(2, 20), 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 384, 768, 1
 ISAS = (0, 1, 2)  # baseline, AVX2, AVX-512; more than the processor has counts as the best it has
 
 
-WITHOUT_LIBRARY = ("test_without_compiler_uses_trees", "test_unwritable_cache_uses_trees")
+WITHOUT_LIBRARY = ("test_without_compiler_uses_trees", "test_unwritable_cache_uses_trees", "test_installation_without_compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +174,7 @@ PROGRAM = "import torch; from qgoft.ops import givens; givens.dispatch.native.in
 
 
 @pytest.mark.parametrize(
-    ("environment", "reason"), [({"CC": "nothing"}, "there is no C compiler nothing"), ({"CC": "false"}, "the compiler failed")]
+    ("environment", "reason"), [({"CC": "nothing"}, "no C compiler nothing was found"), ({"CC": "false"}, "the compiler failed")]
 )
 def test_without_compiler_uses_trees(tmp_path, environment, reason):
     said = run_python(PROGRAM, **environment, QGOFT_CACHE=str(tmp_path))
@@ -207,6 +207,26 @@ def test_one_process_of_many_compiles(tmp_path):
     assert all("native [[1.0, 1.0, 1.0]]" in text for text in said), said
     assert "".join(said).count("compiling the native Givens kernels") == 1
     assert [path.name for path in tmp_path.glob("native/*/*.so")] == ["libgivens.so"]
+
+
+def build_at_installation(tmp_path, **environment):
+    """Build as pip does, and return the library."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    root = Path(native.__file__).parents[4]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return next(iter(tmp_path.glob("lib/qgoft/ops/givens/native/_library*.so")), None)
+
+
+def test_installation_builds_the_library(tmp_path):
+    path = build_at_installation(tmp_path)
+    library = native._open(str(path))
+    assert library.givens_source().decode() == build.source_hash()
+    assert native.self_check(library) < native.TOLERANCE
+
+
+def test_installation_without_compiler(tmp_path):
+    assert build_at_installation(tmp_path, CC="false") is None
 
 
 def test_library_of_other_sources_is_replaced(monkeypatch, tmp_path, library):

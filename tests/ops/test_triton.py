@@ -1,8 +1,9 @@
 """The GPU kernels: in Triton's interpreter on any machine with triton, and on the device if there is one."""
 
+import os
+import re
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -107,24 +108,17 @@ def test_self_check_detects_an_error(monkeypatch):
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_compute_capability_90():
-    """Ahead of time, for compute capability 9.0, without a device: the compiler may refuse code that the interpreter accepts."""
-    code = """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from qgoft.ops.givens import triton_kernels as k
-
-    layout = {"d": 1000, "D": 1024, "LEVELS": 10, "ROWS": 8}
-    gradients = [(k._backward_kernel, {"NEED_INPUT": True, "TRANSPOSE": transpose}) for transpose in (False, True)]
-    for kernel, more in ((k._forward_kernel, {}), (k._transpose_kernel, {}), *gradients):
-        constants = {**layout, **more}
-        kinds = {"blocks": "*fp32", "partial": "*fp32", "N": "i32", "tiles": "i32"}
-        signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in kernel.arg_names}
-        built = triton.compile(ASTSource(kernel, signature, constexprs=constants), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-        assert built.asm["cubin"]
-    print("compiled")
-    """
-    environment = {name: value for name, value in __import__("os").environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile_without_spills(capability):
+    """Ahead of time, without a device: the compiler may refuse code that the interpreter accepts."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "qgoft.bench.gpu_resources", str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()[2:]]
+    assert len(lines) == 8
+    for name, *values in lines:
+        width, _, threads, registers, spills = map(int, values[:5])
+        assert spills == 0, f"{name} at width {width} spills {spills} bytes"
+        assert registers * threads <= 65536, "of a multiprocessor"

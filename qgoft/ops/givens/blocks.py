@@ -32,7 +32,7 @@ def scale_blocks(blocks: Tensor, scale: Tensor) -> Tensor:
 
 @cached_index
 def _first_coordinates(d: int, device: torch.device) -> Tensor:
-    """Return which coordinate enters the product at each column of each block, [d-1, 2]; d where it has entered before."""
+    """Return the coordinate that enters the product at each column of each block, [d-1, 2]; d if it has entered before."""
     first = torch.full((d - 1, 2), d)
     first[: d // 2] = torch.arange(d // 2 * 2).view(-1, 2)
     if d % 2:

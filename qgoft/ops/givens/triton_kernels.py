@@ -17,8 +17,10 @@ from torch import Tensor
 
 from qgoft.ops.givens.reference import build_check_case
 
-# Values per program: rows times width that fit the registers of eight warps together with the copies that a level makes.
-TILE = 8192
+# Values per program: rows times width that fit the registers of eight warps, together with the copies that a level makes. The gradients
+# keep the inputs of all levels, and spill with more (python -m qgoft.bench.gpu_resources).
+FORWARD_TILE = 8192
+GRADIENT_TILE = 4096
 # Programs of the backward pass. Each accumulates its own partial sum, so that the order of additions is fixed.
 PROGRAMS = 264
 # Tolerance of `self_check`: float32 sums of a few hundred terms of order one.
@@ -156,10 +158,10 @@ def _backward_kernel(
                 tl.store(out + row * d + column, upper.to(out.dtype.element_ty), mask=inside & (column < d))
 
 
-def _layout(rows: Tensor) -> dict[str, int]:
+def _layout(rows: Tensor, tile: int) -> dict[str, int]:
     count, d = rows.shape
     width = triton.next_power_of_2(d)
-    tall = max(1, min(TILE // width, 16, triton.next_power_of_2(max(count, 1))))
+    tall = max(1, min(tile // width, 16, triton.next_power_of_2(max(count, 1))))
     return {"d": d, "D": width, "LEVELS": (d - 1).bit_length(), "ROWS": tall, "num_warps": 4 if width * tall <= 2048 else 8}
 
 
@@ -177,7 +179,7 @@ def _launch(kernel: Any, rows: Tensor, blocks: Tensor) -> Tensor:
     rows, blocks = rows.contiguous(), blocks.contiguous()
     out = torch.empty_like(rows)
     if len(rows):
-        layout = _layout(rows)
+        layout = _layout(rows, FORWARD_TILE)
         with torch.cuda.device_of(rows):  # Triton launches on the current device, not on that of its arguments
             kernel[(triton.cdiv(len(rows), layout["ROWS"]),)](rows, blocks, out, len(rows), **layout)
     return out
@@ -198,7 +200,7 @@ def backward(
     rows, grads, blocks = rows.contiguous(), grads.contiguous(), blocks.contiguous()
     reused = rows if transpose else grads
     out = (reused if overwrite else torch.empty_like(reused)) if need_input else None
-    layout = _layout(rows)
+    layout = _layout(rows, GRADIENT_TILE)
     tiles = triton.cdiv(len(rows), layout["ROWS"])
     programs = min(PROGRAMS, max(tiles, 1))
     partial = torch.zeros(programs, len(blocks), 2, 2, dtype=torch.float32, device=rows.device)

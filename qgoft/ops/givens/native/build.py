@@ -37,7 +37,7 @@ def installed_library() -> Path | None:
 
 
 def compile_once(cache: Path) -> Path:
-    """Return the library in a cache directory, compiled if it is not there. Of several processes one compiles, and the others wait.
+    """Return the library in a cache directory, compiled if it is missing. One process compiles; others that need it wait.
 
     Raises:
         NotAvailable: no compiler, one that fails, or a directory that cannot be written.
@@ -65,7 +65,7 @@ def _find_compiler() -> list[str]:
     words = shlex.split(os.environ.get("CC", ""))
     found = words or [name for name in ("cc", "gcc") if shutil.which(name)][:1]
     if not found or not shutil.which(found[0]):
-        raise NotAvailable(f"there is no C compiler{f' {words[0]}' if words else ''}; install gcc, or set CC")
+        raise NotAvailable(f"no C compiler{f' {words[0]}' if words else ''} was found; install gcc, or set CC")
     return found
 
 
