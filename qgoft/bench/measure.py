@@ -22,8 +22,9 @@ from qgoft.methods.registry import REGISTRY, Penalty, parse_variant
 from qgoft.ops.givens import build_factors
 
 PENALTY = 0.01
-# Methods that share the reference's steps when whole models are timed: each is a process that holds gigabytes.
-MODEL_GROUP = 3
+# Methods that take turns with the reference. A larger group would put minutes between the steps of two methods, and whole models are one
+# process per method, each of which holds gigabytes.
+GROUP = 3
 Report = Callable[[str], None]
 
 
@@ -112,19 +113,16 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def plan_groups(contenders: Iterable[Contender], batch: int, *, apart: bool, divided: bool = True) -> list[tuple[list[Contender], int]]:
+def plan_groups(contenders: Iterable[Contender], batch: int, *, divided: bool = True) -> list[tuple[list[Contender], int]]:
     """Return which contenders are timed together, and with which batch; the reference is in every group.
 
     Args:
-        apart: small groups, as whole models need it: every process holds gigabytes. A contender that needs much memory is always timed with
-            the reference only.
         divided: use the contender's fraction of the batch.
     """
     reference = next(contender for contender in CONTENDERS if contender.name == REFERENCE)
     others = [contender for contender in contenders if contender is not reference]
     together = [contender for contender in others if contender.divide == 1]
-    size = MODEL_GROUP if apart else max(1, len(together))
-    groups = [together[first : first + size] for first in range(0, len(together), size)]
+    groups = [together[first : first + GROUP] for first in range(0, len(together), GROUP)]
     found = [([reference, *group], batch) for group in groups or [[]]]
     return found + [
         ([reference, contender], max(1, batch // contender.divide) if divided else batch) for contender in others if contender.divide > 1

@@ -76,7 +76,7 @@ def layer(d: int, n: int, batch: int, length: int, *, of: str) -> Shape:
     def inputs(size: int) -> dict[str, Tensor]:
         return {"x": torch.randn(size, length, d)}
 
-    return Shape(f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear")
+    return Shape(f"layer {d} -> {n}, {batch} x {length} ({of})", "layer", lambda: Layer(d, n), inputs, batch, "linear", steps=4)
 
 
 def block(d: int, heads: int, batch: int, length: int) -> Shape:

@@ -219,7 +219,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         groups = []
         is_model = shape.part == "model"
         asked = contenders_for(shape, arguments.contenders)
-        for contenders, batch in plan_groups(asked, shape.batch, apart=is_model, divided=arguments.set == "cpu"):
+        for contenders, batch in plan_groups(asked, shape.batch, divided=arguments.set == "cpu"):
             names = [contender.name for contender in contenders]
             words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:

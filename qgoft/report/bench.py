@@ -71,6 +71,7 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
                     f"{timing['peak_bytes'] / reference['peak_bytes']:.2f}",
                 ]
             )
+        table.notes += overhead_notes(group, name)
     if len(line["groups"]) > 1:
         table.notes.append(
             f"a ratio is to the {name} that took turns with the row, in processes of their own; seconds of different rows are not"
@@ -79,6 +80,21 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
 
 
 OPERATOR, WHOLE = ("apply", "transpose", "gradients"), "forward and backward"
+
+
+def overhead_notes(group: list[Timing], reference_name: str) -> list[str]:
+    """Return a note with the time that methods add to the frozen weights, in that of the reference, if the frozen weights took turns."""
+    frozen = next((step_seconds(timing) for timing in group if timing["name"] == "frozen"), None)
+    if frozen is None:
+        return []
+
+    def added(timing: Timing) -> list[float]:
+        return [ours - base for ours, base in zip(step_seconds(timing), frozen, strict=True)]
+
+    reference = added(find_reference(group, reference_name))
+    others = [timing for timing in group if timing["name"] not in ("frozen", reference_name)]
+    parts = ["{} {:.2f} ({:.2f}-{:.2f})".format(timing["name"], *ratios(added(timing), reference)) for timing in others]
+    return [f"time added to the frozen weights, {reference_name} = 1: {', '.join(parts)}"] if parts else []
 
 
 def product_table(record: Record) -> Table:

@@ -142,6 +142,8 @@ def test_unsupported_tensors_are_refused():
     for rows, grads in ((x.double(), g), (x, g[:, :4]), (x, g.bfloat16()), (x.to("meta"), g)):
         with pytest.raises(ValueError, match="native kernels take"):
             native.backward(rows, grads, blocks, overwrite=False, need_input=True)
+    with pytest.raises(ValueError, match="rows of at most 67108864 values, not 67108865"):
+        native.forward(torch.empty(0, native.MAX_WIDTH + 1), blocks)
     with pytest.raises(ValueError, match="native kernels take contiguous float32 blocks"):
         native.forward(x, blocks[:3])
 

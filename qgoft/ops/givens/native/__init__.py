@@ -19,6 +19,7 @@ from qgoft.ops.givens.native.build import NotAvailable, compile_once, installed_
 from qgoft.ops.givens.reference import build_check_case, run_without_modes
 
 DTYPES = (torch.float32, torch.bfloat16)
+MAX_WIDTH = 2**26  # places in a row are 32-bit numbers
 BEST = 2  # instruction set: the best that the processor has (0: baseline, 1: AVX2, 2: AVX-512)
 TOLERANCE = 1e-5  # of the self-check, relative
 
@@ -106,6 +107,8 @@ def _check(blocks: Tensor, rows: Tensor, *others: Tensor) -> None:
             )
         if tensor.stride(-1) != 1 or tensor.stride(0) < 0:
             raise ValueError("the last axis of the rows must be contiguous")
+    if d > MAX_WIDTH:
+        raise ValueError(f"the native kernels take rows of at most {MAX_WIDTH} values, not {d}")
     if blocks.dtype is not torch.float32 or blocks.shape != (d - 1, 2, 2) or not blocks.is_contiguous() or not blocks.is_cpu:
         raise ValueError(f"the native kernels take contiguous float32 blocks [{d - 1}, 2, 2], not {blocks.dtype} {tuple(blocks.shape)}")
 
