@@ -22,8 +22,7 @@ from qgoft.methods.registry import REGISTRY, Penalty, parse_variant
 from qgoft.ops.givens import build_factors
 
 PENALTY = 0.01
-# Methods that take turns with the reference. A larger group would put minutes between the steps of two methods, and whole models are one
-# process per method, each of which holds gigabytes.
+# Methods that take turns with the reference: more would put minutes between their steps.
 GROUP = 3
 Report = Callable[[str], None]
 
@@ -48,7 +47,9 @@ class Timing:
 class Runner:
     """A contender on a module, ready to step."""
 
-    def __init__(self, contender: Contender, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str):
+    def __init__(
+        self, contender: Contender, base: nn.Module, shape: Shape, inputs: dict[str, Tensor], device: str, *, counts_bytes: bool = True
+    ):
         self.module = put_on(contender, base, shape)
         pass_gradients_below(self.module, shape)
         self.base, self.inputs, self.device, self.steps = base, inputs, device, shape.steps
@@ -59,8 +60,9 @@ class Runner:
         size = next(iter(inputs.values())).shape[0]
         self.step()
         # The peak of the second step: from then on gradients and the optimiser state exist.
-        peak = peak_bytes(self._alive(), self.step, device)
-        self.timing = Timing(contender.name, sum(p.numel() for p in free), size, saved_bytes(self.module, self.loss), peak)
+        peak = peak_bytes(self._alive(), self.step, device) if counts_bytes else 0
+        saved = saved_bytes(self.module, self.loss) if counts_bytes else 0
+        self.timing = Timing(contender.name, sum(p.numel() for p in free), size, saved, peak)
         if self.optimizer:
             self.optimizer.zero_grad()
 
@@ -113,16 +115,18 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def plan_groups(contenders: Iterable[Contender], batch: int, *, divided: bool = True) -> list[tuple[list[Contender], int]]:
+def plan_groups(contenders: Iterable[Contender], batch: int, *, apart: bool, divided: bool = True) -> list[tuple[list[Contender], int]]:
     """Return which contenders are timed together, and with which batch; the reference is in every group.
 
     Args:
+        apart: one method per group, as whole models need it: every process holds up to 7 GB.
         divided: use the contender's fraction of the batch.
     """
     reference = next(contender for contender in CONTENDERS if contender.name == REFERENCE)
     others = [contender for contender in contenders if contender is not reference]
     together = [contender for contender in others if contender.divide == 1]
-    groups = [together[first : first + GROUP] for first in range(0, len(together), GROUP)]
+    size = 1 if apart else GROUP
+    groups = [together[first : first + size] for first in range(0, len(together), size)]
     found = [([reference, *group], batch) for group in groups or [[]]]
     return found + [
         ([reference, contender], max(1, batch // contender.divide) if divided else batch) for contender in others if contender.divide > 1
@@ -141,13 +145,15 @@ def measure_group(shape: Shape, contenders: list[Contender], batch: int, repeats
     return [asdict(runner.timing) for runner in runners]
 
 
-def build_runner(contender: Contender, shape: Shape, batch: int, device: str, *, base: nn.Module | None = None) -> Runner:
+def build_runner(
+    contender: Contender, shape: Shape, batch: int, device: str, *, base: nn.Module | None = None, counts_bytes: bool = True
+) -> Runner:
     """Build a contender on a shape with random weights of seed 0, or on the weights of `base`."""
     torch.manual_seed(0)
     with torch.device(device):
         base = base or shape.build()
         inputs = shape.inputs(batch)
-    runner = Runner(contender, base, shape, inputs, device)
+    runner = Runner(contender, base, shape, inputs, device, counts_bytes=counts_bytes)
     gc.collect()
     return runner
 
@@ -159,9 +165,9 @@ def turns(count: int, repeats: int) -> Iterator[int]:
             yield (index + repeat) % count
 
 
-def serve(channel: Connection, shape: Shape, contender: Contender, batch: int, device: str) -> None:
+def serve(channel: Connection, shape: Shape, contender: Contender, batch: int, device: str, *, counts_bytes: bool = True) -> None:
     """Run one contender in its own process, with its own heap as in training: a step for every True, the timing at the end."""
-    runner = build_runner(contender, shape, batch, device)
+    runner = build_runner(contender, shape, batch, device, counts_bytes=counts_bytes)
     runner.step()
     channel.send(None)
     while channel.recv():

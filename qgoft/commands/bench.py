@@ -141,10 +141,12 @@ def time_group(shapes: str, shape_name: str, names: list[str], batch: int, repea
     return measure_group(shape, contenders, batch, repeats, device, report_to_terminal)
 
 
-def serve_contender(channel: Connection, shapes: str, shape_name: str, name: str, batch: int, threads: int, device: str) -> None:
+def serve_contender(
+    channel: Connection, shapes: str, shape_name: str, name: str, batch: int, threads: int, device: str, counts_bytes: bool
+) -> None:
     prepare_process(threads)
     shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
-    serve(channel, shape, next(contender for contender in CONTENDERS if contender.name == name), batch, device)
+    serve(channel, shape, next(one for one in CONTENDERS if one.name == name), batch, device, counts_bytes=counts_bytes)
 
 
 def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
@@ -153,20 +155,27 @@ def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, r
     """
     count = 1 if device == "cuda" else ROUNDS
     rounds = [repeats // count + (i < repeats % count) for i in range(count)]
-    return join_rounds([time_in_turns(shapes, shape_name, names, batch, steps, threads, device) for steps in rounds if steps])
+    # The bytes are those of the first round.
+    words = (shapes, shape_name, names, batch)
+    return join_rounds([time_in_turns(*words, steps, threads, device, not number) for number, steps in enumerate(filter(None, rounds))])
 
 
-def time_in_turns(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
+def time_in_turns(
+    shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str, counts_bytes: bool
+) -> list[dict]:
     """Time every method in a process of its own, one step after the other."""
     context, processes, channels = multiprocessing.get_context("spawn"), [], []
     try:
         for name in names:
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve_contender, args=(theirs, shapes, shape_name, name, batch, threads, device), daemon=True)
+            process = context.Process(
+                target=serve_contender, args=(theirs, shapes, shape_name, name, batch, threads, device, counts_bytes), daemon=True
+            )
             process.start()
             theirs.close()
             processes.append(process)
             channels.append(ours)
+            ours.poll(None)  # its first steps: more threads than cores would take minutes
         return measure_in_turns(channels, [f"{shape_name}: {name}" for name in names], repeats, report_to_terminal)
     except (EOFError, ConnectionError) as error:
         raise BrokenProcessPool(KILLED) from error
@@ -219,7 +228,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict:
         groups = []
         is_model = shape.part == "model"
         asked = contenders_for(shape, arguments.contenders)
-        for contenders, batch in plan_groups(asked, shape.batch, divided=arguments.set == "cpu"):
+        for contenders, batch in plan_groups(asked, shape.batch, apart=is_model, divided=arguments.set == "cpu"):
             names = [contender.name for contender in contenders]
             words = (arguments.set, shape.name, names, batch, repeats, threads, device)
             try:

@@ -143,7 +143,7 @@ def test_printed_rows_have_contenders(script, item):
     assert len(mine) == (len(printed["columns"]) if table in ("table21", "table22", "figure4b") else 1)
     for column, shape in enumerate(mine):
         asked = script.contenders_for(shape, None)
-        groups = measure.plan_groups(asked, shape.batch, divided=False)
+        groups = measure.plan_groups(asked, shape.batch, apart=shape.part == "model", divided=False)
         assert {batch for _, batch in groups} == {shape.batch}
         timed = {contender.name for group, _ in groups for contender in group}
         assert timed == {contender.name for contender in asked}
@@ -198,16 +198,15 @@ def test_peak_bytes_stateless_step():
     assert peak_bytes([x], lambda: x + 1, "cpu") == 8000
 
 
-def test_groups_contain_the_reference(monkeypatch):
+def test_groups_contain_the_reference():
     def names(groups):
         return [([contender.name for contender in group], batch) for group, batch in groups]
 
     by_name = {contender.name: contender for contender in contenders.CONTENDERS}
     some = [by_name[name] for name in ("frozen", "lora r=8", "qgoft", "qgoft_v2 as released")]
     last = (["lora r=8", "qgoft_v2 as released"], 4)
-    assert names(measure.plan_groups(some, 16)) == [(["lora r=8", "frozen", "qgoft"], 16), last]
-    monkeypatch.setattr(measure, "GROUP", 1)
-    assert names(measure.plan_groups(some, 16)) == [(["lora r=8", "frozen"], 16), (["lora r=8", "qgoft"], 16), last]
+    assert names(measure.plan_groups(some, 16, apart=False)) == [(["lora r=8", "frozen", "qgoft"], 16), last]
+    assert names(measure.plan_groups(some, 16, apart=True)) == [(["lora r=8", "frozen"], 16), (["lora r=8", "qgoft"], 16), last]
 
 
 def test_products_are_timed_to_their_width(monkeypatch):
