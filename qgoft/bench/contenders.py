@@ -29,7 +29,8 @@ class Contender:
         mix: replaces the layers by `MixedLinear` with this product.
         has_free_blocks: whether `mix` trains free blocks instead of angles.
         divide: fraction of the batch used on a CPU; such a contender is timed only with the reference, because it needs much memory.
-        in_models: timed on whole models by default; the slowest contenders are timed on layers and blocks only.
+        in_models: timed on whole models by default.
+        is_quick: timed also on the shapes that are `Shape.quick`.
         is_printed: by default timed only for shapes whose published table lists it (`Shape.printed`).
     """
 
@@ -39,16 +40,17 @@ class Contender:
     has_free_blocks: bool = True
     divide: int = 1
     in_models: bool = False
+    is_quick: bool = False
     is_printed: bool = False
 
 
 CONTENDERS = [
-    Contender("frozen", in_models=True),
-    Contender(REFERENCE, ("lora", "r8"), in_models=True),
-    Contender("goft", ("goft", "goft"), in_models=True),
-    Contender("qgoft", ("qgoft", "qgoft"), in_models=True),
+    Contender("frozen", in_models=True, is_quick=True),
+    Contender(REFERENCE, ("lora", "r8"), in_models=True, is_quick=True),
+    Contender("goft", ("goft", "goft"), in_models=True, is_quick=True),
+    Contender("qgoft", ("qgoft", "qgoft"), in_models=True, is_quick=True),
     Contender("goft_star", ("goft_star", "goft_star"), in_models=True),
-    Contender("oft b=32", ("oft", "b32"), in_models=True),
+    Contender("oft b=32", ("oft", "b32"), in_models=True, is_quick=True),
     Contender("psoft r=46", ("psoft", "r46"), in_models=True),
     Contender("dora r=8", ("dora", "r8"), in_models=True),
     Contender("hra r=8", ("hra", "r8"), in_models=True),

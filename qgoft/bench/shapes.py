@@ -29,6 +29,7 @@ class Shape:
         head: names of the modules that are always trained.
         item: published table with figures of this shape.
         printed: contenders of that table that are not timed everywhere.
+        quick: only the contenders that are compared everywhere are timed by default, because a step takes many seconds.
         steps: training steps of a repeat, whose mean is reported: one step of a small model is too short.
     """
 
@@ -41,6 +42,7 @@ class Shape:
     head: tuple[str, ...] = ()
     item: str | None = None
     printed: tuple[str, ...] = ()
+    quick: bool = False
     steps: int = 1
 
 
@@ -173,7 +175,7 @@ def decoder(title: str, architecture: str, targets: str, *printed: str, batch: i
 
 def beside(item: str, shape: Shape, *printed: str) -> Shape:
     """Return a shape of a published table, with the contenders of that table."""
-    return replace(shape, item=item, printed=printed)
+    return replace(shape, item=item, printed=printed, quick=shape.part == "model")
 
 
 def cpu_shapes() -> list[Shape]:
@@ -184,9 +186,10 @@ def cpu_shapes() -> list[Shape]:
         layer(3072, 768, 16, 128, of="DeBERTaV3-base, output"),
         layer(4096, 4096, 2, 256, of="LLaMA-2-7B, query"),
         block(768, 12, 16, 128),
-        deberta(16, 128),
-        vit(16),
-        llama(4, 256),
+        replace(deberta(16, 128), quick=True),
+        deberta(16, 128, layers=4),
+        vit(16, layers=4),
+        llama(4, 256, layers=2),
         pocket_deberta(32, 32),
     ]
 

@@ -44,7 +44,7 @@ from qgoft.report.table import terminal_width
 from qgoft.train.quiet import quiet_libraries
 
 KILLED = "the process was killed, as happens if memory runs out; select with --only or --contenders"
-ROUNDS = 3
+ROUNDS = 2
 PARTS = ["product", "layer", "block", "model", "pocket"]
 WIDTHS = [64, 128, 256, 512, 768, 1024, 2048, 3072, 4096, 8192, 16384]
 SETS = {"cpu": cpu_shapes, "paper": paper_shapes, "device": device_shapes}
@@ -61,16 +61,16 @@ def operator_is_right(tests: list[str]) -> bool:
 
 
 def contenders_for(shape: Shape, wanted: list[str] | None) -> list[Contender]:
-    """Return the requested methods and always the reference; by default those of the shape's table, and for whole models no other slow
-    ones.
-    """
+    """Return the requested methods and always the reference; by default those of the shape's table and those for its part."""
     if wanted is not None:
         return [contender for contender in CONTENDERS if contender.name in (*wanted, REFERENCE)]
-    return [
-        contender
-        for contender in CONTENDERS
-        if contender.name in shape.printed or (contender.in_models if shape.part == "model" else not contender.is_printed)
-    ]
+    return [contender for contender in CONTENDERS if contender.name in shape.printed or _is_default(contender, shape)]
+
+
+def _is_default(contender: Contender, shape: Shape) -> bool:
+    if shape.part == "model":
+        return contender.is_quick if shape.quick else contender.in_models
+    return not contender.is_printed
 
 
 def show(record: dict, directory: Path) -> None:
