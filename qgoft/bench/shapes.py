@@ -104,7 +104,7 @@ def deberta(batch: int, length: int, *, layers: int = 12) -> Shape:
 
 
 def pocket_deberta(batch: int, length: int) -> Shape:
-    """Build the encoder of the embedded tasks, where the overhead of calls counts."""
+    """Build the encoder of the embedded tasks, whose steps are short enough for the overhead of calls to count."""
 
     def build() -> nn.Module:
         return DebertaV2ForSequenceClassification(build_config(VOCABULARY))
