@@ -15,7 +15,7 @@ library = Extension(
     depends=[f"{NATIVE}/rows.inc"],
     define_macros=[("GIVENS_SOURCE", f'"{build["source_hash"]()}"')],
     extra_compile_args=list(build["COMPILE_FLAGS"]),
-    extra_link_args=["-fopenmp"],
+    extra_link_args=list(build["LINK_FLAGS"]),
     optional=True,
 )
 setup(ext_modules=[library] if sys.platform == "linux" else [])

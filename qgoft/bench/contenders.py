@@ -121,12 +121,12 @@ class Product:
 
     Attributes:
         call: called with rows and their gradient, both [N, d], blocks [d-1, 2, 2] that require a gradient, and factors of them.
-        max_width: not timed beyond.
+        max_width: not timed beyond; None for a product that is quick at any width.
     """
 
     name: str
     call: Callable[[Tensor, Tensor, Tensor, Factors], object]
-    max_width: int = 1 << 30
+    max_width: int | None = None
 
 
 def _forward_and_backward(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, Factors], object]:

@@ -38,8 +38,8 @@ class Resources:
     cache_copies: float
 
 
-def compile_kernels(capability: int, widths: tuple[int, ...] = WIDTHS, dtype: str = "fp32") -> list[Resources]:
-    """Compile every kernel for a compute capability (90 is 9.0) and return its resources.
+def compile_kernels(capability: int) -> list[Resources]:
+    """Compile every kernel for float32 rows and a compute capability (90 is 9.0), and return its resources.
 
     Raises:
         ImportError: triton is not installed.
@@ -54,28 +54,28 @@ def compile_kernels(capability: int, widths: tuple[int, ...] = WIDTHS, dtype: st
         ("gradients of transpose", kernels._backward_kernel, gradient, {"NEED_INPUT": True, "TRANSPOSE": True}),
     ]
     found = []
-    for d in widths:
+    for d in WIDTHS:
         for name, kernel, tile, options in cases:
             layout = kernels._layout(torch.empty(ROWS, d, device="meta"), tile)
             warps = layout.pop("num_warps")
-            registers, spills, shared = _compile(kernel, {**layout, **options}, warps, capability, dtype)
+            registers, spills, shared = _compile(kernel, {**layout, **options}, warps, capability)
             # Every program reads the blocks, 16 bytes each; the sums of their gradients are read and written once per tile.
             passes = 3 if options else 2
-            of_rows = layout["ROWS"] * d * (4 if dtype == "fp32" else 2)
+            of_rows = layout["ROWS"] * d * 4
             of_blocks = (16 + (32 if options else 0)) * (d - 1)
             copies = passes / 2, (passes * of_rows + of_blocks) / (2 * of_rows)
             found.append(Resources(name, d, layout["ROWS"], 32 * warps, registers, spills, shared, *copies))
     return found
 
 
-def _compile(kernel: Any, constants: dict[str, Any], warps: int, capability: int, dtype: str) -> tuple[int, int, int]:
+def _compile(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> tuple[int, int, int]:
     """Return registers and spilled bytes per thread, and shared bytes."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kinds = {"blocks": "*fp32", "partial": "*fp32", "N": "i32", "tiles": "i32"}
-    signature = {name: "constexpr" if name in constants else kinds.get(name, f"*{dtype}") for name in kernel.arg_names}
+    kinds = {"N": "i32", "tiles": "i32"}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

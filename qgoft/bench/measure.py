@@ -214,13 +214,13 @@ def measure_products(widths: list[int], rows: int, repeats: int, device: str, re
     found: list[dict[str, Any]] = []
     for d in widths:
         x, g, blocks = product_inputs(rows, d, device)
-        products = [product for product in PRODUCTS if d <= product.max_width]
+        products = [product for product in PRODUCTS if product.max_width is None or d <= product.max_width]
         lines: list[dict[str, Any]] = [{"width": d, "name": product.name, "rows": rows, "seconds": []} for product in products]
         results: list[object] = [None] * len(x)
         for repeat in range(repeats + 1):
             for product, line in zip(products, lines, strict=True):
                 report(f"product of width {d}: round {repeat}/{repeats}, {product.name}")
-                count = 1 if product.max_width < 1 << 30 else len(x)
+                count = len(x) if product.max_width is None else 1
                 factors = build_factors(blocks.detach(), d)
                 start = _now(device)
                 for i in range(count):

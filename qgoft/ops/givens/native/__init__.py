@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -127,20 +128,7 @@ def _apply(rows: Tensor, blocks: Tensor, transpose: bool, isa: int, library: cty
     rows, blocks = _prepare(rows), _in_float32(blocks)
     out = torch.empty(rows.shape, dtype=rows.dtype)
     _check(blocks, rows, out)
-    count, d = rows.shape
-    failed = (library or load()).givens_apply(
-        isa,
-        int(rows.dtype == torch.bfloat16),
-        d,
-        blocks.data_ptr(),
-        *_matrix(rows),
-        *_matrix(out),
-        count,
-        int(transpose),
-        _threads(),
-    )
-    if failed:
-        raise MemoryError("the native Givens kernels could not allocate their work")
+    _call((library or load()).givens_apply, isa, rows, blocks, *_matrix(rows), *_matrix(out), len(rows), int(transpose))
     return out
 
 
@@ -170,23 +158,19 @@ def backward(
     out = (replaced if overwrite and is_dense else torch.empty(rows.shape, dtype=rows.dtype)) if need_input else None
     _check(blocks, rows, grads, *([] if out is None else [out]))
     grad_blocks = torch.empty_like(blocks)
-    count, d = rows.shape
-    failed = (library or load()).givens_gradients(
-        isa,
-        int(rows.dtype == torch.bfloat16),
-        d,
-        blocks.data_ptr(),
-        *_matrix(rows),
-        *_matrix(grads),
-        *((None, 0) if out is None else _matrix(out)),
-        count,
-        int(transpose),
-        grad_blocks.data_ptr(),
-        _threads(),
-    )
-    if failed:
-        raise MemoryError("the native Givens kernels could not allocate their work")
+    matrices = (*_matrix(rows), *_matrix(grads), *((None, 0) if out is None else _matrix(out)))
+    _call((library or load()).givens_gradients, isa, rows, blocks, *matrices, len(rows), int(transpose), grad_blocks.data_ptr())
     return grad_blocks, out
+
+
+def _call(kernel: Callable[..., int], isa: int, rows: Tensor, blocks: Tensor, *arguments: int | None) -> None:
+    """Call a function of the library.
+
+    Raises:
+        MemoryError: it could not allocate its work.
+    """
+    if kernel(isa, int(rows.dtype == torch.bfloat16), rows.shape[1], blocks.data_ptr(), *arguments, _threads()):
+        raise MemoryError("the native Givens kernels could not allocate their work")
 
 
 def _matrix(rows: Tensor) -> tuple[int, int]:

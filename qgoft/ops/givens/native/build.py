@@ -16,7 +16,7 @@ SOURCES = (DIRECTORY / "givens.c", DIRECTORY / "rows.inc")
 # Without contraction to fused operations the instruction sets give the same bits. Nothing is specific to the compiling processor. OpenMP
 # is GCC's, which PyTorch has loaded already: a second pool of threads would compete with the first.
 COMPILE_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fopenmp", "-Wno-psabi")
-LINK_FLAGS = ("-shared", "-fopenmp")
+LINK_FLAGS = ("-fopenmp",)
 COMPILE_TIMEOUT = 120.0  # seconds
 
 
@@ -82,7 +82,16 @@ def _compile(compiler: list[str], path: Path) -> None:
     print("qgoft: compiling the native Givens kernels (once, some seconds)", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         target = Path(scratch) / path.name
-        command = [*compiler, *COMPILE_FLAGS, f'-DGIVENS_SOURCE="{source_hash()}"', *LINK_FLAGS, "-o", str(target), str(SOURCES[0])]
+        command = [
+            *compiler,
+            *COMPILE_FLAGS,
+            f'-DGIVENS_SOURCE="{source_hash()}"',
+            "-shared",
+            *LINK_FLAGS,
+            "-o",
+            str(target),
+            str(SOURCES[0]),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False)
         if done.returncode != 0:
             raise NotAvailable(f"the compiler failed: {' '.join(done.stderr.split())[-300:]}")
