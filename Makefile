@@ -22,11 +22,13 @@ LOCKED ?= 1
 FAILFAST ?=
 DETACH ?=
 BENCH ?= cpu
+BOLD ?= significant
+STYLE ?= plain
 ARGS ?=
 # Checkouts of the authors' code for `make fidelity`, at the commits of docs/fidelity.md.
 CHECKOUTS := PEFT_GIVENS PEFT_GIVENS_V2 PETL_VIT ADALORA LORA_XS SVFT PSOFT METAMATH HENDRYCKS_MATH LLM_ADAPTERS
 KNOWN := PYTHON SUITE ITEM METHOD TASKS SEEDS PROTOCOL MODEL DATA JOBS LAUNCHER NPROC ACCELERATE RECORDS TORCH_INDEX LOCKED FAILFAST DETACH \
-	BENCH ARGS VENV $(CHECKOUTS)
+	BENCH BOLD STYLE ARGS VENV $(CHECKOUTS)
 # A misspelled variable would be ignored silently.
 ON_COMMAND_LINE = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% .%,$(ON_COMMAND_LINE))
@@ -50,7 +52,7 @@ KEEP_MEMORY = $(if $(filter pocket,$(PROTOCOL)),MALLOC_MMAP_THRESHOLD_=400000000
 # $(call SWEEP,suite or items)
 SWEEP = $(KEEP_MEMORY) $(PY) scripts/sweep.py $(1) $(if $(filter command environment,$(firstword $(origin METHOD))),--method '$(METHOD)') \
 	--tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' --data '$(DATA)' --jobs '$(JOBS)' \
-	--launcher '$(LAUNCHER)' --nproc '$(NPROC)' --accelerate '$(ACCELERATE)' --records '$(RECORDS)' \
+	--launcher '$(LAUNCHER)' --nproc '$(NPROC)' --accelerate '$(ACCELERATE)' --records '$(RECORDS)' --bold '$(BOLD)' --style '$(STYLE)' \
 	$(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
 # lm-eval scores MMLU with real decoders.
 MMLU = $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu)
@@ -64,7 +66,7 @@ $(READY): pyproject.toml requirements/build.lock requirements/dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qgoft: Python 3.11 or later is needed; set PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$($(PYTHON) scripts/torch_pin.py)"
-	@$(if $(LOCKED),$(FROM_LOCK)/build.lock && $(FROM_LOCK)/dev.lock && $(INSTALL) --no-deps --no-build-isolation --editable .,$(INSTALL) --editable '.[dev]')
+	@$(if $(LOCKED),$(FROM_LOCK)/build.lock && $(FROM_LOCK)/dev.lock && $(INSTALL) --no-deps --no-build-isolation --editable .,$(INSTALL) --editable '.[suite,dev]')
 	@$(PY) -W ignore -m qgoft.ops.givens
 	@touch $@
 
@@ -77,7 +79,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "installing lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit fidelity test test-native coverage check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit fidelity test test-oldest test-native coverage check smoke bench counts status fetch clean help
 
 env: $(READY) ## create .venv
 
@@ -85,7 +87,7 @@ LOCK = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --ge
 lock: $(READY) ## lock the newest packages that pyproject.toml allows, with checksums
 	@$(INSTALL) uv
 	@printf 'setuptools>=77\nwheel\n' | $(LOCK) - --output-file requirements/build.lock
-	@$(LOCK) --excludes requirements/without.txt --extra dev pyproject.toml --output-file requirements/dev.lock
+	@$(LOCK) --excludes requirements/without.txt --extra suite --extra dev pyproject.toml --output-file requirements/dev.lock
 	@sed -n 's/^triton = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - --output-file requirements/triton.lock
 
 glue: $(READY) ## fine-tune and evaluate METHOD on GLUE; print the table next to the published one
@@ -126,7 +128,7 @@ paper: $(READY) ## every table and figure of both papers that PROTOCOL supports 
 	@$(call SWEEP,all) $(ARGS)
 
 report: $(READY) ## write results/report.html and all tables and figures from the records (RECORDS=measured: the committed ones)
-	@$(PY) scripts/report.py --records '$(RECORDS)' --jobs '$(JOBS)' $(ARGS)
+	@$(PY) scripts/report.py --records '$(RECORDS)' --bold '$(BOLD)' --style '$(STYLE)' --jobs '$(JOBS)' $(ARGS)
 
 fidelity: $(READY) ## run the authors' code next to ours and print the agreement (PEFT_GIVENS=DIR ...; docs/fidelity.md)
 	@$(PY) scripts/fidelity.py $(foreach name,$(CHECKOUTS),$(if $($(name)),--$(subst _,-,$(shell echo $(name) | tr A-Z a-z)) '$($(name))')) $(if $(DATA),--data '$(DATA)') $(ARGS)
@@ -137,6 +139,13 @@ audit: $(READY) ## check the published values: averages, counts, rounding, sizes
 test: $(READY) $(VENV)/.triton ## lint, type check and all tests that need no GPU (ten minutes on two cores)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -q
+
+# Left out: building the package, and the compiler of a newer Triton.
+OLDEST = build/oldest/bin/python
+test-oldest: ## the adapter's tests with the oldest packages that pyproject.toml allows, in an environment of their own
+	@test -x $(OLDEST) || $(PYTHON) -m venv build/oldest
+	@$(OLDEST) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$($(PYTHON) scripts/torch_pin.py --oldest) pytest
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(OLDEST) -m pytest -q -p no:cacheprovider -k 'not installation and not spills' tests/ops tests/tuners
 
 DRIVER = mkdir -p build/native && $(CC) tests/ops/native/driver.c -std=gnu11 -Wall -Wextra -Wno-psabi -ffp-contract=off -fopenmp
 test-native: ## random cases of the native kernels under sanitizers, in emulation and under valgrind (ARGS="CASES SEED")
@@ -193,6 +202,8 @@ help: ## print this list
 	@echo "  ACCELERATE=                fsdp2 or deepspeed_zero2, with NPROC"
 	@echo "  LAUNCHER=joblib            submitit_local, submitit_slurm; DETACH=1"
 	@echo "  RECORDS=runs               measured: tables of the committed records"
+	@echo "  BOLD=significant           best: the highest mean of a column is bold, as papers do"
+	@echo "  STYLE=plain                paper: marks such as (subset) are notes below the table"
 	@echo "  BENCH=cpu                  paper: the shapes of the papers, on a GPU"
 	@echo "  FAILFAST=1                 stop at the first failure"
 	@echo "  ARGS=                      Hydra overrides, options of the script"

@@ -1,11 +1,16 @@
-"""Compile the native kernels with the package. Without a C compiler it is installed without them, and they are compiled at first use, if a
-compiler is there by then (qgoft/ops/givens/native).
+"""Compile the native kernels with the package, and put the configuration files and published figures into a wheel.
+
+Without a C compiler the package is installed without kernels, and they are compiled at first use, if a compiler is there by then
+(qgoft/ops/givens/native).
 """
 
 import runpy
+import shutil
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 NATIVE = "qgoft/ops/givens/native"
 build = runpy.run_path(f"{NATIVE}/build.py")
@@ -18,4 +23,16 @@ library = Extension(
     extra_link_args=list(build["LINK_FLAGS"]),
     optional=True,
 )
-setup(ext_modules=[library] if sys.platform == "linux" else [])
+# Directory of the checkout -> its place in a wheel (qgoft/config/locations.py).
+DATA = {"configs": "qgoft/_configs", "results/published": "qgoft/_published"}
+
+
+class BuildWithData(build_py):
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source, target in DATA.items():
+                shutil.copytree(source, Path(self.build_lib, target), dirs_exist_ok=True)
+
+
+setup(cmdclass={"build_py": BuildWithData}, ext_modules=[library] if sys.platform == "linux" else [])

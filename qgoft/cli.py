@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from qgoft.console import guard_output
-from qgoft.errors import DISK_ERRORS, QgoftError
-from qgoft.records import RecordError
+from qgoft.errors import DISK_ERRORS, QgoftError, RecordError
 
 
 class Parser(argparse.ArgumentParser):

@@ -49,3 +49,7 @@ def check_choice(kind: str, value: str, allowed: list[str], advice: str) -> None
     """
     if value not in allowed:
         raise QgoftError(f"unknown {kind} {value!r}; allowed are {', '.join(sorted(allowed))}; {advice}{hint(value, allowed)}")
+
+
+class RecordError(ValueError):
+    """A record or an archive of records is invalid."""

@@ -13,11 +13,16 @@ def project(repository):
     return tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 
 
+def suite(spec):
+    """Return the requirements of the experiments and their tests."""
+    return [*spec["optional-dependencies"]["suite"], *spec["optional-dependencies"]["dev"]]
+
+
 def test_environment_yml_has_the_same_ranges(repository):
     data = yaml.safe_load((repository / "environment.yml").read_text())
     pip = next(item["pip"] for item in data["dependencies"] if isinstance(item, dict))
     spec = project(repository)
-    assert sorted(pip) == sorted([*spec["dependencies"], *spec["optional-dependencies"]["dev"], "-e ."])
+    assert sorted(pip) == sorted([*suite(spec), "-e ."])
     assert data["name"] == "qgoft"
 
 
@@ -59,7 +64,7 @@ def test_help_lists_every_target(repository):
 
 def test_torch_pin_matches_pyproject(repository):
     printed = subprocess.run(["python3", "scripts/torch_pin.py"], cwd=repository, capture_output=True, text=True, check=True).stdout.strip()
-    assert printed in project(repository)["dependencies"]
+    assert printed in suite(project(repository))
 
 
 def locked(repository, name):
@@ -75,7 +80,7 @@ def locked(repository, name):
 
 def test_locks_cover_dependencies(repository):
     spec = project(repository)
-    dev, wanted = locked(repository, "dev"), [*spec["dependencies"], *spec["optional-dependencies"]["dev"]]
+    dev, wanted = locked(repository, "dev"), suite(spec)
     for requirement in map(Requirement, wanted):
         if requirement.name == "torch":
             continue
@@ -107,7 +112,7 @@ def tracked(repository, *patterns):
 
 def test_no_machine_paths_are_committed(repository):
     for path in tracked(repository):
-        if path.suffix in (".safetensors", ".gz", ".png", ".pdf") or not path.is_file():
+        if path.suffix in (".safetensors", ".parquet", ".png", ".pdf") or not path.is_file():
             continue
         text = path.read_text()
         for place in ("/" + "work/", "/" + "root/", "/" + "tmp/"):

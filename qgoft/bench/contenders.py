@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from qgoft.bench.baseline_products import MixedLinear, mix_neighbours_by_level, mix_sparse
 from qgoft.bench.shapes import Shape
-from qgoft.methods.registry import REGISTRY, MethodContext, find_targets, parse_variant
+from qgoft.config.peft_types import peft_types
+from qgoft.errors import QgoftError, check_choice
+from qgoft.methods.registry import MethodContext, find_targets, method_named, method_names, parse_variant
 from qgoft.ops.givens import Factors, identity_blocks, mix_pairs
 from qgoft.ops.givens.rotate import apply_to_rows, apply_transpose_to_rows, backward_of_rows
 
@@ -70,6 +72,24 @@ CONTENDERS = [
 ]
 
 
+def find_contender(name: str) -> Contender:
+    """Return a contender of the list, or that of a method of `METHOD`: vera, lora@r2.
+
+    Raises:
+        QgoftError: an unknown name, or a method without a peft configuration.
+    """
+    known = {contender.name: contender for contender in CONTENDERS}
+    if name in known:
+        return known[name]
+    method, _, variant = name.partition("@")
+    check_choice("contender", method, [*known, *sorted({*method_names(), *peft_types()})], "set --contenders")
+    if method_named(method).config is None:
+        raise QgoftError(
+            f"contender {name}: it trains weights of the model instead of an adapter; those of the list are {', '.join(known)}"
+        )
+    return Contender(name, (method, variant or method))
+
+
 def put_on(contender: Contender, base: nn.Module, shape: Shape) -> nn.Module:
     """Return the module with the contender on its layers, in training mode; the frozen weights are shared with `base`."""
     share = {} if contender.name == "full" else {id(p): p for p in base.parameters()}
@@ -94,7 +114,7 @@ def put_on(contender: Contender, base: nn.Module, shape: Shape) -> nn.Module:
 
 
 def _wrap(method: tuple[str, str], module: nn.Module, shape: Shape, targets: dict[str, tuple[int, int]]) -> nn.Module:
-    entry = REGISTRY[method[0]]
+    entry = method_named(method[0])
     assert entry.config is not None
     if entry.setup:
         entry.setup()

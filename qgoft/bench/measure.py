@@ -18,7 +18,7 @@ from qgoft.bench.contenders import CONTENDERS, PRODUCTS, REFERENCE, Contender, p
 from qgoft.bench.memory import peak_bytes, saved_bytes
 from qgoft.bench.shapes import Shape
 from qgoft.config.settings import MethodSettings
-from qgoft.methods.registry import REGISTRY, Penalty, parse_variant
+from qgoft.methods.registry import Penalty, method_named, parse_variant
 from qgoft.ops.givens import build_factors
 
 PENALTY = 0.01
@@ -106,7 +106,7 @@ def _asked_of_a_step(contender: Contender) -> tuple[Callable[[nn.Module, int], N
     """Return the method's after_step, penalty and penalty weight, as in training."""
     if contender.method is None:
         return None, None, 0.0
-    entry = REGISTRY[contender.method[0]]
+    entry = method_named(contender.method[0])
     weight = entry.penalty_weight(MethodSettings(*contender.method, "", PENALTY))
     return entry.after_step, entry.penalty(parse_variant(entry, contender.method[1])), weight
 

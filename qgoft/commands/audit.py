@@ -16,8 +16,9 @@ from qgoft.audit import Finding
 from qgoft.audit.counts import PrintedCount, Reading
 from qgoft.cli import Parser
 from qgoft.config import locations
-from qgoft.config.locations import REPOSITORY
+from qgoft.config.locations import RESULTS
 from qgoft.errors import QgoftError, check_choice
+from qgoft.report.table_files import write_table
 
 CHECKS = ("averages", "counts", "granularity", "wins", "sizes", "operator")
 # Target set that the text of a paper states, if its table counts another one.
@@ -118,7 +119,7 @@ def print_findings(findings: list[Finding], checked: dict[str, int]) -> None:
 def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=", ".join(CHECKS))
-    parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root")
+    parser.add_argument("--root", type=Path, default=RESULTS, help="results.root")
     parser.add_argument("--write", type=Path, help="results/published/audit.json, after a change of the transcribed figures or of a check")
     arguments = parser.parse_args(argv)
     if arguments.only:
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> int:
     for table in tables:
         if arguments.only:  # a single check must not replace the whole audit
             table.name += f"-{arguments.only}"
-        table.write(arguments.root / "tables")
+        write_table(table, arguments.root / "tables")
         print(f"{arguments.root / 'tables' / table.name}.{{md,tex,csv}}")
     if arguments.write:
         arguments.write.write_text(as_json(findings, checked))

@@ -31,16 +31,17 @@ from typing import Any
 import torch
 
 from qgoft import records
-from qgoft.bench.contenders import CONTENDERS, REFERENCE, Contender
+from qgoft.bench.contenders import CONTENDERS, REFERENCE, Contender, find_contender
 from qgoft.bench.measure import join_rounds, measure_group, measure_in_turns, measure_products, plan_groups, serve
 from qgoft.bench.shapes import Shape, cpu_shapes, device_shapes, paper_shapes
 from qgoft.cli import Parser
-from qgoft.config.locations import REPOSITORY
+from qgoft.config.locations import REPOSITORY, RESULTS
 from qgoft.errors import QgoftError, check_choice, format_exception
 from qgoft.ops.givens.dispatch import choose_backend, triton_available
 from qgoft.report.bench import all_tables, draw_figures
 from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.report.table import terminal_width
+from qgoft.report.table_files import write_table
 from qgoft.train.quiet import quiet_libraries
 
 KILLED = "the process was killed, as happens if memory runs out; select with --only or --contenders"
@@ -54,6 +55,9 @@ DEVICE_TESTS = ["tests/ops/test_triton.py", "tests/ops/test_givens.py", "-k", "n
 
 
 def operator_is_right(tests: list[str]) -> bool:
+    if REPOSITORY is None:  # the native kernels check themselves when they are loaded
+        print("operator's tests: not part of the installed package; run the benchmark in a checkout to test first")
+        return True
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *tests]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     print("operator's tests:", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr)
@@ -63,7 +67,7 @@ def operator_is_right(tests: list[str]) -> bool:
 def contenders_for(shape: Shape, wanted: list[str] | None) -> list[Contender]:
     """Return the requested methods and always the reference; by default those of the shape's table and those for its part."""
     if wanted is not None:
-        return [contender for contender in CONTENDERS if contender.name in (*wanted, REFERENCE)]
+        return [find_contender(name) for name in dict.fromkeys([REFERENCE, *wanted])]
     return [contender for contender in CONTENDERS if contender.name in shape.printed or _is_default(contender, shape)]
 
 
@@ -76,7 +80,7 @@ def _is_default(contender: Contender, shape: Shape) -> bool:
 def show(record: dict, directory: Path) -> None:
     for table in all_tables(record):
         print(table.terminal(terminal_width()))
-        table.write(directory)
+        write_table(table, directory)
     hardware = record["hardware"]
     print(f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads; allocator: {record['allocator']}")
     print(f"GPU kernels (Triton): {record['triton']}")
@@ -137,7 +141,7 @@ def prepare_process(threads: int) -> None:
 def time_group(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
     prepare_process(threads)
     shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
-    contenders = [contender for contender in CONTENDERS if contender.name in names]
+    contenders = [find_contender(name) for name in names]
     return measure_group(shape, contenders, batch, repeats, device, report_to_terminal)
 
 
@@ -146,7 +150,7 @@ def serve_contender(
 ) -> None:
     prepare_process(threads)
     shape = next(shape for shape in SETS[shapes]() if shape.name == shape_name)
-    serve(channel, shape, next(one for one in CONTENDERS if one.name == name), batch, device, counts_bytes=counts_bytes)
+    serve(channel, shape, find_contender(name), batch, device, counts_bytes=counts_bytes)
 
 
 def time_in_rounds(shapes: str, shape_name: str, names: list[str], batch: int, repeats: int, threads: int, device: str) -> list[dict]:
@@ -247,7 +251,8 @@ def file_name(arguments: argparse.Namespace) -> str:
     """Return the file name of the record: a part of the benchmark does not overwrite the whole."""
     parts = [] if arguments.parts == PARTS else arguments.parts
     words = [arguments.set, *(["returned"] if arguments.return_memory else []), *parts, *([arguments.only] if arguments.only else [])]
-    words += arguments.contenders or []
+    contenders = arguments.contenders or []
+    words += contenders if len(contenders) < 4 else [f"{len(contenders)} contenders"]
     return "-".join(re.sub(r"[^a-z0-9]+", "_", word.lower()) for word in words)
 
 
@@ -270,7 +275,7 @@ def main(argv: list[str]) -> int:
         "--return-memory", action="store_true", help="let the C library return freed memory to the system, as it usually does"
     )
     parser.add_argument("--device-check", action="store_true", help="a short check of the kernels on a GPU")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench")
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench")
     parser.add_argument("--show", type=Path, help="print a record instead of measuring")
     arguments = parser.parse_args(argv)
     if arguments.show:
@@ -280,7 +285,7 @@ def main(argv: list[str]) -> int:
     for part in arguments.parts:
         check_choice("part", part, PARTS, "set --parts")
     for name in arguments.contenders or []:
-        check_choice("contender", name, [contender.name for contender in CONTENDERS], "set --contenders")
+        find_contender(name)
     if arguments.device_check:
         if not torch.cuda.is_available():
             raise QgoftError("--device-check needs a GPU, and this machine has none; `make bench` times the CPU")

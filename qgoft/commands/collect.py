@@ -1,19 +1,22 @@
-"""Copy finished runs into a directory of committed records, such as results/measured/pocket. Existing runs are never overwritten.
+"""Add finished runs to an archive of committed records, such as results/measured/pocket. Runs of the archive are never replaced.
 
     python scripts/collect.py results/runs results/measured/pocket
     python scripts/collect.py /data/runs results/measured/small --protocol small
 
-Runs to which this version of the code gives another key are skipped, as are runs that the directory contains.
+Left out, and named: corrupt or modified runs, runs to which this version of the code gives another key, and a second result of a run that the
+archive contains.
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from qgoft.cli import Parser
 from qgoft.errors import QgoftError
-from qgoft.records import file_checksums, find_records
+from qgoft.records import Record, RecordError, RunDirectory, find_records
+from qgoft.records.archive import PackedRun, pack_run, read_archive, write_archive
+from qgoft.records.jsonl import read_history
+from qgoft.records.store import ARCHIVE
 from qgoft.sweep.record_index import is_current
 
 
@@ -25,29 +28,48 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.source.is_dir():
         raise QgoftError(f"{arguments.source}: not a directory; expected one with runs, such as results/runs")
-    arguments.target.mkdir(parents=True, exist_ok=True)
-    there = {record["key"] for record in find_records(arguments.target).records}
+    kept = read_kept(arguments.target)
     found = find_records(arguments.source)
     for problem in found.problems:
-        print(f"qgoft: left: {problem}", file=sys.stderr)
-    copied = 0
+        _leave(problem)
+    added: list[PackedRun] = []
     for record in found.records:
-        is_asked = record["status"] == "done" and record["protocol"] == arguments.protocol
-        directory = found.directories.get(record["key"])
-        if not is_asked or directory is None or record["key"] in there or not is_current(record):
+        if record["status"] != "done" or record["protocol"] != arguments.protocol:
             continue
-        target = arguments.target / "-".join([*(record[name] for name in ("task", "method", "variant", "model")), f"seed{record['seed']}"])
-        if target.exists():  # a run with other settings or data
-            target = target.with_name(f"{target.name}-{record['key'][:8]}")
-        # Atomically: a run without its answers would look complete.
-        part = target.with_name(f".{target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        for name in (*file_checksums(directory), "record.json"):
-            shutil.copyfile(directory / name, part / name)
-        part.rename(target)
-        there.add(record["key"])
-        copied += 1
-        print(target.name)
-    print(f"{copied} copied to {arguments.target}")
+        name = f"run {record['key'][:16]} ({record['task']}, {record['method']}, seed {record['seed']})"
+        files = found.files.get(record["key"])
+        if record["key"] in kept:
+            if kept[record["key"]].record != record:
+                _leave(f"{name}: the archive has another result of this run: {_result(kept[record['key']].record)}, here {_result(record)}")
+        elif not is_current(record):
+            _leave(f"{name}: this version of the code gives it another key")
+        elif isinstance(files, RunDirectory):  # otherwise it was modified, and is named above
+            added.append(pack_run(record, read_history(files.path), files.answers()))
+            print(f"{name}: {_result(record)}")
+    if added:
+        write_archive(arguments.target, [*kept.values(), *added])
+    print(f"{len(added)} added to {arguments.target}, which contains {len(kept) + len(added)}")
     return 0
+
+
+def read_kept(directory: Path) -> dict[str, PackedRun]:
+    """Return the runs of an archive, which must all be valid: an invalid one would be lost when the archive is written again.
+
+    Raises:
+        RecordError: one is invalid.
+    """
+    if not (directory / ARCHIVE).exists():
+        return {}
+    archive = read_archive(directory)
+    if archive.problems:
+        raise RecordError(f"{archive.problems[0]}; nothing was added")
+    return archive.files
+
+
+def _result(record: Record) -> str:
+    value = record["metrics"][record["primary"]]["value"]
+    return f"{record['primary']} {'undefined' if value is None else f'{value:.2f}'}, finished {record['finished']}"
+
+
+def _leave(reason: str) -> None:
+    print(f"qgoft: left: {reason}", file=sys.stderr)

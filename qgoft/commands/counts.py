@@ -14,7 +14,7 @@ from torch import nn
 from qgoft.cli import Parser
 from qgoft.config import locations
 from qgoft.config.compose import method_config
-from qgoft.config.locations import REPOSITORY
+from qgoft.config.locations import RESULTS
 from qgoft.config.settings import method_label
 from qgoft.errors import QgoftError, check_choice
 from qgoft.methods.registry import REGISTRY, Method, find_targets, parse_variant
@@ -22,6 +22,7 @@ from qgoft.models.architectures import build_shapes
 from qgoft.report.counts import REASONS, agrees
 from qgoft.report.published import load_figures
 from qgoft.report.table import Table, terminal_width
+from qgoft.report.table_files import write_table
 from qgoft.sweep.planned_run import split_list
 
 # Paper, table, model, and the target set of rows that name none.
@@ -156,5 +157,5 @@ def main(argv: list[str]) -> int:
         check_choice("method", method, list(REGISTRY), "change METHOD")
     table = build_table(methods)
     print(table.terminal(terminal_width()))
-    table.write(REPOSITORY / "results" / "tables")
+    write_table(table, RESULTS / "tables")
     return 1 if any(row[-1] == "DIFFERS" for row in table.rows) else 0

@@ -18,11 +18,12 @@ import sys
 from dataclasses import dataclass
 
 from qgoft.cli import Parser
-from qgoft.config.locations import REPOSITORY
+from qgoft.config.locations import REPOSITORY, RESULTS
 from qgoft.errors import QgoftError
+from qgoft.report.names import display_label
 
 DOCUMENTS = ("README.md", "docs/FINDINGS.md")
-TABLES = REPOSITORY / "results" / "example" / "tables"
+TABLES = RESULTS / "example" / "tables"
 ROWS = "rows: "
 END = "<!-- end of table -->"
 BLOCK = re.compile(rf"<!-- table ([\w-]+)\s+\|\s+([^>]+?)\s+-->\n(.*?){END}", re.S)
@@ -74,7 +75,8 @@ class Block:
 
     def markdown(self) -> str:
         """Return the rows in Markdown."""
-        lines = [["", *self.columns], [" --- ", *[" ---: "] * len(self.columns)], *self.cells()]
+        cells = [[display_label(label), *cells] for label, *cells in self.cells()]
+        lines = [["", *self.columns], [" --- ", *[" ---: "] * len(self.columns)], *cells]
         return "".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
@@ -100,6 +102,8 @@ def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args(argv)
+    if REPOSITORY is None:
+        raise QgoftError("the documents are not part of the installed package; run this in a checkout")
     total = 0
     for name in DOCUMENTS:
         path = REPOSITORY / name

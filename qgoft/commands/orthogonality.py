@@ -8,11 +8,12 @@ import argparse
 from pathlib import Path
 
 from qgoft.cli import Parser
-from qgoft.config.locations import REPOSITORY
+from qgoft.config.locations import RESULTS
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
 from qgoft.report.table import terminal_width
+from qgoft.report.table_files import write_table
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--records", default="runs", choices=["runs", "measured"])
     parser.add_argument("--suite", default="glue")
     parser.add_argument("--protocol", default="pocket")
-    parser.add_argument("--root", type=Path, default=REPOSITORY / "results", help="results.root of the runs")
+    parser.add_argument("--root", type=Path, default=RESULTS, help="results.root of the runs")
     arguments = parser.parse_args(argv)
     traces = read_traces(find_records(arguments.root / arguments.records), arguments.protocol, arguments.suite)
     if not traces:
@@ -30,6 +31,6 @@ def main(argv: list[str]) -> int:
         )
     table = build_trace_table(traces, arguments.protocol, arguments.suite)
     print(table.terminal(terminal_width()))
-    table.write(arguments.root / "tables")
+    write_table(table, arguments.root / "tables")
     print("   ".join(str(path) for path in draw_traces(traces, arguments.root / "figures")))
     return 0

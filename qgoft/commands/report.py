@@ -1,7 +1,7 @@
 """Write all tables and figures of the records, and one page with all of them (results/report.html): `make report`.
 
-python scripts/report.py                        your runs (results/runs) python scripts/report.py --records measured     the committed
-records
+python scripts/report.py                       your runs (results/runs)
+python scripts/report.py --records measured    the committed records
 """
 
 import argparse
@@ -18,20 +18,19 @@ from qgoft.config.locations import MEASURED, PUBLISHED, RESULTS
 from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.records import RecordSet, write_atomically
-from qgoft.report.cost import read_bench
+from qgoft.report.cost import part_benches, read_bench
+from qgoft.report.figures import background_writing
 from qgoft.report.item_tables import bench_directories, item_rows, item_tables
+from qgoft.report.latex import document
 from qgoft.report.library import RecordLibrary, read_library
 from qgoft.report.missing import MissingRuns, missing_runs, missing_section
 from qgoft.report.page import Section, build_page
-from qgoft.report.sections import item_section, item_title, machine_section, orthogonality_sections, other_runs, page_order
-from qgoft.report.table import document
+from qgoft.report.sections import item_section, item_title, machine_section, orthogonality_sections, other_runs, page_order, summarise
+from qgoft.report.style import add_style_arguments, style_of
+from qgoft.report.table_files import write_table
 from qgoft.sweep.forecast import mean_seconds
 from qgoft.sweep.items import ItemFilter, ItemPlan, compose_plans, own_items, plan_items
-
-LEAD = (
-    "{} runs. Every underlined number opens the runs behind it. Bold: best of its column, double line: second, if paired intervals separate "
-    "it from all rows below."
-)
+from qgoft.sweep.settings_cache import commit_settings
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Report:
             self.add_protocol(protocol)
         self.sections += self.costs.values()
         others = other_runs(records, self.sections)
-        self.sections += orthogonality_sections(RecordSet(list(records), self.library.directories, []), self.out)
+        self.sections += orthogonality_sections(RecordSet(list(records), self.library.files, []), self.out)
         ends = (
             others,
             audit_section(),
@@ -94,17 +93,18 @@ class Report:
             return
         found = read_bench(bench_directories(self.library), name, plan.item.bench or "")
         self.benches += [] if any(one.record["hardware"]["device"] != "cpu" for one in found) else [name]
-        self.costs[name] = Section(name, item_title(plan), item_tables(plan, [], ask, self.library, self.jobs))
+        tables = item_tables(plan, [], ask, self.library, self.jobs)
+        self.costs[name] = Section(name, item_title(plan), tables, paper="Time and memory")
 
     def write(self) -> Path:
         """Write the tables and the page. Return the path of the page."""
         tables = [table for section in self.sections for table in section.tables]
         for table in tables:
-            table.write(self.out / "tables", self.library.directories)
+            write_table(table, self.out / "tables", self.library.files)
         write_atomically(self.out / "tables" / "all.tex", document(tables))
         records = self.library.index.records
-        lead = LEAD.format(len(records))
-        page = build_page("qgoft: results", lead, self.sections, records, self.library.directories, model_files())
+        summary = summarise(self.sections, records, part_benches(bench_directories(self.library), "model"), self.out)
+        page = build_page("qgoft: results", summary, self.sections, records, self.library.files, model_files())
         return write_atomically(self.out / "report.html", page)
 
 
@@ -112,7 +112,8 @@ def audit_section() -> Section:
     """Return the findings of `make audit`, which are committed: they need the architectures, and change only with the published values."""
     stored = json.loads((PUBLISHED / "audit.json").read_text())
     findings = [audit.Finding(**finding) for finding in stored["findings"]]
-    return Section("audit", "audit of the published values", audit.build_findings(findings, stored["checked"]))
+    tables = audit.build_findings(findings, stored["checked"])
+    return Section("audit", "audit of the published values", tables, paper="Published values")
 
 
 def main(argv: list[str]) -> int:
@@ -120,18 +121,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--records", default="runs", choices=["runs", MEASURED.name])
     parser.add_argument("--root", type=Path, default=RESULTS, help="results.root of the records")
     parser.add_argument("--out", type=Path, help="directory of tables, figures and page; default: --root")
+    add_style_arguments(parser)
+    parser.add_argument(
+        "--commit-settings", action="store_true", help="store the composed settings beside the committed records, for a quick start"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args(argv)
-    library = read_library(arguments.root, arguments.records, "pocket")
+    library = read_library(arguments.root, arguments.records, "pocket", style_of(arguments))
     records = library.index.records
     if not records and not library.problems:
         raise QgoftError(f"{arguments.root / arguments.records}: no record; run something first, such as make glue METHOD=qgoft")
     report = Report(library, arguments.out or arguments.root, arguments.jobs)
-    report.build()
+    with background_writing(arguments.jobs):
+        report.build()
     path = report.write()
     without = sum(one.runs.total() == one.planned for one in report.missing)
     size = path.stat().st_size / 1e6
     print(f"{len(records)} records, {len(report.sections)} sections, {without} items without a record: {path} ({size:.1f} MB)")
     for problem in library.problems:
         print(f"qgoft: {problem}", file=sys.stderr)
+    if arguments.commit_settings:
+        print(f"settings: {os.path.relpath(commit_settings())}")
     return 0

@@ -15,6 +15,7 @@ from qgoft.config.suites import config_names, suite_info, suite_names
 from qgoft.errors import QgoftError, check_choice
 from qgoft.report.item_tables import item_rows, item_tables, suite_tables, write_tables
 from qgoft.report.library import read_library
+from qgoft.report.style import add_style_arguments, style_of
 from qgoft.report.table import terminal_width
 from qgoft.sweep.actions import ACTIONS, SweepRequest, run_action
 from qgoft.sweep.actions import INTERRUPTED as INTERRUPTED
@@ -45,6 +46,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--nproc", type=int, default=1, help="processes of each run")
     parser.add_argument("--accelerate", default="", help="file of configs/accelerate, for several GPUs")
     parser.add_argument("--records", default="runs", choices=["runs", MEASURED.name])
+    add_style_arguments(parser)
     parser.add_argument("--action", default="run", choices=ACTIONS)
     parser.add_argument("--failfast", action="store_true", help="end after the first failure")
     parser.add_argument("--detach", action="store_true", help="submit the jobs and return (submitit)")
@@ -149,15 +151,15 @@ def run_suite(arguments: argparse.Namespace) -> int:
     root = Path(planned[0].settings.results.root)
 
     def show(runs: list[PlannedRun]) -> None:
-        library = read_library(root, arguments.records, arguments.protocol)
+        library = read_library(root, arguments.records, arguments.protocol, style_of(arguments))
         tables = suite_tables(suite, runs, ask, library, arguments.jobs)
         written = write_tables(tables, library)
         print()
         for table in tables:
             if not table.name.endswith("-paired"):
                 print(table.terminal(terminal_width()))
-        records = os.path.relpath(MEASURED / "*") if library.is_committed else f"{root}/{arguments.records}"
-        print(f"{written}   {records}/*/record.json   (make report for the page)")
+        place = f"{os.path.relpath(MEASURED)}/*/records.parquet" if library.is_committed else f"{root}/{arguments.records}/*/record.json"
+        print(f"{written}   {place}   (make report for the page)")
 
     return run_action(sweep_request(suite_info(suite).title, arguments, root), planned, show)
 
@@ -175,7 +177,7 @@ def run_items(arguments: argparse.Namespace) -> int:
     root = Path(planned[0].settings.results.root if planned else given)
 
     def show(runs: list[PlannedRun]) -> None:
-        library = read_library(root, arguments.records, arguments.protocol)
+        library = read_library(root, arguments.records, arguments.protocol, style_of(arguments))
         for plan, own in zip(plans, split_runs(plans, runs), strict=True):
             tables = item_tables(plan, item_rows(plan, own, ask, library), ask, library, arguments.jobs)
             if not tables:

@@ -10,7 +10,15 @@ from omegaconf import DictConfig
 
 from qgoft.cli import exit_code
 from qgoft.config import locations
-from qgoft.config.compose import check_overrides, compose_settings, expand_multirun, launcher_settings, quote_path, settings_from_config
+from qgoft.config.compose import (
+    check_overrides,
+    compose_settings,
+    expand_multirun,
+    launcher_settings,
+    name_peft_methods,
+    quote_path,
+    settings_from_config,
+)
 from qgoft.errors import QgoftError, check_choice
 from qgoft.lease import HEARTBEAT_INTERVAL, LEASE_DURATION, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
@@ -57,7 +65,7 @@ def main(argv: list[str]) -> int:
             return multirun(overrides)
         check_overrides(argv)
         if flags:
-            sys.argv[1:] = [quote_path(word) for word in argv]
+            sys.argv[1:] = [quote_path(word) for word in name_peft_methods(argv)]
             hydra_main()
             return 0
         # A new process needs a whole lease duration to see whether an owner on another host is alive.

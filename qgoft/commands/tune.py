@@ -21,6 +21,7 @@ import yaml
 
 from qgoft.cli import Parser
 from qgoft.config import locations
+from qgoft.config.peft_types import SHARED, peft_types
 from qgoft.errors import check_choice
 from qgoft.sweep.identify import identify_all
 from qgoft.sweep.planned_run import PlannedRun, compose_all
@@ -39,10 +40,12 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     check_choice("search", name, list(specs), "configs/tuning.yaml lists them")
     spec = specs[name]
     chosen = methods or list(spec["centres"])
+    others = dict.fromkeys(peft_types(), spec["peft"]) if "peft" in spec else {}
+    centres = {**others, **spec["centres"]}
     for method in chosen:
-        check_choice("method", method, list(spec["centres"]), f"search {name} of configs/tuning.yaml lists their centres")
+        check_choice("method", method, list(centres), f"search {name} of configs/tuning.yaml lists their centres")
     trials = [
-        (method, float(format_rate(spec["centres"][method] * ratio)), task)
+        (method, float(format_rate(centres[method] * ratio)), task)
         for method in chosen
         for ratio in spec["ratios"]
         for task in spec["tasks"]
@@ -129,6 +132,17 @@ def write_recipe(path: Path, suites: list[str], rate: float) -> None:
     path.write_text(text)
 
 
+def write_shared_rate(path: Path, method: str, rate: float) -> None:
+    """Write the learning rate of a method without a recipe of its own into `rates` of the shared one."""
+    before, start, after = path.read_text().partition("rates:")
+    assert start, f"{path} has no rates"
+    body = re.match(r"(?: \{\})?\n((?:  .*\n)*)", after)
+    assert body, f"{path}: rates has another form"
+    lines = {line.split(":")[0].strip(): line for line in body[1].splitlines()}
+    lines[method] = f"  {method}: {{lr: {format_rate(rate)}, source: own}}"
+    path.write_text(f"{before}rates:\n" + "".join(f"{lines[name]}\n" for name in sorted(lines)) + after[body.end() :])
+
+
 def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
@@ -155,6 +169,10 @@ def main(argv: list[str]) -> int:
             lines.append(line)
             print(f"{line['method']:<10} {line['task']:<16} lr {line['lr']:<8} {line['score']}", flush=True)
     for method, rate in choose_rates(lines, spec["tasks"]).items():
-        write_recipe(locations.CONFIGS / "recipe" / spec["protocol"] / f"{method}.yaml", spec["writes"], rate)
+        recipes = locations.CONFIGS / "recipe" / spec["protocol"]
+        if (recipes / f"{method}.yaml").exists():
+            write_recipe(recipes / f"{method}.yaml", spec["writes"], rate)
+        else:
+            write_shared_rate(recipes / f"{SHARED}.yaml", method, rate)
         print(f"{method}: lr {format_rate(rate)}")
     return 0

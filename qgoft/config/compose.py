@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qgoft.config import locations
 from qgoft.config.keys import affects_results
+from qgoft.config.peft_types import SHARED, peft_types
 from qgoft.config.settings import RunSettings, settings_from_dict
-from qgoft.config.suites import config_names, read_config, unsupported_reason
+from qgoft.config.suites import config_names, has_config, read_config, unsupported_reason
 from qgoft.errors import QgoftError, check_choice, hint
 
 PATH_SETTINGS = ("data.root", "model.path", "task.path", "results.root")
@@ -39,7 +40,8 @@ def check_config_name(group: str, value: str) -> None:
         QgoftError: with the available names.
     """
     variable = GROUPS[group]
-    check_choice(group, value, config_names(group), f"change {variable} or {group}=" if variable else f"change {group}=")
+    names = sorted({*config_names(group), *(peft_types() if group == "method" else ())})
+    check_choice(group, value, names, f"change {variable} or {group}=" if variable else f"change {group}=")
 
 
 def model_files() -> dict[str, str]:
@@ -137,7 +139,17 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     """
     check_overrides(overrides)
     with _composition("the settings", "configs/train.yaml lists the names"):
-        return settings_from_config(compose("train", [quote_path(override) for override in overrides]))
+        return settings_from_config(compose("train", [quote_path(override) for override in name_peft_methods(overrides)]))
+
+
+def name_peft_methods(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with the shared file of the methods that have none of their own: method=vera -> method=_peft, method.name=vera."""
+    found: list[str] = []
+    for override in overrides:
+        name, _, value = override.partition("=")
+        is_shared = name == "method" and value in peft_types() and not has_config(f"method/{value}")
+        found += [f"method={SHARED}", f"method.name={value}"] if is_shared else [override]
+    return found
 
 
 def quote_path(override: str) -> str:
@@ -236,6 +248,8 @@ def check_options(method: dict[str, Any]) -> None:
     Raises:
         QgoftError: with the options of the method.
     """
+    if not has_config(f"method/{method['name']}"):
+        return  # checked against the fields of its configuration when the model is built
     own = list(method_config(method["name"]).get("options", {}))
     for name in method.get("options", {}):
         if name not in own:

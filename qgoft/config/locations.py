@@ -1,14 +1,17 @@
-"""Locations of the repository: configuration files, committed results and transcribed figures."""
+"""Locations of configuration files, results and transcribed figures: in a checkout, or in an installed package."""
 
 import os
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+# The checkout that holds this package; None if it was installed as a wheel, which carries configs and published figures (setup.py).
+REPOSITORY = PACKAGE.parent if (PACKAGE.parent / "configs" / "train.yaml").is_file() else None
 # QGOFT_CONFIGS names another tree of configuration files.
-CONFIGS = Path(os.environ.get("QGOFT_CONFIGS") or REPOSITORY / "configs")
-RESULTS = REPOSITORY / "results"
+CONFIGS = Path(os.environ.get("QGOFT_CONFIGS") or (REPOSITORY / "configs" if REPOSITORY else PACKAGE / "_configs"))
+# Without a checkout, results are in the current directory, without committed records.
+RESULTS = REPOSITORY / "results" if REPOSITORY else Path("results")
 MEASURED = RESULTS / "measured"
-PUBLISHED = RESULTS / "published"
+PUBLISHED = REPOSITORY / "results" / "published" if REPOSITORY else PACKAGE / "_published"
 
 
 def cache_directory() -> Path:

@@ -3,11 +3,13 @@
 import functools
 import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qgoft.config import locations
+from qgoft.config.peft_types import SHARED
 from qgoft.errors import QgoftError, check_choice
 
 
@@ -73,8 +75,18 @@ def import_name(dotted: str) -> Any:
 
 def config_names(group: str) -> list[str]:
     """Return the names of the files of a config group, with their directories: glue/cola."""
-    directory = locations.CONFIGS / group
-    return sorted(path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.yaml"))
+    return list(_names_below(locations.CONFIGS / group))
+
+
+@functools.cache
+def _names_below(directory: Path) -> tuple[str, ...]:
+    names = (path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.yaml"))
+    return tuple(sorted(name for name in names if not name.startswith("_")))  # a file that several methods share
+
+
+def has_config(name: str) -> bool:
+    """Return True if configs has a file of this name."""
+    return (locations.CONFIGS / f"{name}.yaml").is_file()
 
 
 def read_config(name: str) -> Any:
@@ -83,7 +95,7 @@ def read_config(name: str) -> Any:
 
 
 @functools.cache
-def _read_yaml(path: Any) -> Any:
+def _read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
@@ -103,9 +115,14 @@ def suite_info(name: str) -> SuiteInfo:
     Raises:
         QgoftError: an unknown suite, or an invalid description.
     """
+    return _read_suite(locations.CONFIGS, name)
+
+
+@functools.cache
+def _read_suite(configs: Path, name: str) -> SuiteInfo:
     check_choice("suite", name, suite_names(), "change task")
     try:
-        return SuiteInfo(name, **read_config(f"suite/{name}"))
+        return SuiteInfo(name, **_read_yaml(configs / "suite" / f"{name}.yaml"))
     except TypeError as error:
         raise QgoftError(f"configs/suite/{name}.yaml: {error}; qgoft.config.suites.SuiteInfo lists the fields") from error
 
@@ -135,9 +152,10 @@ def unsupported_reason(protocol: str, task: str, method: str) -> str | None:
         return f"configs/protocol/{protocol}.yaml has no settings for {task}"
     if not method:
         return None
-    path = locations.CONFIGS / "recipe" / protocol / f"{method}.yaml"
-    rows = (read_config(f"recipe/{protocol}/{method}") or {}).get(suite, ()) if path.is_file() else ()
+    recipe = method if has_config(f"method/{method}") else SHARED
+    path = locations.CONFIGS / "recipe" / protocol / f"{recipe}.yaml"
+    rows = (read_config(f"recipe/{protocol}/{recipe}") or {}).get(suite, ()) if path.is_file() else ()
     if {name, "all"} & set(rows):
         return None
     missing = "is missing" if not path.is_file() else f"has no settings for {task}"
-    return str(reasons.get(f"{suite}/{method}") or reasons.get(method) or f"configs/recipe/{protocol}/{method}.yaml {missing}")
+    return str(reasons.get(f"{suite}/{method}") or reasons.get(method) or f"configs/recipe/{protocol}/{path.name} {missing}")

@@ -28,20 +28,30 @@ def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
     if not layers or not is_mergeable or is_sharded or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
         yield
         return
-    # peft's layers write into the weight in place; those of this package replace the parameter.
+    # peft's layers write into weights and biases in place; those of this package replace the weight.
     kept = [
-        (base.weight, None if isinstance(layer, MergeableLayer) else base.weight.data.clone())
+        (parameter, None if isinstance(layer, MergeableLayer) else parameter.data.clone(), base, name)
         for layer, base in zip(layers, bases, strict=True)
+        for name in ("weight", "bias")
+        if isinstance(parameter := getattr(base, name, None), nn.Parameter)
     ]
+
+    def restore() -> None:
+        for parameter, values, base, name in kept:
+            setattr(base, name, parameter)
+            if values is not None:
+                parameter.data = values
+        for layer in layers:
+            layer.merged_adapters.clear()
+
     try:
-        adapted.model.merge_adapter()
+        try:
+            adapted.model.merge_adapter()
+        except NotImplementedError:  # such as peft's Lily
+            restore()
         yield
     finally:
-        for layer, base, (weight, values) in zip(layers, bases, kept, strict=True):
-            base.weight = weight
-            if values is not None:
-                weight.data = values
-            layer.merged_adapters.clear()
+        restore()
 
 
 def merge_and_unload(adapted: AdaptedModel) -> nn.Module:
@@ -58,7 +68,7 @@ def merge_and_unload(adapted: AdaptedModel) -> nn.Module:
     tuner._replace_module = lambda parent, name, new_module, _: setattr(parent, name, new_module)
     try:
         plain: nn.Module = adapted.model.merge_and_unload(safe_merge=True)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise QgoftError(f"the adapters cannot be merged: {error}") from error
     return plain
 

@@ -13,6 +13,7 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
+from qgoft.config.peft_types import peft_types
 from qgoft.config.settings import MethodSettings, ModelSettings
 from qgoft.errors import QgoftError, check_choice
 from qgoft.tuners import orthogonality_penalty
@@ -63,7 +64,8 @@ class Method:
     Attributes:
         hparams: letters of a variant and their meaning, such as {"r": "rank"}; empty if the method has no hyperparameter.
         modifiers: modifiers that may follow, each after a dash, with their meaning; `t#` takes a number, as in r64-t3.
-        num_params: formula of the number of trainable parameters without the head; None if it depends on the whole backbone.
+        num_params: formula of the number of trainable parameters without the head; None if it depends on the whole backbone, or is only
+            known from the built model.
         config: builds the peft configuration, without targets; None for methods that train existing parameters.
         penalty: returns the penalty of a variant, or None if it has none.
         own_penalty_weight: weight of the penalty from an option of the method, instead of method.penalty.
@@ -74,6 +76,7 @@ class Method:
         shape_of: (outputs, inputs) of a module that it can adapt, otherwise None.
         selectable_from: from the total number of steps, the first step after which the model has its final form and may be selected.
         extra_state: state of `after_step` for checkpoints.
+        are_hparams_optional: a variant may lack some of the hyperparameters, or be the name of the method.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Method:
     shape_of: ShapeOf = linear_shape
     selectable_from: Callable[[int], int] | None = None
     extra_state: ExtraState | None = None
+    are_hparams_optional: bool = False
 
     def penalty_weight(self, settings: MethodSettings) -> float:
         """Return the weight of the penalty in the loss."""
@@ -134,6 +138,20 @@ def method_names() -> list[str]:
     return sorted(REGISTRY)
 
 
+def method_named(name: str) -> Method:
+    """Return a registered method, or that of a tuner type of peft.
+
+    Raises:
+        QgoftError: an unknown method, or a tuner that does not adapt layers.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    check_choice("method", name, sorted({*method_names(), *peft_types()}), "change METHOD")
+    from qgoft.methods.any_peft import peft_method
+
+    return peft_method(name)
+
+
 def parse_variant(method: Method, variant: str) -> Hparams:
     """Parse a variant: letters with numbers, such as r8 or b8m2 (the method's name if it has no hyperparameter), then modifiers after
     dashes.
@@ -145,7 +163,13 @@ def parse_variant(method: Method, variant: str) -> Hparams:
     head, *modifiers = variant.split("-")
     parts = re.findall(r"([a-z]+)(\d+)", head) if method.hparams else []
     known = "".join(letter + number for letter, number in parts) if method.hparams else method.name
-    if known != head or [letter for letter, _ in parts] != list(method.hparams):
+    letters = [letter for letter, _ in parts]
+    is_complete = letters == list(method.hparams) or (
+        method.are_hparams_optional and len(set(letters)) == len(letters) and set(letters) <= set(method.hparams)
+    )
+    if method.are_hparams_optional and head == method.name:
+        parts = []
+    elif known != head or not is_complete or not head:
         raise QgoftError(f"variant {variant!r} of method {method.name}: expected the form {wanted}; change METHOD or method.variant")
     hparams = {letter: int(number) for letter, number in parts}
     for word in modifiers:
@@ -194,8 +218,7 @@ def apply_method(model: nn.Module, spec: ModelSettings, settings: MethodSettings
         QgoftError: an unknown method, variant or target set; no layer of the model matches; a layer does not fit.
         RuntimeError: the number of trainable parameters differs from the formula.
     """
-    check_choice("method", settings.name, method_names(), "change METHOD")
-    method = REGISTRY[settings.name]
+    method = method_named(settings.name)
     hparams = parse_variant(method, settings.variant)
     if settings.penalty and (method.own_penalty_weight or method.penalty(hparams) is None):
         reason = "sets the weight of its penalty in method.options" if method.own_penalty_weight else "has nothing to penalise"
@@ -240,7 +263,6 @@ def _wrap(
     model: nn.Module, spec: ModelSettings, settings: MethodSettings, method: Method, hparams: Hparams, targets: dict, total_steps: int
 ) -> AdaptedModel:
     assert method.config is not None
-    assert method.num_params is not None
     shapes = list(targets.values())
     total = sum(p.numel() for p in model.parameters())
     try:
@@ -259,12 +281,14 @@ def _wrap(
         if name in head:
             parameter.data = parameter.data.float()  # as adapters are
     trainable = sum(size for name, size in free.items() if name not in head)
-    expected = method.num_params(shapes, hparams)
+    expected = trainable if method.num_params is None else method.num_params(shapes, hparams)
     if trainable != expected:
         raise RuntimeError(
             f"{settings.name}@{settings.variant} should have {expected:,} trainable parameters over {len(shapes)} layers, but the built model has "
             f"{trainable:,}; the count would not match the table"
         )
+    if not trainable:
+        raise QgoftError(f"method {settings.name}@{settings.variant} trains no weight of model {spec.name} but its head; set its options")
     selectable_from = method.selectable_from(total_steps) if method.selectable_from else 0
     in_head = sum(free[n] for n in head)
     return AdaptedModel(

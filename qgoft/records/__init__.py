@@ -1,18 +1,17 @@
-"""Run records: schema, key, atomic writing and reading. Standard library only."""
+"""Run records: schema, key, atomic writing and reading, and archives of many of them."""
 
+from qgoft.records.find import RecordSet, find_records, read_records
 from qgoft.records.jsonl import TaggedLines, read_curve, read_tagged
 from qgoft.records.key import RESULTS_VERSION, base_model, canonical_json, compute_key, hub_commit
 from qgoft.records.provenance import code_checksum, code_origin, code_provenance, hardware, package_versions
+from qgoft.records.run_files import AnswerColumns, RunDirectory, RunFiles, curve_of, place_name
 from qgoft.records.schema import PRIMARY_STATUSES, SCHEMA, Record, RecordError, validate
 from qgoft.records.store import (
-    RecordSet,
     adapter_checksums,
     atomic_file,
     file_checksums,
     file_sha256,
-    find_records,
     read_record,
-    read_records,
     write_atomically,
     write_record,
 )
@@ -21,9 +20,12 @@ __all__ = [
     "PRIMARY_STATUSES",
     "RESULTS_VERSION",
     "SCHEMA",
+    "AnswerColumns",
     "Record",
     "RecordError",
     "RecordSet",
+    "RunDirectory",
+    "RunFiles",
     "TaggedLines",
     "adapter_checksums",
     "atomic_file",
@@ -33,12 +35,14 @@ __all__ = [
     "code_origin",
     "code_provenance",
     "compute_key",
+    "curve_of",
     "file_checksums",
     "file_sha256",
     "find_records",
     "hardware",
     "hub_commit",
     "package_versions",
+    "place_name",
     "read_curve",
     "read_record",
     "read_records",

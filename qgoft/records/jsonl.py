@@ -38,15 +38,19 @@ def read_tagged(path: Path, tag: dict[str, Any]) -> list[dict[str, Any]] | None:
     return found[1:] if found and found[0] == tag else None
 
 
-def read_curve(directory: Path | None, name: str) -> list[tuple[int, float]]:
-    """Return the (step, value) pairs of history.jsonl up to the first incomplete line."""
-    points: list[tuple[int, float]] = []
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of history.jsonl up to the first incomplete one."""
+    lines: list[dict[str, Any]] = []
     try:
-        text = (directory / "history.jsonl").read_bytes() if directory is not None else b""
-        for line in text.splitlines():
-            entry = json.loads(line)
-            if isinstance(entry.get(name), float | int) and math.isfinite(entry[name]):
-                points.append((int(entry["step"]), float(entry[name])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return points
-    return points
+        for text in (directory / "history.jsonl").read_bytes().splitlines():
+            line = json.loads(text)
+            lines.append({**line, "step": int(line["step"])})
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return lines
+    return lines
+
+
+def read_curve(directory: Path, name: str) -> list[tuple[int, float]]:
+    """Return the (step, value) pairs of history.jsonl up to the first incomplete line."""
+    points = ((line["step"], line.get(name)) for line in read_history(directory))
+    return [(step, float(value)) for step, value in points if isinstance(value, float | int) and math.isfinite(value)]

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from qgoft.machine import processor_name
+
 PACKAGES = ("qgoft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "numpy", "scipy", "scikit-learn")
 CODE = ("qgoft", "configs", "scripts")
 # Modules that cannot affect the result of a run.
@@ -16,10 +18,12 @@ NO_NUMBERS = ("audit", "bench", "cli.py", "commands", "report", "sweep")
 
 
 @functools.cache
-def code_provenance(repository: Path) -> dict[str, Any]:
+def code_provenance(repository: Path | None) -> dict[str, Any]:
     """Return the commit of the loaded code, and whether qgoft, configs or scripts differ from it; null without git or a repository. Cached,
     because the tree may change later.
     """
+    if repository is None:
+        return {"commit": None, "dirty": None}
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         changed = _git(repository, "status", "--porcelain", "--", *CODE)
@@ -65,18 +69,10 @@ def hardware(*, device: str, threads: int, processes: int) -> dict[str, Any]:
     """Return processor, cores and memory of this machine, with the device and threads of a run."""
     return {
         "device": device,
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": threads,
         "processes": processes,
     }
-
-
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

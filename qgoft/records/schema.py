@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from qgoft.config.constraints import NAME
+from qgoft.errors import RecordError
 
 SCHEMA = 1
 Record = dict[str, Any]
@@ -137,10 +138,6 @@ _IN_SETTINGS = {
     "selection": ("selection",),
     "seed": ("seed",),
 }
-
-
-class RecordError(ValueError):
-    """A record is invalid."""
 
 
 def validate(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,17 @@ import functools
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgoft.config.settings import settings_from_record
-from qgoft.errors import QgoftError
 from qgoft.records.key import canonical_json
 from qgoft.records.schema import RecordError, validate
 
 NAME = "record.json"
+ARCHIVE = "records.parquet"  # qgoft/records/archive.py
 # Files of a run that tables and figures read; the record holds their checksums.
 READ_LATER = ("history.jsonl", "predictions.jsonl.gz")
 
@@ -29,9 +26,18 @@ def write_record(directory: Path, record: dict[str, Any]) -> Path:
         RecordError: the record is invalid.
         OSError: it cannot be written, for example because the disk is full; no partial file remains.
     """
-    text = json.dumps({**validate(record), "checksum": _checksum(record)}, indent=1, allow_nan=False) + "\n"
+    text = record_text(record)
     directory.mkdir(parents=True, exist_ok=True)
     return write_atomically(directory / NAME, text)
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """Return a valid record as JSON, with a checksum of itself.
+
+    Raises:
+        RecordError: the record is invalid.
+    """
+    return json.dumps({**validate(record), "checksum": _checksum(record)}, indent=1, allow_nan=False) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> Path:
@@ -72,7 +78,19 @@ def read_record(path: Path) -> dict[str, Any]:
         RecordError: it is not JSON, invalid or modified; the message names the file.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return parse_record(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def parse_record(text: str) -> dict[str, Any]:
+    """Return the record of a text of `record_text`.
+
+    Raises:
+        RecordError: it is not JSON, invalid or modified.
+    """
+    try:
+        content = json.loads(text)
         # Records of the first versions have none.
         stated = content.pop("checksum", None) if isinstance(content, dict) else None
         record: dict[str, Any] = validate(content)
@@ -81,7 +99,7 @@ def read_record(path: Path) -> dict[str, Any]:
         if stated is not None and stated != _checksum(record):
             raise RecordError("its checksum does not match: it was modified")
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: {error}") from error
+        raise RecordError(str(error)) from error
     return record
 
 
@@ -111,78 +129,3 @@ def _file_sha256(path: Path, *state: int) -> str:
 
 def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()
-
-
-def _record_paths(root: Path) -> list[Path]:
-    """Return the published records below a directory, sorted. Directories may appear and vanish meanwhile."""
-    found = []
-    for directory, directories, names in os.walk(root):
-        directories[:] = [name for name in directories if not name.startswith("attempt-")]
-        found += [Path(directory) / NAME] if NAME in names else []
-    return sorted(found)
-
-
-@dataclass(frozen=True)
-class RecordSet:
-    """Records below a directory, their directories, and problems."""
-
-    records: list[dict[str, Any]]
-    directories: dict[str, Path]  # key -> directory with unmodified files
-    problems: list[str]
-
-
-def find_records(root: Path) -> RecordSet:
-    """Return all records below a directory, sorted by path; of equal keys the one that finished last.
-
-    A corrupt, modified or incompatible record is left out and named in `problems`. If the curve or the answers of a run were modified, its
-    record counts, but its directory is not used.
-    """
-    newest: dict[str, tuple[dict[str, Any], Path]] = {}
-    problems = []
-    for path in _record_paths(root):
-        try:
-            record = read_record(path)
-        except (RecordError, OSError) as error:
-            problems.append(str(error))
-            continue
-        try:
-            settings_from_record(record)
-        except QgoftError as error:
-            problems.append(f"{path}: not used: its settings are not valid in this version: {error}")
-            continue
-        name = path.parent.name
-        if re.fullmatch("[0-9a-f]{64}", name) and name != record["key"]:
-            problems.append(f"{path}: it is the record of run {record['key'][:16]} (a copy?); it is not counted")
-            continue
-        if record["finished"] < record["started"]:
-            problems.append(f"{path}: it finished before it started: the clock was set back, so its times are invalid")
-        known = newest.get(record["key"])
-        if known is None or known[0]["finished"] <= record["finished"]:
-            newest[record["key"]] = record, path.parent
-    directories = {}
-    for key, (record, directory) in newest.items():
-        changed = _changed_files(record, directory)
-        problems += [
-            f"{directory / name}: it differs from its checksum in the record; the run's curve and answers are not used" for name in changed
-        ]
-        if not changed:
-            directories[key] = directory
-    return RecordSet([record for record, _ in newest.values()], directories, problems)
-
-
-def _changed_files(record: dict[str, Any], directory: Path) -> list[str]:
-    """Return the existing files that differ from their checksums; some users keep only part of them."""
-    stated = record.get("files", {})
-    return [name for name, checksum in file_checksums(directory).items() if stated.get(name, checksum) != checksum] if stated else []
-
-
-def read_records(root: Path) -> list[dict[str, Any]]:
-    """Return all records below a directory that must all be valid: committed ones, or ones written just before.
-
-    Raises:
-        RecordError: one is invalid.
-    """
-    found = find_records(root)
-    if found.problems:
-        raise RecordError(found.problems[0])
-    return found.records

@@ -1,18 +1,14 @@
-"""Answers of finished runs (predictions.jsonl.gz), and the score of one item."""
+"""Answers of finished runs as numbers, and the score of one item."""
 
-import gzip
 import hashlib
 import json
-import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qgoft.records import Record
+from qgoft.records import Record, RunFiles
 from qgoft.tasks.decoder.answer_parsing import same_formula
 from qgoft.tasks.decoder.published_rules import is_equivalent
 from qgoft.tasks.squad.scoring import question_scores
@@ -20,10 +16,8 @@ from qgoft.tasks.squad.scoring import question_scores
 Array = np.ndarray[Any, Any]
 # Prediction and label -> percent.
 ItemScore = Callable[[Any, Any], float]
-# Field of a line, and the prefix of its value.
+# Column of `AnswerColumns`, and the prefix of its values.
 LineFilter = tuple[str, str]
-# A line with numeric prediction and label, as it is written; all other lines are parsed as JSON.
-_NUMERIC_LINE = re.compile(rb'\{("set": "[^"]*", "idx": (?:\d+|"[^"\\]*")), "prediction": (-?[\d.e+-]+), "label": (-?[\d.e+-]+)\}\n')
 
 
 @dataclass(frozen=True)
@@ -41,54 +35,29 @@ class Answers:
     labels: Array
 
 
-def read_lines(directory: Path) -> list[dict[str, Any]] | None:
-    """Return the lines of predictions.jsonl.gz, or None if the file is missing, empty or corrupt."""
-    text = _read(directory)
-    try:
-        # One array is parsed three times as fast as its lines.
-        lines: list[dict[str, Any]] = json.loads(b"[" + text.strip().replace(b"\n", b",") + b"]")
-        return lines if lines and all({"set", "idx", "prediction", "label"} <= set(line) for line in lines) else None
-    except (ValueError, TypeError):
-        return None
-
-
-def read_answers(directory: Path, score: ItemScore | None = None, keep: LineFilter | None = None) -> Answers | None:
+def read_answers(files: RunFiles, score: ItemScore | None = None, keep: LineFilter | None = None) -> Answers | None:
     """Return the answers of a run as numbers, or None if they are missing, corrupt or of another kind.
 
     Args:
         score: replaces each prediction by the item's score. Without it, texts are numbered.
-        keep: filter of the lines; None for all.
+        keep: filter of the answers; None for all.
     """
-    if score is not None:
-        lines = read_lines(directory)
-        try:
-            return None if lines is None else Answers(_checksum(lines), _score_lines(lines, score), np.full(len(lines), np.nan))
-        except (TypeError, ValueError, AttributeError):
-            return None
-    text = _read(directory)
-    found = [] if keep else _NUMERIC_LINE.findall(text)
-    if found and len(found) == text.count(b"\n"):
-        items = hashlib.sha256(b"\n".join(item for item, _, _ in found)).hexdigest()
-        return Answers(items, np.array([p for _, p, _ in found], "S").astype(float), np.array([r for _, _, r in found], "S").astype(float))
-    lines = [line for line in read_lines(directory) or () if keep is None or str(line[keep[0]]).startswith(keep[1])]
-    if not lines:
+    columns = files.answers()
+    if columns is None:
         return None
-    return Answers(_checksum(lines), *_as_numbers([line["prediction"] for line in lines], [line["label"] for line in lines]))
-
-
-def _score_lines(lines: Sequence[Mapping[str, Any]], score: ItemScore) -> Array:
-    return np.array([score(line["prediction"], line["label"]) for line in lines])
-
-
-def _checksum(lines: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps([[line["set"], line["idx"]] for line in lines]).encode()).hexdigest()
-
-
-def _read(directory: Path) -> bytes:
+    sets, items, predictions, labels = columns.sets, columns.items, columns.predictions, columns.labels
+    if keep is not None:
+        kept = [place for place, value in enumerate(getattr(columns, keep[0])) if value.startswith(keep[1])]
+        sets, items, predictions, labels = ([column[place] for place in kept] for column in (sets, items, predictions, labels))
+    if not items:
+        return None
+    checksum = hashlib.sha256(json.dumps([sets, items]).encode()).hexdigest()
+    if score is None:
+        return Answers(checksum, *_as_numbers(predictions, labels))
     try:
-        return gzip.decompress((directory / "predictions.jsonl.gz").read_bytes())
-    except (OSError, EOFError, zlib.error):
-        return b""
+        return Answers(checksum, np.array([score(*pair) for pair in zip(predictions, labels, strict=True)]), np.full(len(items), np.nan))
+    except (TypeError, ValueError, AttributeError):
+        return None
 
 
 def _as_numbers(predictions: list[Any], labels: list[Any]) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from qgoft.report.figures import save_figure
+from qgoft.report.names import display_label
 from qgoft.report.published import load_figures
 from qgoft.report.table import Table
 
@@ -48,6 +49,7 @@ def shape_table(number: int, line: Record, record: Record) -> Table:
         f"bench-{line['part']}{number}",
         line["shape"],
         ["", "trainable", "forward s", "backward s", "step s", f"x {name}", "middle half", "kept MB", "peak MB", "peak x"],
+        has_methods=True,
     )
     for number_of_group, group in enumerate(line["groups"]):
         reference = find_reference(group, name)
@@ -145,7 +147,7 @@ def published_table(name: str, paper: str, printed_name: str) -> Table:
     """Return the printed costs of one table."""
     printed = load_figures(paper, printed_name)
     rows = [[row, *("-" if value is None else str(value) for value in values)] for row, values in printed["rows"].items()]
-    return Table(name, f"published, {paper} {printed_name}: {printed['title']}", ["", *printed["columns"]], rows)
+    return Table(name, f"published, {paper} {printed_name}: {printed['title']}", ["", *printed["columns"]], rows, has_methods=True)
 
 
 def all_tables(record: Record) -> list[Table]:
@@ -161,7 +163,7 @@ def draw_figures(record: Record, directory: Path) -> list[Path]:
     drawn = []
     lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
     if lines:
-        drawn += save_figure(_cost_figure(lines, record["reference"]), directory / "bench-cost")
+        drawn += save_figure(cost_figure(lines, record["reference"]), directory / "bench-cost")
     if record["products"]:
         drawn += save_figure(_width_figure(record), directory / "bench-width")
     return drawn
@@ -174,7 +176,8 @@ def full_batch(line: Record, reference_name: str) -> list[tuple[Timing, Timing]]
     return [(timing, find_reference(group, reference_name)) for group in groups for timing in group if timing["name"] != reference_name]
 
 
-def _cost_figure(lines: list[Record], reference_name: str) -> Any:
+def cost_figure(lines: list[Record], reference_name: str) -> Any:
+    """Return the figure of time and memory against the reference, by contender and shape."""
     names = list(dict.fromkeys(t["name"] for line in lines for t, _ in full_batch(line, reference_name)))
     # Points, because bars have no base on a logarithmic axis.
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.36 * len(names) + 1.6), sharey=True)
@@ -201,9 +204,9 @@ def _cost_figure(lines: list[Record], reference_name: str) -> Any:
         all_ticks = (0.5, 0.7, 1, 2, 5, 10, 20, 50, 100) if ends[1] > 5 * ends[0] else (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3)
         ticks = [tick for tick in all_ticks if ends[0] <= tick <= ends[1]]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.set_xlabel(f"{title}, {reference_name} = 1")
+        axis.set_xlabel(f"{title}, {display_label(reference_name)} = 1")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_yticks(range(len(names)), [display_label(name) for name in names])
     axes[0].invert_yaxis()
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=2, frameon=False)
     figure.tight_layout()

@@ -4,14 +4,16 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 from matplotlib.ticker import NullFormatter
 
-from qgoft.records import read_curve
+from qgoft.records import RunFiles, curve_of
 from qgoft.report.figures import COLOURS, COLUMN, paper_style, save_figure, style_of
 from qgoft.report.items import Item
+from qgoft.report.names import display_label
 from qgoft.report.row import Row, averages_of, scores_of
 from qgoft.report.table import Table
 
@@ -28,7 +30,7 @@ def draw_flexibility(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
                     axis.errorbar(
                         place, statistics.fmean(values), yerr=_spread(values), fmt=style["marker"], color=style["color"], capsize=2
                     )
-            axis.set_xticks(range(len(rows)), [row.label for row in rows], rotation=20, ha="right")
+            axis.set_xticks(range(len(rows)), [display_label(row.label) for row in rows], rotation=20, ha="right")
             axis.set_xlim(-0.5, len(rows) - 0.5)
             axis.set_title(column.title)
         axes[0][0].set_ylabel("score")
@@ -74,80 +76,102 @@ def draw_wins(table: Table, stem: Path) -> list[Path]:
                         fontsize=7,
                     )
                 left += share
-        axis.set_yticks(range(len(table.rows)), [row[0] for row in table.rows])
+        axis.set_yticks(range(len(table.rows)), [display_label(row[0]) for row in table.rows])
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
         axis.set_xlabel("won (blue), tied (grey), lost (red), % of the questions")
         return save_figure(figure, stem)
 
 
-def draw_pareto(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Draw the average against trainable parameters, with the Pareto front."""
+class ParetoPoint(NamedTuple):
+    """A row in the figure of scores against parameters."""
+
+    params: int
+    score: float
+    label: str
+    runs: int
+
+    def is_dominated_by(self, other: "ParetoPoint") -> bool:
+        return other.params <= self.params and other.score >= self.score and other[:2] != self[:2]
+
+
+def pareto_points(item: Item, rows: Sequence[Row]) -> list[ParetoPoint]:
+    """Return the average and trainable parameters of the rows that may be ranked."""
     points = []
     for row in rows:
         average = averages_of(row, item)
         if row.is_ranked and average and average[-1] is not None:
-            points.append((row.all()[0]["params"]["trainable"] or 0, average[-1], row.label))
-    if len(points) < 2:
+            points.append(ParetoPoint(row.all()[0]["params"]["trainable"] or 0, average[-1], display_label(row.label), len(row.all())))
+    return points if len(points) > 1 else []
+
+
+def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+    """Return the points that no other one dominates, by parameters."""
+    return sorted(point for point in points if not any(point.is_dominated_by(other) for other in points))
+
+
+def draw_pareto(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
+    """Draw the average against trainable parameters, with the Pareto front."""
+    points = pareto_points(item, rows)
+    if not points:
         return []
-    best = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
+    best = pareto_front(points)
     with paper_style():
         figure, axis = plt.subplots(figsize=(COLUMN, 2.6))
-        smallest = min(count for count, _, _ in points if count > 0)
-        placed = sorted((max(count, smallest / 3), score, label) for count, score, label in points)
-        edge = sorted((max(count, smallest / 3), score) for count, score, _ in best)
+        left = min(point.params for point in points if point.params > 0) / 3
+        edge = [(max(point.params, left), point.score) for point in best]
         axis.step([x for x, _ in edge], [y for _, y in edge], where="post", color="0.75", lw=1, zorder=0)
-        for x, y, _ in placed:
-            axis.plot(x, y, "o", color=COLOURS[0 if any((x, y) == e for e in edge) else 5], ms=4)
+        for number, point in enumerate(sorted(points, key=lambda point: -point.score)):
+            style = style_of(number)
+            axis.plot(
+                max(point.params, left), point.score, ls="", label=point.label, **style, mfc=style["color"] if point in best else "none"
+            )
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("trainable parameters, head excluded" + (" (none: at the left edge)" if any(c == 0 for c, _, _ in points) else ""))
+        axis.set_xlabel(
+            "trainable parameters, head excluded" + (" (none: at the left edge)" if any(point.params == 0 for point in points) else "")
+        )
         axis.set_ylabel("average")
-        _label_points(axis, placed)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="filled: on the front")
         return save_figure(figure, stem)
 
 
-def _label_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Label points, shifted vertically if labels would overlap."""
-    figure = axis.figure
-    figure.canvas.draw()
-    taken: list[tuple[float, float]] = []
-    scale = 72 / figure.dpi
-    for x, y, label in sorted(points, key=lambda point: -point[1]):
-        at = axis.transData.transform((x, y)) * scale
-        place = at[1]
-        while any(abs(place - other) < 7 and abs(at[0] - column) < 42 for column, other in taken):
-            place -= 2
-        taken.append((at[0], place))
-        offset = {"xytext": (4, place - at[1]), "textcoords": "offset points"}
-        # A white box behind the text: a stroke around the letters would make the file ten times as large.
-        paper = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"}
-        axis.annotate(label, (x, y), **offset, fontsize=5.5, va="center", bbox=paper, zorder=1)
-
-
-def draw_curves(rows: Sequence[Row], task: str, title: str, directories: Mapping[str, Path], stem: Path) -> list[Path]:
-    """Draw the training loss of every row on one task: the median of its seeds at each logged step."""
-    drawn = []
+def loss_curves(rows: Sequence[Row], task: str, files: Mapping[str, RunFiles]) -> dict[str, list[tuple[int, float]]]:
+    """Return the training loss of every row on one task: the median of its seeds at each logged step."""
+    curves = {}
     for row in rows:
         losses: dict[int, list[float]] = defaultdict(list)
         for record in row.records.get(task, []):
-            for step, loss in read_curve(directories.get(record["key"]), "loss"):
+            for step, loss in curve_of(files, record["key"], "loss"):
                 losses[step].append(loss)
         if losses and not row.label.startswith("random"):
-            drawn.append((row.label, [(step, statistics.median(values)) for step, values in sorted(losses.items())]))
-    if not drawn:
+            steps = sorted(losses)
+            smooth = _smooth([statistics.median(losses[step]) for step in steps])
+            curves[display_label(row.label)] = list(zip(steps, smooth, strict=True))
+    return curves
+
+
+def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], title: str, stem: Path) -> list[Path]:
+    """Draw training losses as small multiples: a panel per row, with the curves of all others in grey."""
+    if not curves:
         return []
+    columns = min(4, len(curves))
+    thin = [points[:: max(1, len(points) // 16)] for points in curves.values()]  # as many points in every panel would make large files
+    lines = -(-len(curves) // columns)
     with paper_style():
-        figure, axis = plt.subplots(figsize=(COLUMN, 2.4))
-        for number, (label, points) in enumerate(drawn):
-            style = style_of(number)
-            steps, values = [step for step, _ in points], _smooth([loss for _, loss in points])
-            axis.plot(steps, values, color=style["color"], ls=("-", "--", ":")[number // len(COLOURS) % 3], lw=0.9, label=label)
-        axis.set_xlabel("step")
-        axis.set_ylabel("training loss, 5 points averaged")
-        axis.set_title(title)
-        axis.legend(ncol=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return save_figure(figure, stem)
+        height = 1.1 * lines + 0.7
+        figure, axes = plt.subplots(lines, columns, figsize=(2 * COLUMN, height), squeeze=False, sharex=True, sharey=True)
+        figure.subplots_adjust(left=0.08, right=0.99, bottom=0.42 / height, top=1 - 0.42 / height, wspace=0.08, hspace=0.35)
+        for place, axis in enumerate(axes.flat):
+            axis.set_visible(place < len(curves))
+        for axis, (label, points) in zip(axes.flat, curves.items(), strict=False):
+            axis.add_collection(LineCollection(thin, colors="0.88", linewidths=0.6, zorder=0))
+            axis.plot(*zip(*points, strict=True), color=COLOURS[0], lw=1)
+            axis.set_title(label)
+        figure.supxlabel("step", fontsize=8, y=0.02)
+        figure.supylabel("training loss, 5 points averaged", fontsize=8, x=0.01)
+        figure.suptitle(title, fontsize=8, y=0.99, va="top")
+        return save_figure(figure, stem, is_tight=False)
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> list[float]:

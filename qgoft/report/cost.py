@@ -3,14 +3,15 @@
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qgoft.errors import format_exception
+from qgoft.records import place_name
 from qgoft.report.bench import published_table, shape_table
-from qgoft.report.table import Table, directory_name
+from qgoft.report.table import Table
 
 # Item -> place of its printed figures, and the corresponding column of the benchmark.
 PRINTED = {
@@ -42,8 +43,17 @@ def read_bench(directories: Sequence[Path], name: str, shape: str) -> list[Bench
     """Return the shapes of an item from the first directory that has any: those of a part of the benchmark (layer, block), or of a model by
     a word of its name. Shapes measured with freed memory kept come first, since the others are noisier.
     """
+    return _first(directories, lambda one: _is_of(one, name, shape))
+
+
+def part_benches(directories: Sequence[Path], part: str) -> list[BenchColumn]:
+    """Return the shapes of a part of the benchmark from the first directory that has any, without those of one item."""
+    return _first(directories, lambda one: one.part == part and one.item is None)
+
+
+def _first(directories: Sequence[Path], is_wanted: Callable[[BenchColumn], bool]) -> list[BenchColumn]:
     for directory in directories:
-        found = [one for one in _read_directory(directory) if _is_of(one, name, shape)]
+        found = [one for one in _read_directory(directory) if is_wanted(one)]
         if found:
             return sorted(found, key=lambda one: not one.is_kept)
     return []
@@ -82,7 +92,7 @@ def cost_tables(name: str, measured: Sequence[BenchColumn]) -> list[Table]:
             f"measured on {hardware['device']} ({hardware['processor']}), {hardware['threads']} threads, {found.record['dtype']}, "
             f"{found.record['repeats']} repeats, allocator: {found.record['allocator']}, commit {str(found.record['commit'])[:7]}; make bench measures it here"
         )
-        ours.notes.append(f"record: {directory_name(found.path)}")
+        ours.notes.append(f"record: {place_name(found.path)}")
         tables.append(ours)
     if not measured:
         tables.append(

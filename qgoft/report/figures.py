@@ -1,6 +1,9 @@
 """Style and output of figures: legible in a column of a two-column paper, colour-blind safe, byte-identical for equal input."""
 
+import multiprocessing
+import pickle
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,14 +52,54 @@ def paper_style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Any, stem: Path) -> list[Path]:
-    """Write stem.svg, stem.png and stem.pdf deterministically, and close the figure."""
+def save_figure(figure: Any, stem: Path, *, is_tight: bool = True) -> list[Path]:
+    """Write stem.svg, stem.png and stem.pdf deterministically, and close the figure. Within `background_writing` another process writes them.
+
+    Args:
+        is_tight: crop to the drawn content, which takes as long as drawing it; False if the layout of the figure fits.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(suffix) for suffix in _TIMELESS]
-    # Computed once: "tight" would draw every file twice.
-    box = figure.get_tightbbox().padded(0.03)
-    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
-        for path in paths:
-            figure.savefig(path, dpi=200, bbox_inches=box, metadata=_TIMELESS[path.suffix])
+    if _pool is None:
+        _write(figure, stem, is_tight)
+    else:
+        _pending.append(_pool.submit(_write_pickled, pickle.dumps(figure), stem, is_tight))
     plt.close(figure)
-    return paths
+    return [stem.with_suffix(suffix) for suffix in _TIMELESS]
+
+
+_pool: ProcessPoolExecutor | None = None
+_pending: list[Future[None]] = []
+
+
+@contextmanager
+def background_writing(jobs: int) -> Iterator[None]:
+    """Write figures in other processes while this one goes on. All files exist at the end of the block.
+
+    Args:
+        jobs: processes in total; with 1, figures are written at once.
+    """
+    global _pool
+    if jobs == 1:
+        yield
+        return
+    with ProcessPoolExecutor(jobs - 1, multiprocessing.get_context("spawn")) as pool:
+        _pool = pool
+        try:
+            yield
+            for written in _pending:
+                written.result()
+        finally:
+            _pool = None
+            _pending.clear()
+
+
+def _write(figure: Any, stem: Path, is_tight: bool) -> None:
+    # Computed once: "tight" would draw every file twice.
+    box = figure.get_tightbbox().padded(0.03) if is_tight else None
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem.name}):
+        for suffix, metadata in _TIMELESS.items():
+            figure.savefig(stem.with_suffix(suffix), dpi=200, bbox_inches=box, metadata=metadata)
+
+
+def _write_pickled(figure: bytes, stem: Path, is_tight: bool) -> None:
+    _write(pickle.loads(figure), stem, is_tight)  # from this program's own process

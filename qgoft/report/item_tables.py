@@ -7,14 +7,16 @@ from qgoft.config.locations import MEASURED
 from qgoft.config.settings import method_label
 from qgoft.errors import DISK_ERRORS
 from qgoft.records import Record
-from qgoft.report.cost import cost_tables, read_bench
+from qgoft.report.cost import cost_tables, part_benches, read_bench
 from qgoft.report.items import Item, item_named, item_of
+from qgoft.report.leaderboard import build_leaderboard
 from qgoft.report.library import RecordLibrary
 from qgoft.report.paired_table import build_paired
 from qgoft.report.row import Row
 from qgoft.report.rows import collect_rows, control_rows
 from qgoft.report.score_table import build_table
 from qgoft.report.table import Table
+from qgoft.report.table_files import write_table
 from qgoft.report.win_rates import Rated, build_categories, build_win_rates, read_ratings
 from qgoft.sweep.items import ItemFilter, ItemPlan
 from qgoft.sweep.planned_run import PlannedRun, as_dict
@@ -58,6 +60,8 @@ def item_tables(plan: ItemPlan, measured: Sequence[Row], ask: ItemFilter, librar
     if name in CONTROLLED:
         rows += control_rows(ask.protocol, item.suite, ask.model, {row.label for row in rows}, [], jobs)
     tables = score_tables(item.suite, ask.protocol, rows, library, item, notes)
+    if name == "leaderboard":
+        return [build_leaderboard(item, rows, part_benches(bench_directories(library), "pocket")), *tables]
     return [*tables, *(rating_tables(ask.protocol, rows, library, [build_categories]) if name == "table2" else [])]
 
 
@@ -104,7 +108,9 @@ def _shorten(reasons: Sequence[str]) -> list[str]:
 
 def score_tables(suite: str, protocol: str, rows: list[Row], library: RecordLibrary, item: Item, notes: Sequence[str] = ()) -> list[Table]:
     """Return the table of an item, and that of the paired differences if rows are comparable."""
-    table = build_table(suite, protocol, rows, item=item, bootstrap=library.bootstrap, extra=[*notes, *map(_problem, library.problems)])
+    table = build_table(
+        suite, protocol, rows, item=item, bootstrap=library.bootstrap, extra=[*notes, *map(_problem, library.problems)], style=library.style
+    )
     paired = build_paired(table.name, rows, item, library.bootstrap)
     return [table, *([paired] if paired is not None else [])]
 
@@ -118,7 +124,7 @@ def rating_tables(
 ) -> list[Table]:
     """Return tables of the ratings of Vicuna-Eval: by category, and the first method against each other one."""
     records: list[Record] = [record for row in rows for record in row.records.get("vicuna", [])]
-    rated = read_ratings(library.directories, records)
+    rated = read_ratings(library.files, records)
     return [table for build in builders if (table := build(rated, protocol)) is not None] if rated else []
 
 
@@ -126,7 +132,7 @@ def write_tables(tables: Sequence[Table], library: RecordLibrary) -> str:
     """Write tables to <root>/tables. Return the paths of the first, or why it could not be written."""
     directory = library.root / "tables"
     try:
-        paths, *_ = [table.write(directory, library.directories) for table in tables]
+        paths, *_ = [write_table(table, directory, library.files) for table in tables]
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

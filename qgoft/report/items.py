@@ -29,6 +29,8 @@ class Column:
         metric: None for the primary metric of the task.
         cost: reads the cost from a record.
         spelling: format of a cost.
+        group: heading over this column and its neighbours of the same group.
+        short: title under that heading.
     """
 
     printed: str
@@ -37,6 +39,8 @@ class Column:
     metric: str | None = None
     cost: Callable[[Record], float | None] | None = None
     spelling: str = ".3g"
+    group: str = ""
+    short: str = ""
 
     def value(self, record: Record, what: str = "value") -> Any:
         """Return a field of the metric in a record, or the cost."""
@@ -84,6 +88,28 @@ class Item:
     def titles(self) -> list[str]:
         averages = [*(title for title, _ in self.groups), "Avg"] if self.has_average else []
         return [*(column.title for column in self.columns), *averages, *(column.title for column in self.extra_columns)]
+
+    @property
+    def column_groups(self) -> list[tuple[str, int, tuple[str, ...]]]:
+        """Headings over neighbouring columns: title, number of the first column, titles of the columns."""
+        if self.groups:
+            titles = [column.title for column in self.columns]
+            by_name = {column.printed: column.title for column in self.columns}
+            spans = [(title, tuple(by_name[name] for name in names)) for title, names in self.groups]
+            means = ("Mean of the group", (*(title for title, _ in self.groups), "Avg"))
+            firsts = [titles.index(names[0]) for _, names in spans]
+            return [
+                *((title, first, names) for first, (title, names) in zip(firsts, spans, strict=True)),
+                (means[0], len(titles), means[1]),
+            ]
+        found: list[tuple[str, int, tuple[str, ...]]] = []
+        for number, column in enumerate(self.columns):
+            if column.group and found and found[-1][0] == column.group:
+                title, first, titles_of = found.pop()
+                found.append((title, first, (*titles_of, column.short)))
+            elif column.group:
+                found.append((column.group, number, (column.short,)))
+        return found
 
     def averages(self, values: list[float | None]) -> list[float | None]:
         """Return the group means, if there are groups, and the average of the values of the columns; None if a value is missing."""
@@ -173,7 +199,7 @@ MMLU_GROUPS = (
     ("Avg", "avg", "avg"),
 )
 _MMLU = tuple(
-    Column(f"mmlu{shots}_{printed}", f"{title} {shots}", "mmlu", f"mmlu{shots}_{group}")
+    Column(f"mmlu{shots}_{printed}", f"{title} {shots}", "mmlu", f"mmlu{shots}_{group}", group=f"MMLU, {shots} examples", short=title)
     for shots in (5, 0)
     for title, group, printed in MMLU_GROUPS
 )

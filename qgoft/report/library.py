@@ -1,43 +1,46 @@
-"""Records that tables are made from, with the directory of each run."""
+"""Records that tables are made from, with the curves and answers of the runs."""
 
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgoft.config.locations import MEASURED
-from qgoft.records import RecordSet, find_records
+from qgoft.records import RecordSet, RunFiles, find_records
 from qgoft.report.significance import Bootstrap
+from qgoft.report.style import PLAIN, TableStyle
 from qgoft.sweep.record_index import RecordIndex
 
 
 @dataclass
 class RecordLibrary:
-    """Records, and the directory of each.
+    """Records, with the curve and answers of each.
 
     Attributes:
-        directories: key of a record -> its directory.
+        files: key of a record -> its curve and answers.
         problems: files that could not be read, with the reason.
         root: results root.
         is_committed: the records are those of results/measured.
+        style: of the score tables.
     """
 
     index: RecordIndex
-    directories: dict[str, Path]
+    files: dict[str, RunFiles]
     problems: list[str] = field(default_factory=list)
     root: Path = Path("results")
     is_committed: bool = False
+    style: TableStyle = PLAIN
 
     @classmethod
     def read(cls, *roots: Path) -> "RecordLibrary":
         """Read all records below some directories."""
         found = [_find(root) for root in roots if root.is_dir()]
         records = [record for one in found for record in one.records]
-        directories = {key: directory for one in found for key, directory in one.directories.items()}
-        return cls(RecordIndex(records), directories, [problem for one in found for problem in one.problems])
+        files = {key: some for one in found for key, some in one.files.items()}
+        return cls(RecordIndex(records), files, [problem for one in found for problem in one.problems])
 
     @functools.cached_property
     def bootstrap(self) -> Bootstrap:
-        return Bootstrap(self.directories)
+        return Bootstrap(self.files)
 
 
 def _find(root: Path) -> RecordSet:
@@ -50,14 +53,14 @@ def _find_measured() -> RecordSet:
     return find_records(MEASURED)
 
 
-def read_library(root: Path, records: str, protocol: str) -> RecordLibrary:
+def read_library(root: Path, records: str, protocol: str, style: TableStyle = PLAIN) -> RecordLibrary:
     """Read the records of a user (`runs`) or the committed ones (`measured`).
 
-    Protocol pocket also gets the directories of the committed records, whose controls are shown in its tables.
+    Protocol pocket also gets the curves and answers of the committed records, whose controls are shown in its tables.
     """
     is_committed = records == MEASURED.name
     library = RecordLibrary.read(MEASURED if is_committed else root / records)
-    library.root, library.is_committed = root, is_committed
+    library.root, library.is_committed, library.style = root, is_committed, style
     if protocol == "pocket":
-        library.directories = {**_find_measured().directories, **library.directories}
+        library.files = {**_find_measured().files, **library.files}
     return library

@@ -89,4 +89,4 @@ def missing_section(missing: Sequence[MissingRuns], benches: Sequence[str]) -> S
         f"{hours['speed'][0]:g} in float32 and {hours['speed'][1]:g} in bfloat16 (python -m qgoft estimate --help lists what is not included)",
     ]
     table = Table("missing", "runs without a record", ["item", "protocol", "runs planned", "runs left", "cost", "command"], rows, notes)
-    return Section("missing", table.title, [table])
+    return Section("missing", table.title, [table], paper="Records")

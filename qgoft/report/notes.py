@@ -7,6 +7,7 @@ from typing import Any
 from qgoft.config.settings import method_label
 from qgoft.records import Record, code_checksum
 from qgoft.report.items import SETUP, Item
+from qgoft.report.names import METHODS, display_name
 from qgoft.report.published import PublishedRow, format_value, printed_averages, printed_cells
 from qgoft.report.row import Row
 
@@ -48,6 +49,8 @@ def build_notes(rows: Sequence[Row], published: Sequence[PublishedRow], item: It
         notes.append(f"* from results/measured (committed records, n = {len(seeds)}), for comparison")
     if any(row.is_altered for row in rows):
         notes.append("(altered): the command line changed settings of the protocol")
+    built = sorted({display_name(record["method"]) for record in own if record["method"] not in METHODS})
+    notes += [f"#Param of {', '.join(built)}: as built, without a formula to check it"] if built else []
     if is_comparable:
         notes += [note for method, note in COUNT_NOTES.items() if any(record["method"] == method for record in own)]
     else:

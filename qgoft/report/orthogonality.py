@@ -9,9 +9,10 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from qgoft.config.settings import method_label
-from qgoft.records import RecordSet, read_curve
+from qgoft.records import RecordSet, curve_of
 from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.items import Record, group_by_training
+from qgoft.report.names import display_label
 from qgoft.report.table import Table
 
 
@@ -44,7 +45,7 @@ def read_traces(found: RecordSet, protocol: str, suite: str) -> Traces:
         if not is_asked or is_foreign or record["settings"]["model"]["init"] == "random" or error is None:
             continue
         if training not in runs:
-            points = read_curve(found.directories.get(record["key"]), "orthogonality")
+            points = curve_of(found.files, record["key"], "orthogonality")
             steps = record["cost"]["steps"] or 0
             # Trainings of other lengths have their evaluations at the same fractions up to rounding.
             shares = tuple((round(step / steps, 2), value) for step, value in points) if steps else ()
@@ -73,7 +74,7 @@ def _method(record: Record) -> str:
 def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
     """Return the table of errors of the selected steps: median, minimum and maximum over the runs of a method, and the median penalty."""
     title = f"max |R^T R - I| after training ({suite}, {protocol})"
-    table = Table("orthogonality", title, ["method", "runs", "median", "smallest", "largest", "penalty"])
+    table = Table("orthogonality", title, ["method", "runs", "median", "smallest", "largest", "penalty"], has_methods=True)
     for label, runs in traces.items():
         errors, penalties = [run.error for run in runs], [run.penalty for run in runs if run.penalty is not None]
         penalty = f"{statistics.median(penalties):.1e}" if penalties else "-"
@@ -92,7 +93,7 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
     without = sum(not run.points for label, runs in traces.items() for run in runs if ", λ=" not in label)
     if without:
         table.notes.append(f"of {without} runs history.jsonl has no curve: they are not in the figure")
-    if len(_readable(traces)) < len(_drawn(traces)):
+    if len(readable_traces(traces)) < len(_drawn(traces)):
         table.notes.append("the figure has one row of each method, the one with the most runs")
     return table
 
@@ -101,7 +102,7 @@ def draw_traces(traces: Traces, directory: Path, name: str = "orthogonality") ->
     """Draw the error over the training from history.jsonl: median of the runs and their range. If there are many rows, only the largest row
     of each method. Return the files.
     """
-    readable = _readable(traces)
+    readable = readable_traces(traces)
     return save_figure(_figure(readable), directory / name) if readable else []
 
 
@@ -111,7 +112,8 @@ def _drawn(traces: Traces) -> Traces:
     return {label: runs for label, runs in drawn.items() if runs}
 
 
-def _readable(traces: Traces) -> Traces:
+def readable_traces(traces: Traces) -> Traces:
+    """Return the traces of the figure: at most MOST_LINES, otherwise the row of each method with the most runs."""
     traces = _drawn(traces)
     if len(traces) <= MOST_LINES:
         return traces
@@ -135,7 +137,7 @@ def _figure(traces: Traces) -> Any:
         colour, line = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
         axis.plot(shares, middle, marker="o", ms=3, lw=1.4, color=colour, ls=line)
         axis.fill_between(shares, [min(by_share[s]) for s in shares], [max(by_share[s]) for s in shares], color=colour, alpha=0.1, lw=0)
-        ends.append([middle[-1], label, colour])
+        ends.append([middle[-1], display_label(label), colour])
     axis.set_yscale("log")
     axis.axhline(ROUNDING, color="0.5", lw=0.8, ls=":")
     axis.text(0.005, ROUNDING * 1.15, "rounding", color="0.4", fontsize=8, transform=axis.get_yaxis_transform())

@@ -4,6 +4,7 @@ import statistics
 
 from qgoft.config.suites import suite_info
 from qgoft.report.items import Item
+from qgoft.report.names import display_label
 from qgoft.report.row import Row, averages_of, mean_score
 from qgoft.report.score_table import average_gap, column_gap
 from qgoft.report.significance import Bootstrap, Difference, sign_test
@@ -23,7 +24,8 @@ def build_paired(table_name: str, rows: list[Row], item: Item, bootstrap: Bootst
     titles = [*(column.title for column in item.columns), *(["Avg"] if item.has_average else [])]
     less = f"minus {baseline.label}"
     # The first column repeats the title, which a CSV file lacks.
-    table = Table(f"{table_name}-paired", f"{item.title}: each row {less}", [less, *titles, "won/lost", "sign p"])
+    title = f"{item.title}: each row {display_label(less)}"
+    table = Table(f"{table_name}-paired", title, [less, *titles, "won/lost", "sign p"], has_methods=True)
     has_single_seed = False
     for row in ranked:
         if row is baseline:

@@ -56,19 +56,21 @@ class Row:
         done, planned = counts.pop()
         return f"{done} of {planned} seeds" if 0 < done < planned else ""
 
-    def flags(self) -> str:
-        """Return what restricts a comparison with other rows, such as ` (altered) (subset)`."""
-        flags = ["*"] if self.is_context else []
+    def marks(self) -> list[str]:
+        """Return what restricts a comparison with other rows: altered, 1 of 3 seeds, subset, best reported."""
         records = self.all()
-        if self.is_altered:
-            flags.append("(altered)")
-        if self.seeds_missing():
-            flags.append(f"({self.seeds_missing()})")
-        if any(record["provenance"]["data"]["subset"] for record in records):
-            flags.append("(subset)")
-        if any(record["selection"] == "best_reported" for record in records):
-            flags.append("(best reported)")
-        return "".join(f" {flag}" for flag in flags)
+        found = {
+            "altered": self.is_altered,
+            self.seeds_missing(): bool(self.seeds_missing()),
+            "subset": any(record["provenance"]["data"]["subset"] for record in records),
+            "best reported": any(record["selection"] == "best_reported" for record in records),
+        }
+        return [mark for mark, holds in found.items() if holds]
+
+    def flags(self, *, is_paper: bool = False) -> str:
+        """Return the end of the row's label: an asterisk for a committed row, and its marks unless the table has them as notes."""
+        flags = ["*"] if self.is_context else []
+        return "".join(f" {flag}" for flag in [*flags, *([] if is_paper else (f"({mark})" for mark in self.marks()))])
 
     def all(self) -> list[Record]:
         """Return the finished records of all tasks."""

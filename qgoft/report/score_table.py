@@ -1,8 +1,8 @@
 """Score tables: measured rows next to published ones, in the columns of `qgoft.report.items`.
 
 A cell is the mean over the finished seeds, with the standard deviation over two or more. A missing cell is a dash; a failed one shows its
-status, and one with some failed seeds how many. The average needs every task. The best and second of a column are highlighted if the paired
-comparison (qgoft/report/significance.py) puts them above all rows below.
+status, and one without all of its seeds a dagger. The average needs every task. The best and second of a column are highlighted if the paired
+comparison (qgoft/report/significance.py) puts them above all rows below, or by their means (BOLD=best).
 """
 
 import functools
@@ -14,20 +14,31 @@ from qgoft.config.suites import suite_info
 from qgoft.records import Record
 from qgoft.report.counts import REASONS
 from qgoft.report.items import Column, Item, item_of
+from qgoft.report.names import display_label
 from qgoft.report.notes import build_notes, published_name
 from qgoft.report.published import PublishedRow, is_average_consistent, load_rows, printed_averages, printed_cells
 from qgoft.report.row import Row, averages_of, mean_score, scores_of
 from qgoft.report.significance import Bootstrap, Difference
-from qgoft.report.table import Table
+from qgoft.report.style import PLAIN, TableStyle
+from qgoft.report.table import ColumnGroup, Table
+
+DAGGER = "†"
 
 
 def build_table(
-    suite: str, protocol: str, rows: list[Row], *, item: Item | None = None, bootstrap: Bootstrap | None = None, extra: Sequence[str] = ()
+    suite: str,
+    protocol: str,
+    rows: list[Row],
+    *,
+    item: Item | None = None,
+    bootstrap: Bootstrap | None = None,
+    extra: Sequence[str] = (),
+    style: TableStyle = PLAIN,
 ) -> Table:
     """Return the table of a suite, or of an item, under a protocol.
 
     Args:
-        bootstrap: finds the best rows; without it no cell is highlighted.
+        bootstrap: finds the significantly best rows; without it no cell is highlighted.
         extra: further notes.
     """
     item = item_of(suite, protocol) if item is None else item
@@ -36,12 +47,14 @@ def build_table(
         item.name if protocol == "pocket" else f"{item.name}-{protocol}",
         f"{item.title}: {suite_info(suite).title}, protocol {protocol}",
         [f"{item.title} ({protocol})", "#Param", *item.titles],
+        groups=[ColumnGroup(title, 2 + first, titles) for title, first, titles in item.column_groups],
+        has_methods=True,
     )
     lines: dict[int, int] = {}  # number of a row -> line in the table
     reasons: list[str] = []
     for number, row in enumerate(rows):
         lines[number] = len(table.rows)
-        table.rows.append(_cells(row, item))
+        table.rows.append(_cells(row, item, style))
         _add_sources(table, row, item)
         published = _published(item, row) if is_comparable else None
         if published:
@@ -54,7 +67,11 @@ def build_table(
     if majority := _majority(rows, item):
         table.rows.append(majority)
     printed = [] if item.no_published_values else load_rows(item.paper, item.table)
-    table.notes = build_notes(rows, printed, item, is_comparable)
+    table.notes = [
+        *build_notes(rows, printed, item, is_comparable),
+        *_incomplete_note(rows, item),
+        *(flag_notes(rows) if style.is_paper else []),
+    ]
     if not is_comparable and not item.no_published_values:
         table.context = _context(rows, printed, item)
         table.notes += [f"published: {item.printed_model} on other data, for context only"] if table.context else []
@@ -62,7 +79,7 @@ def build_table(
     if item.no_published_values:
         table.notes.append(f"published: {item.no_published_values}")
     if bootstrap is not None:
-        table.notes += _highlight(table, rows, lines, item, bootstrap)
+        table.notes += _highlight(table, rows, lines, item, bootstrap if style.bold == "significant" else None)
     table.notes += extra
     return table
 
@@ -80,32 +97,43 @@ def _add_sources(table: Table, row: Row, item: Item) -> None:
         table.sources[line, 1 + len(item.columns) + averages] = [record["key"] for record in row.all()]
 
 
-def _highlight(table: Table, rows: list[Row], lines: dict[int, int], item: Item, bootstrap: Bootstrap) -> list[str]:
-    """Highlight the best and the second of each column if their order is significant. Return the note that says so."""
+def _highlight(table: Table, rows: list[Row], lines: dict[int, int], item: Item, bootstrap: Bootstrap | None) -> list[str]:
+    """Highlight the best and the second of each column. Return the note that says so.
+
+    Args:
+        bootstrap: only if their order is significant; None: by their means.
+    """
     ranked = [number for number, row in enumerate(rows) if row.is_ranked]
     if len(ranked) < 2 or not item.columns:
         return []
-    ranked_columns: list[tuple[int, Callable[[Row], float | None], Callable[[Row, Row], Difference | None]]] = [
-        (2 + number, functools.partial(mean_score, column=column), functools.partial(column_gap, bootstrap, column))
-        for number, column in enumerate(item.columns)
+    means: list[tuple[int, Callable[[Row], float | None], Column | None]] = [
+        (2 + number, functools.partial(mean_score, column=column), column) for number, column in enumerate(item.columns)
     ]
     if item.has_average:
-        gap_of = functools.partial(average_gap, bootstrap, item)
-        ranked_columns.append((2 + len(item.columns) + len(item.groups), lambda row: averages_of(row, item)[-1], gap_of))
-    for place, mean_of, difference_of in ranked_columns:
+        means.append((2 + len(item.columns) + len(item.groups), lambda row: averages_of(row, item)[-1], None))
+    for place, mean_of, column in means:
         known = [(mean, n) for n in ranked if (mean := mean_of(rows[n])) is not None]
         order = [n for _, n in sorted(known, key=lambda pair: -pair[0])]
         for rank, highlight in ((0, "best"), (1, "second")):
             below = order[rank + 1 :]
-            gaps = (difference_of(rows[order[rank]], rows[n]) for n in below)
             # All rows below, not only the next: a row with a large variance may have a lower mean without being significantly lower.
-            if not below or not all(gap is not None and gap.is_significantly_higher for gap in gaps):
+            if not below or (
+                bootstrap is not None and not all(_is_above(bootstrap, item, column, rows[order[rank]], rows[n]) for n in below)
+            ):
                 break
             table.highlights[lines[order[rank]], place] = highlight
+    if bootstrap is None:
+        return ["bold: highest mean of its column, underlined: second highest; differences may be smaller than their spread over seeds"]
     return [
         "bold: best, underlined: second, if the 95% intervals of its differences from all rows below it (over seeds and items) are above 0, "
         f"never with one seed; {table.name}-paired has the differences from one row"
     ]
+
+
+def _is_above(bootstrap: Bootstrap, item: Item, column: Column | None, ours: Row, theirs: Row) -> bool:
+    """Return True if a row is significantly above another in a column, or in the average."""
+    gap = average_gap(bootstrap, item, ours, theirs) if column is None else column_gap(bootstrap, column, ours, theirs)
+    return gap is not None and gap.is_significantly_higher
 
 
 def column_gap(bootstrap: Bootstrap, column: Column, ours: Row, theirs: Row) -> Difference | None:
@@ -127,20 +155,46 @@ def _cell(row: Row, column: Column) -> str:
     if column.task is None:
         return f"{mean:{column.spelling}}"
     text = f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ±{statistics.stdev(values):.1f}"
-    planned = row.planned.get(column.task, 0)
-    if failed and not row.is_context:  # the mean of the runs that did not diverge is not the mean
-        lost = "".join(f", {count} {status}" for status, count in Counter(record["status"] for record in failed).items())
-        return f"{text} [{len(values)} of {max(planned, len(values) + len(failed))}{lost}]"
+    return f"{text}{DAGGER}" if _seeds_lost(row, column) else text
+
+
+def _seeds_lost(row: Row, column: Column) -> str:
+    """Return `1 of 3 seeds, 2 diverged` for a cell that lacks some of its seeds, else an empty string."""
+    done, failed = row.records.get(column.task or "", []), row.failed.get(column.task or "", [])
+    planned = row.planned.get(column.task or "", 0)
     # If all cells lack the same seeds, the label of the row says so once.
-    return text if row.is_context or row.seeds_missing() or len(values) >= planned else f"{text} [{len(values)} of {planned}]"
+    if row.is_context or not done or (not failed and (row.seeds_missing() or len(done) >= planned)):
+        return ""
+    lost = "".join(f", {count} {status}" for status, count in Counter(record["status"] for record in failed).items())
+    return f"{len(done)} of {max(planned, len(done) + len(failed))} seeds{lost}"
 
 
-def _cells(row: Row, item: Item) -> list[str]:
+def _incomplete_note(rows: Sequence[Row], item: Item) -> list[str]:
+    """Return the note of the daggers. The mean of the runs that did not diverge is not the mean."""
+    cells = [
+        f"{display_label(row.label)}, {column.title}: {lost}"
+        for row in rows
+        for column in item.all_columns
+        if (lost := _seeds_lost(row, column))
+    ]
+    return [f"{DAGGER} mean over some of the seeds only ({'; '.join(cells)})"] if cells else []
+
+
+def flag_notes(rows: Sequence[Row]) -> list[str]:
+    """Return the marks of rows as notes, one per mark."""
+    by_flag: dict[str, list[str]] = {}
+    for row in rows:
+        for flag in row.marks():
+            by_flag.setdefault(flag, []).append(display_label(row.label))
+    return [f"{flag}: {', '.join(labels)}" for flag, labels in by_flag.items()]
+
+
+def _cells(row: Row, item: Item, style: TableStyle) -> list[str]:
     counts = {record["params"]["trainable"] for record in row.any()}
     params = f"{counts.pop():,}" if len(counts) == 1 else "differs" if counts else "-"
     averages = ["-" if average is None else f"{average:.1f}" for average in averages_of(row, item)]
     cells, extra = ([_cell(row, column) for column in columns] for columns in (item.columns, item.extra_columns))
-    return [row.label + row.flags(), params, *cells, *averages, *extra]
+    return [row.label + row.flags(is_paper=style.is_paper), params, *cells, *averages, *extra]
 
 
 def _published(item: Item, row: Row) -> PublishedRow | None:

@@ -9,15 +9,20 @@ from typing import Any
 from qgoft.config.settings import method_label
 from qgoft.config.suites import suite_info
 from qgoft.records import Record, RecordSet
-from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins
+from qgoft.report.bench import cost_figure
+from qgoft.report.chart_specs import cost_spec, curves_spec, flexibility_spec, lambda_spec, pareto_spec, traces_spec, wins_spec
+from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins, loss_curves
+from qgoft.report.cost import BenchColumn
+from qgoft.report.figures import save_figure
 from qgoft.report.item_tables import item_tables
 from qgoft.report.items import Item, item_named
 from qgoft.report.library import RecordLibrary
-from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
-from qgoft.report.page import Section
+from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces, readable_traces
+from qgoft.report.page import Figure, Section, Summary
 from qgoft.report.published import load_rows, printed_averages
 from qgoft.report.row import Row
-from qgoft.report.table import Table
+from qgoft.report.table import ColumnGroup, Table
+from qgoft.report.vega import Spec
 from qgoft.sweep.items import ItemFilter, ItemPlan
 
 # Items with a figure of training curves.
@@ -34,22 +39,43 @@ def item_section(plan: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: 
     figures = _figures(name, item, rows, tables, stem)
     probe = suite_info(item.suite).probe_task
     if name in WITH_CURVES and probe:
-        figures += draw_curves(rows, probe, f"{item.suite}/{probe}", library.directories, stem.with_name(f"{stem.name}-curves"))
+        curves = loss_curves(rows, probe, library.files)
+        figures += _drawn(draw_curves(curves, f"{item.suite}/{probe}", stem.with_name(f"{stem.name}-curves")), curves_spec(curves))
     if not item.no_published_values and name != "figure3" and protocol in ("pocket", "small"):
         # The page shows the published values as a table, a terminal as notes.
         tables[0].notes = [note for note in tables[0].notes if not note.startswith(("published ", "published: "))]
         tables.append(published_table(name, item))
-    return Section(f"{name}-{protocol}", f"{item_title(plan)} ({protocol})", tables, [path for path in figures if path.suffix == ".svg"])
+    return Section(
+        f"{name}-{protocol}",
+        f"{item_title(plan)} ({protocol})",
+        tables,
+        figures,
+        paper=_paper(plan),
+        entry=item_title(plan),
+        protocol=protocol,
+    )
 
 
-def _figures(name: str, item: Item, rows: Sequence[Row], tables: Sequence[Table], stem: Path) -> list[Path]:
+def _paper(plan: ItemPlan) -> str:
+    if not plan.item.in_papers:
+        return "Not in the papers"
+    return "PSOFT (ICLR 2026)" if plan.item.name.startswith("psoft-") else "GOFT (ICML 2024)"
+
+
+def _figures(name: str, item: Item, rows: Sequence[Row], tables: Sequence[Table], stem: Path) -> list[Figure]:
     if name == "flexibility":
-        return draw_flexibility(item, rows, stem)
+        return _drawn(draw_flexibility(item, rows, stem), flexibility_spec(item, rows))
     if name == "lambda":
-        return draw_lambda(item, rows, stem)
+        return _drawn(draw_lambda(item, rows, stem), lambda_spec(item, rows))
     if name == "figure3":
-        return [path for table in tables if table.name.startswith("figure3") for path in draw_wins(table, stem)]
-    return draw_pareto(item, rows, stem.with_name(f"{stem.name}-pareto")) if item.has_average else []
+        wins = (table for table in tables if table.name.startswith("figure3"))
+        return [figure for table in wins for figure in _drawn(draw_wins(table, stem), wins_spec(table))]
+    return _drawn(draw_pareto(item, rows, stem.with_name(f"{stem.name}-pareto")), pareto_spec(item, rows)) if item.has_average else []
+
+
+def _drawn(paths: Sequence[Path], spec: Spec | None) -> list[Figure]:
+    """Return the figure of the page for the files of a figure."""
+    return [Figure(path, spec) for path in paths if path.suffix == ".svg"]
 
 
 def item_title(plan: ItemPlan) -> str:
@@ -69,7 +95,10 @@ def page_order(name: str) -> tuple[Any, ...]:
 
 def published_table(name: str, item: Item) -> Table:
     """Return the printed values of an item as a table of their own, since they are of other data."""
-    table = Table(f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles])
+    table = Table(
+        f"{name}-published", f"{item.title} as printed (other data; context only)", ["", "#Param", *item.titles], has_methods=True
+    )
+    table.groups = [ColumnGroup(title, 2 + first, titles) for title, first, titles in item.column_groups]
     for row in load_rows(item.paper, item.table):
         cells, extra = ([row.printed(column.printed) for column in columns] for columns in (item.columns, item.extra_columns))
         averages = printed_averages(row, item)
@@ -89,9 +118,10 @@ def orthogonality_sections(found: RecordSet, root: Path) -> list[Section]:
         if traces:
             table = build_trace_table(traces, protocol, suite)
             table.name = f"orthogonality-{suite}-{protocol}"
-            figures = draw_traces(traces, root / "figures", f"orthogonality-{suite}-{protocol}")
-            title = f"orthogonality: {suite_info(suite).title} ({protocol})"
-            sections.append(Section(table.name, title, [table], [path for path in figures if path.suffix == ".svg"]))
+            figures = _drawn(draw_traces(traces, root / "figures", table.name), traces_spec(readable_traces(traces)))
+            title = f"orthogonality: {suite_info(suite).title}"
+            place = {"paper": "Orthogonality", "entry": title, "protocol": protocol}
+            sections.append(Section(table.name, f"{title} ({protocol})", [table], figures, **place))
     return sections
 
 
@@ -107,7 +137,7 @@ def machine_section(records: Sequence[Record], problems: Sequence[str]) -> Secti
         count[commit, device, str(hardware["threads"]), packages.get("python", "-"), packages.get("torch", "-")] += 1
     table.rows = [[*place, str(number)] for place, number in sorted(count.items())]
     table.notes = [f"left out: {problem}" for problem in problems]
-    return Section("machine", "code and machines", [table])
+    return Section("machine", "code and machines", [table], paper="Records")
 
 
 def other_runs(records: Sequence[Record], sections: Sequence[Section]) -> Section | None:
@@ -122,4 +152,36 @@ def other_runs(records: Sequence[Record], sections: Sequence[Section]) -> Sectio
         table.sources[len(table.rows), 5] = [record["key"]]
         names = [f"{record['suite']}/{record['task']}", record["protocol"], f"{record['method']}@{record['variant']}", record["model"]]
         table.rows.append([*names, str(record["seed"]), record["status"] if value is None else f"{value:.2f}"])
-    return Section("other-runs", "other runs", [table])
+    return Section("other-runs", "other runs", [table], paper="Records")
+
+
+def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Sequence[BenchColumn], root: Path) -> Summary:
+    """Return the first screen: what was measured, score against parameters, orthogonality, cost against LoRA, and the main table.
+
+    Args:
+        costs: shapes of whole models from the benchmark.
+    """
+    done = [record for record in records if record["status"] == "done"]
+    protocols = collections.Counter(record["protocol"] for record in done)
+    shares = ", ".join(f"{number:,} under protocol {name}" for name, number in protocols.most_common())
+    methods, tasks = ({record[name] for record in done} for name in ("method", "task"))
+    papers = [name for name in protocols if name not in ("pocket", "small")]
+    published = (
+        f"Runs under {', '.join(papers)} stand next to the published values."
+        if papers
+        else "No run follows a protocol of the papers yet, so that no published value is confirmed or refuted; theirs are shown for context."
+    )
+    sentences = [
+        f"{len(done):,} finished runs of {len(methods)} methods on {len(tasks)} tasks: {shares}.",
+        "Protocol pocket has synthetic data and small models pretrained on them, which compares methods but not with the papers; small has real "
+        f"rows and MiniLM-L6. {published}",
+        "Every underlined number opens its runs with curve, settings, provenance and the command that repeats them; in figures, values appear on "
+        "hover, and a click on the legend shows one row.",
+    ]
+    main = next((section for section in sections if section.name == "table1-pocket"), sections[0] if sections else None)
+    figures = main.figures[:1] if main is not None else []
+    figures += next((section.figures[:1] for section in sections if section.name == "orthogonality-glue-pocket"), [])
+    if costs:
+        drawn = save_figure(cost_figure([one.line for one in costs], costs[0].record["reference"]), root / "figures" / "cost")
+        figures += _drawn(drawn, cost_spec(costs))
+    return Summary(sentences, figures, main.tables[0] if main is not None and main.tables else None)

@@ -9,13 +9,12 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qgoft.config.suites import suite_info
-from qgoft.records import Record, base_model
+from qgoft.records import Record, RunFiles, base_model
 from qgoft.report.answers import Answers, Array, ItemScore, LineFilter, item_score, read_answers
 from qgoft.report.items import Column, Item
 
@@ -128,10 +127,10 @@ SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
 }
 # Metric over some of a run's items -> filter of their lines.
 ITEMS_OF: dict[str, LineFilter] = {
-    "mmlu5_avg": ("idx", "5-"),
-    "mmlu0_avg": ("idx", "0-"),
-    "accuracy_matched": ("set", "matched"),
-    "accuracy_mismatched": ("set", "mismatched"),
+    "mmlu5_avg": ("items", "5-"),
+    "mmlu0_avg": ("items", "0-"),
+    "accuracy_matched": ("sets", "matched"),
+    "accuracy_mismatched": ("sets", "mismatched"),
 }
 
 
@@ -139,11 +138,11 @@ class Bootstrap:
     """Scores of table rows under resampled items, and the differences of rows.
 
     Args:
-        directories: key of a record -> its directory, which holds the answers.
+        files: key of a record -> its answers.
     """
 
-    def __init__(self, directories: Mapping[str, Path]):
-        self.directories = directories
+    def __init__(self, files: Mapping[str, RunFiles]):
+        self.files = files
         self._weights: dict[str, Array] = {}
         self._answers: dict[tuple[str, ItemScore | None, LineFilter | None], Answers | None] = {}
         self._scores: dict[tuple[str, tuple[str, ...]], tuple[str, Array] | None] = {}
@@ -216,7 +215,7 @@ class Bootstrap:
     def _read(self, key: str, scored: ItemScore | None, keep: LineFilter | None) -> Answers | None:
         place = (key, scored, keep)
         if place not in self._answers:
-            self._answers[place] = read_answers(self.directories[key], scored, keep) if key in self.directories else None
+            self._answers[place] = read_answers(self.files[key], scored, keep) if key in self.files else None
         return self._answers[place]
 
     def _draw_weights(self, test_set: str, count: int) -> Array:
@@ -225,7 +224,8 @@ class Bootstrap:
         """
         if test_set not in self._weights:
             seed = int.from_bytes(hashlib.sha256(test_set.encode()).digest()[:8])
-            draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), NUM_DRAWS)
+            chosen = np.random.default_rng(seed).integers(count, size=(NUM_DRAWS, count)) + count * np.arange(NUM_DRAWS)[:, None]
+            draws = np.bincount(chosen.ravel(), minlength=NUM_DRAWS * count).reshape(NUM_DRAWS, count)
             self._weights[test_set] = np.concatenate((np.ones((1, count)), draws)).astype(np.float32)
         return self._weights[test_set]
 

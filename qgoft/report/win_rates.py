@@ -2,12 +2,11 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from qgoft.judge.ratings import bootstrap_interval, paired_interval, win_tie_loss
-from qgoft.records import Record
-from qgoft.report.answers import read_lines
+from qgoft.records import Record, RunFiles
+from qgoft.report.names import display_label
 from qgoft.report.published import load_figures
 from qgoft.report.row import row_label
 from qgoft.report.table import Table
@@ -26,22 +25,22 @@ class RatedRow(NamedTuple):
 Rated = dict[str, RatedRow]  # by the label of the row
 
 
-def read_ratings(directories: Mapping[str, Path], records: Sequence[Record]) -> Rated:
+def read_ratings(files: Mapping[str, RunFiles], records: Sequence[Record]) -> Rated:
     """Return row label -> its ratings over all seeds. Records without answers are left out.
 
     Args:
-        directories: key of a record -> its directory.
+        files: key of a record -> its answers.
     """
     found: Rated = {}
     for record in records:
-        lines = read_lines(directories[record["key"]]) if record["key"] in directories else None
-        if lines is None:
+        answers = files[record["key"]].answers() if record["key"] in files else None
+        if answers is None:
             continue
         row = found.setdefault(row_label(record), RatedRow({}, {}, []))
         row.keys.append(record["key"])
-        for line in lines:
-            row.ratings[record["seed"], line["idx"]] = line["prediction"]
-            row.categories[line["idx"]] = line["label"]
+        for question, rating, category in zip(answers.items, answers.predictions, answers.labels, strict=True):
+            row.ratings[record["seed"], question] = rating
+            row.categories[question] = category
     return found
 
 
@@ -50,8 +49,8 @@ def build_win_rates(rated: Rated, protocol: str) -> Table | None:
     if len(rated) < 2:
         return None
     (first, (ours, _, our_keys)), *others = rated.items()
-    title = f"{first} against each, on the questions both answered, protocol {protocol}"
-    table = Table(f"figure3-{protocol}", title, ["against", "won", "tie", "lost", "mean difference", "95% interval"])
+    title = f"{display_label(first)} against each, on the questions both answered, protocol {protocol}"
+    table = Table(f"figure3-{protocol}", title, ["against", "won", "tie", "lost", "mean difference", "95% interval"], has_methods=True)
     for label, (theirs, _, keys) in others:
         first_means, means = (
             _by_question({key: ratings[key] for key in ratings if key in ours and key in theirs}) for ratings in (ours, theirs)
@@ -86,7 +85,7 @@ def build_categories(rated: Rated, protocol: str) -> Table:
     """Return the mean rating of each category, and over all questions with its interval."""
     names = list(dict.fromkeys(category for row in rated.values() for category in row.categories.values()))
     title = f"Vicuna-Eval by category, ratings from 1 to 10, protocol {protocol}"
-    table = Table(f"vicuna-{protocol}", title, ["", *names, "all", "95% interval"])
+    table = Table(f"vicuna-{protocol}", title, ["", *names, "all", "95% interval"], has_methods=True)
     for label, (ratings, categories, keys) in rated.items():
         by_category = {name: [rating for (_, question), rating in ratings.items() if categories[question] == name] for name in names}
         cells = [f"{statistics.fmean(values):.2f}" if values else "-" for values in by_category.values()]

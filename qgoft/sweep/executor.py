@@ -16,7 +16,6 @@ from multiprocessing import current_process
 from typing import Any
 
 from qgoft.config import locations
-from qgoft.config.locations import REPOSITORY
 from qgoft.errors import QgoftError, format_exception
 from qgoft.lease import Lease, LeaseHeld, LeaseLost
 from qgoft.records import RecordError
@@ -25,7 +24,6 @@ from qgoft.sweep.planned_run import PlannedRun
 from qgoft.train.interrupts import SignalHandler
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
-TRAIN = REPOSITORY / "scripts" / "train.py"
 # Seconds for runs to save after a signal: clusters grant 30, and two minutes if they announce the end of the time limit.
 GRACE, GRACE_AHEAD = 28.0, 110.0
 # Seconds between two checks of a run that another sweep holds.
@@ -139,7 +137,7 @@ def run_processes(number: int, planned: PlannedRun, run_id: RunId, options: Exec
     before = _read(run_id)
     running: list[int] = []
     with forward_signals(lambda: running):
-        process = subprocess.Popen([*launch_command(options), str(TRAIN), *planned.overrides], preexec_fn=_signal_with_parent)
+        process = subprocess.Popen([*launch_command(options), "-m", "qgoft", "train", *planned.overrides], preexec_fn=_signal_with_parent)
         running.append(process.pid)
         code = process.wait()
         running.clear()

@@ -2,28 +2,21 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import multiprocessing
 import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from qgoft.config import locations
 from qgoft.config.compose import check_config_name, compose_settings
-from qgoft.config.locations import cache_directory
-from qgoft.config.settings import MAX_SEED, RunSettings, settings_from_dict
+from qgoft.config.settings import MAX_SEED, RunSettings
 from qgoft.config.suites import read_config
 from qgoft.errors import QgoftError
-from qgoft.records import Record, write_atomically
+from qgoft.records import Record
+from qgoft.sweep.settings_cache import cached_settings, store_settings
 
-# Compositions from which parallel processes and the cache pay off.
+# Compositions from which parallel processes pay off.
 PARALLEL_FROM = 12
-# Composed settings in the cache; a fuller file is discarded.
-CACHE_LIMIT = 20_000
 ROOT = "results.root="
 # Largest range of seeds.
 MAX_SEEDS = 1000
@@ -96,11 +89,10 @@ def check_methods(methods: Iterable[str]) -> None:
     variants = {(method, variant) for method, at, variant in (name.partition("@") for name in methods) if at}
     if not variants:
         return
-    from qgoft.methods.registry import REGISTRY, parse_variant  # imports torch, which a plan without variants does not need
+    from qgoft.methods.registry import method_named, parse_variant  # imports torch, which a plan without variants does not need
 
     for method, variant in sorted(variants):
-        if method in REGISTRY:
-            parse_variant(REGISTRY[method], variant)
+        parse_variant(method_named(method), variant)
 
 
 def method_overrides(name: str) -> list[str]:
@@ -160,50 +152,18 @@ def compose_all(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings
 
 
 def _compose_plain(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings]:
-    distinct = list(dict.fromkeys(asked))
-    if len(distinct) < PARALLEL_FROM:
-        return [compose_cached(overrides) for overrides in asked]
-    path = cache_directory() / "settings" / f"{_configs_version()}.json"
-    cache = _read_cache(path)
-    missing = [overrides for overrides in distinct if "\n".join(overrides) not in cache]
-    if missing and (jobs == 1 or len(missing) < PARALLEL_FROM):
-        found = [compose_cached(overrides) for overrides in missing]
-    elif missing:
-        with start_pool(jobs) as pool:
-            found = list(pool.map(compose_cached, missing, chunksize=4))
+    found = cached_settings(list(dict.fromkeys(asked)))
+    missing = list(dict.fromkeys(overrides for overrides in asked if overrides not in found))
     if missing:
-        cache |= {"\n".join(o): dataclasses.asdict(settings) for o, settings in zip(missing, found, strict=True)}
-        _write_cache(path, cache)
-    built = {overrides: settings_from_dict(cache["\n".join(overrides)]) for overrides in distinct}
-    return [built[overrides] for overrides in asked]
-
-
-@functools.cache
-def _configs_version() -> str:
-    """Return a version that changes with everything that composition depends on."""
-    digest = hashlib.sha256()
-    for path in [*sorted(locations.CONFIGS.rglob("*.yaml")), *sorted(Path(locations.__file__).parent.glob("*.py"))]:
-        digest.update(str(path).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _read_cache(path: Path) -> dict[str, Any]:
-    try:
-        cache = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return cache if isinstance(cache, dict) and len(cache) < CACHE_LIMIT else {}
-
-
-def _write_cache(path: Path, cache: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob("*.json"):
-            if old != path:
-                old.unlink(missing_ok=True)
-        write_atomically(path, json.dumps(cache))
-    except OSError:
-        return  # without the cache, composing takes longer
+        if jobs == 1 or len(missing) < PARALLEL_FROM:
+            composed = [compose_cached(overrides) for overrides in missing]
+        else:
+            with start_pool(jobs) as pool:
+                composed = list(pool.map(compose_cached, missing, chunksize=4))
+        made = dict(zip(missing, composed, strict=True))
+        store_settings(made)
+        found |= made
+    return [found[overrides] for overrides in asked]
 
 
 def start_pool(jobs: int) -> ProcessPoolExecutor:

@@ -251,7 +251,7 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             except (OSError, errors.HfHubHTTPError) as error:
                 if wait is None or not _is_transient(error):
                     raise
-                print(f"qgoft: {where}: {_redacted_message(error)}; retrying in {wait} s", file=sys.stderr, flush=True)
+                print(f"qgoft: {where}: {redacted_message(error)}; retrying in {wait} s", file=sys.stderr, flush=True)
                 time.sleep(wait)
     except errors.GatedRepoError as error:
         raise QgoftError(f"{where} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN") from error
@@ -265,11 +265,11 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
             "or set data.root / model.path to a local directory"
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose base class changes between its versions
-        raise QgoftError(f"downloading {where} failed ({_redacted_message(error)}); repeat the command to resume") from error
+        raise QgoftError(f"downloading {where} failed ({redacted_message(error)}); repeat the command to resume") from error
     return Path(directory)
 
 
-def _redacted_message(error: Exception) -> str:
+def redacted_message(error: Exception) -> str:
     """Return type and text of a hub error, without the token, which a server may echo."""
     from huggingface_hub import get_token
 

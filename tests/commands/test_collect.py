@@ -1,65 +1,122 @@
-"""Runs copied into results/measured: complete, and never over another one."""
+"""Runs added to an archive: complete, and never in place of another one."""
 
-import errno
+import copy
 import json
-import shutil
+import os
 
 import pytest
 
 from qgoft.commands import collect
 from qgoft.errors import QgoftError
-from qgoft.records import find_records
+from qgoft.records import RecordError, file_checksums, find_records, read_record, write_record
+from tests.committed import committed, select, write_run
 
-FILES = ("history.jsonl", "predictions.jsonl.gz")
+
+@pytest.fixture
+def runs(tmp_path):
+    """Directories of four runs: two on Caltech-101 that differ in their images only, one of a decoder, one of SQuAD."""
+    chosen = select("caltech101", method="lora", variant="r8", model="pocket-vit", seed=0)
+    assert len({record["key"] for record in chosen}) == 2
+    chosen += [*select("gsm8k", method="qgoft", seed=0)[:1], *select("v1", method="goft", seed=0)[:1]]
+    for record in chosen:
+        write_run(record, tmp_path / "runs" / record["key"])
+    return tmp_path / "runs"
 
 
-def test_collect_numbers_equal_names(repository, tmp_path, capsys):
-    """LoRA on synthetic Caltech-101 and on its real images: one task, method, variant, model and seed, but two keys."""
-    name = "caltech101-lora-r8-pocket-vit-seed0"
-    source, target = tmp_path / "runs", tmp_path / "kept"
-    for directory in sorted((repository / "results" / "measured" / "pocket").glob(f"{name}*")):
-        key = json.loads((directory / "record.json").read_text())["key"]
-        shutil.copytree(directory, source / key)
-        (source / key / "checkpoint").mkdir()
-    assert len(list(source.iterdir())) == 2
-    text = (repository / "results" / "measured" / "pocket" / "rte-lora-r8-pocket-deberta-seed0" / "record.json").read_text()
-    for bad, content in (("corrupt", text[:300]), ("of-other-settings", json.dumps({**json.loads(text), "key": "0" * 64}))):
-        (source / bad).mkdir()
-        (source / bad / "record.json").write_text(content)
-    assert collect.main([str(source), str(target)]) == 0
-    told = capsys.readouterr()
-    assert "corrupt" in told.err
-    first, second = sorted(path.name for path in target.iterdir())
-    assert first == name
-    assert second.startswith(f"{name}-")
-    found, kept = find_records(source), find_records(target)
-    assert {record["key"] for record in kept.records} == {record["key"] for record in found.records} - {"0" * 64}
+def test_collect_adds_complete_runs(runs, tmp_path, capsys):
+    target = tmp_path / "kept"
+    assert collect.main([str(runs), str(target)]) == 0
+    assert "4 added" in capsys.readouterr().out
+    source, kept = find_records(runs), find_records(target)
     assert not kept.problems
-    assert all({path.name for path in directory.iterdir()} == {"record.json", *FILES} for directory in target.iterdir())
-    assert collect.main([str(source), str(target)]) == 0
-    assert "0 copied" in capsys.readouterr().out
-    assert collect.main([str(source), str(tmp_path / "small"), "--protocol", "small"]) == 0
-    assert not list((tmp_path / "small").iterdir())
+    assert {r["key"]: r for r in kept.records} == {r["key"]: r for r in source.records}
+    for key, files in source.files.items():
+        assert kept.files[key].answers() == files.answers() == committed().files[key].answers()
+        for name in ("loss", "score", "penalty", "orthogonality", "lr"):
+            assert kept.files[key].curve(name) == files.curve(name)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert set(before) == {"records.parquet", "curves.parquet", "predictions.parquet"}
+    assert collect.main([str(runs), str(target)]) == 0
+    assert "0 added" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert collect.main([str(runs), str(tmp_path / "small"), "--protocol", "small"]) == 0
+    assert not (tmp_path / "small").exists()
 
 
-def test_collect_repeats_an_interrupted_copy(repository, tmp_path, monkeypatch):
-    name = "rte-lora-r8-pocket-deberta-seed0"
-    shutil.copytree(repository / "results" / "measured" / "pocket" / name, tmp_path / "runs" / "run")
-    copy = shutil.copyfile
+def test_archive_does_not_depend_on_the_order_of_additions(runs, tmp_path):
+    collect.main([str(runs), str(tmp_path / "at once")])
+    for directory in sorted(runs.iterdir(), reverse=True):
+        collect.main([str(directory), str(tmp_path / "one by one")])
+    for name in ("records.parquet", "curves.parquet", "predictions.parquet"):
+        assert (tmp_path / "at once" / name).read_bytes() == (tmp_path / "one by one" / name).read_bytes()
 
-    def copy_one(source, target):
-        if list(target.parent.iterdir()):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return copy(source, target)
 
-    monkeypatch.setattr(shutil, "copyfile", copy_one)
-    with pytest.raises(OSError, match="No space"):
-        collect.main([str(tmp_path / "runs"), str(tmp_path / "kept")])
-    assert not find_records(tmp_path / "kept").records
-    monkeypatch.setattr(shutil, "copyfile", copy)
-    assert collect.main([str(tmp_path / "runs"), str(tmp_path / "kept")]) == 0
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [name]
-    assert {path.name for path in (tmp_path / "kept" / name).iterdir()} == {"record.json", *FILES}
+def test_collect_names_what_it_leaves(runs, tmp_path, capsys):
+    target = tmp_path / "kept"
+    torn, repeated, modified, foreign = sorted(runs.iterdir())
+    collect.main([str(repeated), str(target)])
+    (torn / "record.json").write_text((torn / "record.json").read_text()[:300])
+    again = copy.deepcopy(read_record(repeated / "record.json"))
+    again["metrics"][again["primary"]]["value"] += 1.0
+    write_record(repeated, again)
+    (modified / "history.jsonl").write_text("")
+    other = copy.deepcopy(read_record(foreign / "record.json"))
+    other["key"] = "0" * 64
+    write_record(runs / "foreign", {**other, "files": file_checksums(foreign)})
+    for name in ("history.jsonl", "predictions.jsonl.gz"):
+        os.link(foreign / name, runs / "foreign" / name)
+    before = find_records(target).records
+    capsys.readouterr()
+    assert collect.main([str(runs), str(target)]) == 0
+    told = capsys.readouterr()
+    assert "1 added" in told.out
+    left = [line for line in told.err.splitlines() if line.startswith("qgoft: left: ")]
+    assert len(left) == 4
+    for part in (f"{torn}/record.json: ", "another result of this run", f"{modified}/history.jsonl: it differs", "gives it another key"):
+        assert any(part in line for line in left), told.err
+    assert [r for r in find_records(target).records if r["key"] == repeated.name] == before
+
+
+def test_collect_repeats_an_interrupted_write(runs, tmp_path, monkeypatch):
+    """Whatever file could not be written, the runs of before are still complete, and the next command adds the others."""
+    first, *_ = sorted(runs.iterdir())
+    for number, name in enumerate(("curves.parquet", "predictions.parquet", "records.parquet")):
+        target, replace = tmp_path / f"kept{number}", os.replace
+        collect.main([str(first), str(target)])
+
+        def full(source, destination, name=name, replace=replace):
+            if str(destination).endswith(name):
+                raise OSError(28, "No space left on device")
+            return replace(source, destination)
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            collect.main([str(runs), str(target)])
+        monkeypatch.setattr(os, "replace", replace)
+        found = find_records(target)
+        assert ([r["key"] for r in found.records], list(found.files), found.problems) == ([first.name], [first.name], [])
+        collect.main([str(runs), str(target)])
+        assert len(find_records(target).files) == 4
+
+
+def test_collect_refuses_a_damaged_archive(runs, tmp_path):
+    collect.main([str(runs), str(tmp_path / "kept")])
+    path = tmp_path / "kept" / "curves.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match="nothing was added"):
+        collect.main([str(runs), str(tmp_path / "kept")])
+    assert len(path.read_bytes()) == len(whole) // 2
+
+
+def test_collect_refuses_values_that_are_not_numbers(runs, tmp_path):
+    directory, *_ = sorted(runs.iterdir())
+    (directory / "history.jsonl").write_text(json.dumps({"step": 1, "loss": "low"}) + "\n")
+    record = read_record(directory / "record.json")
+    write_record(directory, {**record, "files": file_checksums(directory)})
+    with pytest.raises(RecordError, match=f"run {directory.name[:16]}"):
+        collect.main([str(runs), str(tmp_path / "kept")])
+    assert not (tmp_path / "kept").exists()
 
 
 def test_collect_missing_directory(tmp_path):

@@ -1,9 +1,14 @@
 """Evaluation with merged weights: the same predictions, and the original weights afterwards."""
 
+from types import SimpleNamespace
+
+import peft
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
+from qgoft import GoftConfig
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.methods import merge_and_unload, merged_for_eval
@@ -76,3 +81,13 @@ def test_merged_for_eval_skips_half_precision():
     adapted.model.bfloat16()
     with merged_for_eval(adapted):
         assert not any(layer.merged for layer in tuner_layers(adapted))
+
+
+def test_evaluation_keeps_shared_weights():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    wrapped = peft.get_peft_model(model, GoftConfig(target_modules=["0"], init_weights=False))
+    weight = wrapped.base_model.model[1].weight
+    with merged_for_eval(SimpleNamespace(model=wrapped)):
+        assert wrapped.base_model.model[0].get_base_layer().weight is not weight
+    assert wrapped.base_model.model[0].get_base_layer().weight is weight

@@ -12,8 +12,7 @@ from qgoft.errors import QgoftError
 from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.methods.registry import REGISTRY, parse_variant
 from qgoft.train.run import run
-from qgoft.tuners import PsoftOutputConfig
-from qgoft.tuners.psoft import apply_svd_signs, read_svd_signs
+from qgoft.tuners.psoft import PsoftOutputConfig, apply_svd_signs, read_svd_signs
 from tests.methods.test_methods import build, ids
 
 SIZES = {

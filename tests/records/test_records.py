@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -109,11 +108,11 @@ def test_changed_curve_is_not_used(tmp_path):
     assert records.file_checksums(tmp_path) == {}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     records.write_record(tmp_path, {**copy.deepcopy(RECORD), "files": records.file_checksums(tmp_path)})
-    assert records.find_records(tmp_path).directories == {RECORD["key"]: tmp_path}
+    assert records.find_records(tmp_path).files == {RECORD["key"]: records.RunDirectory(tmp_path)}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     found = records.find_records(tmp_path)
     assert found.records
-    assert found.directories == {}
+    assert found.files == {}
     assert found.problems == [
         f"{tmp_path / 'history.jsonl'}: it differs from its checksum in the record; the run's curve and answers are not used"
     ]
@@ -148,8 +147,11 @@ def test_broken_record_is_named_by_file(tmp_path):
 def test_latest_finished_record_of_a_key_counts(tmp_path):
     records.write_record(tmp_path / "b", changed("finished", "2026-01-02T00:00:00+00:00"))
     records.write_record(tmp_path / "c", copy.deepcopy(RECORD))
-    (only,) = records.read_records(tmp_path)
+    found = records.find_records(tmp_path)
+    (only,) = found.records
     assert only["finished"].startswith("2026-01-02")
+    place = f"{tmp_path / 'c' / 'record.json'}: another result of run {RECORD['key'][:16]} than in {tmp_path / 'b' / 'record.json'}"
+    assert found.problems == [f"{place}; the one that finished last is used"]
 
 
 def test_key_depends_on_results_only():
@@ -175,11 +177,10 @@ def test_key_includes_results_version(monkeypatch):
     assert keys.compute_key(**base) != before
 
 
-def test_committed_records_have_current_keys():
+def test_committed_records_have_current_keys(repository):
     """Detects a change of the rules that was not meant to affect records."""
-    for path in sorted((Path(__file__).resolve().parents[2] / "results" / "measured").glob("*/*/record.json")):
-        record = json.loads(path.read_text())
-        assert key_from_record(record) == record["key"], path.parent.name
+    for record in records.read_records(repository / "results" / "measured"):
+        assert key_from_record(record) == record["key"], (record["task"], record["method"])
 
 
 def test_provenance_outside_a_repository(tmp_path, repository):

@@ -103,8 +103,7 @@ def test_tables_lead_to_records_and_code(repository, measured):
         table = json.loads(path.read_text())
         assert table["cells"], path.name
         for key in {key for columns in table["cells"].values() for some in columns.values() for key in some}:
-            directory = repository / table["runs"][key]
-            assert measured.directories[keys[key]["key"]] == directory
+            assert measured.files[keys[key]["key"]].place == table["runs"][key]
             functions |= {metric["computed_by"] for metric in keys[key]["metrics"].values()}
     assert {"table1", "table1-paired", "figure3-pocket", "orthogonality-glue-pocket"} <= {path.stem for path in tables}
     assert all(callable(pkgutil.resolve_name(name)) for name in functions)
@@ -113,7 +112,7 @@ def test_tables_lead_to_records_and_code(repository, measured):
 def test_document_tables_match_the_records(repository, measured):
     """Rebuilt from the committed records, without composing the settings of each."""
     again = {}
-    bootstrap = Bootstrap(measured.directories)
+    bootstrap = Bootstrap(measured.files)
     for name in {block.table for block in blocks(repository)}:
         stem, _, protocol = name.removesuffix("-paired").partition("-small")
         if stem in KNOWN and name not in again:

@@ -51,7 +51,7 @@ def show(root):
     forecast.mean_seconds(library.index.records, "pocket")
     sections = [Section("a", "b", tables), machine_section(library.index.records, library.problems)]
     other = other_runs(library.index.records, sections)
-    return build_page("t", "l", [*sections, *([other] if other else [])], library.index.records, library.directories, {})
+    return build_page("t", "l", [*sections, *([other] if other else [])], library.index.records, library.files, {})
 
 
 @pytest.mark.parametrize("status", ["done", "oom"])

@@ -15,7 +15,10 @@ from qgoft import records
 from qgoft.config.compose import compose_settings, model_files
 from qgoft.config.keys import settings_in_key
 from qgoft.config.settings import method_label, settings_from_record
-from qgoft.report.page import POINTS, Section, build_page, rerun_command
+from qgoft.records import RunDirectory
+from qgoft.report import vega
+from qgoft.report.page import Figure, Section, Summary, build_page
+from qgoft.report.run_data import POINTS, rerun_command
 from qgoft.report.table import Table
 from tests.records.test_records import RECORD
 
@@ -40,7 +43,7 @@ def record(number, **changes):
 
 @pytest.fixture
 def page(tmp_path):
-    records = [record(i, seed=i, reason=EVIL, status="failed" if i == 2 else "done") for i in range(3)]
+    runs = [record(i, seed=i, reason=EVIL, status="failed" if i == 2 else "done") for i in range(3)]
     directory = tmp_path / "run"
     directory.mkdir()
     lines = [{"step": i, "loss": 1 / i} for i in range(1, 101)] + [{"step": 100, "score": 80.0}, {"step": 50, "score": 70.0}]
@@ -48,10 +51,11 @@ def page(tmp_path):
     rows = [["goft", "9.5"], ["  published", "9.0"], ["lora", "80.1 ±0.3"], ["  published", "8.0"], ["qgoft", "-"], [f"x{EVIL}", "70"]]
     table = Table("t", f"scores {EVIL}", ["method", "CoLA"], rows, notes=[EVIL], highlights={(2, 1): "best"})
     units = Table("u", "sizes", ["", "#Param"], [["a", "8.03B"], ["b", "14.3M"], ["c", "72K"], ["d", "1,024"], ["e", "62e3de8d72"]])
-    table.sources = {(0, 1): [records[0]["key"]], (2, 1): [r["key"] for r in records], (4, 1): ["f" * 64]}
+    table.sources = {(0, 1): [runs[0]["key"]], (2, 1): [run["key"] for run in runs], (4, 1): ["f" * 64]}
     section = Section("a b", f"section {EVIL}", [table], text=EVIL)
     other = Section("other", "the same name", [units, units.__class__("t", "again", ["", "x"], [["goft", "1"]])])
-    return build_page("title", "lead", [section, other], records, {records[0]["key"]: directory}, {RECORD["model"]: "the_model"})
+    files = {run["key"]: RunDirectory(directory) for run in runs[:1]}
+    return build_page("title", Summary(["lead"]), [section, other], runs, files, {RECORD["model"]: "the_model"})
 
 
 class Reader(html.parser.HTMLParser):
@@ -192,10 +196,10 @@ addEventListener("load", () => {
   filter.value = ""; filter.dispatchEvent(new Event("input")); told.all = texts().length;
   const cells = document.querySelectorAll("button.cell");
   cells[0].click(); const dialog = document.querySelector("dialog");
-  told.opened = dialog.open; told.heading = dialog.querySelector("h2").textContent; told.runs = dialog.querySelectorAll("details").length;
+  told.opened = dialog.open; told.heading = dialog.querySelector("h2").textContent; told.runs = dialog.querySelectorAll(".runs > details").length;
   told.curves = dialog.querySelectorAll("svg polyline").length; told.command = dialog.querySelector("pre").textContent;
   dialog.querySelector("button").click(); told.closed = !dialog.open;
-  cells[1].click(); told.several = dialog.querySelectorAll("details").length; told.failed = dialog.textContent.includes('<b>&');
+  cells[1].click(); told.several = dialog.querySelectorAll(".runs > details").length; told.failed = dialog.textContent.includes('<b>&');
   dialog.querySelector("button").click();
   document.getElementById("theme").click(); told.theme = document.documentElement.dataset.theme;
   told.title = document.title; told.wide = document.documentElement.scrollWidth <= innerWidth;
@@ -204,17 +208,29 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-def test_page_in_a_browser(page, tmp_path):
+def in_browser(page, script, tmp_path, width=390):
+    """Return what a script tells after it has run on the page."""
     browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no chromium on this machine (apt-get install chromium); the page's structure is tested without it")
     path = tmp_path / "page.html"
-    path.write_text(page.replace("</body>", CLICKS, 1))
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,800"]
-    done = subprocess.run([*words, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
+    path.write_text(script.join(page.rsplit("</body>", 1)))
+    words = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},800",
+    ]
+    done = subprocess.run([*words, "--virtual-time-budget=8000", "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
     found = re.search(r"TOLD(.*)DLOT", done.stdout, re.S)
     assert found, done.stdout[-500:] + done.stderr[-500:]
-    told = json.loads(html.unescape(found[1]))
+    return json.loads(html.unescape(found[1]))
+
+
+def test_page_in_a_browser(page, tmp_path):
+    told = in_browser(page, CLICKS, tmp_path)
     assert told["down"][:3] == ["lora", "published", f"x{EVIL}"[:9]]
     assert told["down"][-1] == "qgoft", "what is no number goes last"
     assert told["up"][:2] == ["goft", "published"]
@@ -231,3 +247,62 @@ def test_page_in_a_browser(page, tmp_path):
     assert told["theme"] in ("light", "dark")
     assert told["title"] == "title"
     assert told["wide"], "no sideways scrolling of the page on a phone"
+
+
+PROTOCOLS = """
+<script>
+addEventListener("load", async () => {
+  const told = {};
+  const shown = () => [...document.querySelectorAll(".panel")].filter((panel) => !panel.hidden).map((panel) => panel.dataset.protocol ?? "");
+  told.first = shown();
+  document.querySelector('.switch button[data-protocol="small"]').click(); told.small = shown();
+  document.querySelector('.protocols button[data-protocol="pocket"]').click(); told.pocket = shown();
+  const search = document.getElementById("search");
+  const entries = () => [...document.querySelectorAll("main .entry")].filter((entry) => !entry.hidden).map((entry) => entry.id);
+  search.value = "rank"; search.dispatchEvent(new Event("input")); told.found = entries();
+  search.value = "nowhere"; search.dispatchEvent(new Event("input")); told.nothing = !document.getElementById("nothing").hidden;
+  search.value = ""; search.dispatchEvent(new Event("input")); told.all = entries().length;
+  for (let i = 0; i < 60 && !document.querySelector(".chart .marks"); i++) await new Promise((done) => setTimeout(done, 100));
+  const chart = document.querySelector(".chart");
+  told.points = chart.querySelectorAll(".mark-symbol path").length; told.label = chart.textContent;
+  told.drawn = chart.querySelectorAll('svg[role="img"]').length;
+  document.body.replaceChildren(document.createTextNode("TO" + "LD" + JSON.stringify(told) + "DLOT"));
+});
+</script></body>"""
+
+
+@pytest.fixture
+def charted(tmp_path):
+    (tmp_path / "a-figure.svg").write_text("<?xml version='1.0'?><svg viewBox='0 0 1 1'><text>drawn</text></svg>")
+    values = [{"row": f"method {i}", "x": 10.0**i, "score": 50.0 + i} for i in range(1, 4)]
+    spec = vega.points(values, "x", "score", ("parameters", "score"), ["row", "score"], log_x=True, front=values)
+    one, two = (Table(name, name, ["method", "x"], [["lora@r8", "-1.5"]], has_methods=True) for name in ("one", "two"))
+    sections = [
+        Section("item-pocket", "item (pocket)", [one], entry="the item", protocol="pocket"),
+        Section("item-small", "item (small)", [two], entry="the item", protocol="small"),
+        Section("other", "other", [Table("three", "three", ["method", "x"], [["rank", "2"]])]),
+    ]
+    return build_page("title", Summary(["lead"], [Figure(tmp_path / "a-figure.svg", spec)]), sections, [], {}, {})
+
+
+def test_page_without_scripts_shows_everything(charted):
+    """Both protocols, names of methods with their keys, and figures as they were drawn."""
+    text = charted.partition("<main>")[2].partition("</main>")[0]
+    assert text.count("<caption>") == 3
+    assert " hidden" not in text.replace('id="nothing" hidden', "")
+    assert 'title="lora@r8">LoRA r=8</td>' in text
+    assert "−1.5" in text
+    assert "<text>drawn</text>" in text
+
+
+def test_page_protocols_search_and_charts(charted, tmp_path):
+    told = in_browser(charted, PROTOCOLS, tmp_path, width=1200)
+    assert told["first"] == ["pocket", ""]
+    assert told["small"] == ["small", ""]
+    assert told["pocket"] == ["pocket", ""]
+    assert told["found"] == ["other"]
+    assert told["nothing"]
+    assert told["all"] == 3
+    assert told["drawn"] == 0, "the chart replaces the drawn figure"
+    assert told["points"] >= 3
+    assert "parameters" in told["label"]

@@ -2,7 +2,6 @@
 
 import errno
 import filecmp
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from qgoft.report.item_tables import write_tables
 from qgoft.report.library import RecordLibrary
 from qgoft.report.table import Table
 from qgoft.sweep.record_index import RecordIndex
+from tests.committed import select, write_run
 
 GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 
@@ -30,18 +30,18 @@ def report(repository, root, out):
 
 
 @pytest.fixture(scope="module")
-def root(repository, tmp_path_factory):
+def root(tmp_path_factory):
     """Copy some of the committed records: rows of table 1, both ablations, the judged answers."""
-    root, measured = tmp_path_factory.mktemp("report"), repository / "results" / "measured" / "pocket"
-    names = [f"{task}-{method}-pocket-deberta-seed0" for task in GLUE for method in ("lora-r8", "full-full", "goft-goft", "qgoft-qgoft")]
-    names += [
-        f"{task}-{m}-{m}-pocket-deberta-seed{seed}" for task in ("rte", "qnli") for m in ("goft", "goft_star", "qgoft") for seed in (1, 2)
+    root = tmp_path_factory.mktemp("report")
+    chosen = [
+        r
+        for m, v in (("lora", "r8"), ("full", "full"), ("goft", "goft"), ("qgoft", "qgoft"))
+        for r in select(*GLUE, method=m, variant=v, seed=0)
     ]
-    names += [path.name for path in measured.glob("rte-qgoft-qgoft-pocket-deberta-seed0-*")]
-    names += [path.name for path in measured.glob("vicuna-*-pocket-llama-seed0")]
-    for name in {*names}:
-        key = json.loads((measured / name / "record.json").read_text())["key"]
-        shutil.copytree(measured / name, root / "runs" / key)
+    chosen += [r for m in ("goft", "goft_star", "qgoft") for seed in (1, 2) for r in select("rte", "qnli", method=m, variant=m, seed=seed)]
+    chosen = [r for r in chosen if r["model"] == "pocket-deberta"] + select("vicuna", model="pocket-llama", seed=0)
+    for record in {r["key"]: r for r in chosen}.values():
+        write_run(record, root / "runs" / record["key"])
     return root
 
 

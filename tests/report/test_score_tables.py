@@ -10,10 +10,12 @@ from qgoft.config.settings import EVAL_SCHEMES, SELECTIONS
 from qgoft.config.suites import suite_info, suite_names
 from qgoft.records import code_checksum
 from qgoft.report.items import ITEMS
+from qgoft.report.latex import document
 from qgoft.report.published import format_value, load_rows
 from qgoft.report.row import Row, scores_of
 from qgoft.report.score_table import build_table
-from qgoft.report.table import Table, document
+from qgoft.report.table import Table
+from qgoft.report.table_files import write_table
 from tests.records.test_records import RECORD
 
 GOFT_TASKS = ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
@@ -317,7 +319,7 @@ def test_table_writes_four_formats(tmp_path):
     assert r"2.0 $\pm$0.1" in latex
     assert latex.count(r"\midrule") == 2
     assert table.csv().splitlines()[0] == "row,a & b,c_d"
-    assert [path.suffix for path in table.write(tmp_path)] == [".md", ".tex", ".csv"]
+    assert [path.suffix for path in write_table(table, tmp_path)] == [".md", ".tex", ".csv"]
 
 
 def test_table_names_are_unique():
@@ -359,7 +361,7 @@ def test_latex_tables_compile(tmp_path):
     wide = Table("wide", evil, ["", *[f"column {i}" for i in range(40)]], [["row", *["12.3 ±4.5"] * 40]])
     long = Table("long", "a long one", ["name", "value"], [[evil, str(i)] for i in range(120)], [evil])
     for table in (wide, long):
-        table.write(tmp_path)
+        write_table(table, tmp_path)
     (tmp_path / "all.tex").write_text(document([wide, long]))
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed; results/example/tables/all.pdf was made with it")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from qgoft.records import RunDirectory
 from qgoft.report.answers import read_answers
 from qgoft.report.items import ITEMS, Column
 from qgoft.report.paired_table import build_paired
@@ -16,6 +17,7 @@ from qgoft.report.row import Row
 from qgoft.report.score_table import build_table
 from qgoft.report.significance import NUM_DRAWS, SCORES, Bootstrap, difference, interval, sign_test
 from qgoft.tasks.metrics import compute_score
+from tests.committed import committed, select
 from tests.records.test_records import RECORD
 
 
@@ -32,7 +34,7 @@ class Shop:
     """Write runs with answers of which the given share is correct."""
 
     def __init__(self, root):
-        self.root, self.directories = root, {}
+        self.root, self.files = root, {}
         self.labels = [int(v) for v in np.random.default_rng(5).integers(0, 2, 400)]
 
     def run(self, method, seed, right, task="rte", *, answers=True, labels=None, predictions=None, draw=0):
@@ -40,11 +42,11 @@ class Shop:
         if predictions is None:
             wrong = np.random.default_rng(seed + draw).permutation(len(labels))[: round((1 - right) * len(labels))]
             predictions = [1 - label if i in set(wrong.tolist()) else label for i, label in enumerate(labels)]
-        key = f"{len(self.directories):064x}"
+        key = f"{len(self.files):064x}"
         directory = self.root / key
         if answers:
             write(directory, predictions, labels)
-        self.directories[key] = directory
+        self.files[key] = RunDirectory(directory)
         record = copy.deepcopy(RECORD)
         value = 100 * float(np.mean([p == r for p, r in zip(predictions, labels, strict=True)]))
         record.update(key=key, method=method, variant=method, seed=seed, task=task, protocol="pocket", primary="accuracy")
@@ -94,7 +96,7 @@ def test_scores_of_resampled_items_equal_metrics():
 
 
 def test_accuracy_interval_matches_theory(shop):
-    drawn = Bootstrap(shop.directories).cell(RTE, [shop.run("a", 0, 0.8)])
+    drawn = Bootstrap(shop.files).cell(RTE, [shop.run("a", 0, 0.8)])
     assert drawn.scores.shape == (1 + NUM_DRAWS, 1)
     assert drawn.scores[0, 0] == pytest.approx(80)
     assert drawn.scores.mean() == pytest.approx(80, abs=0.3)
@@ -103,10 +105,10 @@ def test_accuracy_interval_matches_theory(shop):
 
 def test_draws_of_different_test_sets_are_independent(shop):
     """Two sets of one size: with equal draws the variance of their average would contain a covariance."""
-    bootstrap, scores = Bootstrap(shop.directories), []
+    bootstrap, scores = Bootstrap(shop.files), []
     for task, labels in (("rte", [0, 1] * 200), ("mrpc", [1, 0] * 200)):
         record = shop.run("a", 0, 1.0, task, answers=False)
-        write(shop.directories[record["key"]], [label if i % 5 else 1 - label for i, label in enumerate(labels)], labels)
+        write(shop.files[record["key"]].path, [label if i % 5 else 1 - label for i, label in enumerate(labels)], labels)
         record["metrics"] = {record["primary"]: {"value": 80.0, "n": 400, "higher_is_better": True}}
         scores.append(bootstrap.cell(Column(task, task, task), [record]).scores[1:, 0])
     assert abs(np.corrcoef(*scores)[0, 1]) < 0.2
@@ -118,15 +120,15 @@ def test_mnli_resamples_the_primary_split(shop, part, share):
     record = shop.run("a", 0, 1.0, "mnli", answers=False)
     labels = [0, 1] * 100
     predictions = [label if i % 10 < (9 if i < 100 else 6) else 1 - label for i, label in enumerate(labels)]
-    write(shop.directories[record["key"]], predictions, labels, ["matched"] * 100 + ["mismatched"] * 100)
+    write(shop.files[record["key"]].path, predictions, labels, ["matched"] * 100 + ["mismatched"] * 100)
     record["primary"] = f"accuracy_{part}"
     record["metrics"] = {record["primary"]: {"value": 100 * share, "n": 100, "higher_is_better": True}}
-    drawn = Bootstrap(shop.directories).cell(Column("mnli", "MNLI", "mnli"), [record])
+    drawn = Bootstrap(shop.files).cell(Column("mnli", "MNLI", "mnli"), [record])
     assert drawn.scores[0, 0] == pytest.approx(100 * share)
 
 
 def test_interval_clear_and_no_difference(shop):
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     good, bad = ([shop.run(m, s, right) for s in range(3)] for m, right in (("a", 0.9), ("b", 0.7)))
     gap = difference(bootstrap.cell(RTE, good), bootstrap.cell(RTE, bad))
     assert gap.low > 10
@@ -163,7 +165,7 @@ def test_interval_adds_independent_tasks():
 
 
 def test_one_seed_claims_no_order(shop):
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     gap = difference(bootstrap.cell(RTE, [shop.run("a", 0, 0.9)]), bootstrap.cell(RTE, [shop.run("b", 0, 0.6)]))
     assert gap.low > 20
     assert not gap.is_significantly_higher
@@ -176,7 +178,7 @@ def test_tasks_of_a_training_share_seeds(shop):
         {c.task: [shop.run(name, seed, share, c.task) for seed, share in enumerate(shares)] for c in item.columns}
         for name, shares in (("a", (0.9, 0.7)), ("b", (0.8, 0.65)))
     ]
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     shared, apart = (bootstrap.average_difference(i, *rows) for i in (item, replace(item, suite="glue")))
     assert shared.mean == pytest.approx(apart.mean) == pytest.approx(7.5)
     assert (shared.high - shared.low) > 2 * (apart.high - apart.low)
@@ -185,7 +187,7 @@ def test_tasks_of_a_training_share_seeds(shop):
 
 
 def test_incomparable_rows_have_no_interval(shop):
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     zero, one = [shop.run("a", 0, 0.9)], [shop.run("b", 1, 0.7)]
     assert difference(bootstrap.cell(RTE, zero), bootstrap.cell(RTE, one)) is None, "other seeds"
     fewer = [shop.run("c", 0, 0.7, labels=shop.labels[:300])]
@@ -202,16 +204,16 @@ def test_incomparable_rows_have_no_interval(shop):
 def test_corrupt_answers_are_ignored(tmp_path):
     write(tmp_path, [1, 0], [1, 1])
     whole = (tmp_path / "predictions.jsonl.gz").read_bytes()
-    assert read_answers(tmp_path).predictions.tolist() == [1, 0]
+    assert read_answers(RunDirectory(tmp_path)).predictions.tolist() == [1, 0]
     for text in (whole[:-9], b"", gzip.compress(b'{"set": "", "idx": 0'), gzip.compress(b'{"idx": 0}\n')):
         (tmp_path / "predictions.jsonl.gz").write_bytes(text)
-        assert read_answers(tmp_path) is None
-    assert read_answers(tmp_path / "nowhere") is None
+        assert read_answers(RunDirectory(tmp_path)) is None
+    assert read_answers(RunDirectory(tmp_path / "nowhere")) is None
 
 
 def test_missing_answers_count_as_wrong(shop):
     record = shop.run("a", 0, 0, labels=["yes", "no", "yes", "no"], predictions=["yes", None, "no", "no"])
-    drawn = Bootstrap(shop.directories).cell(RTE, [record])
+    drawn = Bootstrap(shop.files).cell(RTE, [record])
     assert drawn.scores.mean() == pytest.approx(50, abs=3)
 
 
@@ -229,13 +231,13 @@ def rows_of(shop, shares):
 def test_best_is_bold_if_significant(shop):
     rows = rows_of(shop, {"a": 0.95, "b": 0.80, "c": 0.6})
     rows.append(Row("d", {task: [shop.run("d", s, 0.797, task, draw=100) for s in range(3)] for task in ("qnli", "rte")}))
-    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories))
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.files))
     assert {place for place, mark in table.highlights.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
     assert "second" not in table.highlights.values(), "b and d are not told apart"
     assert "**95.0 ±0.0**" in table.markdown()
     assert r"\textbf{95.0 $\pm$0.0}" in table.latex()
     rows[0].is_altered = True
-    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories))
+    again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.files))
     assert not again.highlights, "an altered row is never the best"
 
 
@@ -247,7 +249,7 @@ def test_best_is_compared_with_every_row(shop):
         rows[1].records[task].extend(shop.run("b", s, 0.8, task) for s in (3, 4))
     shares = (0.99, 0.5, 0.98, 0.5, 0.95)
     rows.append(Row("c", {task: [shop.run("c", s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")}))
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     with_two, with_three = (
         build_table("glue", "pocket", some, item=ITEMS["flexibility"], bootstrap=bootstrap) for some in (rows[:2], rows)
     )
@@ -260,13 +262,13 @@ def test_best_uses_common_seeds(shop):
         Row(name, {task: [shop.run(name, s, share, task) for s, share in enumerate(shares)] for task in ("qnli", "rte")})
         for name, shares in (("a", (0.6, 0.6, 0.9, 0.9, 0.9)), ("b", (0.7, 0.7)))
     ]
-    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories))
+    table = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.files))
     assert table.highlights == {}
 
 
 def test_second_is_underlined(shop):
     table = build_table(
-        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.directories)
+        "glue", "pocket", rows_of(shop, {"a": 0.95, "b": 0.8, "c": 0.6}), item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.files)
     )
     assert table.highlights[1, 4] == "second"
     assert "<u>80.0</u>" in table.markdown()
@@ -275,7 +277,7 @@ def test_second_is_underlined(shop):
 
 def test_paired_table(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.9})
-    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.directories))
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.files))
     assert table.title.endswith("each row minus b")
     assert table.columns[0] == "minus b"
     ((name, *cells),) = table.rows
@@ -288,7 +290,7 @@ def test_fewer_seeds_do_not_shrink_other_rows(shop):
     rows = rows_of(shop, {"a": 0.6, "b": 0.8, "c": 0.95})
     for task, found in rows[2].records.items():
         rows[2].records[task] = found[:1]
-    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.directories))
+    table = build_paired("flexibility", rows, ITEMS["flexibility"], Bootstrap(shop.files))
     assert table.title.endswith("minus b"), "c is higher, with one seed"
     assert [row[0] for row in table.rows] == ["a", "c"]
     assert table.rows[0][-2] == "0/6"
@@ -300,7 +302,7 @@ def test_sign_test_counts_a_run_once(shop):
         row.records = {"v1": row.records["rte"]}
         for record in row.all():
             record["metrics"] |= {"exact_match": record["metrics"]["accuracy"], "f1": record["metrics"]["accuracy"]}
-    table = build_paired("table4", rows, ITEMS["table4"], Bootstrap(shop.directories))
+    table = build_paired("table4", rows, ITEMS["table4"], Bootstrap(shop.files))
     assert table.rows[0][-2:] == ["3/0", "0.25"]
 
 
@@ -314,7 +316,7 @@ def test_subset_rows_are_compared_not_marked(shop):
     rows = [on_a_subset(row) for row in rows_of(shop, {"goft": 0.6, "qgoft": 0.9})]
     del rows[0].records["qnli"]
     item = ITEMS["flexibility"]
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     table = build_paired("flexibility", rows, item, bootstrap)
     assert table.title.endswith("minus qgoft"), "the best of the column that both have"
     (row,) = table.rows
@@ -328,7 +330,7 @@ def test_subset_rows_are_compared_not_marked(shop):
 def test_different_subsets_are_not_compared(shop):
     goft, qgoft = rows_of(shop, {"goft": 0.6, "qgoft": 0.9})
     table = build_paired(
-        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Bootstrap(shop.directories)
+        "flexibility", [on_a_subset(goft), on_a_subset(qgoft, ("train", 3668))], ITEMS["flexibility"], Bootstrap(shop.files)
     )
     (row,) = table.rows
     assert {row[table.columns.index(title)] for title in ("QNLI", "RTE", "Avg")} == {"-"}
@@ -364,24 +366,23 @@ def test_items_use_the_scoring_of_their_task(shop, suite, task, metric, predicti
         record["settings"] = {"task": {"options": {"scoring": scoring}}}
         record.update(suite=suite, primary=metric)
         record["metrics"] = {metric: {"value": expected, "higher_is_better": True, "n": len(labels)}}
-    bootstrap = Bootstrap(shop.directories)
+    bootstrap = Bootstrap(shop.files)
     drawn = bootstrap.cell(Column(task, task, task, metric), made)
     assert drawn.comparison_key[0] == (0, 1)
     assert drawn.scores[0] == pytest.approx([expected] * 2, abs=1e-3)
     assert 0 < drawn.scores[1:].std() < 50
-    write(shop.directories[made[0]["key"]], [[1]] * len(labels), labels)
-    assert Bootstrap(shop.directories).cell(Column(task, task, task, metric), made) is None
+    write(shop.files[made[0]["key"]].path, [[1]] * len(labels), labels)
+    assert Bootstrap(shop.files).cell(Column(task, task, task, metric), made) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"),
+    ("task", "metric"),
     [
-        *(("v1-lora-r8-pocket-deberta-seed0", name) for name in ("f1", "exact_match")),
-        *(("mmlu-lora-r8-pocket-llama-seed0", name) for name in ("mmlu5_avg", "mmlu0_avg")),
+        *(("v1", name) for name in ("f1", "exact_match")),
+        *(("mmlu", name) for name in ("mmlu5_avg", "mmlu0_avg")),
     ],
 )
-def test_committed_answers_reproduce_scores(repository, name, metric):
-    directory = repository / "results" / "measured" / "pocket" / name
-    record = json.loads((directory / "record.json").read_text())
-    drawn = Bootstrap({record["key"]: directory}).cell(Column(record["task"], "", record["task"], metric), [record])
+def test_committed_answers_reproduce_scores(task, metric):
+    record, *_ = select(task, method="lora", variant="r8", seed=0)
+    drawn = Bootstrap(committed().files).cell(Column(record["task"], "", record["task"], metric), [record])
     assert drawn.scores[0, 0] == pytest.approx(record["metrics"][metric]["value"], abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 from qgoft.commands import orthogonality as script
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
-from qgoft.records import find_records
+from qgoft.records import RunDirectory, find_records
 from qgoft.report.orthogonality import Trace, build_trace_table, draw_traces, read_traces
 from qgoft.train.run import run
 
@@ -77,7 +77,7 @@ def test_shared_training_has_one_trace(root):
 def test_run_without_curve_is_not_drawn(root, tmp_path):
     found = find_records(root / "runs")
     psoft = next(record for record in found.records if record["method"] == "psoft")
-    found.directories[psoft["key"]] = tmp_path
+    found.files[psoft["key"]] = RunDirectory(tmp_path)
     traces = read_traces(found, "pocket", "glue")
     table = build_trace_table(traces, "pocket", "glue")
     assert "psoft@r46" in [row[0] for row in table.rows]

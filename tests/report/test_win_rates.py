@@ -3,6 +3,7 @@
 import gzip
 import json
 
+from qgoft.records import RunDirectory
 from qgoft.report.win_rates import build_categories, build_win_rates, read_ratings
 
 
@@ -14,13 +15,13 @@ def record(root, key, method, ratings, seed=0):
     return {"key": key, "method": method, "variant": method, "seed": seed, "settings": {"model": {"init": "pretrained"}}}
 
 
-def directories(root):
-    return {path.name: path for path in (root / "runs").iterdir()} if (root / "runs").is_dir() else {}
+def files(root):
+    return {path.name: RunDirectory(path) for path in (root / "runs").iterdir()} if (root / "runs").is_dir() else {}
 
 
 def test_win_rates_of_the_first_row(tmp_path):
     records = [record(tmp_path, "1", "goft", [5.0, 6.0, 7.0, 8.0]), record(tmp_path, "2", "lora", [4.0, 6.0, 8.0, 1.0])]
-    rated = read_ratings(directories(tmp_path), [*records, {**records[0], "key": "not there"}])
+    rated = read_ratings(files(tmp_path), [*records, {**records[0], "key": "not there"}])
     table = build_win_rates(rated, "pocket")
     assert table.rows[0][:5] == ["lora", "2", "1", "1", "+1.75"]
     assert any("30/37/13" in note for note in table.notes)
@@ -31,15 +32,15 @@ def test_win_rates_of_the_first_row(tmp_path):
 
 def test_win_rates_single_method(tmp_path):
     alone = record(tmp_path, "1", "goft", [5.0])
-    rated = read_ratings(directories(tmp_path), [alone])
+    rated = read_ratings(files(tmp_path), [alone])
     assert build_win_rates(rated, "pocket") is None
 
 
 def test_win_rates_average_over_seeds(tmp_path):
     ours = [record(tmp_path, f"a{seed}", "goft", [5.0, 6.0 + seed, 7.0, 8.0], seed) for seed in range(4)]
     theirs = [record(tmp_path, f"b{seed}", "lora", [4.0, 7.0, 7.0, 9.0], seed) for seed in range(3)]
-    rated = read_ratings(directories(tmp_path), [*ours, *theirs])
+    rated = read_ratings(files(tmp_path), [*ours, *theirs])
     (row,) = build_win_rates(rated, "pocket").rows
     assert row[1:5] == ["1", "2", "1", "+0.00"], "by the three seeds that both have, the second question is a tie"
-    one = build_categories(read_ratings(directories(tmp_path), [theirs[0]]), "pocket").rows[0]
-    assert build_categories(read_ratings(directories(tmp_path), theirs), "pocket").rows[0] == one, "three seeds alike: the interval of one"
+    one = build_categories(read_ratings(files(tmp_path), [theirs[0]]), "pocket").rows[0]
+    assert build_categories(read_ratings(files(tmp_path), theirs), "pocket").rows[0] == one, "three seeds alike: the interval of one"

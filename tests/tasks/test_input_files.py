@@ -263,7 +263,7 @@ def test_vicuna_invalid_questions(tmp_path, questions, references, message):
 
 def test_hub_error_hides_the_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert sources._redacted_message(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"
+    assert sources.redacted_message(OSError("Bearer hf_secret is not valid")) == "OSError: Bearer [HF_TOKEN] is not valid"
 
 
 def test_vtab_replaced_image_changes_the_key(tmp_path, monkeypatch):

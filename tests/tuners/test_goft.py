@@ -14,9 +14,9 @@ from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2ForSeq
 
 import qgoft
 from qgoft import GoftConfig, orthogonality_penalty
-from qgoft.methods.orthogonality import orthogonality_error
 from qgoft.ops import givens
 from qgoft.tuners import GoftLayer
+from tests.tuners.versions import OLD_PEFT_FREEZES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANTS = ("goft", "goft_star", "qgoft", "goft_v2", "qgoft_v2")
@@ -258,6 +258,7 @@ def test_switched_adapter_trains():
     assert all("other" in name for name in free)
 
 
+@OLD_PEFT_FREEZES
 def test_inactive_adapters_of_16_bit_models(tmp_path):
     model = wrap("qgoft", dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
@@ -514,13 +515,6 @@ def test_penalty_of_rotations_is_zero():
         assert not penalty.requires_grad
 
 
-def test_orthogonality_error_of_free_blocks():
-    assert orthogonality_error(wrap("goft")) < 1e-6
-    assert orthogonality_error(wrap("qgoft")) > 1e-2
-    assert orthogonality_error(wrap("goft_v2")) > 1e-3
-    assert orthogonality_error(Toy()) is None
-
-
 def test_training_changes_only_the_adapter():
     model = wrap("qgoft").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -529,6 +523,12 @@ def test_training_changes_only_the_adapter():
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("goft_" not in name), name
+
+
+def orthogonality_error(model):
+    """Return the largest max |R^T R - I| of the adapted layers."""
+    matrices = [layer.get_matrix("default") for layer in model.modules() if isinstance(layer, GoftLayer)]
+    return max((m.T @ m - torch.eye(len(m))).abs().max().item() for m in matrices)
 
 
 @pytest.mark.parametrize("width", [96, 768])

@@ -5,15 +5,14 @@ import json
 import subprocess
 import sys
 import warnings
-from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
 from accelerate import cpu_offload
-from datasets import Dataset
-from omegaconf import OmegaConf
+from packaging.version import Version
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import (
     DebertaConfig,
     DebertaForSequenceClassification,
@@ -29,7 +28,6 @@ from transformers import (
 
 import qgoft
 from qgoft import GoftConfig, OrthogonalityPenaltyCallback, orthogonality_penalty
-from qgoft.methods import merged_for_eval
 from qgoft.ops.givens import identity_blocks, mix_pairs
 from qgoft.tuners import GoftLayer
 from qgoft.tuners.trainer_callback import add_penalty_gradient
@@ -170,6 +168,8 @@ def test_merging_a_tied_head(tmp_path):
     assert model.base_model.model.lm_head.base_layer.weight is embedding, "a shared weight is shared again"
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
     plain = model.merge_and_unload()
+    if Version(peft.__version__) < Version("0.19"):
+        return  # which leaves the configuration tied, and warns
     assert not plain.config.tie_word_embeddings
     torch.testing.assert_close(embedding, kept, rtol=0, atol=0)
     plain.save_pretrained(tmp_path)
@@ -188,12 +188,13 @@ def test_merging_a_shared_weight():
     torch.testing.assert_close(wrapped(x), before, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [tuple, OmegaConf.create, list, set])
-def test_config_sequences_are_lists(tmp_path, make):
+@pytest.mark.filterwarnings("ignore:(?s).*tie_word_embeddings")  # older peft warns also of untied ones
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
+@pytest.mark.parametrize("kind", ["tuple", "omegaconf", "list", "set"])
+def test_config_sequences_are_lists(tmp_path, kind):
     names = ["v_proj", "q_proj"]
-    config = GoftConfig(
-        target_modules=make(names), modules_to_save=OmegaConf.create(["lm_head"]), layers_to_transform=OmegaConf.create([0])
-    )
+    make = pytest.importorskip("omegaconf").OmegaConf.create if kind == "omegaconf" else {"tuple": tuple, "list": list, "set": set}[kind]
+    config = GoftConfig(target_modules=make(names), modules_to_save=make(["lm_head"]), layers_to_transform=make([0]))
     model = peft.get_peft_model(tiny_llama(tie_word_embeddings=False), config)
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -275,9 +276,14 @@ class Regression(nn.Module):
 
 def data():
     generator = torch.Generator().manual_seed(1)
-    return Dataset.from_dict(
-        {"x": torch.randn(16, 12, generator=generator).tolist(), "labels": torch.randn(16, generator=generator).tolist()}
-    )
+    return {"x": torch.randn(16, 12, generator=generator), "labels": torch.randn(16, generator=generator)}
+
+
+class InOrder(Trainer):
+    """Read the rows in their order, in every version of transformers."""
+
+    def _get_train_sampler(self, *_):
+        return SequentialSampler(self.train_dataset)
 
 
 def by_trainer(directory, weight, *, batch=8, accumulation=1, clip=1.0, callback=True):
@@ -285,9 +291,10 @@ def by_trainer(directory, weight, *, batch=8, accumulation=1, clip=1.0, callback
     arguments = TrainingArguments(
         str(directory), max_steps=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_grad_norm=clip, optim="sgd",
         learning_rate=0.1, lr_scheduler_type="constant", report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no",
-        remove_unused_columns=False, disable_tqdm=True, seed=3, train_sampling_strategy="sequential",
+        remove_unused_columns=False, disable_tqdm=True, seed=3,
     )  # fmt: skip
-    Trainer(model, arguments, train_dataset=data(), callbacks=[OrthogonalityPenaltyCallback(weight)] if callback else []).train()
+    rows = [{"x": x, "labels": y} for x, y in zip(*data().values(), strict=True)]
+    InOrder(model, arguments, train_dataset=rows, callbacks=[OrthogonalityPenaltyCallback(weight)] if callback else []).train()
     assert arguments.max_grad_norm == clip
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -296,7 +303,7 @@ def by_hand(weight, clip):
     model = adapted(Regression(), ["first"]).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.1)
-    rows = data().with_format("torch")[:]
+    rows = data()
     for start in (0, 8):
         batch = {name: value[start : start + 8] for name, value in rows.items()}
         (model(**batch)["loss"] + weight * orthogonality_penalty(model)).backward()
@@ -326,7 +333,7 @@ def test_callback_unscales_first():
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
         optimizer.optimizer = optimizer
         optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        rows = data().with_format("torch")[:]
+        rows = data()
         optimizer.scaler.scale(model(**rows)["loss"]).backward()
         arguments = TrainingArguments("unused", max_grad_norm=0.2, use_cpu=True, report_to=[])
         callback = OrthogonalityPenaltyCallback(2.0)
@@ -369,16 +376,6 @@ def test_callback_two_active_adapters():
     model.train()(torch.randn(2, 8)).sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "goft" in name)
     assert sum(p.requires_grad for p in model.parameters()) == 2
-
-
-def test_evaluation_keeps_shared_weights():
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    model[1].weight = model[0].weight
-    wrapped = adapted(model, ["0"])
-    weight = wrapped.base_model.model[1].weight
-    with merged_for_eval(SimpleNamespace(model=wrapped)):
-        assert wrapped.base_model.model[0].get_base_layer().weight is not weight
-    assert wrapped.base_model.model[0].get_base_layer().weight is weight
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])

@@ -6,13 +6,13 @@ import peft
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 import qgoft  # noqa: F401  (registers the tuner)
 from qgoft.tuners import GoftConfig
 from qgoft.tuners.trainer_callback import add_penalty_gradient
 from tests._processes import run_in_two
 from tests.tuners.test_factor_cache import Stack, rows
+from tests.tuners.versions import COMPILES_PEFT, HAS_FSDP2
 
 STEPS = 3
 
@@ -43,6 +43,7 @@ def batches(ranks=1):
     return [[torch.cat([rows(10 * step + r) for r in range(2)]).chunk(ranks)[rank] for step in range(STEPS)] for rank in range(ranks)]
 
 
+@COMPILES_PEFT
 @pytest.mark.parametrize("variant", ["goft", "goft_star", "qgoft", "goft_v2"])
 def test_compiles_as_one_graph(variant):
     plain, compiled = make(variant), make(variant)
@@ -60,6 +61,8 @@ def worker(rank, port, kind, weight, result):
     if kind == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
     else:
+        from torch.distributed.fsdp import fully_shard
+
         mesh = torch.distributed.init_device_mesh("cpu", (2,))
         for block in model.base_model.model.layers:
             fully_shard(block, mesh=mesh, reshard_after_forward=kind == "fsdp2")
@@ -77,6 +80,8 @@ def worker(rank, port, kind, weight, result):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "weight"), [("ddp", 0.0), ("ddp", 2.0), ("fsdp2", 0.0), ("fsdp2", 2.0), ("fsdp2 kept whole", 0.0)])
 def test_two_processes_equal_one(kind, weight, tmp_path):
+    if kind.startswith("fsdp2") and not HAS_FSDP2:
+        pytest.skip("torch before 2.6 has no fully_shard")
     plain = make()
     expected = train(plain, batches()[0], weight)
     result = tmp_path / "result.pt"

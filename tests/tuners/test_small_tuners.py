@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import qgoft  # noqa: F401  (registers the tuners)
 from qgoft.tuners import BottleneckConfig, FactConfig, GoftConfig, LoraXsConfig, OftFullConfig, SvftConfig
 from qgoft.tuners.svd import singular_factors
+from tests.tuners.versions import OLD_PEFT_FREEZES
 
 CASES = {
     "bottleneck houlsby": (BottleneckConfig, {"r": 3, "form": "houlsby"}),
@@ -184,6 +185,7 @@ def test_small_tuner_several_adapters(case):
         model.delete_adapter("other")
 
 
+@OLD_PEFT_FREEZES
 @pytest.mark.parametrize("case", CASES)
 def test_second_adapter_keeps_requires_grad(case, tmp_path):
     """Also for a 16-bit model, whose adapters peft casts to float32."""

@@ -1,0 +1,55 @@
+"""Records as a table with one row per run: `qgoft.load_results`."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qgoft.errors import QgoftError
+from qgoft.records.find import find_records
+from qgoft.records.flat import flat_row
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
+    """Load finished and failed runs as a data frame with one row per run, sorted by protocol, suite, task, label and seed.
+
+    Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, status, score (of the primary metric, on the suite's scale),
+    metric, n (scored items), standard_error (over items), params (trainable, with the head), seconds (of training), peak_memory_bytes,
+    orthogonality (max |R^T R - I| over the layers), key and commit.
+
+    Args:
+        paths: directories of runs (results/runs), archives (results/measured/pocket), directories with several of them, or records.parquet
+            files. Runs that are found twice count once.
+
+    Raises:
+        QgoftError: a path does not exist, or none has a record.
+
+    Warns:
+        UserWarning: a record is corrupt, modified or of another version. It is left out.
+    """
+    import pandas
+
+    roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    rows: dict[str, dict[str, Any]] = {}
+    for root in roots:
+        if not root.exists():
+            raise QgoftError(f"{root}: no such file or directory; expected runs or an archive of runs, such as results/measured/pocket")
+        found = find_records(root)
+        for problem in found.problems:
+            warnings.warn(problem, stacklevel=2)
+        rows |= {record["key"]: flat_row(record) for record in found.records}
+    if not rows:
+        raise QgoftError(f"{', '.join(map(str, roots))}: no record; expected runs or an archive of runs, such as results/measured/pocket")
+    frame = pandas.DataFrame(list(rows.values()))
+    order = ["protocol", "suite", "task", "label", "model", "seed", "key"]
+    return frame.astype(_types(frame)).sort_values(order, ignore_index=True)
+
+
+def _types(frame: "pandas.DataFrame") -> dict[str, str]:
+    """Return the types of columns that may hold no value: counts stay integers."""
+    return dict.fromkeys(("n", "params", "peak_memory_bytes"), "Int64") | {
+        name: "float64" for name in ("score", "standard_error", "seconds", "orthogonality") if name in frame
+    }
