@@ -23,8 +23,8 @@ library = Extension(
     extra_link_args=list(build["LINK_FLAGS"]),
     optional=True,
 )
-# Directory of the checkout -> its place in a wheel (qgoft/config/locations.py).
-DATA = {"configs": "qgoft/_configs", "results/published": "qgoft/_published"}
+# Directory of the checkout -> its place in the package of a wheel (qgoft/config/locations.py).
+DATA = {"configs": "_configs", "results/published": "_published"}
 
 
 class BuildWithData(build_py):
@@ -32,7 +32,7 @@ class BuildWithData(build_py):
         super().run()
         if not self.editable_mode:
             for source, target in DATA.items():
-                shutil.copytree(source, Path(self.build_lib, target), dirs_exist_ok=True)
+                shutil.copytree(source, Path(self.build_lib, "qgoft", target), dirs_exist_ok=True)
 
 
 setup(cmdclass={"build_py": BuildWithData}, ext_modules=[library] if sys.platform == "linux" else [])

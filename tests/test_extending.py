@@ -49,7 +49,7 @@ def run_guide(repository, tmp_path):
 def test_guide_to_add_a_method(run_guide):
     files, (table, status, counts, report), results = run_guide("Add a method")
     assert len(files) == 3
-    assert re.search(r"^vera@r64 .* \d+\.\d", table, re.M)
+    assert re.search(r"^VeRA r=64 .* \d+\.\d", table, re.M)
     assert "glue/rte vera@r64 seed 0" in status
     assert "vera@r64" in counts
     assert "1 records" in report
@@ -61,7 +61,7 @@ def test_guide_to_add_a_task(run_guide):
     files, (table, status, _), results = run_guide("Add a task with its own suite")
     assert len(files) == 5
     assert "word order: word order, protocol order" in table
-    assert re.search(r"^lora@r8 +[\d,]+ +\d+\.\d", table, re.M)
+    assert re.search(r"^LoRA r=8 +[\d,]+ +\d+\.\d", table, re.M)
     assert "1 run: 1 done" in status
     assert "order/ends" in (results / "report.html").read_text()
 
@@ -71,6 +71,6 @@ def test_guide_to_add_a_protocol(run_guide):
     files, (table, status, _), results = run_guide("Add a protocol")
     assert len(files) == 2
     assert "Table 1: GLUE, protocol short" in table
-    assert re.search(r"^goft +2,574 +\d+\.\d ±", table, re.M)
+    assert re.search(r"^GOFT +2,574 +\d+\.\d ±", table, re.M)
     assert "2 runs: 2 done" in status
     assert "(short)" in (results / "report.html").read_text()

@@ -27,7 +27,8 @@ ALLOWED = {
     "models": set(),
     "ops": set(),
     "pocket": {"records"},
-    "records": set(),
+    "machine": set(),
+    "records": {"machine"},
     "report": {"records", "judge", "sweep"},
     "run_id": {"records", "tasks", "lease"},
     "sweep": {"train", "tasks", "records", "lease", "run_id", "pocket", "methods"},
@@ -39,7 +40,7 @@ EVERYWHERE = {"console", "errors", "config"}
 # Scoring rules without dependencies: a report recomputes item scores with the functions of training.
 SCORING = {"qgoft.tasks.decoder.answer_parsing", "qgoft.tasks.decoder.published_rules", "qgoft.tasks.squad.scoring"}
 # Third-party packages that a part may import, or may not.
-ONLY = {"judge": set(), "ops": {"torch", "triton"}, "records": set(), "errors": set(), "lease": set()}
+ONLY = {"judge": set(), "ops": {"torch", "triton"}, "records": {"numpy", "pandas", "pyarrow"}, "errors": set(), "lease": set()}
 FORBIDDEN = {part: {"torch", "transformers", "peft", "datasets"} for part in ("report", "run_id")}
 
 

@@ -76,14 +76,16 @@ def find_contender(name: str) -> Contender:
     """Return a contender of the list, or that of a method of `METHOD`: vera, lora@r2.
 
     Raises:
-        QgoftError: an unknown name, or a method without a peft configuration.
+        QgoftError: an unknown name, a variant of another form, or a method without a peft configuration.
     """
     known = {contender.name: contender for contender in CONTENDERS}
     if name in known:
         return known[name]
     method, _, variant = name.partition("@")
     check_choice("contender", method, [*known, *sorted({*method_names(), *peft_types()})], "set --contenders")
-    if method_named(method).config is None:
+    entry = method_named(method)
+    parse_variant(entry, variant or method)
+    if entry.config is None:
         raise QgoftError(
             f"contender {name}: it trains weights of the model instead of an adapter; those of the list are {', '.join(known)}"
         )

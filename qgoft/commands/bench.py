@@ -38,7 +38,8 @@ from qgoft.cli import Parser
 from qgoft.config.locations import REPOSITORY, RESULTS
 from qgoft.errors import QgoftError, check_choice, format_exception
 from qgoft.ops.givens.dispatch import choose_backend, triton_available
-from qgoft.report.bench import all_tables, draw_figures
+from qgoft.report.bench import all_tables
+from qgoft.report.charts import bench_figures
 from qgoft.report.cost import KEPT, SYSTEM
 from qgoft.report.table import terminal_width
 from qgoft.report.table_files import write_table
@@ -84,7 +85,7 @@ def show(record: dict, directory: Path) -> None:
     hardware = record["hardware"]
     print(f"{hardware['device']}, {hardware['processor']}, {hardware['threads']} threads; allocator: {record['allocator']}")
     print(f"GPU kernels (Triton): {record['triton']}")
-    for path in draw_figures(record, directory):
+    for path in (path for figure in bench_figures(record) for path in figure.write(directory)):
         print(f"figure: {os.path.relpath(path)}")
 
 

@@ -17,7 +17,7 @@ from qgoft.config import locations
 from qgoft.machine import processor_name
 
 ADAPTER = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
-SUITE = ("datasets", "evaluate", "hydra-core", "wandb", "scikit-learn", "matplotlib", "pyarrow", "jinja2", "vl-convert-python")
+SUITE = ("datasets", "evaluate", "hydra-core", "wandb", "scikit-learn", "pyarrow", "jinja2", "vl-convert-python")
 OPTIONAL = ("triton", "tensorboard", "lm-eval")
 
 

@@ -1,7 +1,7 @@
 """Print the orthogonality error of each method during training: a table and a figure of finished runs.
 
-python -m qgoft orthogonality                      your runs (results/runs), GLUE, protocol pocket python -m qgoft orthogonality --records
-measured --suite vtab
+python -m qgoft orthogonality                                    your runs (results/runs), GLUE, protocol pocket
+python -m qgoft orthogonality --records measured --suite vtab
 """
 
 import argparse
@@ -11,7 +11,9 @@ from qgoft.cli import Parser
 from qgoft.config.locations import RESULTS
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
-from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces
+from qgoft.report.charts import traces_chart
+from qgoft.report.figures import Figure
+from qgoft.report.orthogonality import build_trace_table, read_traces
 from qgoft.report.table import terminal_width
 from qgoft.report.table_files import write_table
 
@@ -32,5 +34,7 @@ def main(argv: list[str]) -> int:
     table = build_trace_table(traces, arguments.protocol, arguments.suite)
     print(table.terminal(terminal_width()))
     write_table(table, arguments.root / "tables")
-    print("   ".join(str(path) for path in draw_traces(traces, arguments.root / "figures")))
+    spec = traces_chart(traces)
+    if spec is not None:
+        print("   ".join(str(path) for path in Figure("orthogonality", spec, table.title).write(arguments.root / "figures")))
     return 0

@@ -19,7 +19,6 @@ from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.records import RecordSet, write_atomically
 from qgoft.report.cost import part_benches, read_bench
-from qgoft.report.figures import background_writing
 from qgoft.report.item_tables import bench_directories, item_rows, item_tables
 from qgoft.report.latex import document
 from qgoft.report.library import RecordLibrary, read_library
@@ -60,7 +59,7 @@ class Report:
             self.add_protocol(protocol)
         self.sections += self.costs.values()
         others = other_runs(records, self.sections)
-        self.sections += orthogonality_sections(RecordSet(list(records), self.library.files, []), self.out)
+        self.sections += orthogonality_sections(RecordSet(list(records), self.library.files, []))
         ends = (
             others,
             audit_section(),
@@ -83,7 +82,7 @@ class Report:
                 continue
             rows = item_rows(plan, runs, ask, self.library)
             self.missing.append(missing_runs(whole, protocol, rows, known))
-            section = item_section(plan, rows, ask, self.library, self.out, self.jobs)
+            section = item_section(plan, rows, ask, self.library, self.jobs)
             self.sections += [section] if section is not None else []
 
     def add_bench(self, plan: ItemPlan, ask: ItemFilter) -> None:
@@ -103,7 +102,10 @@ class Report:
             write_table(table, self.out / "tables", self.library.files)
         write_atomically(self.out / "tables" / "all.tex", document(tables))
         records = self.library.index.records
-        summary = summarise(self.sections, records, part_benches(bench_directories(self.library), "model"), self.out)
+        summary = summarise(self.sections, records, part_benches(bench_directories(self.library), "model"))
+        figures = {figure.name: figure for figure in [*summary.figures, *(figure for one in self.sections for figure in one.figures)]}
+        for figure in figures.values():
+            figure.write(self.out / "figures")
         page = build_page("qgoft: results", summary, self.sections, records, self.library.files, model_files())
         return write_atomically(self.out / "report.html", page)
 
@@ -132,8 +134,7 @@ def main(argv: list[str]) -> int:
     if not records and not library.problems:
         raise QgoftError(f"{arguments.root / arguments.records}: no record; run something first, such as make glue METHOD=qgoft")
     report = Report(library, arguments.out or arguments.root, arguments.jobs)
-    with background_writing(arguments.jobs):
-        report.build()
+    report.build()
     path = report.write()
     without = sum(one.runs.total() == one.planned for one in report.missing)
     size = path.stat().st_size / 1e6

@@ -1,15 +1,9 @@
-"""Tables and figures of a benchmark record."""
+"""Tables of a benchmark record."""
 
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib import pyplot as plt
-
-from qgoft.report.figures import save_figure
-from qgoft.report.names import display_label
 from qgoft.report.published import load_figures
 from qgoft.report.table import Table
 
@@ -157,74 +151,8 @@ def all_tables(record: Record) -> list[Table]:
     return [*tables, *published_tables(record)]
 
 
-def draw_figures(record: Record, directory: Path) -> list[Path]:
-    """Draw time and memory against the reference for blocks and models, and the cost of the product against its width. Return the files."""
-    directory.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
-    if lines:
-        drawn += save_figure(cost_figure(lines, record["reference"]), directory / "bench-cost")
-    if record["products"]:
-        drawn += save_figure(_width_figure(record), directory / "bench-width")
-    return drawn
-
-
 def full_batch(line: Record, reference_name: str) -> list[tuple[Timing, Timing]]:
     """Return every contender timed with the whole batch, and the reference timed with it."""
     batch = line["groups"][0][0]["batch"]
     groups = [group for group in line["groups"] if group[0]["batch"] == batch]
     return [(timing, find_reference(group, reference_name)) for group in groups for timing in group if timing["name"] != reference_name]
-
-
-def cost_figure(lines: list[Record], reference_name: str) -> Any:
-    """Return the figure of time and memory against the reference, by contender and shape."""
-    names = list(dict.fromkeys(t["name"] for line in lines for t, _ in full_batch(line, reference_name)))
-    # Points, because bars have no base on a logarithmic axis.
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.36 * len(names) + 1.6), sharey=True)
-    step = 0.6 / max(1, len(lines) - 1)
-    for offset, line in enumerate(lines):
-        pairs = full_batch(line, reference_name)
-        places = [names.index(timing["name"]) - 0.3 * (len(lines) > 1) + offset * step for timing, _ in pairs]
-        times = [ratios(step_seconds(timing), step_seconds(reference)) for timing, reference in pairs]
-        spread = [[median - low for median, low, _ in times], [high - median for median, _, high in times]]
-        style = {"fmt": "o", "ms": 4.5, "color": f"C{offset}", "lw": 1}
-        axes[0].errorbar([median for median, _, _ in times], places, xerr=spread, label=line["shape"], **style)
-        axes[1].errorbar([timing["peak_bytes"] / reference["peak_bytes"] for timing, reference in pairs], places, **style)
-    table10 = load_figures("goft-icml2024", "table10")["rows"]
-    stars = [(values[0] / table10["lora"][0], names.index(name)) for name, values in table10.items() if name in names]
-    if stars:
-        axes[0].plot(*zip(*stars, strict=True), "k*", ms=9, mfc="none", label="published (GOFT table 10: QNLI, two RTX 3090)")
-    for axis, title in zip(axes, ("training step", "peak memory"), strict=True):
-        axis.axvline(1, color="0.3", lw=1, ls="--")
-        axis.grid(axis="y", color="0.92")
-        axis.set_axisbelow(True)
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        ends = axis.get_xlim()
-        all_ticks = (0.5, 0.7, 1, 2, 5, 10, 20, 50, 100) if ends[1] > 5 * ends[0] else (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3)
-        ticks = [tick for tick in all_ticks if ends[0] <= tick <= ends[1]]
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.set_xlabel(f"{title}, {display_label(reference_name)} = 1")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(names)), [display_label(name) for name in names])
-    axes[0].invert_yaxis()
-    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=2, frameon=False)
-    figure.tight_layout()
-    return figure
-
-
-def _width_figure(record: Record) -> Any:
-    figure, axis = plt.subplots(figsize=(5.5, 3.8))
-    for name in dict.fromkeys(line["name"] for line in record["products"]):
-        found = [(line["width"], 1e3 * statistics.median(line["seconds"])) for line in record["products"] if line["name"] == name]
-        widths, times = [width for width, _ in found], [time for _, time in found]
-        label = name if len(found) < 2 else f"{name}: d^{fit_slope(widths, times):.2f}"
-        axis.loglog(widths, times, "o-", ms=4, label=label)
-    axis.set_xticks(widths := sorted({line["width"] for line in record["products"]}), [str(width) for width in widths], rotation=45)
-    axis.minorticks_off()
-    axis.set_xlabel("width d")
-    axis.set_ylabel(f"ms, {record['products'][0]['rows']} rows")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.tight_layout()
-    return figure

@@ -1,86 +1,27 @@
-"""Figures of the papers and of this suite, from rows of tables: flexibility, lambda, win rates, score against parameters, training curves."""
+"""Figures of the papers and of this suite, from rows of tables, with the runs behind their points (qgoft/report/vega.py has the forms).
+
+Each function returns None if there is too little to draw.
+"""
 
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from matplotlib import pyplot as plt
-from matplotlib.collections import LineCollection
-from matplotlib.ticker import NullFormatter
-
-from qgoft.records import RunFiles, curve_of
-from qgoft.report.figures import COLOURS, COLUMN, paper_style, save_figure, style_of
+from qgoft.records import Record, RunFiles, curve_of
+from qgoft.report import vega
+from qgoft.report.bench import fit_slope, full_batch, ratios, step_seconds
+from qgoft.report.figures import Figure
 from qgoft.report.items import Item
 from qgoft.report.names import display_label
+from qgoft.report.orthogonality import ROUNDING, Traces, readable_traces
+from qgoft.report.published import load_figures
 from qgoft.report.row import Row, averages_of, scores_of
 from qgoft.report.table import Table
+from qgoft.report.vega import Spec
 
-
-def draw_flexibility(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Draw figure 4 (a) of GOFT: one panel per task, one point per method, with the standard deviation over seeds."""
-    with paper_style():
-        figure, axes = plt.subplots(1, len(item.columns), figsize=(COLUMN, 1.9), squeeze=False)
-        for axis, column in zip(axes[0], item.columns, strict=True):
-            for place, row in enumerate(rows):
-                values = scores_of(row, column)
-                if values:
-                    style = style_of(place)
-                    axis.errorbar(
-                        place, statistics.fmean(values), yerr=_spread(values), fmt=style["marker"], color=style["color"], capsize=2
-                    )
-            axis.set_xticks(range(len(rows)), [display_label(row.label) for row in rows], rotation=20, ha="right")
-            axis.set_xlim(-0.5, len(rows) - 0.5)
-            axis.set_title(column.title)
-        axes[0][0].set_ylabel("score")
-        figure.tight_layout()
-        return save_figure(figure, stem)
-
-
-def draw_lambda(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Draw figure 4 (b) of GOFT: score against lambda on a logarithmic axis, with lambda 0 separate on the left."""
-    known = sorted((row for row in rows if row.penalty is not None and row.records), key=lambda row: row.penalty or 0)
-    with paper_style():
-        figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
-        for number, column in enumerate(item.columns):
-            points = [(place, scores_of(row, column)) for place, row in enumerate(known)]
-            places, values = [place for place, v in points if v], [v for _, v in points if v]
-            means, spreads = [statistics.fmean(v) for v in values], [_spread(v) for v in values]
-            axis.errorbar(places, means, yerr=spreads, label=column.title, capsize=2, **style_of(number))
-        axis.set_xticks(range(len(known)), [f"{row.penalty:g}" for row in known])
-        axis.set_xlabel("λ")
-        axis.set_ylabel("score")
-        axis.legend(ncol=len(item.columns), loc="upper center", bbox_to_anchor=(0.5, 1.2))
-        return save_figure(figure, stem)
-
-
-def draw_wins(table: Table, stem: Path) -> list[Path]:
-    """Draw figure 3 of GOFT: won, tied and lost questions against each method, as shares of a bar."""
-    with paper_style():
-        figure, axis = plt.subplots(figsize=(COLUMN, 0.32 * len(table.rows) + 0.7))
-        for place, (_, *cells) in enumerate(table.rows):
-            counts = [int(cell) for cell in cells[:3]]
-            left = 0.0
-            for count, colour in zip(counts, (COLOURS[0], "0.8", COLOURS[1]), strict=True):
-                share = 100 * count / sum(counts)
-                axis.barh(place, share, left=left, color=colour, height=0.7)
-                if share > 6:
-                    axis.text(
-                        left + share / 2,
-                        place,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        color="black" if colour == "0.8" else "white",
-                        fontsize=7,
-                    )
-                left += share
-        axis.set_yticks(range(len(table.rows)), [display_label(row[0]) for row in table.rows])
-        axis.invert_yaxis()
-        axis.set_xlim(0, 100)
-        axis.set_xlabel("won (blue), tied (grey), lost (red), % of the questions")
-        return save_figure(figure, stem)
+# Points of a training curve.
+CURVE_POINTS = 24
 
 
 class ParetoPoint(NamedTuple):
@@ -110,35 +51,65 @@ def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
     return sorted(point for point in points if not any(point.is_dominated_by(other) for other in points))
 
 
-def draw_pareto(item: Item, rows: Sequence[Row], stem: Path) -> list[Path]:
-    """Draw the average against trainable parameters, with the Pareto front."""
-    points = pareto_points(item, rows)
-    if not points:
-        return []
-    best = pareto_front(points)
-    with paper_style():
-        figure, axis = plt.subplots(figsize=(COLUMN, 2.6))
-        left = min(point.params for point in points if point.params > 0) / 3
-        edge = [(max(point.params, left), point.score) for point in best]
-        axis.step([x for x, _ in edge], [y for _, y in edge], where="post", color="0.75", lw=1, zorder=0)
-        for number, point in enumerate(sorted(points, key=lambda point: -point.score)):
-            style = style_of(number)
-            axis.plot(
-                max(point.params, left), point.score, ls="", label=point.label, **style, mfc=style["color"] if point in best else "none"
-            )
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(
-            "trainable parameters, head excluded" + (" (none: at the left edge)" if any(point.params == 0 for point in points) else "")
-        )
-        axis.set_ylabel("average")
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="filled: on the front")
-        return save_figure(figure, stem)
+def pareto_chart(item: Item, rows: Sequence[Row]) -> Spec | None:
+    """Return the average against trainable parameters, with the Pareto front."""
+    found = sorted(pareto_points(item, rows), key=lambda point: -point.score)
+    if not found:
+        return None
+    left = min((point.params for point in found if point.params > 0), default=3) / 3  # rows that train nothing, on the logarithmic axis
+    values = [
+        {"row": p.label, "x": max(p.params, left), "score": _digits(p.score, 4), "parameters": p.params, "runs": p.runs} for p in found
+    ]
+    front = [{"x": max(point.params, left), "score": point.score} for point in pareto_front(found)]
+    none = " (none: at the left edge)" if any(point.params == 0 for point in found) else ""
+    titles = (f"trainable parameters, head excluded{none}", "average")
+    return vega.points(values, "x", "score", titles, ["row", "score", "parameters", "runs"], log_x=True, front=front)
 
 
-def loss_curves(rows: Sequence[Row], task: str, files: Mapping[str, RunFiles]) -> dict[str, list[tuple[int, float]]]:
-    """Return the training loss of every row on one task: the median of its seeds at each logged step."""
-    curves = {}
+def lambda_chart(item: Item, rows: Sequence[Row]) -> Spec | None:
+    """Return figure 4 (b) of GOFT: the score against lambda with its standard deviation over seeds, a line per task."""
+    known = sorted((row for row in rows if row.penalty is not None and row.records), key=lambda row: row.penalty or 0)
+    values = []
+    for column in item.columns:
+        for row in known:
+            if scores := scores_of(row, column):
+                mean, spread = statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
+                ends = {"low": _digits(mean - spread, 4), "high": _digits(mean + spread, 4)}
+                values.append({"row": column.title, "λ": f"{row.penalty:g}", "score": _digits(mean, 4), **ends, "seeds": len(scores)})
+    fields = ["row", "λ", "score", "low", "high", "seeds"]
+    return vega.lines(values, "λ", "score", ("λ", "score"), fields, ordinal_x=True, interval=("low", "high")) if values else None
+
+
+def flexibility_chart(item: Item, rows: Sequence[Row]) -> Spec | None:
+    """Return figure 4 (a) of GOFT: the score of every run, by task and method."""
+    values = [
+        {
+            "row": display_label(row.label),
+            "task": column.title,
+            "score": _digits(column.value(record), 4),
+            "seed": record["seed"],
+            "run": record["key"][:16],
+        }
+        for column in item.columns
+        for row in rows
+        for record in row.records.get(column.task or "", [])
+    ]
+    return vega.by_task(values, ("", "score"), ["row", "task", "score", "seed", "run"]) if values else None
+
+
+def wins_chart(table: Table) -> Spec:
+    """Return figure 3 of GOFT: questions won, tied and lost against each method."""
+    values = [
+        {"row": table.label(row[0]), "result": result, "questions": int(cell), "order": order}
+        for row in table.rows
+        for order, (result, cell) in enumerate(zip(("won", "tie", "lost"), row[1:4], strict=True))
+    ]
+    return vega.shares(values, ("questions", ""))
+
+
+def curves_chart(rows: Sequence[Row], task: str, files: Mapping[str, RunFiles]) -> Spec | None:
+    """Return the training loss of every row on one task: the median of its seeds, five points averaged; a panel per row."""
+    values = []
     for row in rows:
         losses: dict[int, list[float]] = defaultdict(list)
         for record in row.records.get(task, []):
@@ -147,36 +118,84 @@ def loss_curves(rows: Sequence[Row], task: str, files: Mapping[str, RunFiles]) -
         if losses and not row.label.startswith("random"):
             steps = sorted(losses)
             smooth = _smooth([statistics.median(losses[step]) for step in steps])
-            curves[display_label(row.label)] = list(zip(steps, smooth, strict=True))
-    return curves
+            shown = list(zip(steps, smooth, strict=True))[:: max(1, len(steps) // CURVE_POINTS)]
+            values += [{"row": display_label(row.label), "step": step, "loss": _digits(loss, 4)} for step, loss in shown]
+    return vega.small_multiples(values, "step", "loss", ("step", "training loss"), ["row", "step", "loss"]) if values else None
 
 
-def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], title: str, stem: Path) -> list[Path]:
-    """Draw training losses as small multiples: a panel per row, with the curves of all others in grey."""
-    if not curves:
-        return []
-    columns = min(4, len(curves))
-    thin = [points[:: max(1, len(points) // 16)] for points in curves.values()]  # as many points in every panel would make large files
-    lines = -(-len(curves) // columns)
-    with paper_style():
-        height = 1.1 * lines + 0.7
-        figure, axes = plt.subplots(lines, columns, figsize=(2 * COLUMN, height), squeeze=False, sharex=True, sharey=True)
-        figure.subplots_adjust(left=0.08, right=0.99, bottom=0.42 / height, top=1 - 0.42 / height, wspace=0.08, hspace=0.35)
-        for place, axis in enumerate(axes.flat):
-            axis.set_visible(place < len(curves))
-        for axis, (label, points) in zip(axes.flat, curves.items(), strict=False):
-            axis.add_collection(LineCollection(thin, colors="0.88", linewidths=0.6, zorder=0))
-            axis.plot(*zip(*points, strict=True), color=COLOURS[0], lw=1)
-            axis.set_title(label)
-        figure.supxlabel("step", fontsize=8, y=0.02)
-        figure.supylabel("training loss, 5 points averaged", fontsize=8, x=0.01)
-        figure.suptitle(title, fontsize=8, y=0.99, va="top")
-        return save_figure(figure, stem, is_tight=False)
+def traces_chart(traces: Traces) -> Spec | None:
+    """Return the orthogonality error during training: median and range of the runs of a method. If there are many rows, only the largest
+    row of each method.
+    """
+    values = []
+    for label, runs in readable_traces(traces).items():
+        by_share: dict[float, list[float]] = defaultdict(list)
+        for run in runs:
+            for share, error in run.points:
+                by_share[share].append(max(error, 1e-9))
+        values += [
+            {"row": display_label(label), "share": share, "error": _digits(statistics.median(errors), 3)}
+            | {"smallest": _digits(min(errors), 3), "largest": _digits(max(errors), 3), "runs": len(errors)}
+            for share, errors in sorted(by_share.items())
+        ]
+    if not values:
+        return None
+    fields, titles = ["row", "share", "error", "smallest", "largest", "runs"], ("share of the training", "max |RᵀR − I|")
+    interval, rule = ("smallest", "largest"), (ROUNDING, "rounding")
+    return vega.lines(values, "share", "error", titles, fields, log_y=True, interval=interval, is_band=True, rule=rule)
+
+
+def cost_chart(measured: Sequence[tuple[Record, Record]]) -> Spec | None:
+    """Return time and peak memory of a training step against the reference's: median and interquartile range, by method and shape.
+
+    Args:
+        measured: shapes with the benchmark record of each.
+    """
+    values: list[dict[str, Any]] = []
+    for line, record in measured:
+        for timing, reference in full_batch(line, record["reference"]):
+            median, low, high = (_digits(value, 3) for value in ratios(step_seconds(timing), step_seconds(reference)))
+            values.append(
+                {"row": display_label(timing["name"]), "series": line["shape"], "step": median, "low": low, "high": high}
+                | {"memory": _digits(timing["peak_bytes"] / reference["peak_bytes"], 3), "commit": record["commit"][:10]}
+            )
+    known = {value["row"] for value in values}
+    table10 = load_figures("goft-icml2024", "table10")["rows"]
+    published = {"series": "published (GOFT table 10: QNLI, two RTX 3090)", "memory": None, "commit": "-"}
+    for name, (seconds, *_) in table10.items():
+        if display_label(name) in known:
+            ratio = _digits(seconds / table10["lora"][0], 3)
+            values.append({"row": display_label(name), "step": ratio, "low": ratio, "high": ratio, **published})
+    if not values:
+        return None
+    name = display_label(measured[0][1]["reference"])
+    panels = {f"training step, {name} = 1": ("step", "low", "high"), f"peak memory, {name} = 1": ("memory", "memory", "memory")}
+    return vega.ratios_by_row(values, panels, ["row", "series", "step", "low", "high", "memory", "commit"])
+
+
+def width_chart(products: Sequence[Record]) -> Spec:
+    """Return the time of the product against its width, a line per product with the exponent of its cost."""
+    values = []
+    for name in dict.fromkeys(line["name"] for line in products):
+        found = [(line["width"], 1e3 * statistics.median(line["seconds"])) for line in products if line["name"] == name]
+        label = name if len(found) < 2 else f"{name}: d^{fit_slope([width for width, _ in found], [ms for _, ms in found]):.2f}"
+        values += [{"row": label, "width": width, "ms": _digits(ms, 3)} for width, ms in found]
+    titles = ("width d", f"ms, {products[0]['rows']} rows")
+    return vega.lines(values, "width", "ms", titles, ["row", "width", "ms"], log_x=True, log_y=True)
+
+
+def bench_figures(record: Record) -> list[Figure]:
+    """Return time and memory of blocks and models, and the time of the product against its width."""
+    lines = [line for line in record["shapes"] if line["part"] != "layer"] or record["shapes"]
+    costs = cost_chart([(line, record) for line in lines])
+    widths = width_chart(record["products"]) if record["products"] else None
+    found = (("bench-cost", costs, "training step and peak memory"), ("bench-width", widths, "time of the product by width"))
+    return [Figure(name, spec, caption) for name, spec, caption in found if spec is not None]
+
+
+def _digits(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
     return [statistics.fmean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0

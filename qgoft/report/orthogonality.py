@@ -1,18 +1,12 @@
-"""Orthogonality error of each method: a table from the records of finished runs, and a figure from their histories."""
+"""Orthogonality error of each method: from the records of finished runs and their histories."""
 
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from matplotlib import pyplot as plt
 
 from qgoft.config.settings import method_label
 from qgoft.records import RecordSet, curve_of
-from qgoft.report.figures import COLOURS, save_figure
 from qgoft.report.items import Record, group_by_training
-from qgoft.report.names import display_label
 from qgoft.report.table import Table
 
 
@@ -98,14 +92,6 @@ def build_trace_table(traces: Traces, protocol: str, suite: str) -> Table:
     return table
 
 
-def draw_traces(traces: Traces, directory: Path, name: str = "orthogonality") -> list[Path]:
-    """Draw the error over the training from history.jsonl: median of the runs and their range. If there are many rows, only the largest row
-    of each method. Return the files.
-    """
-    readable = readable_traces(traces)
-    return save_figure(_figure(readable), directory / name) if readable else []
-
-
 def _drawn(traces: Traces) -> Traces:
     """Return the traces with a curve."""
     drawn = {label: [run for run in runs if run.points] for label, runs in traces.items()}
@@ -122,40 +108,3 @@ def readable_traces(traces: Traces) -> Traces:
         method = label.partition(",")[0].partition("@")[0]
         of_method[method] = max(of_method.get(method, label), label, key=lambda name: len(traces[name]))
     return {label: runs for label, runs in traces.items() if label in of_method.values()}
-
-
-def _figure(traces: Traces) -> Any:
-    figure, axis = plt.subplots(figsize=(7.5, 4.6))
-    ends = []
-    for number, (label, runs) in enumerate(traces.items()):
-        by_share: dict[float, list[float]] = defaultdict(list)
-        for run in runs:
-            for share, error in run.points:
-                by_share[share].append(max(error, 1e-9))
-        shares = sorted(by_share)
-        middle = [statistics.median(by_share[share]) for share in shares]
-        colour, line = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
-        axis.plot(shares, middle, marker="o", ms=3, lw=1.4, color=colour, ls=line)
-        axis.fill_between(shares, [min(by_share[s]) for s in shares], [max(by_share[s]) for s in shares], color=colour, alpha=0.1, lw=0)
-        ends.append([middle[-1], display_label(label), colour])
-    axis.set_yscale("log")
-    axis.axhline(ROUNDING, color="0.5", lw=0.8, ls=":")
-    axis.text(0.005, ROUNDING * 1.15, "rounding", color="0.4", fontsize=8, transform=axis.get_yaxis_transform())
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("share of the training")
-    axis.set_ylabel("max |R$^T$R - I|")
-    axis.spines[["top", "right"]].set_visible(False)
-    _label_ends(axis, ends)
-    return figure
-
-
-def _label_ends(axis: Any, ends: list[list[Any]]) -> None:
-    """Label the ends of the lines, shifted if labels would overlap."""
-    figure = axis.figure
-    figure.canvas.draw()
-    room = 11  # points between two lines of text
-    places = sorted((axis.transData.transform((1, value))[1] * 72 / figure.dpi, value, label, color) for value, label, color in ends)
-    last = float("-inf")
-    for place, value, label, color in places:
-        last = max(place, last + room)
-        axis.annotate(label, (1, value), xytext=(8, last - place), textcoords="offset points", color=color, fontsize=8, va="center")

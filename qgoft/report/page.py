@@ -10,30 +10,13 @@ from typing import Any
 import jinja2
 
 from qgoft.records import Record, RunFiles
+from qgoft.report.figures import VEGA_LITE, Figure
 from qgoft.report.run_data import run_data
 from qgoft.report.table import Table, typographic
 
 TEMPLATES = Path(__file__).parent / "templates"
-VEGA_LITE = "6.4"
 # A cell with more letters is broken into lines.
 WORDS = 40
-
-
-@dataclass
-class Figure:
-    """A figure of the page.
-
-    Attributes:
-        path: as SVG, shown without scripts and in print.
-        spec: the same in Vega-Lite, or None if it has nothing to show on hover.
-    """
-
-    path: Path
-    spec: dict[str, Any] | None = None
-
-    @property
-    def caption(self) -> str:
-        return self.path.stem.replace("-", " ")
 
 
 @dataclass
@@ -83,9 +66,8 @@ def build_page(
     data["charts"] = charts
 
     def figure(one: Figure) -> dict[str, Any]:
-        if one.spec is not None:
-            charts.append(one.spec)
-        return {"svg": _svg(one), "caption": one.caption, "chart": len(charts) - 1 if one.spec is not None else None}
+        charts.append(one.spec)
+        return {"svg": _svg(one, len(charts)), "caption": one.caption, "chart": len(charts) - 1}
 
     def panel(section: Section) -> dict[str, Any]:
         return {
@@ -186,9 +168,7 @@ def _id(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", name)
 
 
-def _svg(figure: Figure) -> str:
-    """Return the SVG element with a name, and without the element ids that matplotlib repeats in every figure."""
-    svg = figure.path.read_text()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    svg = re.sub(r' id="([a-zA-Z0-9_]+_\d+|patch_\d+)"', "", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{figure.caption}" ', 1)
+def _svg(figure: Figure, number: int) -> str:
+    """Return the SVG element with a name, and with ids that no other figure has."""
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\1f{number}-", figure.svg)
+    return svg.replace('class="marks"', f'role="img" aria-label="{figure.caption}"', 1)

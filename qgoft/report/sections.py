@@ -3,22 +3,19 @@
 import collections
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from qgoft.config.settings import method_label
 from qgoft.config.suites import suite_info
 from qgoft.records import Record, RecordSet
-from qgoft.report.bench import cost_figure
-from qgoft.report.chart_specs import cost_spec, curves_spec, flexibility_spec, lambda_spec, pareto_spec, traces_spec, wins_spec
-from qgoft.report.charts import draw_curves, draw_flexibility, draw_lambda, draw_pareto, draw_wins, loss_curves
+from qgoft.report.charts import cost_chart, curves_chart, flexibility_chart, lambda_chart, pareto_chart, traces_chart, wins_chart
 from qgoft.report.cost import BenchColumn
-from qgoft.report.figures import save_figure
+from qgoft.report.figures import Figure
 from qgoft.report.item_tables import item_tables
 from qgoft.report.items import Item, item_named
 from qgoft.report.library import RecordLibrary
-from qgoft.report.orthogonality import build_trace_table, draw_traces, read_traces, readable_traces
-from qgoft.report.page import Figure, Section, Summary
+from qgoft.report.orthogonality import build_trace_table, read_traces
+from qgoft.report.page import Section, Summary
 from qgoft.report.published import load_rows, printed_averages
 from qgoft.report.row import Row
 from qgoft.report.table import ColumnGroup, Table
@@ -29,18 +26,17 @@ from qgoft.sweep.items import ItemFilter, ItemPlan
 WITH_CURVES = ("table1", "table3", "table4", "psoft-table2", "psoft-table4", "psoft-table5")
 
 
-def item_section(plan: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: RecordLibrary, root: Path, jobs: int) -> Section | None:
+def item_section(plan: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: RecordLibrary, jobs: int) -> Section | None:
     """Return an item of runs with its tables and figures, or None if it has no record."""
     if not any(row.records or row.failed for row in rows):
         return None
     name, protocol = plan.item.name, ask.protocol
     tables, item = item_tables(plan, rows, ask, library, jobs), item_named(plan.item)
-    stem = root / "figures" / (name if protocol == "pocket" else f"{name}-{protocol}")
+    stem = name if protocol == "pocket" else f"{name}-{protocol}"
     figures = _figures(name, item, rows, tables, stem)
     probe = suite_info(item.suite).probe_task
     if name in WITH_CURVES and probe:
-        curves = loss_curves(rows, probe, library.files)
-        figures += _drawn(draw_curves(curves, f"{item.suite}/{probe}", stem.with_name(f"{stem.name}-curves")), curves_spec(curves))
+        figures += _figure(f"{stem}-curves", curves_chart(rows, probe, library.files), f"training loss on {probe}, median of the seeds")
     if not item.no_published_values and name != "figure3" and protocol in ("pocket", "small"):
         # The page shows the published values as a table, a terminal as notes.
         tables[0].notes = [note for note in tables[0].notes if not note.startswith(("published ", "published: "))]
@@ -62,20 +58,18 @@ def _paper(plan: ItemPlan) -> str:
     return "PSOFT (ICLR 2026)" if plan.item.name.startswith("psoft-") else "GOFT (ICML 2024)"
 
 
-def _figures(name: str, item: Item, rows: Sequence[Row], tables: Sequence[Table], stem: Path) -> list[Figure]:
+def _figures(name: str, item: Item, rows: Sequence[Row], tables: Sequence[Table], stem: str) -> list[Figure]:
     if name == "flexibility":
-        return _drawn(draw_flexibility(item, rows, stem), flexibility_spec(item, rows))
+        return _figure(stem, flexibility_chart(item, rows), "score of every run (circles) and mean of a method (bars)")
     if name == "lambda":
-        return _drawn(draw_lambda(item, rows, stem), lambda_spec(item, rows))
+        return _figure(stem, lambda_chart(item, rows), "score against λ, with the standard deviation over seeds")
     if name == "figure3":
-        wins = (table for table in tables if table.name.startswith("figure3"))
-        return [figure for table in wins for figure in _drawn(draw_wins(table, stem), wins_spec(table))]
-    return _drawn(draw_pareto(item, rows, stem.with_name(f"{stem.name}-pareto")), pareto_spec(item, rows)) if item.has_average else []
+        return [Figure(stem, wins_chart(table), table.title) for table in tables if table.name.startswith("figure3")]
+    return _figure(f"{stem}-pareto", pareto_chart(item, rows), "average against trainable parameters") if item.has_average else []
 
 
-def _drawn(paths: Sequence[Path], spec: Spec | None) -> list[Figure]:
-    """Return the figure of the page for the files of a figure."""
-    return [Figure(path, spec) for path in paths if path.suffix == ".svg"]
+def _figure(name: str, spec: Spec | None, caption: str) -> list[Figure]:
+    return [Figure(name, spec, caption)] if spec is not None else []
 
 
 def item_title(plan: ItemPlan) -> str:
@@ -110,7 +104,7 @@ def published_table(name: str, item: Item) -> Table:
     return table
 
 
-def orthogonality_sections(found: RecordSet, root: Path) -> list[Section]:
+def orthogonality_sections(found: RecordSet) -> list[Section]:
     """Return the orthogonality error during training, by suite and protocol."""
     sections = []
     for protocol, suite in sorted({(r["protocol"], r["suite"]) for r in found.records if r["orthogonality"]["max_error"] is not None}):
@@ -118,7 +112,7 @@ def orthogonality_sections(found: RecordSet, root: Path) -> list[Section]:
         if traces:
             table = build_trace_table(traces, protocol, suite)
             table.name = f"orthogonality-{suite}-{protocol}"
-            figures = _drawn(draw_traces(traces, root / "figures", table.name), traces_spec(readable_traces(traces)))
+            figures = _figure(table.name, traces_chart(traces), "orthogonality error during training: median and range of the runs")
             title = f"orthogonality: {suite_info(suite).title}"
             place = {"paper": "Orthogonality", "entry": title, "protocol": protocol}
             sections.append(Section(table.name, f"{title} ({protocol})", [table], figures, **place))
@@ -155,7 +149,7 @@ def other_runs(records: Sequence[Record], sections: Sequence[Section]) -> Sectio
     return Section("other-runs", "other runs", [table], paper="Records")
 
 
-def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Sequence[BenchColumn], root: Path) -> Summary:
+def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Sequence[BenchColumn]) -> Summary:
     """Return the first screen: what was measured, score against parameters, orthogonality, cost against LoRA, and the main table.
 
     Args:
@@ -181,7 +175,6 @@ def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Seq
     main = next((section for section in sections if section.name == "table1-pocket"), sections[0] if sections else None)
     figures = main.figures[:1] if main is not None else []
     figures += next((section.figures[:1] for section in sections if section.name == "orthogonality-glue-pocket"), [])
-    if costs:
-        drawn = save_figure(cost_figure([one.line for one in costs], costs[0].record["reference"]), root / "figures" / "cost")
-        figures += _drawn(drawn, cost_spec(costs))
+    caption = "training step relative to LoRA r=8: median and interquartile range of the time, and peak memory"
+    figures += _figure("cost", cost_chart([(one.line, one.record) for one in costs]), caption)
     return Summary(sentences, figures, main.tables[0] if main is not None and main.tables else None)

@@ -1,14 +1,14 @@
-"""Figures of the page in Vega-Lite: values and runs on hover, and a legend that shows one row (several with shift)."""
+"""Forms of figures in Vega-Lite: values and runs on hover, and a legend that shows one row (several with shift)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from qgoft.report.figures import COLOURS
 
 Spec = dict[str, Any]
 Values = Sequence[Mapping[str, Any]]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # names the version; nothing is loaded
 WIDTH, HEIGHT = 340, 230
+# Okabe and Ito (2008), without their yellow, which is not visible in thin lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def points(
@@ -21,32 +21,33 @@ def points(
         front: points of a step line behind the others.
     """
     scale: Spec = {"type": "log"} if log_x else {"zero": False}
-    place = {"x": _field(x, titles[0], scale), "y": _field(y, titles[1], {"zero": False})}
-    steps = {"data": {"values": list(front)}, "mark": {"type": "line", "interpolate": "step-after", "color": "gray", "opacity": 0.6}}
-    marks = _by_row(values, {**place, "tooltip": _tooltip(tooltip)}, {"type": "point", "filled": True, "size": 70})
+    across = _field(x, titles[0], scale) | ({"axis": {"format": "~s", "tickCount": 6}} if log_x else {})
+    place = {"x": across, "y": _field(y, titles[1], {"zero": False})}
+    steps = {"data": {"values": list(front)}, "mark": {"type": "line", "interpolate": "step-after", "color": "#aaa"}}
+    marks = _by_row(values, {**place, "tooltip": _tooltip(tooltip)}, {"type": "point", "filled": True, "size": 70, "opacity": 1})
     return _spec({"layer": [*([{**steps, "encoding": place}] if front else []), marks]})
 
 
 def by_task(values: Values, titles: tuple[str, str], tooltip: Sequence[str]) -> Spec:
-    """Return a panel per task with the score of every run by row.
+    """Return a panel per task with the score of every run by row, and a tick at the mean of a row.
 
     Args:
         values: with the fields row, task and score.
     """
     rows = list(dict.fromkeys(value["row"] for value in values))
-    encoding = {
-        "x": {"field": "row", "type": "nominal", "title": titles[0] or None, "sort": rows, "axis": {"labelAngle": -30}},
-        "y": _field("score", titles[1], {"zero": False}),
-        "tooltip": _tooltip(tooltip),
+    across = {"field": "row", "type": "nominal", "title": titles[0] or None, "sort": rows, "axis": {"labelAngle": -30}}
+    up = _field("score", titles[1], {"zero": False})
+    runs = {"mark": {"type": "point", "color": COLOURS[0]}, "encoding": {"x": across, "y": up, "tooltip": _tooltip(tooltip)}}
+    means = {
+        "mark": {"type": "tick", "color": COLOURS[1], "thickness": 2, "opacity": 1},
+        "encoding": {"x": across, "y": {**up, "aggregate": "mean"}},
     }
-    panel = {"width": 130, "height": 170, "mark": {"type": "point", "color": COLOURS[0]}, "encoding": encoding}
-    facet = {"field": "task", "type": "nominal", "title": None, "sort": None}
     return {
         "$schema": SCHEMA,
         "data": {"values": list(values)},
-        "facet": facet,
+        "facet": {"field": "task", "type": "nominal", "title": None, "sort": None},
         "columns": 4,
-        "spec": panel,
+        "spec": {"width": 130, "height": 170, "layer": [means, runs]},
         "resolve": {"scale": {"y": "independent"}},
     }
 
@@ -58,30 +59,38 @@ def lines(
     titles: tuple[str, str],
     tooltip: Sequence[str],
     *,
+    log_x: bool = False,
     log_y: bool = False,
     ordinal_x: bool = False,
-    band: tuple[str, str] | None = None,
+    interval: tuple[str, str] | None = None,
+    is_band: bool = False,
+    rule: tuple[float, str] | None = None,
 ) -> Spec:
     """Return one line with points a row.
 
     Args:
-        band: fields of the lower and upper end of the band around a line.
+        interval: fields of the lower and upper end of the interval of a point, drawn as a bar, or with `is_band` as a band around the line.
+        rule: value of y with a dotted line, and its label.
     """
     horizontal = (
         {"field": x, "type": "ordinal", "title": titles[0], "sort": None, "axis": {"labelAngle": 0}}
         if ordinal_x
-        else _field(x, titles[0], {})
+        else _field(x, titles[0], {"type": "log", "nice": False} if log_x else {})
     )
     vertical = _field(y, titles[1], {"type": "log"} if log_y else {"zero": False})
     place = {"x": horizontal, "y": vertical, "tooltip": _tooltip(tooltip)}
     layers = [_by_row(values, place, {"type": "line", "point": True})]
-    if band is not None:
-        low, high = band
-        layers.append(
-            _by_row(
-                values, {**place, "y": {**vertical, "field": low}, "y2": {"field": high}}, {"type": "area", "opacity": 0.12}, selects=False
-            )
-        )
+    if interval is not None:
+        mark: Spec = {"type": "area", "opacity": 1, "fillOpacity": 0.12} if is_band else {"type": "rule"}
+        ends = {"y": {**vertical, "field": interval[0]}, "y2": {"field": interval[1]}}
+        layers.append(_by_row(values, {**place, **ends}, mark, selects=False))
+    if rule is not None:
+        level: Spec = {"data": {"values": [{y: rule[0], "label": rule[1]}]}, "encoding": {"y": _field(y, titles[1], {})}}
+        text = {"type": "text", "align": "left", "baseline": "bottom", "dx": 4, "color": "gray"}
+        layers += [
+            {**level, "mark": {"type": "rule", "strokeDash": [2, 3], "color": "gray"}},
+            {**level, "mark": text, "encoding": {**level["encoding"], "text": {"field": "label"}, "x": {"value": 0}}},
+        ]
     return _spec({"layer": layers})
 
 
@@ -97,7 +106,7 @@ def shares(values: Values, titles: tuple[str, str]) -> Spec:
     """Return bars of won, tied and lost questions, as shares, one bar a row.
 
     Args:
-        values: with the fields row, result and questions.
+        values: with the fields row, result, questions and order.
     """
     colour = {
         "field": "result",
@@ -105,39 +114,52 @@ def shares(values: Values, titles: tuple[str, str]) -> Spec:
         "sort": None,
         "scale": {"domain": ["won", "tie", "lost"], "range": [COLOURS[0], "#bbb", COLOURS[1]]},
     }
-    order = {"field": "order", "type": "quantitative"}
     encoding = {
         "x": {"field": "questions", "type": "quantitative", "stack": "normalize", "title": titles[0], "axis": {"format": "%"}},
         "y": {"field": "row", "type": "nominal", "title": titles[1] or None, "sort": None},
         "color": colour,
-        "order": order,
+        "order": {"field": "order", "type": "quantitative"},
         "tooltip": _tooltip(["row", "result", "questions"]),
     }
     return _spec({"data": {"values": list(values)}, "mark": "bar", "encoding": encoding, "height": {"step": 26}})
 
 
-def intervals(values: Values, titles: tuple[str, str], tooltip: Sequence[str]) -> Spec:
-    """Return a ratio with its interval a row, on a logarithmic axis with a line at 1.
+def ratios_by_row(values: Values, panels: Mapping[str, tuple[str, str, str]], tooltip: Sequence[str]) -> Spec:
+    """Return a panel per ratio with its interval a row, on a logarithmic axis with a line at 1.
 
     Args:
-        values: with the fields row, series, ratio, low and high.
+        values: with the fields row, series and those of the panels; null where a ratio is not known.
+        panels: title -> fields of the ratio and of the ends of its interval.
     """
-    vertical = {"field": "row", "type": "nominal", "title": None, "sort": None}
-    colour = {"field": "series", "title": titles[1], "scale": {"range": list(COLOURS)}}
     select = {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"}
-    offset = {"field": "series"}
-    ratio = {"field": "ratio", "type": "quantitative", "scale": {"type": "log"}, "title": titles[0]}
-    shared = {"y": vertical, "yOffset": offset, "color": colour, "tooltip": _tooltip(tooltip)}
-    only = [{"filter": {"param": "shown"}}]
-    rules = {"mark": "rule", "encoding": {**shared, "x": {**ratio, "field": "low"}, "x2": {"field": "high"}}, "transform": only}
-    dots = {
-        "mark": {"type": "point", "filled": True, "size": 50},
-        "encoding": {**shared, "x": ratio},
-        "transform": only,
-        "params": [select],
+    series = list(dict.fromkeys(value["series"] for value in values))
+    shared: Spec = {
+        "y": {"field": "row", "type": "nominal", "title": None, "sort": list(dict.fromkeys(value["row"] for value in values))},
+        "yOffset": {"field": "series", "sort": series},
+        "color": {
+            "field": "series",
+            "title": None,
+            "scale": {"domain": series, "range": list(COLOURS)},
+            "legend": {"orient": "bottom", "columns": 2, "labelLimit": 400},
+        },
+        "tooltip": _tooltip(tooltip),
     }
-    one = {"data": {"values": [{}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "gray"}, "encoding": {"x": {"datum": 1}}}
-    return _spec({"data": {"values": list(values)}, "layer": [one, rules, dots], "height": {"step": 34}})
+    drawn: list[Spec] = []
+    for number, (title, (middle, low, high)) in enumerate(panels.items()):
+        ratio = {"type": "quantitative", "scale": {"type": "log", "nice": False}, "title": title}
+        place = shared if number == 0 else {**shared, "y": {**shared["y"], "axis": {"labels": False, "ticks": False}}}
+        only = [{"filter": {"param": "shown"}}, {"filter": f"isValid(datum['{middle}'])"}]
+        one = {"data": {"values": [{}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "gray"}, "encoding": {"x": {"datum": 1}}}
+        ends = {"x": {**ratio, "field": low}, "x2": {"field": high}}
+        dots: Spec = {
+            "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
+            "encoding": {**place, "x": {**ratio, "field": middle}},
+        }
+        layers: list[Spec] = [one, {"mark": "rule", "encoding": {**place, **ends}, "transform": only}, {**dots, "transform": only}]
+        if number == 0:
+            layers[-1]["params"] = [select]
+        drawn.append({"width": 250, "height": {"step": 9}, "layer": layers})
+    return {"$schema": SCHEMA, "data": {"values": list(values)}, "hconcat": drawn}
 
 
 def _spec(content: Spec) -> Spec:

@@ -25,6 +25,7 @@ from qgoft.ops import givens
 from qgoft.ops.givens import factors
 from qgoft.report import bench as report
 from qgoft.report import cost
+from qgoft.report.charts import bench_figures
 from qgoft.report.published import load_figures
 from tests.ops.test_givens import random_blocks, random_rows
 
@@ -270,7 +271,7 @@ def made_up_record():
         {"width": d, "name": name, "rows": 4, "seconds": [cost * d * 1e-5]} for d in (8, 16, 32) for name, cost in costs.items()
     ] + [{"width": 8, "name": "sparse", "rows": 4, "seconds": [0.032]}]
     line = {"shape": "block of test", "part": "block", "item": "psoft-iclr2026/table22", "groups": groups}
-    return {"reference": "a", "products": products, "shapes": [line]}
+    return {"reference": "a", "products": products, "shapes": [line], "commit": "c" * 40}
 
 
 def test_table_ratios_are_within_a_repeat(tmp_path):
@@ -287,7 +288,7 @@ def test_table_ratios_are_within_a_repeat(tmp_path):
     assert product.rows[0][-1] == "100"
     published = report.published_tables(record)[0]
     assert ["qgoft_v2", "22.5", "44.7", "oom"] in published.rows
-    drawn = report.draw_figures(record, tmp_path)
+    drawn = [path for figure in bench_figures(record) for path in figure.write(tmp_path)]
     assert {path.name for path in drawn} == {f"bench-{name}.{suffix}" for name in ("cost", "width") for suffix in ("svg", "pdf", "png")}
     assert all(path.stat().st_size > 1000 for path in drawn)
 
@@ -309,7 +310,8 @@ def test_committed_bench_states_its_machine(path):
     [
         (["--set", "gpu"], "allowed are cpu, device, paper"),
         (["--parts", "lyer"], "unknown part"),
-        (["--contenders", "lora"], "unknown contender"),
+        (["--contenders", "loar"], "unknown contender"),
+        (["--contenders", "lora"], "expected the form r<"),
     ],
 )
 def test_bench_unknown_argument(script, words, message, capsys):

@@ -70,6 +70,7 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     yield uploaded, refused
     server.shutdown()
+    server.server_close()
 
 
 def test_push_uploads_adapter_and_card(run, hub, capsys):

@@ -46,13 +46,13 @@ def test_update_writes_columns_and_rows():
     text, changed = doc_tables.update(f"before\n{empty}\nafter")
     assert changed == ["lambda"]
     assert re.search(
-        r"-->\n\|  \| QNLI \|\n\| --- \| ---: \|\n(\| qgoft, λ=[\d.]+ \| [\d.]+ ±[\d.]+ \|\n)+\| majority class .*\n<!-- end", text
+        r"-->\n\|  \| QNLI \|\n\| --- \| ---: \|\n(\| qGOFT, λ=[\d.]+ \| [\d.]+ ±[\d.]+ \|\n)+\| majority class .*\n<!-- end", text
     )
     assert doc_tables.update(text) == (text, [])
-    assert doc_tables.update(text.replace("qgoft", "other"))[0] == text
+    assert doc_tables.update(text.replace("qGOFT", "other"))[0] == text
     assert doc_tables.update(f"before\n{empty}\nafter".replace("-->\n<!--", "-->\n\n<!--"))[0] == text
     some, _ = doc_tables.update(empty.replace("| QNLI", "| QNLI |\n  rows: majority class; qgoft, λ=0"))
-    assert re.fullmatch(r".*\n.*\n\|  \| QNLI \|\n.*\n\| majority class \|.*\n\| qgoft, λ=0 \|.*\n<!-- end of table -->", some), "as named"
+    assert re.fullmatch(r".*\n.*\n\|  \| QNLI \|\n.*\n\| majority class \|.*\n\| qGOFT, λ=0 \|.*\n<!-- end of table -->", some), "as named"
     for part, message in (("Mean", "no column Mean"), ("QNLI | rows: nobody", "no row nobody")):
         with pytest.raises(QgoftError, match=message):
             doc_tables.update(empty.replace("QNLI", part))

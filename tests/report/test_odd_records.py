@@ -11,9 +11,11 @@ import pytest
 from qgoft.records import RecordError, find_records, validate, write_record
 from qgoft.report.item_tables import score_tables
 from qgoft.report.items import item_of
+from qgoft.report.latex import latex_table
 from qgoft.report.library import RecordLibrary
-from qgoft.report.page import Section, build_page, rerun_words
+from qgoft.report.page import Section, Summary, build_page
 from qgoft.report.rows import collect_rows
+from qgoft.report.run_data import rerun_words
 from qgoft.report.sections import machine_section, other_runs
 from qgoft.report.table import Table
 from qgoft.sweep import forecast, planned_run
@@ -47,11 +49,11 @@ def show(root):
     library = RecordLibrary.read(root)
     tables = score_tables("glue", "pocket", collect_rows([cell], library.index), library, item_of("glue", "pocket"))
     for table in tables:
-        table.terminal(80), table.markdown(), table.latex(), table.csv()
+        table.terminal(80), table.markdown(), latex_table(table), table.csv()
     forecast.mean_seconds(library.index.records, "pocket")
     sections = [Section("a", "b", tables), machine_section(library.index.records, library.problems)]
     other = other_runs(library.index.records, sections)
-    return build_page("t", "l", [*sections, *([other] if other else [])], library.index.records, library.files, {})
+    return build_page("t", Summary(["l"]), [*sections, *([other] if other else [])], library.index.records, library.files, {})
 
 
 @pytest.mark.parametrize("status", ["done", "oom"])
@@ -87,7 +89,7 @@ EVIL = "=cmd|' /C calc'!A0 ![x](http://evil) \x1b]0;title\x07 <script>"
 
 def test_record_text_is_escaped_in_tables(tmp_path):
     table = Table("t", EVIL, ["method", "-1.5", "=2"], [[EVIL, "+3.0", "-"], ["@x", "-4", "±1"]], [EVIL])
-    for text in (table.terminal(), table.markdown(), table.csv(), table.latex()):
+    for text in (table.terminal(), table.markdown(), table.csv(), latex_table(table)):
         assert "\x1b" not in text
         assert "\x07" not in text
     assert "![x]" not in table.markdown()

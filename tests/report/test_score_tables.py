@@ -10,7 +10,7 @@ from qgoft.config.settings import EVAL_SCHEMES, SELECTIONS
 from qgoft.config.suites import suite_info, suite_names
 from qgoft.records import code_checksum
 from qgoft.report.items import ITEMS
-from qgoft.report.latex import document
+from qgoft.report.latex import document, latex_table
 from qgoft.report.published import format_value, load_rows
 from qgoft.report.row import Row, scores_of
 from qgoft.report.score_table import build_table
@@ -314,7 +314,7 @@ def test_table_writes_four_formats(tmp_path):
     assert table.terminal().splitlines()[1].split() == ["row", "a", "&", "b", "c_d"]
     assert len({len(line) for line in table.markdown().splitlines() if line.startswith("| ---")}) == 1
     assert "x\\|y" in table.markdown()
-    latex = table.latex()
+    latex = latex_table(table)
     assert r"a \& b & c\_d \\" in latex
     assert r"2.0 $\pm$0.1" in latex
     assert latex.count(r"\midrule") == 2

@@ -12,6 +12,7 @@ import scipy.stats
 from qgoft.records import RunDirectory
 from qgoft.report.answers import read_answers
 from qgoft.report.items import ITEMS, Column
+from qgoft.report.latex import latex_table
 from qgoft.report.paired_table import build_paired
 from qgoft.report.row import Row
 from qgoft.report.score_table import build_table
@@ -235,7 +236,7 @@ def test_best_is_bold_if_significant(shop):
     assert {place for place, mark in table.highlights.items() if mark == "best"} == {(0, 2), (0, 3), (0, 4)}
     assert "second" not in table.highlights.values(), "b and d are not told apart"
     assert "**95.0 ±0.0**" in table.markdown()
-    assert r"\textbf{95.0 $\pm$0.0}" in table.latex()
+    assert r"\textbf{95.0 $\pm$0.0}" in latex_table(table)
     rows[0].is_altered = True
     again = build_table("glue", "pocket", rows, item=ITEMS["flexibility"], bootstrap=Bootstrap(shop.files))
     assert not again.highlights, "an altered row is never the best"
@@ -272,7 +273,7 @@ def test_second_is_underlined(shop):
     )
     assert table.highlights[1, 4] == "second"
     assert "<u>80.0</u>" in table.markdown()
-    assert r"\underline{80.0}" in table.latex()
+    assert r"\underline{80.0}" in latex_table(table)
 
 
 def test_paired_table(shop):
@@ -318,7 +319,7 @@ def test_subset_rows_are_compared_not_marked(shop):
     item = ITEMS["flexibility"]
     bootstrap = Bootstrap(shop.files)
     table = build_paired("flexibility", rows, item, bootstrap)
-    assert table.title.endswith("minus qgoft"), "the best of the column that both have"
+    assert table.title.endswith("minus qGOFT"), "the best of the column that both have"
     (row,) = table.rows
     assert row[0] == "goft"
     assert row[table.columns.index("RTE")].startswith("-30.0 (")
@@ -344,7 +345,8 @@ def test_cells_name_runs_and_failures(shop):
     table = build_table("glue", "pocket", [row, lost], item=ITEMS["flexibility"])
     assert len(table.sources[0, 2]) == 3
     assert len(table.sources[0, 3]) == 4
-    assert table.rows[0][3] == "90.0 ±0.0 [3 of 4, 1 oom]", "a mean of those that did not fail says so"
+    assert table.rows[0][3] == "90.0 ±0.0†", "a mean of those that did not fail says so"
+    assert any(note.startswith("†") and "3 of 4" in note and "oom" in note for note in table.notes), table.notes
     assert table.rows[1][3] == "diverged"
     row.planned = {"qnli": 5, "rte": 5}
     assert build_table("glue", "pocket", [row], item=ITEMS["flexibility"]).rows[0][0] == "a (3 of 5 seeds)"

@@ -8,7 +8,9 @@ from qgoft.commands import orthogonality as script
 from qgoft.config.compose import compose_settings
 from qgoft.errors import QgoftError
 from qgoft.records import RunDirectory, find_records
-from qgoft.report.orthogonality import Trace, build_trace_table, draw_traces, read_traces
+from qgoft.report.charts import traces_chart
+from qgoft.report.figures import Figure
+from qgoft.report.orthogonality import Trace, build_trace_table, read_traces
 from qgoft.train.run import run
 
 
@@ -82,27 +84,25 @@ def test_run_without_curve_is_not_drawn(root, tmp_path):
     table = build_trace_table(traces, "pocket", "glue")
     assert "psoft@r46" in [row[0] for row in table.rows]
     assert "of 1 runs history.jsonl has no curve: they are not in the figure" in table.notes
-    assert "psoft@r46" not in draw_traces(traces, tmp_path)[0].read_text()
-    assert draw_traces({"psoft@r46": traces["psoft@r46"]}, tmp_path) == []
+    assert "PSOFT" not in Figure("traces", traces_chart(traces), "errors").svg
+    assert traces_chart({"psoft@r46": traces["psoft@r46"]}) is None
 
 
 def test_figures_are_deterministic(root, tmp_path):
     traces = read_traces(find_records(root / "runs"), "pocket", "glue")
-    one, two = (draw_traces(traces, tmp_path / name) for name in "ab")
+    one, two = (Figure("traces", traces_chart(traces), "errors").write(tmp_path / name) for name in "ab")
     assert [path.suffix for path in one] == [".svg", ".pdf", ".png"]
-    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
-    assert all(name in one[0].read_text() for name in ("goft", "psoft@r46"))
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True) if a.suffix != ".pdf")
+    assert one[1].read_bytes().startswith(b"%PDF")
+    assert all(name in one[0].read_text() for name in ("GOFT", "PSOFT r=46", "rounding"))
 
 
-def test_figure_limits_rows_per_method(tmp_path):
+def test_figure_limits_rows_per_method():
     end = Trace(((1.0, 0.1),), 0.1)
     traces = {f"psoft@r{n}": [end] for n in range(12)} | {"goft": [end], "psoft@r46": [end, end]}
     traces |= {"qgoft, λ=0": [end], "qgoft, λ=0.1": [end, end]}
-    path = draw_traces(traces, tmp_path)[0].read_text()
-    assert "psoft@r46" in path
-    assert "psoft@r11" not in path
-    assert "λ=0.1" in path
-    assert "λ=0<" not in path
+    rows = {value["row"] for value in traces_chart(traces)["layer"][0]["data"]["values"]}
+    assert rows == {"GOFT", "PSOFT r=46", "qGOFT, λ=0.1"}
     assert "the figure has one row of each method, the one with the most runs" in build_trace_table(traces, "pocket", "glue").notes
 
 

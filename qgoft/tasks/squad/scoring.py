@@ -20,6 +20,11 @@ def normalise_answer(text: str) -> str:
 
 def question_scores(prediction: str, answers: list[str]) -> tuple[float, float]:
     """Return exact match and F1 of one question, each the best over its answers, from 0 to 1."""
+    return _question_scores(prediction, tuple(answers))
+
+
+@functools.lru_cache(200_000)
+def _question_scores(prediction: str, answers: tuple[str, ...]) -> tuple[float, float]:
     ours = normalise_answer(prediction)
     references = [normalise_answer(answer) for answer in answers]
     return float(ours in references), max(_f1(ours.split(), reference.split()) for reference in references)
