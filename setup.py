@@ -32,7 +32,9 @@ class BuildWithData(build_py):
         super().run()
         if not self.editable_mode:
             for source, target in DATA.items():
-                shutil.copytree(source, Path(self.build_lib, "qgoft", target), dirs_exist_ok=True)
+                place = Path(self.build_lib, "qgoft", target)
+                shutil.rmtree(place, ignore_errors=True)  # of an earlier build
+                shutil.copytree(source, place)
 
 
 setup(cmdclass={"build_py": BuildWithData}, ext_modules=[library] if sys.platform == "linux" else [])

@@ -49,7 +49,9 @@ def usage(known: Sequence[str]) -> str:
     ]
     for name in known:
         source = Path(commands.__path__[0], f"{name}.py").read_text()
-        lines.append(f"  {name.replace('_', '-'):<14} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0].partition(':')[0]}")
+        lines.append(
+            f"  {name.replace('_', '-'):<14} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0].partition(':')[0].rstrip('.')}"
+        )
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
     python scripts/collect.py results/runs results/measured/pocket
     python scripts/collect.py /data/runs results/measured/small --protocol small
 
-Left out, and named: corrupt or modified runs, runs to which this version of the code gives another key, and a second result of a run that the
+Left out, and named: corrupt, incomplete or modified runs, runs to which this version of the code gives another key, and a second result of a run that the
 archive contains.
 """
 
@@ -16,7 +16,7 @@ from qgoft.errors import QgoftError
 from qgoft.records import Record, RecordError, RunDirectory, find_records
 from qgoft.records.archive import PackedRun, pack_run, read_archive, write_archive
 from qgoft.records.jsonl import read_history
-from qgoft.records.store import ARCHIVE
+from qgoft.records.store import ARCHIVE, READ_LATER
 from qgoft.sweep.record_index import is_current
 
 
@@ -43,8 +43,11 @@ def main(argv: list[str]) -> int:
                 _leave(f"{name}: the archive has another result of this run: {_result(kept[record['key']].record)}, here {_result(record)}")
         elif not is_current(record):
             _leave(f"{name}: this version of the code gives it another key")
-        elif isinstance(files, RunDirectory):  # otherwise it was modified, and is named above
-            added.append(pack_run(record, read_history(files.path), files.answers()))
+        elif isinstance(files, RunDirectory | PackedRun):  # otherwise it was modified, and is named above
+            if missing := _missing(record, files):
+                _leave(f"{name}: {missing} is missing in {files.place}")
+                continue
+            added.append(files if isinstance(files, PackedRun) else pack_run(record, read_history(files.path), files.answers()))
             print(f"{name}: {_result(record)}")
     if added:
         write_archive(arguments.target, [*kept.values(), *added])
@@ -64,6 +67,13 @@ def read_kept(directory: Path) -> dict[str, PackedRun]:
     if archive.problems:
         raise RecordError(f"{archive.problems[0]}; nothing was added")
     return archive.files
+
+
+def _missing(record: Record, files: RunDirectory | PackedRun) -> str | None:
+    """Return the name of a file that the record states and its directory lacks."""
+    if isinstance(files, PackedRun):
+        return None
+    return next((name for name in READ_LATER if name in record.get("files", {}) and not (files.path / name).is_file()), None)
 
 
 def _result(record: Record) -> str:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from qgoft.cli import Parser
 from qgoft.config import locations
@@ -80,9 +81,10 @@ def needs(protocol: str) -> Iterator[str]:
     from qgoft.config.compose import compose_settings
     from qgoft.config.suites import suite_names, tasks_of
     from qgoft.errors import QgoftError
+    from qgoft.tasks.model_files import TOKENIZER_FILES, WEIGHT_PATTERNS
     from qgoft.tasks.sources import repositories
 
-    wanted: dict[tuple[str, str, str], None] = {}
+    wanted: dict[tuple[str, str, str], list[list[str]]] = {}  # alternatives of file patterns, as `fetch` downloads them
     for suite in suite_names():
         for task in tasks_of(suite):
             try:
@@ -90,15 +92,24 @@ def needs(protocol: str) -> Iterator[str]:
             except QgoftError:
                 continue  # not part of the protocol
             if settings.data.source == "hub":
-                wanted |= {(name, "dataset", settings.data.revision): None for name in repositories(settings.task)}
+                wanted |= {(name, "dataset", settings.data.revision): [some] for name, some in repositories(settings.task).items()}
             if settings.model.hub:
-                wanted[settings.model.hub, "model", settings.model.revision] = None
-    missing = []
-    for name, kind, revision in wanted:
+                weights = [[*TOKENIZER_FILES, *some] for some in WEIGHT_PATTERNS]
+                wanted[settings.model.hub, "model", settings.model.revision] = weights
+
+    def is_cached(name: str, kind: str, revision: str, patterns: list[str]) -> bool:
         try:
-            snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)
+            place = snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=True)
         except LocalEntryNotFoundError:
-            missing.append(f"{kind} {name} at {revision}")
+            return False
+        content = set(patterns) - {*TOKENIZER_FILES, "README.md"}
+        return any(next(Path(place).glob(pattern), None) for pattern in content)
+
+    missing = [
+        f"{kind} {name} at {revision}"
+        for (name, kind, revision), alternatives in wanted.items()
+        if not any(is_cached(name, kind, revision, patterns) for patterns in alternatives)
+    ]
     yield f"protocol {protocol}: {len(wanted)} repositories of the hub, {len(missing)} not in the cache"
     yield from (f"  {line}" for line in missing)
     if missing:

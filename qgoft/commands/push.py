@@ -36,7 +36,10 @@ def main(argv: list[str]) -> int:
         reason = f"adapter/{missing[0]} is missing" if missing else f"its status is {record['status']}"
         raise QgoftError(f"{directory}: no peft adapter to upload: {reason}; repeat the run of a peft method")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+
+    from qgoft.train.adapter_files import check_adapter
+
+    check_adapter(record, directory)
 
     with tempfile.TemporaryDirectory() as place:
         shutil.copytree(adapter, place, dirs_exist_ok=True)
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> int:
         try:
             api.create_repo(arguments.repository, private=arguments.private, exist_ok=True)
             done = api.upload_folder(repo_id=arguments.repository, folder_path=place, commit_message=f"Run {record['key'][:16]}")
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except Exception as error:  # those of the HTTP client have no base class of their own
             raise QgoftError(
                 f"upload to {arguments.repository} failed ({redacted_message(error)}); log in with `hf auth login` or set HF_TOKEN, and check "
                 "the name"

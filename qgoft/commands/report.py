@@ -97,10 +97,11 @@ class Report:
 
     def write(self) -> Path:
         """Write the tables and the page. Return the path of the page."""
-        tables = [table for section in self.sections for table in section.tables]
-        for table in tables:
+        # Sections of two protocols show the same printed figures.
+        tables = {table.name: table for section in self.sections for table in section.tables}
+        for table in tables.values():
             write_table(table, self.out / "tables", self.library.files)
-        write_atomically(self.out / "tables" / "all.tex", document(tables))
+        write_atomically(self.out / "tables" / "all.tex", document(list(tables.values())))
         records = self.library.index.records
         summary = summarise(self.sections, records, part_benches(bench_directories(self.library), "model"))
         figures = {figure.name: figure for figure in [*summary.figures, *(figure for one in self.sections for figure in one.figures)]}
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="directory of tables, figures and page; default: --root")
     add_style_arguments(parser)
     parser.add_argument(
-        "--commit-settings", action="store_true", help="store the composed settings beside the committed records, for a quick start"
+        "--commit-settings", action="store_true", help="store the composed settings with the committed records, for a quick start"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args(argv)

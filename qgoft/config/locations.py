@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # The checkout that holds this package; None if it was installed as a wheel, which carries configs and published figures (setup.py).
 REPOSITORY = PACKAGE.parent if (PACKAGE.parent / "configs" / "train.yaml").is_file() else None
 # QGOFT_CONFIGS names another tree of configuration files.
-CONFIGS = Path(os.environ.get("QGOFT_CONFIGS") or (REPOSITORY / "configs" if REPOSITORY else PACKAGE / "_configs"))
+CONFIGS = Path(os.environ.get("QGOFT_CONFIGS") or (REPOSITORY / "configs" if REPOSITORY else PACKAGE / "_configs")).resolve()
 # Without a checkout, results are in the current directory, without committed records.
 RESULTS = REPOSITORY / "results" if REPOSITORY else Path("results")
 MEASURED = RESULTS / "measured"
@@ -19,4 +19,4 @@ def cache_directory() -> Path:
     named = os.environ.get("QGOFT_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qgoft"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qgoft"

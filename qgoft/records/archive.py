@@ -145,7 +145,7 @@ def write_archive(directory: Path, runs: Sequence[PackedRun]) -> None:
     values = sorted(set(curves.column_names) - {"key", "step"})
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / CURVES, curves.select(["key", "step", *values]), values)
-    answers = pa.concat_tables([_PREDICTIONS.empty_table(), *(run.rows for run in runs)])
+    answers = pa.concat_tables([_PREDICTIONS.empty_table(), *(run.rows for run in runs)], promote_options="default")
     _write(directory / PREDICTIONS, answers, [])
     _write(directory / ARCHIVE, pa.Table.from_pylist(flat, _FLAT), [])
 
@@ -234,9 +234,11 @@ def _checksum(table: pa.Table) -> str | None:
 
 def _split(table: pa.Table) -> dict[str, pa.Table]:
     """Return the rows of each run. Equal keys are neighbours."""
+    if not len(table):
+        return {}
     keys = table["key"].combine_chunks().dictionary_encode()
     codes = keys.indices.to_numpy()
-    starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist()] if len(codes) else []
+    starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist()]
     names = keys.dictionary.to_pylist()
     return {names[codes[start]]: table.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(codes)], strict=True)}
 
@@ -261,9 +263,9 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
     """
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path}: not readable as a Parquet file: {' '.join(str(error).split())}") from error
-    version = (table.schema.metadata or {}).get(_SCHEMA_NAME, b"").decode()
+    version = (table.schema.metadata or {}).get(_SCHEMA_NAME, b"").decode(errors="replace")
     if not version:
         raise RecordError(f"{path}: not a file of `python scripts/collect.py`, which names its version in the metadata")
     if version != str(SCHEMA):
@@ -276,4 +278,6 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
     ]
     if wrong:
         raise RecordError(f"{path}: columns of another type: {', '.join(wrong)}")
+    if table["key"].null_count:
+        raise RecordError(f"{path}: {table['key'].null_count} rows without a key")
     return table

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qgoft.errors import QgoftError
 from qgoft.records.find import find_records
 from qgoft.records.flat import flat_row
+from qgoft.records.schema import Record
 
 if TYPE_CHECKING:
     import pandas
@@ -22,28 +23,32 @@ def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame"
 
     Args:
         paths: directories of runs (results/runs), archives (results/measured/pocket), directories with several of them, or records.parquet
-            files. Runs that are found twice count once.
+            files. Runs that are found twice count once: of two results, the last.
 
     Raises:
         QgoftError: a path does not exist, or none has a record.
 
     Warns:
-        UserWarning: a record is corrupt, modified or of another version. It is left out.
+        UserWarning: a record is corrupt, modified or of another version and left out, or two results of one run differ.
     """
     import pandas
 
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    rows: dict[str, dict[str, Any]] = {}
+    newest: dict[str, Record] = {}
     for root in roots:
         if not root.exists():
             raise QgoftError(f"{root}: no such file or directory; expected runs or an archive of runs, such as results/measured/pocket")
         found = find_records(root)
         for problem in found.problems:
             warnings.warn(problem, stacklevel=2)
-        rows |= {record["key"]: flat_row(record) for record in found.records}
-    if not rows:
+        for record in found.records:
+            known = newest.setdefault(record["key"], record)
+            if known != record:
+                warnings.warn(f"{root}: another result of run {record['key'][:16]}; the one that finished last is used", stacklevel=2)
+                newest[record["key"]] = max(known, record, key=lambda one: one["finished"])
+    if not newest:
         raise QgoftError(f"{', '.join(map(str, roots))}: no record; expected runs or an archive of runs, such as results/measured/pocket")
-    frame = pandas.DataFrame(list(rows.values()))
+    frame = pandas.DataFrame([flat_row(record) for record in newest.values()])
     order = ["protocol", "suite", "task", "label", "model", "seed", "key"]
     return frame.astype(_types(frame)).sort_values(order, ignore_index=True)
 

@@ -70,8 +70,8 @@ def lambda_chart(item: Item, rows: Sequence[Row]) -> Spec | None:
     """Return figure 4 (b) of GOFT: the score against lambda with its standard deviation over seeds, a line per task."""
     known = sorted((row for row in rows if row.penalty is not None and row.records), key=lambda row: row.penalty or 0)
     values = []
-    for column in item.columns:
-        for row in known:
+    for row in known:  # the axis has the order of the values
+        for column in item.columns:
             if scores := scores_of(row, column):
                 mean, spread = statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
                 ends = {"low": _digits(mean - spread, 4), "high": _digits(mean + spread, 4)}

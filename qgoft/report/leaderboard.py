@@ -17,7 +17,7 @@ def build_leaderboard(item: Item, rows: Sequence[Row], measured: Sequence[BenchC
     """Return the rows by their average.
 
     Args:
-        measured: shapes of the benchmark on which the methods were timed. Of several timings of a method the first is used.
+        measured: shapes of the benchmark on which the methods were timed. The first timing of a method counts.
     """
     costs: dict[str, tuple[dict, dict]] = {}
     for one in measured:
@@ -25,7 +25,7 @@ def build_leaderboard(item: Item, rows: Sequence[Row], measured: Sequence[BenchC
             costs.setdefault(display_label(timing["name"]), (timing, reference))
     front = {point.label for point in pareto_front(pareto_points(item, rows))}
     columns = ["method", "Avg", "#Param", "step x LoRA", "peak x LoRA", "orthogonality", "front"]
-    table = Table("leaderboard", f"Leaderboard: {item.title}, by the average", columns, has_methods=True)
+    table = Table("leaderboard-cost", "Leaderboard: score, time and memory, by the average", columns, has_methods=True)
 
     def average(row: Row) -> float:
         found = averages_of(row, item)[-1:]

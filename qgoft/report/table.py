@@ -32,6 +32,8 @@ def typographic(cell: str) -> str:
     """Return a cell with minus signs and dashes instead of hyphens: −1.2, 0.8–0.9, – for a missing value."""
     if cell == MISSING:
         return "–"
+    if not re.fullmatch(r"[-+\d.,e±%()\[\]†* ]+", cell):
+        return cell  # a name, such as llama-2-7b
     return re.sub(r"(?<![\w.)])-(?=[\d.])", "−", re.sub(r"(?<=\d)-(?=\d)", "–", re.sub(r"(\de)-(?=\d)", r"\1−", cell)))
 
 

@@ -25,11 +25,12 @@ def write_table(table: Table, directory: Path, files: Mapping[str, RunFiles] | N
 def sources_json(table: Table, files: Mapping[str, RunFiles]) -> str:
     """Return the runs behind the cells: row -> column -> short keys, and the directory or archive of each run.
 
-    Columns with an average are left out: their runs are those of the other columns.
+    A column with an average is left out if there are others: its runs are theirs.
     """
     cells: dict[str, dict[str, list[str]]] = {}
+    has_others = any(table.columns[place] != "Avg" for _, place in table.sources)
     for (line, place), keys in sorted(table.sources.items()):
-        if table.columns[place] != "Avg":
+        if table.columns[place] != "Avg" or not has_others:
             cells.setdefault(table.rows[line][0].strip(), {})[table.columns[place]] = [key[:16] for key in sorted(keys)]
     every = sorted({key for keys in table.sources.values() for key in keys})
     runs = {key[:16]: files[key].place for key in every if key in files}

@@ -128,7 +128,7 @@ def ratios_by_row(values: Values, panels: Mapping[str, tuple[str, str, str]], to
     """Return a panel per ratio with its interval a row, on a logarithmic axis with a line at 1.
 
     Args:
-        values: with the fields row, series and those of the panels; null where a ratio is not known.
+        values: with the fields row, series and those of the panels; null for an unknown ratio.
         panels: title -> fields of the ratio and of the ends of its interval.
     """
     select = {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"}

@@ -1,6 +1,6 @@
 """Composed settings on disk. Composing takes a quarter of a second, and the tables of both papers have 1500 combinations of overrides.
 
-There is one file in the user's cache, and one beside the committed records with the settings of their report. Both state the version of the
+One file is in the user's cache, another one with the committed records. Both state the version of the
 configuration files that they were composed from, and are ignored under another version.
 """
 
@@ -50,7 +50,7 @@ def store_settings(composed: Mapping[Overrides, RunSettings]) -> None:
 
 
 def commit_settings() -> Path:
-    """Write all settings that this process has used beside the committed records. Return the path."""
+    """Write all settings that this process has used to the directory of the committed records. Return the path."""
     content = {"version": configs_version(), "settings": dict(sorted(_used.items()))}
     COMMITTED.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
     return COMMITTED
@@ -61,7 +61,7 @@ def configs_version() -> str:
     """Return a version that changes with everything that composition depends on."""
     digest = hashlib.sha256()
     for root, pattern in ((locations.CONFIGS, "*.yaml"), (Path(locations.__file__).parent, "*.py")):
-        for path in sorted(root.rglob(pattern)):
+        for path in sorted(set(root.rglob(pattern)) - {Path(locations.__file__)}):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -52,7 +52,7 @@ def test_two_sweeps_share_the_work(repository, tmp_path):
     assert len(records.read_records(tmp_path / "runs")) == 3
     lines = [line for _, err in outputs for line in err.splitlines() if "  seed 0  accuracy" in line]
     assert len(lines) == 3, "every run was made once"
-    assert all("psoft@r64-borth (altered)" in out for out, _ in outputs)
+    assert all("PSOFT r=64 (orthogonal B) (altered)" in out for out, _ in outputs)
     assert not list(tmp_path.rglob("lease.*"))
     table = (tmp_path / "tables" / "psoft-table7.md").read_text()
     assert "published psoft@r64-borth (DeBERTaV3-base, other data; context only): 52.71  67.97" in table
@@ -160,7 +160,7 @@ def test_table_excludes_broken_records(repository, tmp_path):
     assert out.count("warning, skipped: ") == 3
     for name, reason in (("corrupt", "Unterminated|Expecting"), ("older", "schema is 0"), ("nan", "is nan")):
         assert re.search(rf"{name}/record.json: .*({reason})", out), out
-    assert re.search(r"goft \(altered\) .* \d\d\.\d", out)
+    assert re.search(r"GOFT \(altered\) .* \d\d\.\d", out)
 
 
 def test_item_without_runs_prints_published(repository, tmp_path):

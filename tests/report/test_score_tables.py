@@ -10,7 +10,7 @@ from qgoft.config.settings import EVAL_SCHEMES, SELECTIONS
 from qgoft.config.suites import suite_info, suite_names
 from qgoft.records import code_checksum
 from qgoft.report.items import ITEMS
-from qgoft.report.latex import document, latex_table
+from qgoft.report.latex import document, escape, latex_table
 from qgoft.report.published import format_value, load_rows
 from qgoft.report.row import Row, scores_of
 from qgoft.report.score_table import build_table
@@ -320,6 +320,12 @@ def test_table_writes_four_formats(tmp_path):
     assert latex.count(r"\midrule") == 2
     assert table.csv().splitlines()[0] == "row,a & b,c_d"
     assert [path.suffix for path in write_table(table, tmp_path)] == [".md", ".tex", ".csv"]
+
+
+def test_latex_names_are_mathematics():
+    assert escape("qGOFT, λ=0.1") == r"qGOFT, $\lambda{=}0.1$"
+    assert escape("rows with λ of their own") == r"rows with $\lambda$ of their own"
+    assert escape("GOFT* and LoRA r=8: −1.2") == r"GOFT$^*$ and LoRA $r{=}8$: $-$1.2"
 
 
 def test_table_names_are_unique():

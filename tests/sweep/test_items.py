@@ -1,5 +1,8 @@
 """Items of the papers: their grids, and the restrictions of the command line."""
 
+import dataclasses
+import gzip
+import json
 import subprocess
 
 import pytest
@@ -11,7 +14,7 @@ from qgoft.errors import QgoftError
 from qgoft.report.cost import PRINTED
 from qgoft.report.items import CHART, ITEMS, OWN, item_named
 from qgoft.report.published import load_rows
-from qgoft.sweep import forecast, items, planned_run
+from qgoft.sweep import forecast, items, planned_run, settings_cache
 
 PROTOCOL = {"goft-icml2024": "goft_icml24", "psoft-iclr2026": "psoft_iclr26"}
 OWN_ITEMS = {*items.own_items("pocket"), *items.own_items("small")}
@@ -126,6 +129,8 @@ def test_items_report_unsupported_combinations():
 def test_settings_cache_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     asked = [words for words, _ in words_of("table1", tasks=("rte", "cola"))[0]]
+    monkeypatch.setattr(settings_cache, "COMMITTED", tmp_path / "none")
+    settings_cache._committed.cache_clear()
     first = planned_run.compose_all(asked, 1)
     (kept,) = (tmp_path / "settings").glob("*.json")
     monkeypatch.setattr(planned_run, "compose_cached", None)  # nothing is composed again, independent of the results directory
@@ -133,9 +138,19 @@ def test_settings_cache_is_used(tmp_path, monkeypatch):
     assert [s.results.root for s in again] == ["there"] * len(asked)
     assert [repr(s).replace("'there'", "'results'") for s in again] == [repr(s) for s in first]
     kept.write_text("{cut sh")
+    settings_cache._stored.cache_clear()
     monkeypatch.undo()
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path))
     assert planned_run.compose_all(asked, 1) == first
+    settings_cache._committed.cache_clear()
+
+
+def test_committed_settings_are_those_of_the_configs():
+    """Otherwise `make report` composes 1500 settings first: run scripts/report.py --records measured --commit-settings."""
+    stored = json.loads(gzip.decompress(settings_cache.COMMITTED.read_bytes()))
+    assert stored["version"] == settings_cache.configs_version()
+    for name in list(stored["settings"])[::150]:
+        assert dataclasses.asdict(compose_settings(name.split("\n"))) == stored["settings"][name]
 
 
 def test_forecast_of_duration(tmp_path):

@@ -253,7 +253,7 @@ def test_squad_sweep_prints_table(repository, tmp_path):
     assert "SQuAD v1.1, protocol pocket: 1 run planned, 0 done" in done.stdout
     header = next(line for line in done.stdout.splitlines() if "#Param" in line)
     assert header.split()[-2:] == ["EM", "F1"]
-    assert re.search(r"published qgoft +0\.33M +87\.10 +93\.20", done.stdout)
+    assert re.search(r"published qGOFT +0\.33M +87\.10 +93\.20", done.stdout)
     assert (tmp_path / "tables" / "table4.tex").is_file()
 
 
