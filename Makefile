@@ -42,8 +42,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 COMMA := ,
-# The tokenizers' threads deadlock after a fork.
-export TOKENIZERS_PARALLELISM := false
 # The value of a variable that the user has set.
 GIVEN = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # make passes most options, so the message names the make variable.
         message = re.sub(r"argument --([a-z]+)", lambda found: f"argument --{found[1]} ({found[1].upper()} of make)", message)
-        raise QgoftError(f"{message}; `python {self.prog} --help` lists what there is")
+        raise QgoftError(f"{message}; `{'' if self.prog.startswith('qgoft') else 'python '}{self.prog} --help` lists what there is")
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -52,5 +53,6 @@ def run_cli(command: Callable[[], int], *, interrupted: str | None = None) -> No
 
 def run_command(name: str) -> NoReturn:
     """Run `qgoft.commands.<name>` with the arguments of the command line, and exit with its code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' threads deadlock after a fork
     command = importlib.import_module(f"qgoft.commands.{name}")
     run_cli(lambda: command.main(sys.argv[1:]), interrupted=getattr(command, "INTERRUPTED", None))

@@ -1,6 +1,8 @@
 """Check the published values: averages, parameter counts, granularity, win counts, sizes of data sets, the released operator.
 
-python scripts/audit.py                     all checks python scripts/audit.py --only counts       one of them
+Usage:
+    python scripts/audit.py                  all checks
+    python scripts/audit.py --only counts    one of them
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Pretrain an embedded backbone again, and check its scores.
 
-python -m qgoft build-pocket language --check          train into a scratch directory and compare with the shipped scores
-python -m qgoft build-pocket vision --write            replace the shipped weights
+Usage:
+    python -m qgoft build-pocket language --check    train into a scratch directory and compare with the shipped scores
+    python -m qgoft build-pocket vision --write      replace the shipped weights
 """
 
 import argparse

@@ -8,7 +8,10 @@ archive contains.
 """
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qgoft.cli import Parser
@@ -28,13 +31,22 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.source.is_dir():
         raise QgoftError(f"{arguments.source}: not a directory; expected one with runs, such as results/runs")
-    kept = read_kept(arguments.target)
-    found = find_records(arguments.source)
+    with _locked(arguments.target):
+        return collect(arguments.source, arguments.target, arguments.protocol)
+
+
+def collect(source: Path, target: Path, protocol: str) -> int:
+    """Add the finished runs of a protocol below a directory to an archive. Return the exit code.
+
+    Raises:
+        RecordError: the archive is invalid.
+    """
+    kept, found = read_kept(target), find_records(source)
     for problem in found.problems:
         _leave(problem)
     added: list[PackedRun] = []
     for record in found.records:
-        if record["status"] != "done" or record["protocol"] != arguments.protocol:
+        if record["status"] != "done" or record["protocol"] != protocol:
             continue
         name = f"run {record['key'][:16]} ({record['task']}, {record['method']}, seed {record['seed']})"
         files = found.files.get(record["key"])
@@ -50,9 +62,25 @@ def main(argv: list[str]) -> int:
             added.append(files if isinstance(files, PackedRun) else pack_run(record, read_history(files.path), files.answers()))
             print(f"{name}: {_result(record)}")
     if added:
-        write_archive(arguments.target, [*kept.values(), *added])
-    print(f"{len(added)} added to {arguments.target}, which contains {len(kept) + len(added)}")
+        write_archive(target, [*kept.values(), *added])
+    print(f"{len(added)} added to {target}, which contains {len(kept) + len(added)}")
     return 0
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Let one process at a time add to an archive, since its files are replaced one after the other."""
+    import fcntl  # POSIX only
+
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+        with suppress(OSError):
+            directory.rmdir()  # nothing was added
 
 
 def read_kept(directory: Path) -> dict[str, PackedRun]:

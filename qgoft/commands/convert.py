@@ -1,8 +1,10 @@
 """Convert released adapters to this package, and runs of this package to plain checkpoints.
 
-python scripts/convert.py release ADAPTER TARGET --release first|second   convert an adapter of the authors' code for
-peft.PeftModel.from_pretrained python scripts/convert.py export RUN TARGET                               merge results/runs/<key> into a
-plain transformers checkpoint
+Usage:
+    python scripts/convert.py release ADAPTER TARGET --release first|second
+        convert an adapter of the authors' code for peft.PeftModel.from_pretrained
+    python scripts/convert.py export RUN TARGET
+        merge results/runs/<key> into a plain transformers checkpoint
 """
 
 import argparse

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import qgoft
 from qgoft.cli import Parser
 from qgoft.config import locations
 from qgoft.machine import processor_name
@@ -35,7 +36,7 @@ def versions(names: tuple[str, ...]) -> str:
 
 def installation() -> Iterator[str]:
     where = f"checkout {locations.REPOSITORY}" if locations.REPOSITORY else f"package {locations.PACKAGE}"
-    yield f"qgoft: {importlib.metadata.version('qgoft')}, {where}, results in {locations.RESULTS.resolve()}"
+    yield f"qgoft: {qgoft.__version__}, {where}, results in {locations.RESULTS.resolve()}"
     yield f"python: {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield f"adapter: {versions(ADAPTER)}"
     yield f"suite: {versions(SUITE)}"

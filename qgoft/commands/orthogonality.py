@@ -1,7 +1,8 @@
 """Print the orthogonality error of each method during training: a table and a figure of finished runs.
 
-python -m qgoft orthogonality                                    your runs (results/runs), GLUE, protocol pocket
-python -m qgoft orthogonality --records measured --suite vtab
+Usage:
+    python -m qgoft orthogonality                                    your runs (results/runs), GLUE, protocol pocket
+    python -m qgoft orthogonality --records measured --suite vtab
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Write all tables and figures of the records, and one page with all of them (results/report.html): `make report`.
 
-python scripts/report.py                       your runs (results/runs)
-python scripts/report.py --records measured    the committed records
+Usage:
+    python scripts/report.py                       your runs (results/runs)
+    python scripts/report.py --records measured    the committed records
 """
 
 import argparse

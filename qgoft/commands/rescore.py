@@ -1,6 +1,7 @@
 """Score a finished run again from its saved adapter, and compare with its record.
 
-python scripts/rescore.py results/runs/<key> --merge
+Usage:
+    python scripts/rescore.py results/runs/<key> --merge
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Plan and run a suite, or items of the papers, and print their tables: `make glue`, `make table1`, `make paper`.
 
-python scripts/sweep.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24 python scripts/sweep.py
-table1,lambda --method lora,qgoft --seeds 0 python scripts/sweep.py all --protocol pocket --action status
+Usage:
+    python scripts/sweep.py glue --method qgoft,lora@r2 --tasks mrpc,rte --seeds 0,1 --protocol goft_icml24
+    python scripts/sweep.py table1,lambda --method lora,qgoft --seeds 0
+    python scripts/sweep.py all --protocol pocket --action status
 """
 
 import argparse

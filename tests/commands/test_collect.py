@@ -122,3 +122,28 @@ def test_collect_refuses_values_that_are_not_numbers(runs, tmp_path):
 def test_collect_missing_directory(tmp_path):
     with pytest.raises(QgoftError, match="not a directory; expected one with runs"):
         collect.main([str(tmp_path / "nowhere"), str(tmp_path / "kept")])
+
+
+def test_collect_leaves_incomplete_runs(runs, tmp_path, capsys):
+    """A run is never replaced, so one without its curve would stay without it."""
+    first, *_ = sorted(runs.iterdir())
+    history = (first / "history.jsonl").read_bytes()
+    (first / "history.jsonl").unlink()
+    target = tmp_path / "kept"
+    assert collect.main([str(runs), str(target)]) == 0
+    told = capsys.readouterr()
+    assert "3 added" in told.out
+    assert "history.jsonl is missing in" in told.err
+    (first / "history.jsonl").write_bytes(history)
+    assert collect.main([str(runs), str(target)]) == 0
+    assert "1 added" in capsys.readouterr().out
+    assert not find_records(target).problems
+
+
+def test_collect_reads_archives(runs, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    collect.main([str(runs), str(one)])
+    capsys.readouterr()
+    assert collect.main([str(one), str(two)]) == 0
+    assert "4 added" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in one.iterdir()} == {path.name: path.read_bytes() for path in two.iterdir()}

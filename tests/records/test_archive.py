@@ -1,7 +1,9 @@
 """Archives and `load_results`: nothing is lost, and what is damaged is named."""
 
+import copy
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pandas
@@ -13,6 +15,7 @@ import qgoft
 from qgoft.commands import collect
 from qgoft.errors import QgoftError
 from qgoft.records import find_records, read_record, write_record
+from qgoft.records.archive import pack_run, write_archive
 from qgoft.records.flat import flat_row
 from tests.committed import ARCHIVE, committed, select, write_run
 
@@ -160,3 +163,36 @@ def test_load_results_of_runs_and_archives(archive, tmp_path):
     (archive / "records.parquet").write_bytes(b"")
     with pytest.warns(UserWarning, match="not readable as a Parquet file"):
         assert len(qgoft.load_results([archive, tmp_path / "runs"])) == 3
+
+
+def test_archive_without_any_curve_or_answer(tmp_path):
+    """As of a method that trains nothing."""
+    record = select("cola", method="lora", seed=0)[0]
+    write_archive(tmp_path, [pack_run(record, [], None)])
+    found = find_records(tmp_path)
+    assert found.problems == []
+    assert found.records == [record]
+    assert found.files[record["key"]].curve("loss") == []
+    assert found.files[record["key"]].answers() is None
+
+
+@pytest.mark.parametrize("metadata", [{b"qgoft.archive": b"\xff"}, {b"qgoft.archive": b"2"}, {}])
+def test_foreign_version(archive, tmp_path, metadata):
+    shutil.copytree(archive, tmp_path / "copy")
+    path = tmp_path / "copy" / "records.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    found = find_records(tmp_path / "copy")
+    assert found.records == []
+    assert len(found.problems) == 1
+
+
+def test_load_results_of_two_results_of_one_run(archive, tmp_path):
+    (record, *_) = find_records(archive).records
+    later = copy.deepcopy(record)
+    later["metrics"][later["primary"]]["value"] += 1.0
+    later["finished"] = "2099-01-01T00:00:00+00:00"
+    write_archive(tmp_path / "later", [pack_run(later, [], None)])
+    for paths in ([archive, tmp_path / "later"], [tmp_path / "later", archive]):
+        with pytest.warns(UserWarning, match="the one that finished last is used"):
+            frame = qgoft.load_results(paths)
+        assert frame.set_index("key").loc[record["key"], "score"] == later["metrics"][later["primary"]]["value"]

@@ -176,10 +176,10 @@ def test_readme_output_matches_the_records(repository, measured):
     behind = json.loads((doc_tables.TABLES / "table1.json").read_text())["cells"]["qgoft"]
     own = {key for keys in behind.values() for key in keys}
     rows = {
-        "qgoft": [r for r in glue if r["key"][:16] in own and r["seed"] == 0],
-        "linear *": [r for r in glue if r["method"] == "linear"],
-        "random + lora@r8 *": [r for r in glue if r["method"] == "lora" and r["settings"]["model"]["init"] == "random"],
-        "random + qgoft *": [r for r in glue if r["method"] == "qgoft" and r["settings"]["model"]["init"] == "random"],
+        "qGOFT": [r for r in glue if r["key"][:16] in own and r["seed"] == 0],
+        "Linear probe *": [r for r in glue if r["method"] == "linear"],
+        "random + LoRA r=8 *": [r for r in glue if r["method"] == "lora" and r["settings"]["model"]["init"] == "random"],
+        "random + qGOFT *": [r for r in glue if r["method"] == "qgoft" and r["settings"]["model"]["init"] == "random"],
     }
     readme = (repository / "README.md").read_text()
     for label, records in rows.items():
