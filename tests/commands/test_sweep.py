@@ -75,7 +75,7 @@ def test_killed_worker_is_restarted(repository, tmp_path):
         "0",
         "--jobs",
         "2",
-        "train.max_steps=60",
+        "train.max_steps=20",
     )
     for _ in range(600):
         leases = [json.loads(path.read_text()) for path in tmp_path.rglob("lease.0.json")]

@@ -17,6 +17,12 @@ from qgoft.errors import QgoftError
 from qgoft.records import find_records, read_record, write_record
 from qgoft.records.archive import pack_run, write_archive
 from qgoft.records.flat import flat_row
+from qgoft.report.charts import curves_chart
+from qgoft.report.items import ITEMS
+from qgoft.report.library import RecordLibrary
+from qgoft.report.paired_table import build_paired
+from qgoft.report.row import Row
+from qgoft.report.score_table import build_table
 from tests.committed import ARCHIVE, committed, select, write_run
 
 NAMES = ("records.parquet", "curves.parquet", "predictions.parquet")
@@ -196,3 +202,27 @@ def test_load_results_of_two_results_of_one_run(archive, tmp_path):
         with pytest.warns(UserWarning, match="the one that finished last is used"):
             frame = qgoft.load_results(paths)
         assert frame.set_index("key").loc[record["key"], "score"] == later["metrics"][later["primary"]]["value"]
+
+
+def test_tables_of_archives_are_those_of_directories(tmp_path):
+    chosen = [
+        r for method in ("lora", "goft") for r in select("rte", method=method, model="pocket-deberta") if r["variant"] in ("r8", "goft")
+    ]
+    for record in chosen:
+        write_run(record, tmp_path / "runs" / record["key"])
+    collect.main([str(tmp_path / "runs"), str(tmp_path / "kept")])
+    shown = []
+    for root in (tmp_path / "runs", tmp_path / "kept"):
+        library = RecordLibrary.read(root)
+        by_method = {name: [r for r in library.index.records if r["method"] == name] for name in ("lora", "goft")}
+        rows = [Row(name, {"rte": sorted(some, key=lambda r: (r["seed"], r["key"]))[:3]}) for name, some in by_method.items()]
+        item = ITEMS["flexibility"]
+        table, paired = (build("flexibility", rows, item, library.bootstrap) for build in (score_table, build_paired))
+        curves = curves_chart(rows, "rte", library.files)
+        shown.append((table.markdown(), table.sources, paired.markdown(), curves))
+    assert shown[0] == shown[1]
+    assert "(" in shown[0][2], "the answers of both forms give intervals"
+
+
+def score_table(_, rows, item, bootstrap):
+    return build_table("glue", "pocket", rows, item=item, bootstrap=bootstrap)
