@@ -137,3 +137,7 @@ def test_paths_in_text_exist(repository):
     named = {(path.relative_to(repository), name) for path in texts for name in PATH.findall(path.read_text())}
     assert len(named) > 150
     assert not sorted(f"{path}: {name}" for path, name in named if not (repository / name).exists())
+
+
+def test_results_are_few_files(repository):
+    assert 20 < len(tracked(repository, "results")) < 250
