@@ -40,8 +40,6 @@ def usage(known: Sequence[str]) -> str:
     lines += [
         "  glue, squad, vtab, vicuna, mmlu, math, commonsense   a suite",
         "  table1, psoft-table2, lambda, ...                    an item of a paper",
-    ]
-    lines += [
         "  paper                                                all items",
         "  status, fetch, table TARGET                          without running",
         "",
@@ -68,13 +66,13 @@ def run(words: Sequence[str]) -> NoReturn:
         sys.argv[:] = [f"qgoft {words[0]}", *words[1:]]
         run_command(name)
     from qgoft.config.suites import suite_names
-    from qgoft.sweep.items import read_items
+    from qgoft.sweep.items import item_names
 
     def unknown() -> int:
         check_choice("command or target", words[0], [*targets, *(name.replace("_", "-") for name in known)], "`qgoft` lists them")
         return 2
 
-    targets = [*suite_names(), *TARGETS, *ACTIONS, *read_items("pocket")]
+    targets = [*suite_names(), *TARGETS, *ACTIONS, *item_names()]
     if words[0].partition(",")[0] not in targets:
         run_cli(unknown)
     sys.argv[:] = ["qgoft", *sweep_arguments(words)]

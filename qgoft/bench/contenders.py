@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from qgoft.bench.baseline_products import MixedLinear, mix_neighbours_by_level, mix_sparse
 from qgoft.bench.shapes import Shape
-from qgoft.config.peft_types import peft_types
+from qgoft.config.suites import known_methods
 from qgoft.errors import QgoftError, check_choice
-from qgoft.methods.registry import MethodContext, find_targets, method_named, method_names, parse_variant
+from qgoft.methods.registry import MethodContext, find_targets, method_named, parse_variant
 from qgoft.ops.givens import Factors, identity_blocks, mix_pairs
 from qgoft.ops.givens.rotate import apply_to_rows, apply_transpose_to_rows, backward_of_rows
 
@@ -82,7 +82,7 @@ def find_contender(name: str) -> Contender:
     if name in known:
         return known[name]
     method, _, variant = name.partition("@")
-    check_choice("contender", method, [*known, *sorted({*method_names(), *peft_types()})], "set --contenders")
+    check_choice("contender", method, [*known, *known_methods()], "set --contenders")
     entry = method_named(method)
     parse_variant(entry, variant or method)
     if entry.config is None:

@@ -3,8 +3,8 @@
     python scripts/collect.py results/runs results/measured/pocket
     python scripts/collect.py /data/runs results/measured/small --protocol small
 
-Left out, and named: corrupt, incomplete or modified runs, runs to which this version of the code gives another key, and a second result of a run that the
-archive contains.
+Left out, and named: corrupt, incomplete or modified runs, runs to which this version of the code gives another key, and a second result of a
+run that the archive contains.
 """
 
 import argparse

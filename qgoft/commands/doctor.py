@@ -1,7 +1,8 @@
 """Print versions, devices, backend of the operator, hub, caches, and the missing downloads of a protocol.
 
-qgoft doctor
-qgoft doctor --protocol goft_icml24     also the data sets and models of the protocol that are not cached
+Usage:
+    qgoft doctor
+    qgoft doctor --protocol goft_icml24    also the data sets and models of the protocol that are not cached
 """
 
 import argparse

@@ -19,7 +19,7 @@ from qgoft.config import locations
 from qgoft.config.keys import affects_results
 from qgoft.config.peft_types import SHARED, peft_types
 from qgoft.config.settings import RunSettings, settings_from_dict
-from qgoft.config.suites import config_names, has_config, read_config, unsupported_reason
+from qgoft.config.suites import config_names, has_config, known_methods, read_config, unsupported_reason
 from qgoft.errors import QgoftError, check_choice, hint
 
 PATH_SETTINGS = ("data.root", "model.path", "task.path", "results.root")
@@ -40,7 +40,7 @@ def check_config_name(group: str, value: str) -> None:
         QgoftError: with the available names.
     """
     variable = GROUPS[group]
-    names = sorted({*config_names(group), *(peft_types() if group == "method" else ())})
+    names = known_methods() if group == "method" else config_names(group)
     check_choice(group, value, names, f"change {variable} or {group}=" if variable else f"change {group}=")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from qgoft.config import locations
-from qgoft.config.peft_types import SHARED
+from qgoft.config.peft_types import SHARED, peft_types
 from qgoft.errors import QgoftError, check_choice
 
 
@@ -82,6 +82,11 @@ def config_names(group: str) -> list[str]:
 def _names_below(directory: Path) -> tuple[str, ...]:
     names = (path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.yaml"))
     return tuple(sorted(name for name in names if not name.startswith("_")))  # a file that several methods share
+
+
+def known_methods() -> list[str]:
+    """Return the names of all methods: those of configs/method, and the tuner types of peft."""
+    return sorted({*config_names("method"), *peft_types()})
 
 
 def has_config(name: str) -> bool:

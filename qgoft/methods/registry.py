@@ -13,8 +13,8 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from qgoft.config.peft_types import peft_types
 from qgoft.config.settings import MethodSettings, ModelSettings
+from qgoft.config.suites import known_methods
 from qgoft.errors import QgoftError, check_choice
 from qgoft.tuners import orthogonality_penalty
 from qgoft.tuners.layerwise import linear_shape
@@ -146,7 +146,7 @@ def method_named(name: str) -> Method:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    check_choice("method", name, sorted({*method_names(), *peft_types()}), "change METHOD")
+    check_choice("method", name, known_methods(), "change METHOD")
     from qgoft.methods.any_peft import peft_method
 
     return peft_method(name)

@@ -28,15 +28,15 @@ class RecordSet:
     problems: list[str]
 
 
-def find_records(root: Path) -> RecordSet:
-    """Return all records below a directory, or of one archive, sorted by path; of equal keys the one that finished last.
+def find_records(*roots: Path) -> RecordSet:
+    """Return all records below some directories, or of archives, sorted by path; of equal keys the one that finished last.
 
     A corrupt, modified or incompatible record is left out and named in `problems`. If the curve or the answers of a run were modified, its
     record counts, but they are not used.
     """
     newest: dict[str, tuple[Record, RunFiles | None, Path]] = {}
     problems: list[str] = []
-    for place in _places(root):
+    for place in (place for root in roots for place in _places(root)):
         for record, some in _read(place, problems):
             known = newest.get(record["key"])
             if known is not None and known[0] != record:

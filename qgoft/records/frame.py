@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 from qgoft.errors import QgoftError
 from qgoft.records.find import find_records
 from qgoft.records.flat import flat_row
-from qgoft.records.schema import Record
 
 if TYPE_CHECKING:
     import pandas
+
+# Columns that may hold no value: counts stay integers.
+TYPES = dict.fromkeys(("n", "params", "peak_memory_bytes"), "Int64") | dict.fromkeys(
+    ("score", "standard_error", "seconds", "orthogonality"), "float64"
+)
 
 
 def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
     """Load finished and failed runs as a data frame with one row per run, sorted by protocol, suite, task, label and seed.
 
     Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, status, score (of the primary metric, on the suite's scale),
-    metric, n (scored items), standard_error (over items), params (trainable, with the head), seconds (of training), peak_memory_bytes,
+    metric, n (scored items), standard_error (over items), params (trainable, without the head), seconds (of training), peak_memory_bytes,
     orthogonality (max |R^T R - I| over the layers), key and commit.
 
     Args:
@@ -34,27 +38,14 @@ def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame"
     import pandas
 
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    newest: dict[str, Record] = {}
     for root in roots:
         if not root.exists():
             raise QgoftError(f"{root}: no such file or directory; expected runs or an archive of runs, such as results/measured/pocket")
-        found = find_records(root)
-        for problem in found.problems:
-            warnings.warn(problem, stacklevel=2)
-        for record in found.records:
-            known = newest.setdefault(record["key"], record)
-            if known != record:
-                warnings.warn(f"{root}: another result of run {record['key'][:16]}; the one that finished last is used", stacklevel=2)
-                newest[record["key"]] = max(known, record, key=lambda one: one["finished"])
-    if not newest:
+    found = find_records(*roots)
+    for problem in found.problems:
+        warnings.warn(problem, stacklevel=2)
+    if not found.records:
         raise QgoftError(f"{', '.join(map(str, roots))}: no record; expected runs or an archive of runs, such as results/measured/pocket")
-    frame = pandas.DataFrame([flat_row(record) for record in newest.values()])
+    frame = pandas.DataFrame([flat_row(record) for record in found.records])
     order = ["protocol", "suite", "task", "label", "model", "seed", "key"]
-    return frame.astype(_types(frame)).sort_values(order, ignore_index=True)
-
-
-def _types(frame: "pandas.DataFrame") -> dict[str, str]:
-    """Return the types of columns that may hold no value: counts stay integers."""
-    return dict.fromkeys(("n", "params", "peak_memory_bytes"), "Int64") | {
-        name: "float64" for name in ("score", "standard_error", "seconds", "orthogonality") if name in frame
-    }
+    return frame.astype(TYPES).sort_values(order, ignore_index=True)

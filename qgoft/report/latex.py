@@ -56,16 +56,17 @@ def _line(cells: Sequence[str]) -> str:
 
 def _head(table: Table) -> list[str]:
     """Return the titles, under those of their groups if there are any."""
-    titles = table.shown(table.columns)
+    titles = _line([escape(title) for title in table.short_titles()])
     if not table.groups:
-        return [_line([escape(title) for title in titles])]
-    over, rules, place = [], [], 0
-    for group in table.groups:
-        over += [""] * (group.first - place) + [rf"\multicolumn{{{len(group.titles)}}}{{c}}{{{escape(group.title)}}}"]
-        rules.append(rf"\cmidrule(lr){{{group.first + 1}-{group.last + 1}}}")
-        titles[group.first : group.last + 1] = group.titles
-        place = group.last + 1
-    return [_line([*over, *[""] * (len(titles) - place)]), " ".join(rules), _line([escape(title) for title in titles])]
+        return [titles]
+    over = [cell for title, width in table.headings() for cell in _heading(title, width)]
+    rules = " ".join(rf"\cmidrule(lr){{{group.first + 1}-{group.last + 1}}}" for group in table.groups)
+    return [_line(over), rules, titles]
+
+
+def _heading(title: str, width: int) -> list[str]:
+    """Return the cells of a heading, which are empty where there is none."""
+    return [rf"\multicolumn{{{width}}}{{c}}{{{escape(title)}}}"] if title else [""] * width
 
 
 def _sentence(text: str) -> str:

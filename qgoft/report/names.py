@@ -106,7 +106,6 @@ def display_label(label: str) -> str:
 def latex_name(text: str) -> str:
     """Return an escaped name with its symbols as mathematics: GOFT$^*$, LoRA $r{=}8$."""
     number = r"(-?[\d.]+(?:e-?\d+)?)"
-    text = text.replace("λ", r"$\lambda$")
     text = re.sub(rf"\$\\lambda\$={number}", r"$\\lambda{=}\1$", text)
     text = re.sub(rf"(?<![\w\\$])([a-z])={number}", r"$\1{=}\2$", text)
     return re.sub(r"GOFT\*", "GOFT$^*$", text)

@@ -127,22 +127,11 @@ class TableView:
     @property
     def titles(self) -> list[tuple[str, str]]:
         """Return (title under its group, unique title) of each column."""
-        full = self.table.shown(self.table.columns)
-        short = list(full)
-        for group in self.table.groups:
-            short[group.first : group.last + 1] = group.titles
-        return list(zip(short, full, strict=True))
+        return list(zip(self.table.short_titles(), self.table.shown(self.table.columns), strict=True))
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """Return (heading, width) over all columns; empty without groups."""
-        found, place = [], 0
-        for group in self.table.groups:
-            found += [("", group.first - place)] if group.first > place else []
-            found.append((group.title, len(group.titles)))
-            place = group.last + 1
-        rest = len(self.table.columns) - place
-        return [*found, *([("", rest)] if rest else [])] if found else []
+        return self.table.headings()
 
     def runs(self, line: int, place: int) -> list[int]:
         """Return the numbers of the runs behind a cell."""

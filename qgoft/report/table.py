@@ -103,6 +103,23 @@ class Table:
         """Return the displayed text of the first cell of a row, or of the first title."""
         return display_label(text) if self.has_methods else text
 
+    def headings(self) -> list[tuple[str, int]]:
+        """Return (heading, width) over all columns, with an empty heading between the groups; empty without groups."""
+        found, place = [], 0
+        for group in self.groups:
+            found += [("", group.first - place)] if group.first > place else []
+            found.append((group.title, len(group.titles)))
+            place = group.last + 1
+        rest = len(self.columns) - place
+        return [*found, *([("", rest)] if rest else [])] if found else []
+
+    def short_titles(self) -> list[str]:
+        """Return the titles of the columns under their headings."""
+        titles = self.shown(self.columns)
+        for group in self.groups:
+            titles[group.first : group.last + 1] = group.titles
+        return titles
+
     def shown(self, row: Sequence[str]) -> list[str]:
         """Return the displayed cells of a row, or titles."""
         return [self.label(row[0]), *row[1:]]

@@ -124,6 +124,11 @@ def _grid(params: dict[str, Any], rows: list[str] | None, seeds: tuple[str, ...]
     return SweepGrid(every, tasks, seeds, fixed)
 
 
+def item_names() -> list[str]:
+    """Return the names of the items of all protocols."""
+    return sorted({read_config(f"experiment/{name}")["item"]["name"] for name in config_names("experiment")})
+
+
 def own_items(protocol: str) -> list[str]:
     """Return the items of this project, which the papers do not have."""
     return [name for name, item in read_items(protocol).items() if not item.in_papers]
