@@ -47,11 +47,12 @@ GIVEN = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 
 # By default glibc returns freed memory to the system and faults it in again. Keeping it makes small models on a CPU train 10% faster.
 KEEP_MEMORY = $(if $(filter pocket,$(PROTOCOL)),MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=67108864)
-# $(call SWEEP,suite or items)
-SWEEP = $(KEEP_MEMORY) $(PY) scripts/sweep.py $(1) $(if $(filter command environment,$(firstword $(origin METHOD))),--method '$(METHOD)') \
+OPTIONS = $(if $(filter command environment,$(firstword $(origin METHOD))),--method '$(METHOD)') \
 	--tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' --data '$(DATA)' --jobs '$(JOBS)' \
 	--launcher '$(LAUNCHER)' --nproc '$(NPROC)' --accelerate '$(ACCELERATE)' --records '$(RECORDS)' --bold '$(BOLD)' --style '$(STYLE)' \
 	$(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
+# $(call SWEEP,suite or items)
+SWEEP = $(KEEP_MEMORY) $(PY) scripts/sweep.py $(1) $(OPTIONS)
 # lm-eval scores MMLU with real decoders.
 MMLU = $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu)
 
@@ -77,7 +78,7 @@ $(VENV)/.mmlu: $(READY)
 	@echo "installing lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper report audit fidelity test test-oldest test-native coverage check smoke bench counts status fetch clean help
+.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper retention report audit fidelity test test-oldest test-native coverage check smoke bench counts status fetch clean help
 
 env: $(READY) ## create .venv
 
@@ -124,6 +125,10 @@ figure4: $(READY) ## figure 4 of GOFT: `make flexibility` (a) and `make lambda` 
 
 paper: $(READY) ## every table and figure of both papers that PROTOCOL supports (items: see below)
 	@$(call SWEEP,all) $(ARGS)
+
+# Decoders of the papers are also asked by tasks of lm-eval.
+retention: $(READY) $(if $(filter instruct math commonsense,$(SUITE)),$(MMLU)) ## measure what METHOD retains of the backbone's other abilities on SUITE (or ITEM); pending runs first
+	@$(KEEP_MEMORY) $(PY) scripts/retention.py $(or $(ITEM),$(SUITE)) $(OPTIONS) $(ARGS)
 
 report: $(READY) ## write results/report.html and all tables and figures from the records (RECORDS=measured: the committed ones)
 	@$(PY) scripts/report.py --records '$(RECORDS)' --bold '$(BOLD)' --style '$(STYLE)' --jobs '$(JOBS)' $(ARGS)
@@ -194,7 +199,7 @@ help: ## print this list
 	@echo "  SEEDS=0 (suites; items: those of the protocol)    a list or a range, 0-4"
 	@echo "  PROTOCOL=pocket            small, goft_icml24, psoft_iclr26"
 	@echo "  MODEL= DATA=               another model; a directory instead of the hub"
-	@echo "  SUITE=glue ITEM=           of status and fetch (fetch: default all)"
+	@echo "  SUITE=glue ITEM=           of status, retention and fetch (fetch: default all)"
 	@echo "  JOBS=cores                 runs at a time"
 	@echo "  NPROC=1                    processes of a run (torchrun)"
 	@echo "  ACCELERATE=                fsdp2 or deepspeed_zero2, with NPROC"

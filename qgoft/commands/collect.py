@@ -3,11 +3,12 @@
     python scripts/collect.py results/runs results/measured/pocket
     python scripts/collect.py /data/runs results/measured/small --protocol small
 
-Left out, and named: corrupt, incomplete or modified runs, runs to which this version of the code gives another key, and a second result of a
+The retention of a run is added with it, or later, if it is measured (scripts/retention.py). Left out, and named: corrupt, incomplete or modified runs, runs to which this version of the code gives another key, and a second result of a
 run that the archive contains.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from qgoft.errors import QgoftError
 from qgoft.records import Record, RecordError, RunDirectory, find_records
 from qgoft.records.archive import PackedRun, pack_run, read_archive, write_archive
 from qgoft.records.jsonl import read_history
+from qgoft.records.retention import Retention
 from qgoft.records.store import ARCHIVE, READ_LATER
 from qgoft.sweep.record_index import is_current
 
@@ -45,6 +47,7 @@ def collect(source: Path, target: Path, protocol: str) -> int:
     for problem in found.problems:
         _leave(problem)
     added: list[PackedRun] = []
+    measured = 0
     for record in found.records:
         if record["status"] != "done" or record["protocol"] != protocol:
             continue
@@ -53,18 +56,35 @@ def collect(source: Path, target: Path, protocol: str) -> int:
         if record["key"] in kept:
             if kept[record["key"]].record != record:
                 _leave(f"{name}: the archive has another result of this run: {_result(kept[record['key']].record)}, here {_result(record)}")
+            elif files is not None:
+                measured += _add_retention(kept, record["key"], files.retention(), name)
         elif not is_current(record):
             _leave(f"{name}: this version of the code gives it another key")
         elif isinstance(files, RunDirectory | PackedRun):  # otherwise it was modified, and is named above
             if missing := _missing(record, files):
                 _leave(f"{name}: {missing} is missing in {files.place}")
                 continue
-            added.append(files if isinstance(files, PackedRun) else pack_run(record, read_history(files.path), files.answers()))
+            added.append(
+                files if isinstance(files, PackedRun) else pack_run(record, read_history(files.path), files.answers(), files.retention())
+            )
             print(f"{name}: {_result(record)}")
-    if added:
+    if added or measured:
         write_archive(target, [*kept.values(), *added])
-    print(f"{len(added)} added to {target}, which contains {len(kept) + len(added)}")
+    also = f", and the retention of {measured} others" if measured else ""
+    print(f"{len(added)} added to {target}, which contains {len(kept) + len(added)}{also}")
     return 0
+
+
+def _add_retention(kept: dict[str, PackedRun], key: str, retention: Retention | None, name: str) -> bool:
+    """Add the retention of a run that the archive has, unless it has that already."""
+    run = kept[key]
+    if retention is None or retention == run.kept:
+        return False
+    if run.kept is not None:
+        _leave(f"{name}: the archive has another retention of this run, measured {run.kept['finished']}, here {retention['finished']}")
+        return False
+    kept[key] = dataclasses.replace(run, kept=retention)
+    return True
 
 
 @contextmanager

@@ -26,10 +26,10 @@ class TaskSettings:
     """One task of a suite.
 
     Attributes:
-        labels: names of the classes; empty for a regression.
+        labels: names of the classes; empty for a regression, and for images and decoders.
         hub: repository of the rows; null if none is known.
         rows: official sizes of the splits; a source that differs is marked as a subset.
-        label_range: lowest and highest label of a regression.
+        label_range: lowest and highest label of a regression; empty for other tasks.
         options: settings of a single suite, such as the stride of SQuAD's windows.
         path: directory of the task, if it has another name (VTAB).
         sources: split -> location of its file, for tasks of several sources (decoders).
@@ -52,7 +52,7 @@ class TaskSettings:
 
     @property
     def is_regression(self) -> bool:
-        return not self.labels
+        return bool(self.label_range)
 
     @property
     def full_name(self) -> str:
@@ -308,7 +308,7 @@ def settings_from_dict(data: dict[str, Any]) -> RunSettings:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        raise QgoftError(_one_line(error)) from None
+        raise QgoftError(one_line_error(error, RunSettings)) from None
 
 
 _ADAPTER = TypeAdapter(RunSettings)
@@ -316,15 +316,20 @@ _ADAPTER = TypeAdapter(RunSettings)
 _EXPECTED = {"int_type": "int", "float_type": "float", "string_type": "str", "bool_type": "bool", "list_type": "list", "dict_type": "dict"}
 
 
-def _one_line(errors: ValidationError) -> str:
-    """Return the first error as `setting is value; expected; fix`."""
+def one_line_error(errors: ValidationError, settings: Any, prefix: str = "") -> str:
+    """Return the first error as `setting is value; expected; fix`.
+
+    Args:
+        settings: the dataclass of the settings.
+        prefix: of the names on the command line.
+    """
     error = errors.errors(include_url=False)[0]
     kind, value, path = error["type"], error["input"], list(error["loc"])
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    name = prefix + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     if kind == "missing":
         return f"setting {name} is missing; set {name}=..."
     if kind == "unexpected_keyword_argument":
-        group: Any = RunSettings
+        group: Any = settings
         for part in path[:-1]:
             group = group.__dataclass_fields__[part].type
         known = ", ".join(sorted(one.name for one in dataclasses.fields(group)))

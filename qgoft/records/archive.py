@@ -1,9 +1,10 @@
-"""Archive: many finished runs in three Parquet files.
+"""Archive: many finished runs in four Parquet files.
 
     records.parquet      a row per run: the columns of `flat_row`, the record as JSON, and checksums of its curve and answers
     curves.parquet       a row per logged step: key, step, and a column per logged value (null if a step lacks it)
     predictions.parquet  a row per answer: key, set, item, prediction and label; a text is in prediction_text or label_text, and the accepted
                          answers of a question in label_texts
+    retention.parquet    if any is measured, a row per run with its retention: key, and the measurement as JSON with a checksum of itself
 
 Rows are sorted by key; those of a run keep their order. Equal runs give equal bytes with one version of pyarrow. A run is verified by its own
 checksums when it is read, so that after an interrupted write the runs of before are still readable.
@@ -21,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qgoft.records.flat import flat_row
+from qgoft.records.retention import Retention, parse_retention, retention_text
 from qgoft.records.run_files import AnswerColumns, place_name
 from qgoft.records.schema import Record, RecordError
 from qgoft.records.store import ARCHIVE, atomic_file, parse_record, record_text
 
-CURVES, PREDICTIONS = "curves.parquet", "predictions.parquet"
+CURVES, PREDICTIONS, RETENTIONS = "curves.parquet", "predictions.parquet", "retention.parquet"
 # In the metadata of each file; incremented if a change of the columns would mislead an older reader.
 SCHEMA = 1
 _SCHEMA_NAME = b"qgoft.archive"
@@ -42,11 +44,13 @@ _FLAT_TYPES = {
     "seconds": _NUMBER,
     "peak_memory_bytes": _WHOLE,
     "orthogonality": _NUMBER,
+    "retention": _NUMBER,
     "key": _TEXT,
     "commit": _TEXT,
 }
 _FLAT = pa.schema({**_FLAT_TYPES, **dict.fromkeys(("curve_sha256", "predictions_sha256", "record"), _TEXT)})
 _CURVES = pa.schema({"key": _TEXT, "step": _WHOLE})
+_RETENTIONS = pa.schema({"key": _TEXT, "retention": _TEXT})
 _PREDICTIONS = pa.schema(
     {
         "key": _TEXT,
@@ -69,12 +73,14 @@ class PackedRun:
         steps: its rows of curves.parquet.
         rows: its rows of predictions.parquet.
         place: directory of the archive.
+        kept: its retention, if it is measured.
     """
 
     record: Record
     steps: pa.Table
     rows: pa.Table
     place: str = ""
+    kept: Retention | None = None
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         if name not in self.steps.column_names:
@@ -89,6 +95,9 @@ class PackedRun:
         predictions = _join(self.rows["prediction"], self.rows["prediction_text"])
         labels = _join(self.rows["label"], self.rows["label_text"], self.rows["label_texts"])
         return AnswerColumns(self.rows["set"].to_pylist(), self.rows["item"].to_pylist(), predictions, labels)
+
+    def retention(self) -> Retention | None:
+        return self.kept
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,9 @@ class Archive:
     problems: list[str]
 
 
-def pack_run(record: Record, curve: Sequence[Mapping[str, Any]], answers: AnswerColumns | None) -> PackedRun:
+def pack_run(
+    record: Record, curve: Sequence[Mapping[str, Any]], answers: AnswerColumns | None, retention: Retention | None = None
+) -> PackedRun:
     """Return the rows of one run.
 
     Args:
@@ -122,7 +133,7 @@ def pack_run(record: Record, curve: Sequence[Mapping[str, Any]], answers: Answer
         rows = _PREDICTIONS.empty_table() if answers is None else _pack_answers(record["key"], answers)
     except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
         raise RecordError(f"run {record['key'][:16]} ({record['task']}, {record['method']}): {error}") from error
-    return PackedRun(record, table, rows)
+    return PackedRun(record, table, rows, kept=retention)
 
 
 def write_archive(directory: Path, runs: Sequence[PackedRun]) -> None:
@@ -134,7 +145,7 @@ def write_archive(directory: Path, runs: Sequence[PackedRun]) -> None:
     runs = sorted(runs, key=lambda run: run.record["key"])
     flat = [
         {
-            **flat_row(run.record),
+            **flat_row(run.record, run.kept),
             "curve_sha256": _checksum(run.steps),
             "predictions_sha256": _checksum(run.rows),
             "record": record_text(run.record),
@@ -147,6 +158,9 @@ def write_archive(directory: Path, runs: Sequence[PackedRun]) -> None:
     _write(directory / CURVES, curves.select(["key", "step", *values]), values)
     answers = pa.concat_tables([_PREDICTIONS.empty_table(), *(run.rows for run in runs)], promote_options="default")
     _write(directory / PREDICTIONS, answers, [])
+    kept = [{"key": run.record["key"], "retention": retention_text(run.kept)} for run in runs if run.kept is not None]
+    if kept or (directory / RETENTIONS).exists():
+        _write(directory / RETENTIONS, pa.Table.from_pylist(kept, _RETENTIONS), [])
     _write(directory / ARCHIVE, pa.Table.from_pylist(flat, _FLAT), [])
 
 
@@ -178,7 +192,27 @@ def read_archive(directory: Path) -> Archive:
                 f"{directory / name}: {len(changed)} runs differ from their checksums in {ARCHIVE} ({some}); their curves and answers are not used"
             )
     unchanged = [record for record in records if record["key"] not in {*steps_changed, *answers_changed}]
-    return Archive(records, {r["key"]: PackedRun(r, steps[r["key"]], answers[r["key"]], place) for r in unchanged}, problems)
+    kept = _read_retentions(directory / RETENTIONS, problems)
+    files = {r["key"]: PackedRun(r, steps[r["key"]], answers[r["key"]], place, kept.get(r["key"])) for r in unchanged}
+    return Archive(records, files, problems)
+
+
+def _read_retentions(path: Path, problems: list[str]) -> dict[str, Retention]:
+    """Return key -> retention. Corrupt ones are added to `problems`. An archive of an earlier version has no such file."""
+    found: dict[str, Retention] = {}
+    if not path.is_file():
+        return found
+    try:
+        rows = _read(path, _RETENTIONS)
+    except RecordError as error:
+        problems.append(f"{error}; the retention of these runs is not used")
+        return found
+    for key, text in zip(rows["key"].to_pylist(), rows["retention"].to_pylist(), strict=True):
+        try:
+            found[key] = parse_retention(text or "", key)
+        except RecordError as error:
+            problems.append(f"{path}: run {key[:16]}: {error}; its retention is not used")
+    return found
 
 
 def _read_parts(path: Path, schema: pa.Schema, checksums: pa.ChunkedArray, keys: pa.ChunkedArray) -> tuple[dict[str, pa.Table], list[str]]:

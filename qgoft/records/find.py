@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qgoft.config.settings import settings_from_record
 from qgoft.errors import QgoftError
+from qgoft.records.retention import read_retention
 from qgoft.records.run_files import RunDirectory, RunFiles
 from qgoft.records.schema import Record, RecordError
 from qgoft.records.store import ARCHIVE, NAME, file_checksums, read_record
@@ -83,7 +84,7 @@ def _read(place: Path, problems: list[str]) -> Iterator[tuple[Record, RunFiles |
             found: list[tuple[Record, RunFiles | None]] = [(record, archive.files.get(record["key"])) for record in archive.records]
         else:
             record = read_record(place)
-            found = [(record, RunDirectory(place.parent))]
+            found = [(record, RunDirectory(place.parent, record["key"]))]
     except (RecordError, OSError) as error:
         problems.append(str(error))
         return
@@ -104,9 +105,20 @@ def _read(place: Path, problems: list[str]) -> Iterator[tuple[Record, RunFiles |
                     for one in changed
                 ]
                 files = None
+            problems += _corrupt_retention(files)
         if record["finished"] < record["started"]:
             problems.append(f"{name}: it finished before it started: the clock was set back, so its times are invalid")
         yield record, files
+
+
+def _corrupt_retention(files: RunFiles | None) -> list[str]:
+    """Return the problem of a retention file, in a list."""
+    try:
+        if isinstance(files, RunDirectory):
+            read_retention(files.path, files.key)
+    except RecordError as error:
+        return [f"{error}; the retention of this run is not used"]
+    return []
 
 
 def _changed_files(record: Record, directory: Path) -> list[str]:

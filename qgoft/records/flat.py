@@ -3,11 +3,12 @@
 from typing import Any
 
 from qgoft.config.settings import method_label
+from qgoft.records.retention import Retention, retention_of
 from qgoft.records.schema import Record
 
 
-def flat_row(record: Record) -> dict[str, Any]:
-    """Return the columns of `load_results` for one record. Score and orthogonality are None if they are undefined."""
+def flat_row(record: Record, retention: Retention | None = None) -> dict[str, Any]:
+    """Return the columns of `load_results` for one record. Score, orthogonality and retention are None if they are undefined."""
     metric = record["metrics"].get(record["primary"], {})
     return {
         "protocol": record["protocol"],
@@ -27,6 +28,7 @@ def flat_row(record: Record) -> dict[str, Any]:
         "seconds": record["cost"]["seconds"],
         "peak_memory_bytes": record["cost"]["peak_memory_bytes"],
         "orthogonality": record["orthogonality"]["max_error"],
+        "retention": None if retention is None else retention_of(retention),
         "key": record["key"],
         "commit": record["provenance"]["commit"],
     }

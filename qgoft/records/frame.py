@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Columns that may hold no value: counts stay integers.
 TYPES = dict.fromkeys(("n", "params", "peak_memory_bytes"), "Int64") | dict.fromkeys(
-    ("score", "standard_error", "seconds", "orthogonality"), "float64"
+    ("score", "standard_error", "seconds", "orthogonality", "retention"), "float64"
 )
 
 
@@ -23,7 +23,7 @@ def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame"
 
     Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, status, score (of the primary metric, on the suite's scale),
     metric, n (scored items), standard_error (over items), params (trainable, without the head), seconds (of training), peak_memory_bytes,
-    orthogonality (max |R^T R - I| over the layers), key and commit.
+    orthogonality (max |R^T R - I| over the layers), retention (percent of the backbone's other abilities, if measured), key and commit.
 
     Args:
         paths: directories of runs (results/runs), archives (results/measured/pocket), directories with several of them, or records.parquet
@@ -46,6 +46,8 @@ def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame"
         warnings.warn(problem, stacklevel=2)
     if not found.records:
         raise QgoftError(f"{', '.join(map(str, roots))}: no record; expected runs or an archive of runs, such as results/measured/pocket")
-    frame = pandas.DataFrame([flat_row(record) for record in found.records])
+    files = found.files
+    kept = [files[r["key"]].retention() if r["key"] in files else None for r in found.records]
+    frame = pandas.DataFrame([flat_row(record, retention) for record, retention in zip(found.records, kept, strict=True)])
     order = ["protocol", "suite", "task", "label", "model", "seed", "key"]
     return frame.astype(TYPES).sort_values(order, ignore_index=True)

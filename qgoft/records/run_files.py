@@ -1,4 +1,4 @@
-"""Curve and answers of a finished run, which are in its directory or in an archive (qgoft/records/archive.py)."""
+"""Curve, answers and retention of a finished run, which are in its directory or in an archive (qgoft/records/archive.py)."""
 
 import gzip
 import json
@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from qgoft.config.locations import REPOSITORY
 from qgoft.records.jsonl import read_curve
+from qgoft.records.retention import Retention, read_retention
+from qgoft.records.schema import RecordError
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class AnswerColumns:
 
 
 class RunFiles(Protocol):
-    """Curve and answers of one run."""
+    """Curve, answers and retention of one run."""
 
     @property
     def place(self) -> str:
@@ -46,12 +48,21 @@ class RunFiles(Protocol):
         """Return the answers; None if they are missing, empty or corrupt."""
         ...
 
+    def retention(self) -> Retention | None:
+        """Return the retention; None if it is not measured or corrupt."""
+        ...
+
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Directory of a run: history.jsonl and predictions.jsonl.gz."""
+    """Directory of a run: history.jsonl, predictions.jsonl.gz and retention.json.
+
+    Attributes:
+        key: key of the run.
+    """
 
     path: Path
+    key: str
 
     @property
     def place(self) -> str:
@@ -70,6 +81,12 @@ class RunDirectory:
             return None
         sets, items, predictions, labels = columns
         return AnswerColumns(sets, [str(item) for item in items], predictions, labels) if lines else None
+
+    def retention(self) -> Retention | None:
+        try:
+            return read_retention(self.path, self.key)
+        except (RecordError, OSError):
+            return None
 
 
 def curve_of(files: Mapping[str, RunFiles], key: str, name: str) -> list[tuple[int, float]]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from huggingface_hub import EvalResult, ModelCardData
 
 from qgoft.records import Record
+from qgoft.records.rerun import rerun_command
 from qgoft.report.names import display_name
-from qgoft.report.run_data import rerun_command
 
 LOAD = """```python
 import qgoft  # registers the adapter types of this package

@@ -28,6 +28,53 @@ def points(
     return _spec({"layer": [*([{**steps, "encoding": place}] if front else []), marks]})
 
 
+def paths(values: Values, x: str, y: str, order: str, titles: tuple[str, str], tooltip: Sequence[str], front: Values) -> Spec:
+    """Return a line a row through its points by `order`, of which the last is filled, and a step line through the front.
+
+    Args:
+        values: with the fields `row`, x, y, order and those of the tooltip.
+        front: points with x and y by x.
+    """
+    place = {"x": _field(x, titles[0], {"zero": False}), "y": _field(y, titles[1], {"zero": False})}
+    steps = {
+        "data": {"values": list(front)},
+        "mark": {"type": "line", "interpolate": "step-before", "color": "#999", "strokeDash": [4, 3]},
+        "encoding": place,
+    }
+    by_order = {**place, "order": {"field": order, "type": "quantitative"}, "tooltip": _tooltip(tooltip)}
+    last = max(value[order] for value in values)
+    ends = _by_row(
+        [value for value in values if value[order] == last],
+        by_order,
+        {"type": "point", "filled": True, "size": 80, "opacity": 1},
+        selects=False,
+    )
+    drawn = _by_row(values, by_order, {"type": "line", "strokeWidth": 1.2, "point": {"filled": False, "fill": "white", "size": 18}})
+    return _spec({"height": 320, "layer": [*([steps] if front else []), drawn, ends]})
+
+
+def panels(values: Values, titles: Mapping[str, str], y: str, y_title: str, tooltip: Sequence[str]) -> Spec:
+    """Return a scatter plot per measure, with one colour a row.
+
+    Args:
+        values: with the fields `row`, `measure` (its title), `value` and y.
+        titles: measures in their order.
+    """
+    known = {value["measure"] for value in values}
+    rows = list(dict.fromkeys(value["row"] for value in values))
+    drawn = []
+    for number, title in enumerate(title for title in titles.values() if title in known):
+        place = {
+            "x": _field("value", title, {"zero": False}),
+            "y": _field(y, y_title if number % 2 == 0 else "", {"zero": False}),
+            "tooltip": _tooltip(tooltip),
+        }
+        some = [value for value in values if value["measure"] == title]
+        mark = {"type": "point", "filled": True, "size": 60, "opacity": 1}
+        drawn.append({"width": 220, "height": 170, "layer": [_by_row(some, place, mark, selects=number == 0, rows=rows)]})
+    return {"$schema": SCHEMA, "concat": drawn, "columns": 2}
+
+
 def by_task(values: Values, titles: tuple[str, str], tooltip: Sequence[str]) -> Spec:
     """Return a panel per task with the score of every run by row, and a tick at the mean of a row.
 
@@ -174,11 +221,15 @@ def _tooltip(fields: Sequence[str]) -> list[Spec]:
     return [{"field": field, "title": field} for field in fields]
 
 
-def _by_row(values: Values, encoding: Spec, mark: Spec, *, selects: bool = True) -> Spec:
-    """Return a layer with a colour a row; the legend filters the rows."""
-    rows = list(dict.fromkeys(value["row"] for value in values))
+def _by_row(values: Values, encoding: Spec, mark: Spec, *, selects: bool = True, rows: Sequence[str] = ()) -> Spec:
+    """Return a layer with a colour a row; the legend filters the rows.
+
+    Args:
+        rows: all rows, if `values` lacks some.
+    """
+    rows = rows or list(dict.fromkeys(value["row"] for value in values))
     colours = {"range": list(COLOURS)} if len(rows) <= len(COLOURS) else {"scheme": "tableau20"}
-    colour = {"field": "row", "title": None, "scale": {"domain": rows, **colours}, "legend": {"symbolLimit": 0}}
+    colour = {"field": "row", "title": None, "scale": {"domain": list(rows), **colours}, "legend": {"symbolLimit": 0}}
     layer: Spec = {"data": {"values": list(values)}, "mark": mark, "encoding": {**encoding, "color": colour}}
     layer["transform"] = [{"filter": {"param": "shown"}}]
     if selects:

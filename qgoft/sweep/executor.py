@@ -84,12 +84,15 @@ def execute_run(number: int, planned: PlannedRun) -> RunOutcome:
     Raises:
         KeyboardInterrupt: a signal, if this process is the sweep itself.
     """
-    from qgoft.sweep.worker import train  # imports torch, once per process
+    from qgoft.sweep.worker import measure, train  # import torch, once per process
 
     if current_process().name != "MainProcess":
         end_with_parent()
         _is_running.set()
     try:
+        if planned.retention is not None:
+            measure(planned)
+            return RunOutcome(number, "done", "")
         record = train(planned.settings, planned.overrides)
     except KeyboardInterrupt as stop:
         if current_process().name == "MainProcess":

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from qgoft.config.compose import check_config_name, compose_settings
+from qgoft.config.retention import RetentionSettings
 from qgoft.config.settings import MAX_SEED, RunSettings
 from qgoft.config.suites import read_config
 from qgoft.errors import QgoftError
@@ -30,6 +31,7 @@ class PlannedRun:
         key: key of the run, if rows and weights are known.
         data: checksum of the rows, if the command line names their directory.
         weights: checksum of the weights, if the command line names their directory.
+        retention: what to measure of the finished run, instead of running it.
     """
 
     overrides: tuple[str, ...]
@@ -37,6 +39,7 @@ class PlannedRun:
     key: str | None = None
     data: str | None = None
     weights: str | None = None
+    retention: RetentionSettings | None = None
 
     def matches_origin(self, record: Record) -> bool:
         """Return False if a record was made with other rows or weights than those named on the command line."""

@@ -11,9 +11,10 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from qgoft.config.settings import ModelSettings, RunSettings
+from qgoft.errors import QgoftError
 from qgoft.models import load_tokenizer
 from qgoft.run_id import RunId
-from qgoft.tasks.evaluate import Collate, Metric, Predictions
+from qgoft.tasks.evaluate import Collate, LabelledRows, Metric, Predictions
 from qgoft.tasks.model_files import tokenizer_sha256
 
 
@@ -71,6 +72,14 @@ class Suite(ABC):
     @abstractmethod
     def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         """Compute the metrics of a record from the predictions of all test sets (set -> predictions)."""
+
+    def labelled(self, split: str) -> LabelledRows:
+        """Return inputs and labels of `train` or one of `splits`.
+
+        Raises:
+            QgoftError: the rows of this suite do not have one label each.
+        """
+        raise QgoftError(f"the rows of {self.settings.task.full_name} do not have one label each")
 
     def selection_score(self, outcome: Predictions) -> float | None:
         """Return the score that the selection rule compares; higher is better."""

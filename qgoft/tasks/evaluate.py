@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import pyarrow.compute
 import torch
@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from transformers.utils import ModelOutput
 
+from qgoft.config.settings import TaskSettings
 from qgoft.errors import Diverged
 
 LOWER_IS_BETTER = ("loss", "no_answer", "unrated")  # among all metrics of all suites
 T = TypeVar("T")
 Read = Callable[[ModelOutput, dict[str, Tensor]], list[T]]
+Rows: TypeAlias = Dataset | TorchDataset | list[dict[str, Any]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 
@@ -54,6 +56,27 @@ class Metric:
     computed_by: str
 
 
+@dataclass(frozen=True)
+class LabelledRows:
+    """Model inputs of one split with one label each.
+
+    Attributes:
+        lengths: tokens of each row; None for images.
+    """
+
+    rows: Rows
+    labels: list[Any]
+    lengths: list[int] | None = None
+
+
+def score_labels(task: TaskSettings, ids: list[Any], predictions: list[Any], labels: list[Any]) -> Predictions:
+    """Return predictions of labels with their scores by the metrics of a task."""
+    from qgoft.tasks.metrics import Scores  # imported late: its libraries take half a second, and training does not need them
+
+    scores = Scores(task.metrics, is_regression=task.is_regression)
+    return Predictions(ids, predictions, labels, scores.compute(predictions=predictions, references=labels))
+
+
 def token_lengths(rows: Dataset) -> list[int]:
     return pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
 
@@ -84,7 +107,7 @@ def _check_finite(output: ModelOutput) -> None:
 @torch.no_grad()
 def forward_rows(
     model: nn.Module,
-    rows: Dataset | TorchDataset,
+    rows: Rows,
     collate: Collate,
     accelerator: Accelerator,
     batch_size: int,
@@ -97,12 +120,12 @@ def forward_rows(
         read: takes the output and the batch (without labels) and returns one value per row.
         lengths: lengths of the rows, to batch rows of similar length. Padding is masked, so the order does not affect predictions.
     """
-    count = len(rows)  # type: ignore[arg-type]  # map-style datasets have a length
+    count = len(cast(list[Any], rows))  # map-style datasets have a length
     order = sorted(range(count), key=lambda i: -lengths[i]) if lengths else list(range(count))
     share = order[accelerator.process_index :: accelerator.num_processes]
     mine: list[T] = []
     with evaluating(model):
-        for batch in DataLoader(Subset(rows, share), batch_size=batch_size, collate_fn=collate):
+        for batch in DataLoader(Subset(cast(TorchDataset, rows), share), batch_size=batch_size, collate_fn=collate):
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items() if name != "labels"}
             output = model(**batch)
             _check_finite(output)

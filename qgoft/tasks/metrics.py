@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import datasets
 import evaluate
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
@@ -62,10 +62,53 @@ def standard_error(name: str, predictions: Sequence[float], references: Sequence
     if name == "accuracy":
         share = float((p == r).mean())
         return 100 * float(np.sqrt(share * (1 - share) / len(r)))
-    rng = np.random.default_rng(0)
-    values = [compute_score(name, p[rows], r[rows]) for rows in rng.integers(0, len(r), (draws, len(r)))]
-    known = [value for value in values if value is not None]
+    rows = np.random.default_rng(0).integers(0, len(r), (draws, len(r)))
+    known = _scores_of_draws(name, p, r, rows)
     return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def _scores_of_draws(name: str, p: np.ndarray, r: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the defined scores of draws of items, as `compute_score` for each: a library call for each draw would take most of an evaluation.
+
+    Args:
+        rows: numbers of the items of each draw [draws, items].
+    """
+    if name in ("f1", "matthews"):
+        return _from_counts(name, p, r, rows)
+    drawn, given = p[rows].astype(float), r[rows].astype(float)
+    is_defined = (np.ptp(drawn, 1) > 0) & (np.ptp(given, 1) > 0) if rows.shape[1] > 1 else np.zeros(len(rows), bool)
+    drawn, given = drawn[is_defined], given[is_defined]
+    found = [
+        _row_correlations(*((rankdata(one, axis=1) for one in (drawn, given)) if part == "spearman" else (drawn, given)))
+        for part in name.split("_")
+    ]
+    return 100 * np.mean(found, axis=0)
+
+
+def _row_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
+
+
+def _from_counts(name: str, p: np.ndarray, r: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return F1 of class 1, or Matthews' correlation, from the confusion matrix of each draw; 0 where they are undefined."""
+    classes, codes = np.unique(np.concatenate([r, p]), return_inverse=True)
+    count = len(classes)
+    pairs = codes[: len(r)] * count + codes[len(r) :]
+    places = np.arange(len(rows))[:, None] * count**2 + pairs[rows]
+    tables = (
+        np.bincount(places.ravel(), minlength=len(rows) * count**2).reshape(-1, count, count).astype(float)
+    )  # [draw, label, prediction]
+    if name == "f1":
+        one = int(np.searchsorted(classes, 1))
+        if one == count or classes[one] != 1:
+            return np.zeros(len(rows))
+        hits, total = tables[:, one, one], tables[:, one].sum(1) + tables[:, :, one].sum(1)
+        return 200 * np.divide(hits, total, out=np.zeros(len(rows)), where=total > 0)
+    labels, predictions, items = tables.sum(2), tables.sum(1), rows.shape[1]
+    covariance = np.trace(tables, axis1=1, axis2=2) * items - (labels * predictions).sum(1)
+    product = (items**2 - (labels**2).sum(1)) * (items**2 - (predictions**2).sum(1))
+    return 100 * np.divide(covariance, np.sqrt(product), out=np.zeros(len(rows)), where=product > 0)
 
 
 def majority_score(name: str, references: Sequence[float], train_labels: Sequence[float], *, is_regression: bool) -> float | None:

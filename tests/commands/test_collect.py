@@ -4,11 +4,16 @@ import copy
 import json
 import os
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from qgoft import load_results
 from qgoft.commands import collect
 from qgoft.errors import QgoftError
 from qgoft.records import RecordError, file_checksums, find_records, read_record, write_record
+from qgoft.records.retention import write_retention
 from tests.committed import committed, select, write_run
 
 
@@ -147,3 +152,58 @@ def test_collect_reads_archives(runs, tmp_path, capsys):
     assert collect.main([str(one), str(two)]) == 0
     assert "4 added" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in one.iterdir()} == {path.name: path.read_bytes() for path in two.iterdir()}
+
+
+def measured(key, percent):
+    """Return a measurement of a run with one probe."""
+    value = {"value": 80.0, "n": 100, "standard_error": 4.0, "chance": 50.0, "higher_is_better": True}
+    probes = {"transfer/rte": value}
+    step = {"t": 1.0, "target": value, "probes": {"transfer/rte": {**value, "value": 50 + 0.3 * percent}}}
+    times = {"started": "2026-11-29T00:00:00+00:00", "finished": "2026-11-29T00:01:00+00:00"}
+    content = {"schema": 1, "key": "0" * 64, "run": key, "settings": {}, "path": "linear", "pretrained": probes, "steps": [step]}
+    return {**content, "geometry": {"layers": {}, "summary": {}}, **times, "provenance": {}}
+
+
+def test_collect_adds_retention_with_a_run_or_later(runs, tmp_path, capsys):
+    target = tmp_path / "kept"
+    first, second, *_ = sorted(runs.iterdir())
+    write_retention(first, measured(first.name, 90))
+    assert collect.main([str(runs), str(target)]) == 0
+    write_retention(second, measured(second.name, 70))
+    assert collect.main([str(runs), str(target)]) == 0
+    assert "0 added" in capsys.readouterr().out.splitlines()[-1]
+    found = find_records(target)
+    assert not found.problems
+    assert {key: files.retention() for key, files in found.files.items() if files.retention()} == {
+        first.name: measured(first.name, 90),
+        second.name: measured(second.name, 70),
+    }
+    frame = load_results(target).set_index("key")
+    assert frame.retention[first.name] == pytest.approx(90)
+    assert frame.retention.notna().sum() == 2
+    table = pd.read_parquet(target / "records.parquet").set_index("key")
+    assert table.retention[second.name] == pytest.approx(70)
+    write_retention(second, measured(second.name, 60))
+    assert collect.main([str(runs), str(target)]) == 0
+    assert "the archive has another retention of this run" in capsys.readouterr().err
+    assert find_records(target).files[second.name].retention() == measured(second.name, 70)
+
+
+def test_corrupt_retention_in_an_archive_is_named(runs, tmp_path):
+    target = tmp_path / "kept"
+    first, second, *_ = sorted(runs.iterdir())
+    for directory in (first, second):
+        write_retention(directory, measured(directory.name, 90))
+    collect.main([str(runs), str(target)])
+    table = pq.read_table(target / "retention.parquet")
+    texts = table["retention"].to_pylist()
+    changed = table.set_column(1, "retention", pa.array([texts[0].replace("80.0", "81.0"), texts[1]]))
+    pq.write_table(changed, target / "retention.parquet")
+    found = find_records(target)
+    assert f"run {first.name[:16]}: its checksum does not match" in found.problems[0]
+    assert found.files[first.name].retention() is None
+    assert found.files[second.name].retention() is not None
+    (target / "retention.parquet").write_bytes(b"PAR1")
+    assert "the retention of these runs is not used" in find_records(target).problems[0]
+    with pytest.raises(RecordError, match="nothing was added"):
+        collect.main([str(runs), str(target)])

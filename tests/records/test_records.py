@@ -108,7 +108,7 @@ def test_changed_curve_is_not_used(tmp_path):
     assert records.file_checksums(tmp_path) == {}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     records.write_record(tmp_path, {**copy.deepcopy(RECORD), "files": records.file_checksums(tmp_path)})
-    assert records.find_records(tmp_path).files == {RECORD["key"]: records.RunDirectory(tmp_path)}
+    assert records.find_records(tmp_path).files == {RECORD["key"]: records.RunDirectory(tmp_path, RECORD["key"])}
     (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     found = records.find_records(tmp_path)
     assert found.records

@@ -9,13 +9,13 @@ import shlex
 import pytest
 
 from qgoft.records import RecordError, find_records, validate, write_record
+from qgoft.records.rerun import rerun_words
 from qgoft.report.item_tables import score_tables
 from qgoft.report.items import item_of
 from qgoft.report.latex import latex_table
 from qgoft.report.library import RecordLibrary
 from qgoft.report.page import Section, Summary, build_page
 from qgoft.report.rows import collect_rows
-from qgoft.report.run_data import rerun_words
 from qgoft.report.sections import machine_section, other_runs
 from qgoft.report.table import Table
 from qgoft.sweep import forecast, planned_run

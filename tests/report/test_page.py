@@ -16,9 +16,10 @@ from qgoft.config.compose import compose_settings, model_files
 from qgoft.config.keys import settings_in_key
 from qgoft.config.settings import method_label, settings_from_record
 from qgoft.records import RunDirectory
+from qgoft.records.rerun import rerun_command
 from qgoft.report import vega
 from qgoft.report.page import Figure, Section, Summary, build_page
-from qgoft.report.run_data import POINTS, rerun_command
+from qgoft.report.run_data import POINTS
 from qgoft.report.table import Table
 from tests.records.test_records import RECORD
 
@@ -54,7 +55,7 @@ def page(tmp_path):
     table.sources = {(0, 1): [runs[0]["key"]], (2, 1): [run["key"] for run in runs], (4, 1): ["f" * 64]}
     section = Section("a b", f"section {EVIL}", [table], text=EVIL)
     other = Section("other", "the same name", [units, units.__class__("t", "again", ["", "x"], [["goft", "1"]])])
-    files = {run["key"]: RunDirectory(directory) for run in runs[:1]}
+    files = {run["key"]: RunDirectory(directory, run["key"]) for run in runs[:1]}
     return build_page("title", Summary(["lead"]), [section, other], runs, files, {RECORD["model"]: "the_model"})
 
 

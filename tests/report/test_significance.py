@@ -47,7 +47,7 @@ class Shop:
         directory = self.root / key
         if answers:
             write(directory, predictions, labels)
-        self.files[key] = RunDirectory(directory)
+        self.files[key] = RunDirectory(directory, key)
         record = copy.deepcopy(RECORD)
         value = 100 * float(np.mean([p == r for p, r in zip(predictions, labels, strict=True)]))
         record.update(key=key, method=method, variant=method, seed=seed, task=task, protocol="pocket", primary="accuracy")
@@ -205,11 +205,11 @@ def test_incomparable_rows_have_no_interval(shop):
 def test_corrupt_answers_are_ignored(tmp_path):
     write(tmp_path, [1, 0], [1, 1])
     whole = (tmp_path / "predictions.jsonl.gz").read_bytes()
-    assert read_answers(RunDirectory(tmp_path)).predictions.tolist() == [1, 0]
+    assert read_answers(RunDirectory(tmp_path, "")).predictions.tolist() == [1, 0]
     for text in (whole[:-9], b"", gzip.compress(b'{"set": "", "idx": 0'), gzip.compress(b'{"idx": 0}\n')):
         (tmp_path / "predictions.jsonl.gz").write_bytes(text)
-        assert read_answers(RunDirectory(tmp_path)) is None
-    assert read_answers(RunDirectory(tmp_path / "nowhere")) is None
+        assert read_answers(RunDirectory(tmp_path, "")) is None
+    assert read_answers(RunDirectory(tmp_path / "nowhere", "")) is None
 
 
 def test_missing_answers_count_as_wrong(shop):

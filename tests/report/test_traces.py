@@ -79,7 +79,7 @@ def test_shared_training_has_one_trace(root):
 def test_run_without_curve_is_not_drawn(root, tmp_path):
     found = find_records(root / "runs")
     psoft = next(record for record in found.records if record["method"] == "psoft")
-    found.files[psoft["key"]] = RunDirectory(tmp_path)
+    found.files[psoft["key"]] = RunDirectory(tmp_path, psoft["key"])
     traces = read_traces(found, "pocket", "glue")
     table = build_trace_table(traces, "pocket", "glue")
     assert "psoft@r46" in [row[0] for row in table.rows]

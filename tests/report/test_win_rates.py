@@ -16,7 +16,7 @@ def record(root, key, method, ratings, seed=0):
 
 
 def files(root):
-    return {path.name: RunDirectory(path) for path in (root / "runs").iterdir()} if (root / "runs").is_dir() else {}
+    return {path.name: RunDirectory(path, path.name) for path in (root / "runs").iterdir()} if (root / "runs").is_dir() else {}
 
 
 def test_win_rates_of_the_first_row(tmp_path):

@@ -13,10 +13,12 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, check_choice, format_exception
 from qgoft.tasks.evaluate import evaluating
 
 STOCK = "_default_template_yaml"
+# Metrics of a task in order of preference; the first is PEFT-Arena's for ifeval.
+PREFERRED = ("inst_level_strict_acc", "exact_match", "acc_norm", "acc", "f1")
 
 
 def find_tasks() -> Path:
@@ -100,3 +102,44 @@ def _task(directory: Path, subject: str, questions: Dataset, examples: list[dict
         config.pop(name, None)
     # Answers are stored as numbers; lm-eval treats them like the class labels of the hub's files.
     return {**config, "dataset_path": "parquet", "dataset_kwargs": {"data_files": {split: str(path) for split, path in files.items()}}}
+
+
+def task_version(name: str) -> str:
+    """Return the version of lm-eval that has a task.
+
+    Raises:
+        QgoftError: lm-eval is not installed, or has no such task.
+    """
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise QgoftError(
+            f"{name} is no probe of this package, and lm-eval, which may have it, is not installed ({error}); pip install -e '.[mmlu]'"
+        ) from error
+    check_choice("task of lm-eval", name, TaskManager().all_tasks, "`lm-eval ls tasks` lists them")
+    return str(lm_eval.__version__)
+
+
+def evaluate_task(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[float, float | None, int, bool]:
+    """Return (value, standard error, number of items, whether higher is better) of a task of lm-eval; shares in percent.
+
+    Raises:
+        QgoftError: its rows are not available.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    with evaluating(model):
+        try:
+            found = lm_eval.simple_evaluate(model=HFLM(pretrained=model, tokenizer=tokenizer), tasks=[name])
+        except (OSError, ValueError) as error:  # the rows come from the hub
+            raise QgoftError(f"lm-eval cannot run {name}: {format_exception(error)}") from error
+    results = found["results"][name]
+    measured = {key.partition(",")[0]: value for key, value in results.items() if isinstance(value, float) and "_stderr" not in key}
+    metric = next((one for one in PREFERRED if one in measured), next(iter(measured)))
+    spread = next((value for key, value in results.items() if key.startswith(f"{metric}_stderr") and isinstance(value, float)), None)
+    count = sum(one["effective"] for one in found["n-samples"].values())
+    higher = bool(found.get("higher_is_better", {}).get(name, {}).get(metric, True))
+    unit = 100.0 if 0 <= measured[metric] <= 1 and higher else 1.0
+    return unit * measured[metric], None if spread is None else unit * spread, count, higher

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from qgoft.config.settings import RunSettings, TaskSettings
 from qgoft.models import load_classifier
 from qgoft.tasks.base import TextSuite
-from qgoft.tasks.evaluate import Metric, Predictions, forward_rows, token_lengths
+from qgoft.tasks.evaluate import LabelledRows, Metric, Predictions, forward_rows, score_labels, token_lengths
 from qgoft.tasks.glue.data import load_splits
 
 COMPUTED_BY = "qgoft.tasks.metrics.compute_score"
@@ -32,17 +32,19 @@ class Glue(TextSuite):
     def build_model(cls, settings: RunSettings, directory: Path) -> PreTrainedModel:
         return load_classifier(settings, directory)
 
+    def labelled(self, split: str) -> LabelledRows:
+        if split == "train":
+            return LabelledRows(self.train, self.train_labels, self.train_lengths)
+        rows = self.eval_sets[split]
+        return LabelledRows(_model_input(rows), list(rows["labels"]), token_lengths(rows))
+
     def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
-        task, rows = self.settings.task, self.eval_sets[split]
+        task, given, rows = self.settings.task, self.labelled(split), self.eval_sets[split]
         read: Any = _read_scores if task.is_regression else _read_classes
         size = self.settings.train.eval_batch_size
-        predictions: list[Any] = forward_rows(model, _model_input(rows), self.collate, accelerator, size, read, token_lengths(rows))
-        labels = list(rows["labels"])
+        predictions: list[Any] = forward_rows(model, given.rows, self.collate, accelerator, size, read, given.lengths)
         ids = list(rows["idx"]) if "idx" in rows.column_names else list(range(len(rows)))
-        from qgoft.tasks.metrics import Scores  # imported late: its libraries take half a second, and training does not need them
-
-        metric = Scores(task.metrics, is_regression=task.is_regression)
-        return Predictions(ids, predictions, labels, metric.compute(predictions=predictions, references=labels))
+        return score_labels(task, ids, predictions, given.labels)
 
     def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         return combine(self.settings.task, outcomes, self.train_labels)

@@ -11,7 +11,7 @@ from qgoft.config.settings import RunSettings
 from qgoft.errors import QgoftError
 from qgoft.models import load_backbone
 from qgoft.tasks.base import Suite
-from qgoft.tasks.evaluate import Metric, Predictions, forward_rows
+from qgoft.tasks.evaluate import LabelledRows, Metric, Predictions, forward_rows, score_labels
 from qgoft.tasks.vtab.data import load_splits
 from qgoft.tasks.vtab.images import DEFAULT_PRESET, PixelBatch
 
@@ -43,13 +43,15 @@ class Vtab(Suite):
             settings, directory, AutoModelForImageClassification, cls.head_modules, num_labels=settings.task.options["classes"]
         )
 
-    def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
-        rows, labels, task = self.eval_sets[split], self.labels[split], self.settings.task
-        predictions = forward_rows(model, rows, self.collate, accelerator, self.settings.train.eval_batch_size, _read_classes)
-        from qgoft.tasks.metrics import Scores  # imported late: its libraries take half a second, and training does not need them
+    def labelled(self, split: str) -> LabelledRows:
+        if split == "train":
+            return LabelledRows(self.train, self.train_labels)
+        return LabelledRows(self.eval_sets[split], self.labels[split])
 
-        metric = Scores(task.metrics)
-        return Predictions(list(range(len(labels))), predictions, labels, metric.compute(predictions=predictions, references=labels))
+    def evaluate(self, split: str, model: nn.Module, accelerator: Accelerator) -> Predictions:
+        given, size = self.labelled(split), self.settings.train.eval_batch_size
+        predictions = forward_rows(model, given.rows, self.collate, accelerator, size, _read_classes)
+        return score_labels(self.settings.task, list(range(len(given.labels))), predictions, given.labels)
 
     def compute_metrics(self, outcomes: dict[str, Predictions]) -> dict[str, Metric]:
         from qgoft.tasks.metrics import majority_score, standard_error

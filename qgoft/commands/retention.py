@@ -1,0 +1,129 @@
+"""Measure what finished runs retain of the pretrained backbone's abilities, and print the table: `make retention`.
+
+Runs that are not finished are executed first.
+
+Usage:
+    python scripts/retention.py glue --method qgoft,lora --seeds 0,1,2
+    python scripts/retention.py table1 --protocol pocket
+    python scripts/retention.py results/runs/<key> retention.steps=0,0.5,1 retention.probes=[transfer]
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from qgoft.cli import Parser
+from qgoft.commands import sweep
+from qgoft.config.locations import MEASURED
+from qgoft.config.retention import PREFIX, retention_settings
+from qgoft.config.suites import suite_names
+from qgoft.records.retention import Retention, retention_of
+from qgoft.report.item_tables import write_tables
+from qgoft.report.library import RecordLibrary, read_library
+from qgoft.report.retention import build_retention, retention_figures, retention_rows
+from qgoft.report.style import style_of
+from qgoft.report.table import terminal_width
+from qgoft.sweep.actions import print_missing, run_action
+from qgoft.sweep.identify import identify_all
+from qgoft.sweep.items import compose_plans, plan_items
+from qgoft.sweep.planned_run import PlannedRun, split_list
+from qgoft.sweep.retention import RetentionId, measure_pending
+
+INTERRUPTED = sweep.INTERRUPTED
+
+
+def main(argv: list[str]) -> int:
+    asked = [word for word in argv if word.startswith(PREFIX)]
+    rest = [word for word in argv if not word.startswith(PREFIX)]
+    if rest and Path(rest[0]).is_dir():
+        return measure_directories(rest, asked)
+    return measure_plan(sweep.parse(rest), asked)
+
+
+def measure_directories(argv: list[str], asked: Sequence[str]) -> int:
+    """Measure runs by their directories, and print the values of each."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--model-path", help="directory of the base model, if it is not from the hub")
+    parser.add_argument("--data-root", help="directory of the rows, if they are not from the hub")
+    parser.add_argument("--task-path", help="directory of the images of one task, if the run set task.path")
+    arguments = parser.parse_args(argv)
+    from qgoft.retention.measure import measure_retention
+    from qgoft.train.quiet import quiet_libraries
+    from qgoft.train.rescore import Sources, open_run
+
+    quiet_libraries()
+    for directory in arguments.runs:
+        run = open_run(directory, Sources(arguments.model_path, arguments.data_root, arguments.task_path))
+        record = run.record
+        retention = measure_retention(run, retention_settings(record["protocol"], record["suite"], asked))
+        print(f"{record['suite']}/{record['task']} {record['method']}@{record['variant']} seed {record['seed']}, path: {retention['path']}")
+        print_steps(retention, record["primary"])
+    return 0
+
+
+def print_steps(retention: Retention, primary: str) -> None:
+    """Print target, probes and retention of a run at every t."""
+    names = list(retention["pretrained"])
+    print("".join(f"{title:>{max(9, len(title) + 2)}}" for title in ("t", primary, *names, "retained %")))
+    for step in retention["steps"]:
+        values = [step["target"]["value"], *(step["probes"][name]["value"] for name in names), retention_of(retention, step["t"])]
+        cells = (
+            f"{'undefined' if value is None else f'{value:.2f}':>{max(9, len(title) + 2)}}"
+            for value, title in zip(values, (primary, *names, "retained %"), strict=True)
+        )
+        print(f"{step['t']:>9g}" + "".join(cells))
+
+
+def measure_plan(arguments: argparse.Namespace, asked: Sequence[str]) -> int:
+    """Run pending runs of a suite or of items, measure their retention, and print a table per suite. Return the exit code."""
+    planned = planned_runs(arguments)
+    suites = list(dict.fromkeys(run.settings.task.suite for run in planned))
+    settings = {suite: retention_settings(arguments.protocol, suite, asked) for suite in suites}
+    root = Path(planned[0].settings.results.root)
+    request = sweep.sweep_request(arguments.target, arguments, root)
+    code = 0
+    if arguments.action != "table" and arguments.records != MEASURED.name:
+        code = run_action(request, planned, lambda runs: None)
+        if arguments.action == "fetch" or arguments.detach:
+            return code
+        keyed, run_ids = identify_all(planned, arguments.nproc, {})
+        done = [(run, run_id) for run, run_id in zip(keyed, run_ids, strict=True) if run_id.is_done]
+        if arguments.action == "status":
+            measured = sum(RetentionId.of(run_id, settings[run.settings.task.suite]).is_done for run, run_id in done)
+            print(f"retention: {measured} of {len(done)} finished runs measured")
+            return code
+        missing = []
+        for suite in suites:
+            mine = [pair for pair in done if pair[0].settings.task.suite == suite]
+            if mine:
+                runs, ids = zip(*mine, strict=True)
+                missing += measure_pending(f"{suite}, protocol {arguments.protocol}", runs, ids, settings[suite], request.options)
+        code = max(code, print_missing(missing))
+    show(arguments, suites, read_library(root, arguments.records, arguments.protocol, style_of(arguments)))
+    return code
+
+
+def planned_runs(arguments: argparse.Namespace) -> list[PlannedRun]:
+    """Return the runs of the suite or items on the command line."""
+    if arguments.target in suite_names():
+        return sweep.suite_runs(arguments)[1]
+    plans = plan_items(split_list(arguments.target), sweep.item_filter(arguments))
+    return [run for runs in compose_plans(plans, arguments.jobs) for run in runs]
+
+
+def show(arguments: argparse.Namespace, suites: Sequence[str], library: RecordLibrary) -> None:
+    """Print the table of each suite, and write tables and figures."""
+    for suite in suites:
+        rows = retention_rows(library.index.records, library.files, arguments.protocol, suite)
+        if not rows:
+            print(f"{suite}: no run with a measured retention")
+            continue
+        table = build_retention(rows, arguments.protocol, suite)
+        print(f"\n{table.terminal(terminal_width())}\n{write_tables([table], library)}")
+        for figure in retention_figures(rows, table.name):
+            paths = figure.write(library.root / "figures")
+            print(
+                f"{os.path.commonpath([str(path.parent) for path in paths])}/{figure.name}.{{{','.join(path.suffix[1:] for path in paths)}}}"
+            )

@@ -1,0 +1,125 @@
+"""Table and figures of retention, from made-up measurements."""
+
+import pytest
+
+from qgoft.records.retention import above_chance, retained_percent, retention_of
+from qgoft.report.retention import Resampling, RetentionRow, build_retention, measured_suites, retention_figures, retention_rows
+
+
+def value(number, chance=50.0, *, higher=True):
+    return {"value": number, "n": 100, "standard_error": 4.0, "chance": chance, "higher_is_better": higher}
+
+
+def retention(kept, target, steps=(0.0, 0.5, 1.0), pretrained=80.0):
+    """Return a measurement that falls linearly from 100 to `kept` percent, with a target that grows from 50."""
+    made = [
+        {
+            "t": t,
+            "target": value(50 + t * (target - 50)),
+            "probes": {"transfer/rte": value(50 + (pretrained - 50) * (100 - t * (100 - kept)) / 100)},
+        }
+        for t in steps
+    ]
+    summary = {"energy_change": 0.1 * (100 - kept), "angle_change": 0.1, "output_drift": 0.01, "procrustes": 0.2}
+    geometry = {"layers": {"layer": summary}, "summary": summary}
+    return {"pretrained": {"transfer/rte": value(pretrained)}, "steps": made, "geometry": geometry}
+
+
+def row(label, kept, target, seeds=(0, 1, 2), tasks=("cola", "qnli")):
+    runs = {
+        (task, seed): ({"key": f"{label}-{task}-{seed}"}, retention(kept + seed, target + 2 * (task == "qnli")))
+        for task in tasks
+        for seed in seeds
+    }
+    return RetentionRow(label, runs)
+
+
+def test_retention_is_relative_to_chance():
+    assert retention_of(retention(60, 80)) == pytest.approx(60)
+    assert retention_of(retention(60, 80), 0.5) == pytest.approx(80)
+    assert retention_of(retention(60, 80), 0.25) is None
+    assert above_chance(value(3.0, 5.0, higher=False)) == 2
+    assert above_chance(value(30.0, None)) == 30
+    assert above_chance(value(None)) is None
+    pretrained = {"a": value(90.0), "b": value(60.0), "c": value(50.0)}
+    tuned = {"a": value(70.0), "b": value(55.0), "c": value(70.0)}
+    assert retained_percent(tuned, pretrained, ["a", "b", "c"]) == pytest.approx(100 * (20 + 5) / (40 + 10))  # c is at chance
+    assert retained_percent(tuned, pretrained, ["c"]) is None
+
+
+def test_table():
+    rows = [row("lora@r8", 80, 85), row("goft", 90, 80), row("linear", 99, 60), row("oft@b8", 70, 84)]
+    table = build_retention(rows, "pocket", "glue")
+    assert table.name == "retention-glue"
+    assert table.columns == ["method", "target", "transfer", "retention %", "minus LoRA r=8", "front", "runs"]
+    cells = {one[0]: one[1:] for one in table.rows}
+    assert [one[0] for one in table.rows] == ["lora@r8", "oft@b8", "goft", "linear"]
+    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3", "81.0 ± 1.0", "-", "*100%", "6"]
+    assert cells["goft"][3].startswith("+10.0 (")
+    assert cells["oft@b8"][3].startswith("-10.0 (")
+    assert cells["oft@b8"][4] == "0%"
+    assert cells["linear"][4] == "*100%"
+    assert set(table.sources[0, 3]) == {f"lora@r8-{task}-{seed}" for task in ("cola", "qnli") for seed in range(3)}
+
+
+def test_paired_interval_does_not_contain_a_shared_spread():
+    """Seeds shift all rows alike, so that the difference has no spread."""
+    drawn = Resampling([row("lora@r8", 80, 85), row("goft", 90, 80)])
+    mean, low, high = drawn.minus(drawn.rows[1], drawn.rows[0])
+    assert (mean, low, high) == pytest.approx((10, 10, 10))
+
+
+def test_row_with_missing_runs_is_not_compared():
+    rows = [row("lora@r8", 80, 85), row("goft", 90, 80, seeds=(0,))]
+    table = build_retention(rows, "pocket", "glue")
+    cells = {one[0]: one[1:] for one in table.rows}
+    assert cells["goft"][3:5] == ["-", "-"]
+    assert any("lacks runs" in note for note in table.notes)
+
+
+def test_undefined_retention_is_printed():
+    undefined = RetentionRow("goft", {("cola", 0): ({"key": "k"}, retention(50, 80, pretrained=50.0))})
+    table = build_retention([undefined], "pocket", "glue")
+    assert table.rows[0][3] == "- (1 undefined)"
+    assert any(note.startswith("undefined:") for note in table.notes)
+    assert retention_figures([undefined], table.name) == []
+
+
+def test_figures():
+    rows = [row("lora@r8", 80, 85), row("goft", 90, 80), row("oft@b8", 70, 84)]
+    paths, geometry = retention_figures(rows, "retention-glue")
+    assert (paths.name, geometry.name) == ("retention-glue", "geometry-glue")
+    assert "<svg" in paths.svg
+    assert "<svg" in geometry.svg
+    front, lines, ends = paths.spec["layer"]
+    assert len(lines["data"]["values"]) == 9
+    assert {end["row"] for end in ends["data"]["values"]} == {"LoRA r=8", "GOFT", "OFT b=8"}
+    assert [point["retention"] for point in front["data"]["values"]] == [81, 91]
+
+
+class Files:
+    def __init__(self, measured):
+        self.measured = measured
+
+    def retention(self):
+        return self.measured
+
+
+def test_rows_are_grouped_by_method_and_penalty():
+    def record(key, method, penalty, seed=0, finished="2026-11-29T00:00:00+00:00"):
+        settings = {"method": {"penalty": penalty}, "model": {"init": "pretrained"}}
+        names = {"protocol": "pocket", "suite": "glue", "task": "rte", "method": method, "variant": method}
+        return {"key": key, "seed": seed, "status": "done", "finished": finished, "settings": settings, **names}
+
+    records = [
+        record("a", "qgoft", 0.0),
+        record("b", "qgoft", 0.001),
+        record("c", "goft", 0.0),
+        record("d", "goft", 0.0, finished="2026-11-29T01:00:00+00:00"),
+        record("e", "oft", 0.0),
+    ]
+    files = {one["key"]: Files(None if one["key"] == "e" else retention(80, 80)) for one in records}
+    rows = retention_rows(records, files, "pocket", "glue")
+    assert [one.label for one in rows] == ["goft", "qgoft, λ=0", "qgoft, λ=0.001"]
+    assert rows[0].keys() == ["d"]
+    assert measured_suites(type("Found", (), {"records": records, "files": files})) == [("pocket", "glue")]
