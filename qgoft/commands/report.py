@@ -25,7 +25,16 @@ from qgoft.report.latex import document
 from qgoft.report.library import RecordLibrary, read_library
 from qgoft.report.missing import MissingRuns, missing_runs, missing_section
 from qgoft.report.page import Section, build_page
-from qgoft.report.sections import item_section, item_title, machine_section, orthogonality_sections, other_runs, page_order, summarise
+from qgoft.report.sections import (
+    item_section,
+    item_title,
+    machine_section,
+    orthogonality_sections,
+    other_runs,
+    page_order,
+    retention_sections,
+    summarise,
+)
 from qgoft.report.style import add_style_arguments, style_of
 from qgoft.report.table_files import write_table
 from qgoft.sweep.forecast import mean_seconds
@@ -60,7 +69,8 @@ class Report:
             self.add_protocol(protocol)
         self.sections += self.costs.values()
         others = other_runs(records, self.sections)
-        self.sections += orthogonality_sections(RecordSet(list(records), self.library.files, []))
+        found = RecordSet(list(records), self.library.files, [])
+        self.sections += [*retention_sections(found), *orthogonality_sections(found)]
         ends = (
             others,
             audit_section(),

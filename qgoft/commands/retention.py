@@ -9,7 +9,6 @@ Usage:
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from qgoft.config.locations import MEASURED
 from qgoft.config.retention import PREFIX, retention_settings
 from qgoft.config.suites import suite_names
 from qgoft.records.retention import Retention, retention_of
-from qgoft.report.item_tables import write_tables
-from qgoft.report.library import RecordLibrary, read_library
-from qgoft.report.retention import build_retention, retention_figures, retention_rows
+from qgoft.report.library import read_library
 from qgoft.report.style import style_of
-from qgoft.report.table import terminal_width
 from qgoft.sweep.actions import print_missing, run_action
 from qgoft.sweep.identify import identify_all
 from qgoft.sweep.items import compose_plans, plan_items
@@ -101,7 +97,7 @@ def measure_plan(arguments: argparse.Namespace, asked: Sequence[str]) -> int:
                 runs, ids = zip(*mine, strict=True)
                 missing += measure_pending(f"{suite}, protocol {arguments.protocol}", runs, ids, settings[suite], request.options)
         code = max(code, print_missing(missing))
-    show(arguments, suites, read_library(root, arguments.records, arguments.protocol, style_of(arguments)))
+    sweep.show_retention(read_library(root, arguments.records, arguments.protocol, style_of(arguments)), arguments.protocol, suites)
     return code
 
 
@@ -111,19 +107,3 @@ def planned_runs(arguments: argparse.Namespace) -> list[PlannedRun]:
         return sweep.suite_runs(arguments)[1]
     plans = plan_items(split_list(arguments.target), sweep.item_filter(arguments))
     return [run for runs in compose_plans(plans, arguments.jobs) for run in runs]
-
-
-def show(arguments: argparse.Namespace, suites: Sequence[str], library: RecordLibrary) -> None:
-    """Print the table of each suite, and write tables and figures."""
-    for suite in suites:
-        rows = retention_rows(library.index.records, library.files, arguments.protocol, suite)
-        if not rows:
-            print(f"{suite}: no run with a measured retention")
-            continue
-        table = build_retention(rows, arguments.protocol, suite)
-        print(f"\n{table.terminal(terminal_width())}\n{write_tables([table], library)}")
-        for figure in retention_figures(rows, table.name):
-            paths = figure.write(library.root / "figures")
-            print(
-                f"{os.path.commonpath([str(path.parent) for path in paths])}/{figure.name}.{{{','.join(path.suffix[1:] for path in paths)}}}"
-            )

@@ -8,6 +8,7 @@ Usage:
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from qgoft.cli import Parser
@@ -15,8 +16,10 @@ from qgoft.config.compose import check_config_name, override_name
 from qgoft.config.locations import MEASURED
 from qgoft.config.suites import config_names, suite_info, suite_names
 from qgoft.errors import QgoftError, check_choice
+from qgoft.records import RecordSet
 from qgoft.report.item_tables import item_rows, item_tables, suite_tables, write_tables
-from qgoft.report.library import read_library
+from qgoft.report.library import RecordLibrary, read_library
+from qgoft.report.retention import build_retention, measured_suites, retention_figures, retention_rows
 from qgoft.report.style import add_style_arguments, style_of
 from qgoft.report.table import terminal_width
 from qgoft.sweep.actions import ACTIONS, SweepRequest, run_action
@@ -172,7 +175,7 @@ def run_items(arguments: argparse.Namespace) -> int:
         if name in suite_names():
             raise QgoftError(f"{arguments.target}: a suite cannot be combined with other targets; run {name} by itself")
         check_choice("suite or item", name, ["all", *suite_names(), *read_items(arguments.protocol)], "run make help")
-    ask = item_filter(arguments)
+    ask, is_all = item_filter(arguments), arguments.target == "all"
     plans = plan_items(split_list(arguments.target), ask)
     planned = [run for runs in compose_plans(plans, arguments.jobs) for run in runs]
     given = next((override.removeprefix(ROOT) for override in arguments.overrides if override.startswith(ROOT)), "results")
@@ -188,12 +191,34 @@ def run_items(arguments: argparse.Namespace) -> int:
                 written = write_tables([table], library)
                 if not table.name.endswith("-paired"):
                     print(f"\n{table.terminal(terminal_width())}\n{written}")
+        if is_all:
+            show_retention(library, ask.protocol)
 
     if not planned:
         show([])
         return 0
     title = plans[0].item.name if len(plans) == 1 else f"{len(plans)} items"
     return run_action(sweep_request(title, arguments, root), planned, show)
+
+
+def show_retention(library: RecordLibrary, protocol: str, suites: Sequence[str] = ()) -> None:
+    """Print the retention of each suite that has measured runs, and write tables and figures.
+
+    Args:
+        suites: suites to print; a line for those without a measured run. Empty for all that have some.
+    """
+    records = library.index.records
+    known = suites or [suite for one, suite in measured_suites(RecordSet(list(records), library.files, [])) if one == protocol]
+    for suite in known:
+        rows = retention_rows(records, library.files, protocol, suite)
+        if not rows:
+            print(f"{suite}: no run with a measured retention")
+            continue
+        table = build_retention(rows, protocol, suite)
+        print(f"\n{table.terminal(terminal_width())}\n{write_tables([table], library)}")
+        for figure in retention_figures(rows, table.name):
+            paths = figure.write(library.root / "figures")
+            print(f"{paths[0].parent}/{figure.name}.{{{','.join(path.suffix[1:] for path in paths)}}}")
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ PREFIX = "retention."
 
 @dataclass(frozen=True, config=STRICT)
 class RetentionSettings:
-    """What is measured of a finished run.
+    """Settings of the measurement of a finished run.
 
     Attributes:
         probes: transfer, similarity, language, knowledge, or tasks of lm-eval by their names.

@@ -46,7 +46,7 @@ _VALUE = ("value", "n", "standard_error", "chance", "higher_is_better")
 
 
 def retention_key(run: str, settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what determines a measurement.
+    """Return the SHA-256 of the run and the settings of a measurement.
 
     Args:
         run: key of the run.
@@ -76,7 +76,7 @@ def retention_text(retention: Retention) -> str:
 
 
 def read_retention(directory: Path, run: str) -> Retention | None:
-    """Return the measurement in the directory of a run, or None if there is none.
+    """Return the measurement in the directory of a run, or None if it was not measured.
 
     Raises:
         RecordError: it is not JSON, invalid, modified, or that of another run.

@@ -51,7 +51,7 @@ class RetentionRow:
         return found
 
     def retentions(self, t: float = 1.0) -> dict[Place, float]:
-        """Return what is retained at t in percent, where it is defined."""
+        """Return the retention at t in percent, without the runs for which it is undefined."""
         found = {place: retention_of(retention, t) for place, (_, retention) in self.runs.items()}
         return {place: percent for place, percent in found.items() if percent is not None}
 

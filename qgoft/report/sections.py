@@ -1,4 +1,4 @@
-"""Sections of the report page: items, orthogonality, provenance, and runs that no item needs."""
+"""Sections of the report page: items, orthogonality, retention, provenance, and runs that no item needs."""
 
 import collections
 import re
@@ -17,6 +17,7 @@ from qgoft.report.library import RecordLibrary
 from qgoft.report.orthogonality import build_trace_table, read_traces
 from qgoft.report.page import Section, Summary
 from qgoft.report.published import load_rows, printed_averages
+from qgoft.report.retention import build_retention, measured_suites, retention_figures, retention_rows
 from qgoft.report.row import Row
 from qgoft.report.table import ColumnGroup, Table
 from qgoft.report.vega import Spec
@@ -119,6 +120,19 @@ def orthogonality_sections(found: RecordSet) -> list[Section]:
     return sections
 
 
+def retention_sections(found: RecordSet) -> list[Section]:
+    """Return what is retained of the pretrained backbone, by suite and protocol."""
+    sections = []
+    for protocol, suite in measured_suites(found):
+        rows = retention_rows(found.records, found.files, protocol, suite)
+        table = build_retention(rows, protocol, suite)
+        figures = retention_figures(rows, table.name)
+        title = table.title.replace("Retention", "retention")
+        place = {"paper": "Retention (not in the papers)", "entry": title, "protocol": protocol}
+        sections.append(Section(f"retention-{suite}-{protocol}", f"{title} ({protocol})", [table], figures, **place))
+    return sections
+
+
 def machine_section(records: Sequence[Record], problems: Sequence[str]) -> Section:
     """Return the code, packages and hardware of the records, and the files that could not be read."""
     table = Table("machine", "provenance of the records", ["commit", "device", "threads", "Python", "torch", "records"])
@@ -150,7 +164,7 @@ def other_runs(records: Sequence[Record], sections: Sequence[Section]) -> Sectio
 
 
 def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Sequence[BenchColumn]) -> Summary:
-    """Return the first screen: what was measured, score against parameters, orthogonality, cost against LoRA, and the main table.
+    """Return the first screen: three sentences about the records, score against parameters and retention, cost against LoRA, and the main table.
 
     Args:
         costs: shapes of whole models from the benchmark.
@@ -174,7 +188,8 @@ def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Seq
     ]
     main = next((section for section in sections if section.name == "table1-pocket"), sections[0] if sections else None)
     figures = main.figures[:1] if main is not None else []
-    figures += next((section.figures[:1] for section in sections if section.name == "orthogonality-glue-pocket"), [])
+    names = ("retention-glue-pocket", "orthogonality-glue-pocket")  # the second if retention was not measured
+    figures += next((section.figures[:1] for name in names for section in sections if section.name == name), [])
     caption = "training step relative to LoRA r=8: median and interquartile range of the time, and peak memory"
     figures += _figure("cost", cost_chart([(one.line, one.record) for one in costs]), caption)
     return Summary(sentences, figures, main.tables[0] if main is not None and main.tables else None)

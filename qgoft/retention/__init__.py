@@ -1,1 +1,1 @@
-"""Retention: what a tuned backbone keeps of the abilities of the pretrained one, along the path between the two, and why (geometry)."""
+"""Retention: abilities of the pretrained backbone after tuning, the path between the two, and the geometry of the change."""

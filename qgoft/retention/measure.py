@@ -47,7 +47,7 @@ def measure_retention(run: OpenedRun, asked: RetentionSettings) -> Retention:
     """Return the retention of a finished run from its saved adapter, and write it next to the record. A finished measurement is returned.
 
     Raises:
-        QgoftError: there is no adapter, a probe is unknown or lacks data, the method cannot be rewound, or the score at t = 1 is not that of the
+        QgoftError: the adapter is missing, a probe is unknown or lacks data, the method cannot be rewound, or the score at t = 1 is not that of the
             record.
         LeaseHeld: another process measures this run.
         RecordError: the measurement that is there is corrupt.

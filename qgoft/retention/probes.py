@@ -36,7 +36,7 @@ class ProbeValue:
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """What probes are built from.
+    """Inputs of a probe.
 
     Attributes:
         settings: those of the run.

@@ -64,7 +64,7 @@ class RetentionId(RunId):
 def measure_pending(
     title: str, runs: Sequence[PlannedRun], run_ids: Sequence[RunId], asked: RetentionSettings, options: ExecutorOptions
 ) -> list[tuple[PlannedRun, str]]:
-    """Measure the retention of finished runs where it is missing. Return the runs without one afterwards, with the reason.
+    """Measure the missing retention of finished runs. Return the runs without one afterwards, with the reason.
 
     Raises:
         QgoftError: a run is divided among processes, or the launcher is not available.

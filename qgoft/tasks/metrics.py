@@ -91,7 +91,7 @@ def _row_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _from_counts(name: str, p: np.ndarray, r: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return F1 of class 1, or Matthews' correlation, from the confusion matrix of each draw; 0 where they are undefined."""
+    """Return F1 of class 1, or Matthews' correlation, from the confusion matrix of each draw; 0 if undefined."""
     classes, codes = np.unique(np.concatenate([r, p]), return_inverse=True)
     count = len(classes)
     pairs = codes[: len(r)] * count + codes[len(r) :]

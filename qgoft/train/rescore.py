@@ -19,7 +19,7 @@ from qgoft.train.shared_training import as_recorded, read_run
 
 @dataclass(frozen=True)
 class Sources:
-    """Directories of what a run did not take from the hub; a record holds no paths.
+    """Directories of rows and weights that did not come from the hub; a record holds no paths.
 
     Attributes:
         model_path: of the base model.
@@ -46,7 +46,7 @@ def open_run(directory: Path, sources: Sources) -> OpenedRun:
     """Locate the rows and weights of a finished run.
 
     Raises:
-        QgoftError: there is no finished run, or rows or weights are missing or differ from those of the record.
+        QgoftError: the run is not finished, or rows or weights are missing or differ from those of the record.
     """
     record = read_run(directory)
     if record["status"] != "done":

@@ -115,7 +115,7 @@ def task_version(name: str) -> str:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise QgoftError(
-            f"{name} is no probe of this package, and lm-eval, which may have it, is not installed ({error}); pip install -e '.[mmlu]'"
+            f"{name} is not a probe of this package, and lm-eval, which may have it, is not installed ({error}); pip install -e '.[mmlu]'"
         ) from error
     check_choice("task of lm-eval", name, TaskManager().all_tasks, "`lm-eval ls tasks` lists them")
     return str(lm_eval.__version__)
