@@ -1,5 +1,6 @@
 """Tables and figures of retention: the target score against what is kept of the pretrained backbone."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,7 +91,8 @@ class Resampling:
     """Draws of tasks and seeds with replacement, the same for all rows.
 
     Attributes:
-        rows: the rows that have all runs of `places`.
+        rows: the rows with the most runs, on common tasks and seeds.
+        has_spread: there are several runs a row.
         means: mean target score and retention [2, rows].
         targets: mean target score [rows, draws].
         retentions: mean retention [rows, draws].
@@ -103,6 +105,7 @@ class Resampling:
         shared = set.intersection(*(defined[row.label] for row in self.rows)) if self.rows else set()
         self.rows = [row for row in self.rows if defined[row.label] == shared]
         places = sorted(shared)
+        self.has_spread = len(places) > 1
         if not places:
             self.means, self.targets, self.retentions = np.zeros((2, 0)), np.zeros((0, DRAWS)), np.zeros((0, DRAWS))
             return
@@ -127,11 +130,14 @@ class Resampling:
         return np.mean([_front(*pair) for pair in zip(self.targets.T, self.retentions.T, strict=True)], axis=0)
 
     def minus(self, row: RetentionRow, baseline: RetentionRow) -> tuple[float, float, float] | None:
-        """Return the mean difference of two rows' retention with its 95% interval; None if one lacks runs."""
+        """Return the mean difference of two rows' retention with its 95% interval; None if one lacks runs.
+
+        With one run a row, both ends are NaN.
+        """
         if row not in self.rows or baseline not in self.rows:
             return None
         one, other = self.rows.index(row), self.rows.index(baseline)
-        low, high = np.percentile(self.retentions[one] - self.retentions[other], INTERVAL)
+        low, high = np.percentile(self.retentions[one] - self.retentions[other], INTERVAL) if self.has_spread else (math.nan, math.nan)
         return float(self.means[1, one] - self.means[1, other]), float(low), float(high)
 
 
@@ -160,16 +166,16 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
         cells = [f"{abs(_mean(row.targets().values())):.1f}" if row.targets() else MISSING, *(_probe_cell(row, kind) for kind in kinds)]
         cells.append(_retention_cell(row) + (f" ({undefined} undefined)" if undefined else ""))
         if baseline is not None:
-            gap = None if row is baseline else drawn.minus(row, baseline)
-            cells.append(MISSING if gap is None else f"{gap[0]:+.1f} ({gap[1]:+.1f}, {gap[2]:+.1f})")
+            cells.append(_gap_cell(None if row is baseline else drawn.minus(row, baseline)))
         place = drawn.rows.index(row) if row in drawn.rows else None
-        cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{100 * share[place]:.0f}%")
+        times = "" if place is None or not drawn.has_spread else f"{100 * share[place]:.0f}%"
+        cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{times}")
         table.rows.append([row.label, *cells, str(len(row.runs))])
-    table.notes = _notes(rows, kinds, has_undefined=has_undefined, is_partial=len(drawn.rows) < len(rows))
+    table.notes = _notes(kinds, has_spread=drawn.has_spread, has_undefined=has_undefined, is_partial=len(drawn.rows) < len(rows))
     return table
 
 
-def _notes(rows: Sequence[RetentionRow], kinds: Sequence[str], *, has_undefined: bool, is_partial: bool) -> list[str]:
+def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_partial: bool) -> list[str]:
     notes = [
         "target: mean score of the tasks that the run was trained on; other columns: mean over the tasks of the pretrained backbone's value -> that "
         "of the tuned one",
@@ -177,6 +183,8 @@ def _notes(rows: Sequence[RetentionRow], kinds: Sequence[str], *, has_undefined:
         f"{FRONT}: no other row has at least this target score and retention; the percentage counts 1000 draws of tasks and seeds in which that holds",
         "differences from LoRA on the common tasks and seeds with their 95% interval over the same draws, which do not cover the choice of the probes' rows",
     ]
+    if not has_spread:
+        notes[2:] = [f"{FRONT}: no other row has at least this target score and retention; one run a row, so that no interval is known"]
     meanings = {
         "transfer": "transfer: ridge classifier on frozen features of the suite's other tasks",
         "similarity": "similarity: Spearman's correlation of the cosine of sentence embeddings with the ratings of STS-B",
@@ -189,6 +197,12 @@ def _notes(rows: Sequence[RetentionRow], kinds: Sequence[str], *, has_undefined:
     if is_partial:
         notes.append("-: the row lacks runs that others have, so that it is not compared")
     return notes
+
+
+def _gap_cell(gap: tuple[float, float, float] | None) -> str:
+    if gap is None:
+        return MISSING
+    return f"{gap[0]:+.1f}" + ("" if math.isnan(gap[1]) else f" ({gap[1]:+.1f}, {gap[2]:+.1f})")
 
 
 def _probe_cell(row: RetentionRow, kind: str) -> str:

@@ -77,6 +77,13 @@ def test_row_with_missing_runs_is_not_compared():
     assert any("lacks runs" in note for note in table.notes)
 
 
+def test_one_run_has_no_interval():
+    rows = [row("lora@r8", 80, 85, (0,), ("cola",)), row("goft", 90, 80, (0,), ("cola",)), row("linear", 70, 60, (0,), ("cola",))]
+    cells = {one[0]: one[1:] for one in build_retention(rows, "pocket", "glue").rows}
+    assert cells["goft"][3:5] == ["+10.0", "*"]
+    assert cells["linear"][3:5] == ["-10.0", ""]
+
+
 def test_undefined_retention_is_printed():
     undefined = RetentionRow("goft", {("cola", 0): ({"key": "k"}, retention(50, 80, pretrained=50.0))})
     table = build_retention([undefined], "pocket", "glue")

@@ -41,37 +41,31 @@ def tuned(method, *words, only=""):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-def test_ends_of_the_path(method):
-    """At t = 0 the backbone is the pretrained one bit for bit, at t = 1 the outputs are those of the merged model; the head stays."""
-    adapted, path = tuned(method)
-    backbone = pretrained().base_model
-    with path.at(0.0) as model:
-        assert torch.equal(model.base_model(input_ids=ids()).last_hidden_state, backbone(input_ids=ids()).last_hidden_state)
-        head = model.classifier.weight.clone()
-    with path.at(1.0) as model:
-        found = model(input_ids=ids()).logits
-        assert torch.equal(model.classifier.weight, head)
-    with merged_for_eval(adapted):
-        assert torch.equal(adapted.model(input_ids=ids()).logits, found)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("method", METHODS)
-def test_middle_of_the_path_is_between(method):
-    """Outputs at t = 0.5 differ from those of both ends, and using the path leaves the tuned model unchanged."""
+def test_path(method):
+    """At t = 0 the backbone is the pretrained one bit for bit, at t = 1 the outputs are those of the merged model, and at t = 0.5 they are
+    between; the head stays, and the tuned model is unchanged.
+    """
     adapted, path = tuned(method)
     before = adapted.model(input_ids=ids()).logits
-    outputs = []
+    with merged_for_eval(adapted):
+        merged = adapted.model(input_ids=ids()).logits
+    outputs, heads = [], []
     for t in (0.0, 0.5, 1.0):
         with path.at(t) as model:
+            if t == 0:
+                states = pretrained().base_model(input_ids=ids()).last_hidden_state
+                assert torch.equal(model.base_model(input_ids=ids()).last_hidden_state, states)
             outputs.append(model(input_ids=ids()).logits)
+            heads.append(model.classifier.weight.clone())
+    assert torch.equal(outputs[2], merged)
+    assert torch.equal(heads[0], heads[2])
     assert torch.equal(adapted.model(input_ids=ids()).logits, before)
     if method == "linear":
         assert torch.equal(outputs[0], outputs[2])
         return
-    ends = (outputs[2] - outputs[0]).norm()
+    change = (outputs[2] - outputs[0]).norm()
     for end in (outputs[0], outputs[2]):
-        assert 0 < (outputs[1] - end).norm() < 1.5 * ends
+        assert 0 < (outputs[1] - end).norm() < 1.5 * change
 
 
 @torch.no_grad()
