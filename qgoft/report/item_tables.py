@@ -61,7 +61,7 @@ def item_tables(plan: ItemPlan, measured: Sequence[Row], ask: ItemFilter, librar
         rows += control_rows(ask.protocol, item.suite, ask.model, {row.label for row in rows}, [], jobs)
     tables = score_tables(item.suite, ask.protocol, rows, library, item, notes)
     if name == "leaderboard":
-        return [build_leaderboard(item, rows, part_benches(bench_directories(library), "pocket")), *tables]
+        return [build_leaderboard(item, rows, part_benches(bench_directories(library), "pocket"), library.files), *tables]
     return [*tables, *(rating_tables(ask.protocol, rows, library, [build_categories]) if name == "table2" else [])]
 
 

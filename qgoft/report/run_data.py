@@ -7,6 +7,7 @@ from typing import Any
 from qgoft.config.settings import method_label
 from qgoft.records import Record, RunFiles, curve_of
 from qgoft.records.rerun import rerun_words
+from qgoft.records.retention import retention_of
 from qgoft.report.names import display_name
 
 # Points of a curve on the page.
@@ -58,7 +59,7 @@ def run_data(records: Sequence[Record], files: Mapping[str, RunFiles], models: M
                 "primary": record["primary"],
                 "value": record["metrics"].get(record["primary"], {}).get("value"),
                 "metrics": {name: _metric(metric) for name, metric in record["metrics"].items()},
-                "facts": [[shared.place(name), value] for name, value in _facts(record).items()],
+                "facts": [[shared.place(name), value] for name, value in _facts(record, files.get(record["key"])).items()],
                 "loss": shared.curve(_thin(curve_of(files, record["key"], "loss"))),
                 "scores": shared.curve(_thin(curve_of(files, record["key"], "score"))),
                 "settings": base_name,
@@ -78,9 +79,11 @@ def _metric(metric: dict[str, Any]) -> str:
     )
 
 
-def _facts(record: Record) -> dict[str, Any]:
+def _facts(record: Record, files: RunFiles | None) -> dict[str, Any]:
     cost, orthogonality = record["cost"], record["orthogonality"]
     peak, error = cost["peak_memory_bytes"], orthogonality["max_error"]
+    measured = None if files is None else files.retention()
+    kept = None if measured is None else retention_of(measured)
     facts = {
         "selection": record["selection"],
         "trainable parameters": record["params"]["trainable"],
@@ -88,6 +91,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "steps": cost["steps"],
         "peak memory": None if peak is None else f"{peak / 1e9:.2f} GB",
         "max |R^T R - I|": None if error is None else f"{error:.1e}",
+        "retention": None if kept is None else f"{kept:.1f}%",
         "started": record["started"],
     }
     return {name: value for name, value in facts.items() if value is not None}
