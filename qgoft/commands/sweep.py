@@ -19,7 +19,8 @@ from qgoft.errors import QgoftError, check_choice
 from qgoft.records import RecordSet
 from qgoft.report.item_tables import item_rows, item_tables, suite_tables, write_tables
 from qgoft.report.library import RecordLibrary, read_library
-from qgoft.report.retention import build_retention, measured_suites, retention_figures, retention_rows
+from qgoft.report.retention import build_retention, retention_figures
+from qgoft.report.retention_rows import measured_suites, retention_rows
 from qgoft.report.style import add_style_arguments, style_of
 from qgoft.report.table import terminal_width
 from qgoft.sweep.actions import ACTIONS, SweepRequest, run_action

@@ -3,23 +3,18 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from qgoft.config.suites import suite_info
-from qgoft.records import Record, RecordSet, RunFiles
-from qgoft.records.retention import Retention, probe_kinds, retention_of, step_at
+from qgoft.records.retention import probe_kinds, step_at
 from qgoft.report import vega
 from qgoft.report.figures import Figure
 from qgoft.report.names import display_label
-from qgoft.report.row import row_label
+from qgoft.report.retention_rows import Gap, Resampling, RetentionRow
 from qgoft.report.table import MISSING, Table
 
 FRONT = "*"
-DRAWS, INTERVAL = 1000, (2.5, 97.5)
 BASELINE = "lora"
 # Measures of the geometry of the change that are drawn against retention, with their titles.
 MEASURES = {
@@ -28,123 +23,6 @@ MEASURES = {
     "output_drift": "output drift of a layer",
     "procrustes": "Procrustes residual",
 }
-Place = tuple[str, int]  # task and seed
-
-
-@dataclass
-class RetentionRow:
-    """The measured runs of one method.
-
-    Attributes:
-        runs: task and seed -> record and retention.
-    """
-
-    label: str
-    runs: dict[Place, tuple[Record, Retention]] = field(default_factory=dict)
-
-    def targets(self, t: float = 1.0) -> dict[Place, float]:
-        """Return the score of the target at t; higher is better."""
-        found = {}
-        for place, (_, retention) in self.runs.items():
-            step = step_at(retention, t)
-            if step is not None and step["target"]["value"] is not None:
-                found[place] = step["target"]["value"] * (1 if step["target"]["higher_is_better"] else -1)
-        return found
-
-    def retentions(self, t: float = 1.0) -> dict[Place, float]:
-        """Return the retention at t in percent, without the runs for which it is undefined."""
-        found = {place: retention_of(retention, t) for place, (_, retention) in self.runs.items()}
-        return {place: percent for place, percent in found.items() if percent is not None}
-
-    def keys(self) -> list[str]:
-        return [record["key"] for record, _ in self.runs.values()]
-
-
-def retention_rows(records: Sequence[Record], files: Mapping[str, RunFiles], protocol: str, suite: str) -> list[RetentionRow]:
-    """Return the measured runs of a suite by method. Of runs with equal method, task and seed the newest counts."""
-    measured = [
-        (record, retention)
-        for record in sorted(records, key=lambda record: record["finished"])
-        if (record["protocol"], record["suite"], record["status"]) == (protocol, suite, "done")
-        and record["key"] in files
-        and (retention := files[record["key"]].retention()) is not None
-    ]
-    penalties = defaultdict(set)
-    for record, _ in measured:
-        penalties[row_label(record)].add(record["settings"]["method"]["penalty"])
-    rows: dict[str, RetentionRow] = {}
-    for record, retention in measured:
-        label = row_label(record)
-        if len(penalties[label]) > 1:
-            label += f", λ={record['settings']['method']['penalty']:g}"
-        rows.setdefault(label, RetentionRow(label)).runs[record["task"], record["seed"]] = record, retention
-    return sorted(rows.values(), key=lambda row: row.label)
-
-
-def measured_suites(found: RecordSet) -> list[tuple[str, str]]:
-    """Return the (protocol, suite) pairs with a measured run."""
-    pairs = {(record["protocol"], record["suite"]) for record in found.records if record["key"] in found.files}
-    return [pair for pair in sorted(pairs) if retention_rows(found.records, found.files, *pair)]
-
-
-class Resampling:
-    """Draws of tasks and seeds with replacement, the same for all rows.
-
-    Attributes:
-        rows: the rows with the most runs, on common tasks and seeds.
-        has_spread: there are several runs a row.
-        means: mean target score and retention [2, rows].
-        targets: mean target score [rows, draws].
-        retentions: mean retention [rows, draws].
-    """
-
-    def __init__(self, rows: Sequence[RetentionRow]):
-        defined = {row.label: set(row.targets()) & set(row.retentions()) for row in rows}
-        most = max((len(places) for places in defined.values()), default=0)
-        self.rows = [row for row in rows if len(defined[row.label]) == most and most]
-        shared = set.intersection(*(defined[row.label] for row in self.rows)) if self.rows else set()
-        self.rows = [row for row in self.rows if defined[row.label] == shared]
-        places = sorted(shared)
-        self.has_spread = len(places) > 1
-        if not places:
-            self.means, self.targets, self.retentions = np.zeros((2, 0)), np.zeros((0, DRAWS)), np.zeros((0, DRAWS))
-            return
-        values = np.array([[[found[place] for place in places] for found in (row.targets(), row.retentions())] for row in self.rows])
-        values = values.reshape(len(self.rows), 2, len(places)).transpose(1, 0, 2)  # [target or retention, row, place]
-        random = np.random.default_rng(0)
-        weights = np.ones((DRAWS, len(places)))
-        for part in (0, 1):  # tasks, then seeds
-            names = sorted({place[part] for place in places})
-            drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
-            weights *= drawn[:, [names.index(place[part]) for place in places]]
-        weights = weights[weights.sum(1) > 0]
-        self.means = values.mean(2)
-        self.targets, self.retentions = (one @ weights.T / weights.sum(1) for one in values)  # [row, draw]
-
-    def is_front(self) -> np.ndarray:
-        """Return for each row whether no other row has at least its target score and retention."""
-        return _front(*self.means)
-
-    def front_share(self) -> np.ndarray:
-        """Return for each row the share of draws in which it is on the front."""
-        return np.mean([_front(*pair) for pair in zip(self.targets.T, self.retentions.T, strict=True)], axis=0)
-
-    def minus(self, row: RetentionRow, baseline: RetentionRow) -> tuple[float, float, float] | None:
-        """Return the mean difference of two rows' retention with its 95% interval; None if one lacks runs.
-
-        With one run a row, both ends are NaN.
-        """
-        if row not in self.rows or baseline not in self.rows:
-            return None
-        one, other = self.rows.index(row), self.rows.index(baseline)
-        low, high = np.percentile(self.retentions[one] - self.retentions[other], INTERVAL) if self.has_spread else (math.nan, math.nan)
-        return float(self.means[1, one] - self.means[1, other]), float(low), float(high)
-
-
-def _front(targets: np.ndarray, retentions: np.ndarray) -> np.ndarray:
-    reaches = (targets[None] >= targets[:, None]) & (retentions[None] >= retentions[:, None])
-    exceeds = (targets[None] > targets[:, None]) | (retentions[None] > retentions[:, None])
-    return np.logical_not(np.any(reaches & exceeds, axis=1))
 
 
 def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> Table:
@@ -153,7 +31,7 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
     drawn = Resampling(rows)
     baseline = next((row for row in drawn.rows if row.label.partition("@")[0] == BASELINE), None)
     less = None if baseline is None else f"minus {display_label(baseline.label)}"
-    columns = ["method", "target", *kinds, "retention %", *([less] if less else []), "front", "runs"]
+    columns = ["method", "target", *kinds, "retention %", *([less, "at equal target"] if less else []), "front", "runs"]
     name = f"retention-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
     table = Table(name, f"Retention: {suite_info(suite).title}", columns, has_methods=True)
     is_front, share = drawn.is_front(), drawn.front_share()
@@ -166,7 +44,8 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
         cells = [f"{abs(_mean(row.targets().values())):.1f}" if row.targets() else MISSING, *(_probe_cell(row, kind) for kind in kinds)]
         cells.append(_retention_cell(row) + (f" ({undefined} undefined)" if undefined else ""))
         if baseline is not None:
-            cells.append(_gap_cell(None if row is baseline else drawn.minus(row, baseline)))
+            compare = (drawn.minus, drawn.minus_at_equal_target)
+            cells += [_gap_cell(None if row is baseline else gap(row, baseline)) for gap in compare]
         place = drawn.rows.index(row) if row in drawn.rows else None
         times = "" if place is None or not drawn.has_spread else f"{100 * share[place]:.0f}%"
         cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{times}")
@@ -182,9 +61,13 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
         "retention: value above chance of the tuned backbone, relative to the pretrained one; ± is the standard deviation over seeds of the mean over tasks",
         f"{FRONT}: no other row has at least this target score and retention; the percentage counts 1000 draws of tasks and seeds in which that holds",
         "differences from LoRA on the common tasks and seeds with their 95% interval over the same draws, which do not cover the choice of the probes' rows",
+        "at equal target: the same difference after both methods are rewound to the lower of their two target scores",
     ]
     if not has_spread:
-        notes[2:] = [f"{FRONT}: no other row has at least this target score and retention; one run a row, so that no interval is known"]
+        notes[2:] = [
+            f"{FRONT}: no other row has at least this target score and retention; one run a row, so that no interval is known",
+            notes[-1],
+        ]
     meanings = {
         "transfer": "transfer: ridge classifier on frozen features of the suite's other tasks",
         "similarity": "similarity: Spearman's correlation of the cosine of sentence embeddings with the ratings of STS-B",
@@ -199,7 +82,7 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
     return notes
 
 
-def _gap_cell(gap: tuple[float, float, float] | None) -> str:
+def _gap_cell(gap: Gap | None) -> str:
     if gap is None:
         return MISSING
     return f"{gap[0]:+.1f}" + ("" if math.isnan(gap[1]) else f" ({gap[1]:+.1f}, {gap[2]:+.1f})")

@@ -17,7 +17,8 @@ from qgoft.report.library import RecordLibrary
 from qgoft.report.orthogonality import build_trace_table, read_traces
 from qgoft.report.page import Section, Summary
 from qgoft.report.published import load_rows, printed_averages
-from qgoft.report.retention import build_retention, measured_suites, retention_figures, retention_rows
+from qgoft.report.retention import build_retention, retention_figures
+from qgoft.report.retention_rows import measured_suites, retention_rows
 from qgoft.report.row import Row
 from qgoft.report.table import ColumnGroup, Table
 from qgoft.report.vega import Spec

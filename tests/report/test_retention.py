@@ -1,9 +1,12 @@
 """Table and figures of retention, from made-up measurements."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from qgoft.records.retention import above_chance, retained_percent, retention_of
-from qgoft.report.retention import Resampling, RetentionRow, build_retention, measured_suites, retention_figures, retention_rows
+from qgoft.report.retention import build_retention, retention_figures
+from qgoft.report.retention_rows import Resampling, RetentionRow, measured_suites, retention_rows
 
 
 def value(number, chance=50.0, *, higher=True):
@@ -51,14 +54,14 @@ def test_table():
     rows = [row("lora@r8", 80, 85), row("goft", 90, 80), row("linear", 99, 60), row("oft@b8", 70, 84)]
     table = build_retention(rows, "pocket", "glue")
     assert table.name == "retention-glue"
-    assert table.columns == ["method", "target", "transfer", "retention %", "minus LoRA r=8", "front", "runs"]
+    assert table.columns == ["method", "target", "transfer", "retention %", "minus LoRA r=8", "at equal target", "front", "runs"]
     cells = {one[0]: one[1:] for one in table.rows}
     assert [one[0] for one in table.rows] == ["lora@r8", "oft@b8", "goft", "linear"]
-    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3", "81.0 ± 1.0", "-", "*100%", "6"]
+    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3", "81.0 ± 1.0", "-", "-", "*100%", "6"]
     assert cells["goft"][3].startswith("+10.0 (")
     assert cells["oft@b8"][3].startswith("-10.0 (")
-    assert cells["oft@b8"][4] == "0%"
-    assert cells["linear"][4] == "*100%"
+    assert cells["oft@b8"][5] == "0%"
+    assert cells["linear"][5] == "*100%"
     assert set(table.sources[0, 3]) == {f"lora@r8-{task}-{seed}" for task in ("cola", "qnli") for seed in range(3)}
 
 
@@ -73,15 +76,17 @@ def test_row_with_missing_runs_is_not_compared():
     rows = [row("lora@r8", 80, 85), row("goft", 90, 80, seeds=(0,))]
     table = build_retention(rows, "pocket", "glue")
     cells = {one[0]: one[1:] for one in table.rows}
-    assert cells["goft"][3:5] == ["-", "-"]
+    assert cells["goft"][3:6] == ["-", "-", "-"]
     assert any("lacks runs" in note for note in table.notes)
 
 
 def test_one_run_has_no_interval():
     rows = [row("lora@r8", 80, 85, (0,), ("cola",)), row("goft", 90, 80, (0,), ("cola",)), row("linear", 70, 60, (0,), ("cola",))]
     cells = {one[0]: one[1:] for one in build_retention(rows, "pocket", "glue").rows}
-    assert cells["goft"][3:5] == ["+10.0", "*"]
-    assert cells["linear"][3:5] == ["-10.0", ""]
+    assert cells["goft"][3] == "+10.0"
+    assert cells["goft"][5] == "*"
+    assert cells["linear"][3] == "-10.0"
+    assert cells["linear"][5] == ""
 
 
 def test_undefined_retention_is_printed():
@@ -112,21 +117,38 @@ class Files:
         return self.measured
 
 
-def test_rows_are_grouped_by_method_and_penalty():
-    def record(key, method, penalty, seed=0, finished="2026-11-29T00:00:00+00:00"):
-        settings = {"method": {"penalty": penalty}, "model": {"init": "pretrained"}}
+def test_rows_are_grouped_by_method_and_own_settings():
+    def record(key, method, *overrides, finished="2026-11-29T00:00:00+00:00"):
         names = {"protocol": "pocket", "suite": "glue", "task": "rte", "method": method, "variant": method}
-        return {"key": key, "seed": seed, "status": "done", "finished": finished, "settings": settings, **names}
+        settings = {"model": {"init": "pretrained"}}
+        return {"key": key, "seed": 0, "status": "done", "finished": finished, "settings": settings, "overrides": list(overrides), **names}
 
     records = [
-        record("a", "qgoft", 0.0),
-        record("b", "qgoft", 0.001),
-        record("c", "goft", 0.0),
-        record("d", "goft", 0.0, finished="2026-11-29T01:00:00+00:00"),
-        record("e", "oft", 0.0),
+        record("a", "qgoft"),
+        record("b", "qgoft", "method.penalty=0"),
+        record("c", "goft"),
+        record("d", "goft", finished="2026-11-29T01:00:00+00:00"),
+        record("e", "oft"),
+        record("f", "lora", "train.max_steps=50"),
     ]
     files = {one["key"]: Files(None if one["key"] == "e" else retention(80, 80)) for one in records}
     rows = retention_rows(records, files, "pocket", "glue")
-    assert [one.label for one in rows] == ["goft", "qgoft, λ=0", "qgoft, λ=0.001"]
+    assert [one.label for one in rows] == ["goft", "lora, max_steps=50", "qgoft", "qgoft, λ=0"]
     assert rows[0].keys() == ["d"]
-    assert measured_suites(type("Found", (), {"records": records, "files": files})) == [("pocket", "glue")]
+    assert measured_suites(SimpleNamespace(records=records, files=files)) == [("pocket", "glue")]
+
+
+def test_equal_target():
+    """At the lower target of the two, the path with the steeper loss of retention has kept less."""
+    lora, goft = row("lora@r8", 80, 90), row("goft", 90, 70)
+    drawn = Resampling([lora, goft])
+    mean, low, high = drawn.minus_at_equal_target(goft, lora)
+    # Means over tasks and seeds: LoRA's target grows from 50 to 91 and its retention falls from 100 to 81; GOFT's from 50 to 71, to 91. The
+    # path is piecewise linear, so LoRA has 100 - 19 * 21 / 41 at 71.
+    assert mean == pytest.approx(91 - (100 - 19 * 21 / 41))
+    assert low <= mean <= high
+    assert drawn.minus_at_equal_target(lora, lora)[0] == 0
+    short = Resampling(
+        [RetentionRow(r.label, {p: (a, retention(80, 80, steps=(1.0,))) for p, (a, _) in r.runs.items()}) for r in (lora, goft)]
+    )
+    assert short.minus_at_equal_target(*short.rows) is None

@@ -1,0 +1,173 @@
+"""Measured runs by method, and draws of tasks and seeds for their intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qgoft.config.compose import override_name
+from qgoft.records import Record, RecordSet, RunFiles
+from qgoft.records.retention import Retention, retention_of, step_at
+from qgoft.report.row import row_label
+
+DRAWS, INTERVAL = 1000, (2.5, 97.5)
+Place = tuple[str, int]  # task and seed
+Gap = tuple[float, float, float]  # a difference and its 95% interval, whose ends are NaN if it is not known
+
+
+@dataclass
+class RetentionRow:
+    """The measured runs of one method.
+
+    Attributes:
+        runs: task and seed -> record and retention.
+    """
+
+    label: str
+    runs: dict[Place, tuple[Record, Retention]] = field(default_factory=dict)
+
+    def targets(self, t: float = 1.0) -> dict[Place, float]:
+        """Return the score of the target at t; higher is better."""
+        found = {}
+        for place, (_, retention) in self.runs.items():
+            step = step_at(retention, t)
+            if step is not None and step["target"]["value"] is not None:
+                found[place] = step["target"]["value"] * (1 if step["target"]["higher_is_better"] else -1)
+        return found
+
+    def retentions(self, t: float = 1.0) -> dict[Place, float]:
+        """Return the retention at t in percent, without the runs for which it is undefined."""
+        found = {place: retention_of(retention, t) for place, (_, retention) in self.runs.items()}
+        return {place: percent for place, percent in found.items() if percent is not None}
+
+    def steps(self, places: Sequence[Place]) -> list[float]:
+        """Return every t with target and retention at all of some places, in order."""
+        known = sorted({step["t"] for place in places for step in self.runs[place][1]["steps"]})
+        return [t for t in known if {*places} <= set(self.targets(t)) & set(self.retentions(t))]
+
+    def keys(self) -> list[str]:
+        return [record["key"] for record, _ in self.runs.values()]
+
+
+def retention_rows(records: Sequence[Record], files: Mapping[str, RunFiles], protocol: str, suite: str) -> list[RetentionRow]:
+    """Return the measured runs of a suite by method and by settings that differ from the protocol. Of equal runs the newest counts."""
+    rows: dict[str, RetentionRow] = {}
+    for record in sorted(records, key=lambda record: record["finished"]):
+        if (record["protocol"], record["suite"], record["status"]) != (protocol, suite, "done") or record["key"] not in files:
+            continue
+        retention = files[record["key"]].retention()
+        if retention is not None:
+            label = row_label(record) + "".join(f", {_short(override)}" for override in record.get("overrides", []))
+            rows.setdefault(label, RetentionRow(label)).runs[record["task"], record["seed"]] = record, retention
+    return sorted(rows.values(), key=lambda row: row.label)
+
+
+def _short(override: str) -> str:
+    """Return an override of a run as part of its label: λ=0, max_steps=50."""
+    name, value = override_name(override), override.partition("=")[2]
+    return f"{'λ' if name == 'method.penalty' else name.rpartition('.')[2]}={value}"
+
+
+def measured_suites(found: RecordSet) -> list[tuple[str, str]]:
+    """Return the (protocol, suite) pairs with a measured run."""
+    pairs = {(record["protocol"], record["suite"]) for record in found.records if record["key"] in found.files}
+    return [pair for pair in sorted(pairs) if retention_rows(found.records, found.files, *pair)]
+
+
+class Resampling:
+    """Draws of tasks and seeds with replacement, the same for all rows.
+
+    Attributes:
+        rows: the rows with the most runs, on common tasks and seeds.
+        has_spread: there are several runs a row.
+        means: mean target score and retention [2, rows].
+        targets: mean target score [rows, draws].
+        retentions: mean retention [rows, draws].
+    """
+
+    def __init__(self, rows: Sequence[RetentionRow]):
+        defined = {row.label: set(row.targets()) & set(row.retentions()) for row in rows}
+        most = max((len(places) for places in defined.values()), default=0)
+        self.rows = [row for row in rows if len(defined[row.label]) == most and most]
+        shared = set.intersection(*(defined[row.label] for row in self.rows)) if self.rows else set()
+        self.rows = [row for row in self.rows if defined[row.label] == shared]
+        self.places = sorted(shared)
+        self.has_spread = len(self.places) > 1
+        self.weights = _draw_weights(self.places)
+        ends = [self._values(row, [1.0])[:, 0] for row in self.rows]  # [2, places] of each row
+        values = np.array(ends).reshape(len(self.rows), 2, len(self.places)).transpose(1, 0, 2)
+        self.means = values.mean(2) if self.places else np.zeros((2, 0))
+        self.targets, self.retentions = (one @ self.weights.T for one in values)
+
+    def _values(self, row: RetentionRow, steps: Sequence[float]) -> np.ndarray:
+        """Return targets and retentions [2, steps, places]."""
+        found = [[row.targets(t) for t in steps], [row.retentions(t) for t in steps]]
+        return np.array([[[values[place] for place in self.places] for values in kind] for kind in found]).reshape(2, len(steps), -1)
+
+    def is_front(self) -> np.ndarray:
+        """Return for each row whether no other row has at least its target score and retention."""
+        return _front(*self.means)
+
+    def front_share(self) -> np.ndarray:
+        """Return for each row the share of draws in which it is on the front."""
+        return np.mean([_front(*pair) for pair in zip(self.targets.T, self.retentions.T, strict=True)], axis=0)
+
+    def minus(self, row: RetentionRow, baseline: RetentionRow) -> Gap | None:
+        """Return the mean difference of two rows' retention with its 95% interval; None if one lacks runs."""
+        if row not in self.rows or baseline not in self.rows:
+            return None
+        one, other = self.rows.index(row), self.rows.index(baseline)
+        return self._gap(self.means[1, one] - self.means[1, other], self.retentions[one] - self.retentions[other])
+
+    def minus_at_equal_target(self, row: RetentionRow, baseline: RetentionRow) -> Gap | None:
+        """Return the difference after both rows are rewound to the lower of their two target scores; None if one lacks runs or a path.
+
+        The mean paths over tasks and seeds are compared where they first reach that score, with linear interpolation between the steps.
+        """
+        if row not in self.rows or baseline not in self.rows:
+            return None
+        paths = [(steps, self._values(one, steps)) for one in (row, baseline) if len(steps := one.steps(self.places)) > 2]
+        if len(paths) < 2:
+            return None
+        (_, ours), (_, theirs) = paths
+        drawn = [values @ self.weights.T for values in (ours, theirs)]  # [2, steps, draws]
+        gaps = [_gap_at_equal_target(drawn[0][..., i], drawn[1][..., i]) for i in range(len(self.weights))]
+        return self._gap(_gap_at_equal_target(ours.mean(2), theirs.mean(2)), np.array(gaps))
+
+    def _gap(self, mean: float, drawn: np.ndarray) -> Gap:
+        low, high = np.percentile(drawn, INTERVAL) if self.has_spread else (math.nan, math.nan)
+        return float(mean), float(low), float(high)
+
+
+def _draw_weights(places: Sequence[Place]) -> np.ndarray:
+    """Return the weight of every place in every draw [draws, places], with sum 1: how often its task and its seed were drawn."""
+    random = np.random.default_rng(0)
+    weights = np.ones((DRAWS, len(places)))
+    for part in (0, 1) if places else ():  # tasks, then seeds
+        names = sorted({place[part] for place in places}, key=str)
+        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
+        weights *= drawn[:, [names.index(place[part]) for place in places]]
+    total = weights.sum(1, keepdims=True)
+    return np.divide(weights, total, where=total > 0, out=np.full_like(weights, 1 / max(1, len(places))))
+
+
+def _front(targets: np.ndarray, retentions: np.ndarray) -> np.ndarray:
+    reaches = (targets[None] >= targets[:, None]) & (retentions[None] >= retentions[:, None])
+    exceeds = (targets[None] > targets[:, None]) | (retentions[None] > retentions[:, None])
+    return np.logical_not(np.any(reaches & exceeds, axis=1))
+
+
+def _gap_at_equal_target(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the difference in retention of two paths [2, steps] (target, retention) at the lower of their highest targets."""
+    level = min(ours[0].max(), theirs[0].max())
+    return _retention_at(ours[0], ours[1], level) - _retention_at(theirs[0], theirs[1], level)
+
+
+def _retention_at(targets: np.ndarray, retentions: np.ndarray, level: float) -> float:
+    """Return the retention at the first point of a path with a target score of `level`, which it reaches."""
+    after = int(np.argmax(targets >= level))
+    if after == 0:
+        return float(retentions[0])
+    share = (level - targets[after - 1]) / (targets[after] - targets[after - 1])
+    return float(retentions[after - 1] + share * (retentions[after] - retentions[after - 1]))
