@@ -9,10 +9,6 @@ from pathlib import Path
 
 from qgoft.cli import Parser
 
-# Tolerances: points of a percentage, since rounding may flip items whose logits are equal to seven digits; nats per token; points of a
-# rating.
-TOLERANCE, OTHERS = 0.2, {"loss": 0.002, "score": 0.1}
-
 
 def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -24,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--task-path", help="directory of the images of one task, if the run set task.path")
     arguments = parser.parse_args(argv)
     from qgoft.train.quiet import quiet_libraries
-    from qgoft.train.rescore import rescore
+    from qgoft.train.rescore import rescore, tolerance
 
     quiet_libraries()
     record, metrics = rescore(
@@ -37,7 +33,7 @@ def main(argv: list[str]) -> int:
     )
     is_same = True
     for name, measured in metrics.items():
-        then, allowed = record["metrics"][name]["value"], OTHERS.get(name, TOLERANCE)
+        then, allowed = record["metrics"][name]["value"], tolerance(name, measured.n)
         apart = abs(then - measured.value)
         is_same &= apart <= allowed
         print(f"{name:<20} record {then:8.3f}   now {measured.value:8.3f}   difference {apart:.4f}, tolerance {allowed:g}")

@@ -17,6 +17,8 @@ from qgoft.commands import sweep
 from qgoft.config.locations import MEASURED
 from qgoft.config.retention import PREFIX, retention_settings
 from qgoft.config.suites import suite_names
+from qgoft.errors import QgoftError
+from qgoft.lease import LeaseHeld
 from qgoft.records.retention import Retention, retention_of
 from qgoft.report.library import read_library
 from qgoft.report.style import style_of
@@ -32,7 +34,7 @@ INTERRUPTED = sweep.INTERRUPTED
 def main(argv: list[str]) -> int:
     asked = [word for word in argv if word.startswith(PREFIX)]
     rest = [word for word in argv if not word.startswith(PREFIX)]
-    if rest and Path(rest[0]).is_dir():
+    if any((Path(word) / "record.json").is_file() for word in rest) or (rest and Path(rest[0]).is_dir()):
         return measure_directories(rest, asked)
     return measure_plan(sweep.parse(rest), asked)
 
@@ -53,7 +55,10 @@ def measure_directories(argv: list[str], asked: Sequence[str]) -> int:
     for directory in arguments.runs:
         run = open_run(directory, Sources(arguments.model_path, arguments.data_root, arguments.task_path))
         record = run.record
-        retention = measure_retention(run, retention_settings(record["protocol"], record["suite"], asked))
+        try:
+            retention = measure_retention(run, retention_settings(record["protocol"], record["suite"], asked))
+        except LeaseHeld as error:
+            raise QgoftError(f"{directory} is being measured by {error}; wait for it") from error
         print(f"{record['suite']}/{record['task']} {record['method']}@{record['variant']} seed {record['seed']}, path: {retention['path']}")
         print_steps(retention, record["primary"])
     return 0
@@ -75,6 +80,8 @@ def print_steps(retention: Retention, primary: str) -> None:
 def measure_plan(arguments: argparse.Namespace, asked: Sequence[str]) -> int:
     """Run pending runs of a suite or of items, measure their retention, and print a table per suite. Return the exit code."""
     planned = planned_runs(arguments)
+    if not planned:
+        raise QgoftError(f"{arguments.target} has no runs; name a suite, or an item with runs, such as table1")
     suites = list(dict.fromkeys(run.settings.task.suite for run in planned))
     settings = {suite: retention_settings(arguments.protocol, suite, asked) for suite in suites}
     root = Path(planned[0].settings.results.root)
@@ -82,10 +89,10 @@ def measure_plan(arguments: argparse.Namespace, asked: Sequence[str]) -> int:
     code = 0
     if arguments.action != "table" and arguments.records != MEASURED.name:
         code = run_action(request, planned, lambda runs: None)
-        if arguments.action == "fetch" or arguments.detach:
+        if arguments.action == "fetch":
             return code
-        keyed, run_ids = identify_all(planned, arguments.nproc, {})
-        done = [(run, run_id) for run, run_id in zip(keyed, run_ids, strict=True) if run_id.is_done]
+        distinct = {run_id.key: (run, run_id) for run, run_id in zip(*identify_all(planned, arguments.nproc, {}), strict=True)}
+        done = [(run, run_id) for run, run_id in distinct.values() if run_id.is_done]
         if arguments.action == "status":
             measured = sum(RetentionId.of(run_id, settings[run.settings.task.suite]).is_done for run, run_id in done)
             print(f"retention: {measured} of {len(done)} finished runs measured")
@@ -97,6 +104,8 @@ def measure_plan(arguments: argparse.Namespace, asked: Sequence[str]) -> int:
                 runs, ids = zip(*mine, strict=True)
                 missing += measure_pending(f"{suite}, protocol {arguments.protocol}", runs, ids, settings[suite], request.options)
         code = max(code, print_missing(missing))
+        if arguments.detach:
+            return code
     sweep.show_retention(read_library(root, arguments.records, arguments.protocol, style_of(arguments)), arguments.protocol, suites)
     return code
 

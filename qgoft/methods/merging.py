@@ -1,7 +1,8 @@
 """Merging of adapters into the weights, temporarily for an evaluation or permanently."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -14,29 +15,29 @@ from qgoft.tuners._base import MergeableLayer
 
 
 @contextmanager
-def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
-    """Merge the adapters inside the block, then restore the exact weights.
+def merged_layers(model: nn.Module) -> Iterator[None]:
+    """Merge the adapters of a peft model inside the block, then restore the exact weights.
 
     Unmerging by arithmetic would leave rounding errors in frozen weights at every evaluation, so the weights of the adapted layers are
-    kept; on the papers' models that is a quarter of a training step's activations. Does nothing if merging would round (weights below 32
-    bits) or is impossible (quantised or sharded weights, adapters that are not linear, methods without adapters).
+    kept; on the papers' models that is a quarter of a training step's activations.
+
+    Raises:
+        NotImplementedError, ValueError, TypeError: the adapters cannot be merged; the weights are unchanged.
     """
-    layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
-    bases = [layer.get_base_layer() for layer in layers]
-    is_mergeable = all(getattr(layer, "is_mergeable", True) for layer in layers)
-    is_sharded = any(isinstance(module, FSDPModule) for module in adapted.model.modules())
-    if not layers or not is_mergeable or is_sharded or any(layer.merged for layer in layers) or not all(_is_exact(base) for base in bases):
-        yield
-        return
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     # peft's layers write into weights and biases in place; those of this package replace the weight.
     kept = [
         (parameter, None if isinstance(layer, MergeableLayer) else parameter.data.clone(), base, name)
-        for layer, base in zip(layers, bases, strict=True)
+        for layer in layers
+        for base in [layer.get_base_layer()]
         for name in ("weight", "bias")
         if isinstance(parameter := getattr(base, name, None), nn.Parameter)
     ]
-
-    def restore() -> None:
+    tuner: Any = model
+    try:
+        tuner.merge_adapter()
+        yield
+    finally:
         for parameter, values, base, name in kept:
             setattr(base, name, parameter)
             if values is not None:
@@ -44,14 +45,23 @@ def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
         for layer in layers:
             layer.merged_adapters.clear()
 
-    try:
-        try:
-            adapted.model.merge_adapter()
-        except NotImplementedError:  # such as peft's Lily
-            restore()
+
+@contextmanager
+def merged_for_eval(adapted: AdaptedModel) -> Iterator[None]:
+    """Merge the adapters inside the block (`merged_layers`) if the result is the same.
+
+    Does nothing if merging would round (weights below 32 bits) or is impossible (quantised or sharded weights, adapters that are not
+    linear, methods without adapters).
+    """
+    layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
+    is_mergeable = all(getattr(layer, "is_mergeable", True) for layer in layers)
+    is_sharded = any(isinstance(module, FSDPModule) for module in adapted.model.modules())
+    is_exact = all(_is_exact(layer.get_base_layer()) for layer in layers)
+    with ExitStack() as stack:
+        if layers and is_mergeable and is_exact and not is_sharded and not any(layer.merged for layer in layers):
+            with suppress(NotImplementedError):  # such as peft's Lily
+                stack.enter_context(merged_layers(adapted.model))
         yield
-    finally:
-        restore()
 
 
 def merge_and_unload(adapted: AdaptedModel) -> nn.Module:

@@ -14,7 +14,7 @@ from qgoft.machine import processor_name
 PACKAGES = ("qgoft", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "numpy", "scipy", "scikit-learn")
 CODE = ("qgoft", "configs", "scripts")
 # Modules that cannot affect the result of a run.
-NO_NUMBERS = ("audit", "bench", "cli.py", "commands", "report", "retention", "sweep")
+NO_NUMBERS = ("audit", "bench", "cli.py", "commands", "report", "sweep")
 
 
 @functools.cache

@@ -27,6 +27,8 @@ RETENTION_SCHEMA = 1
 # Increment for any change that affects the values.
 RETENTION_VERSION = 1
 RETENTION = "retention.json"
+# Below the directory of a run, for the lease of a measurement.
+LEASE_DIRECTORY = "retention"
 Retention = dict[str, Any]
 
 _FIELDS: dict[str, type] = {

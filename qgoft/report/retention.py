@@ -11,7 +11,7 @@ from qgoft.records.retention import probe_kinds, step_at
 from qgoft.report import vega
 from qgoft.report.figures import Figure
 from qgoft.report.names import display_label
-from qgoft.report.retention_rows import Gap, Resampling, RetentionRow
+from qgoft.report.retention_rows import Gap, Resampling, RetentionRow, retention_gap, retention_gap_at_equal_target
 from qgoft.report.table import MISSING, Table
 
 FRONT = "*"
@@ -26,10 +26,10 @@ MEASURES = {
 
 
 def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> Table:
-    """Return a row a method: target score, every kind of probe before -> after, retention, its difference from LoRA's, and the front."""
+    """Return one row per method: target score, every kind of probe before -> after, retention, its difference from LoRA's, and the front."""
     kinds = list(dict.fromkeys(kind for row in rows for _, retention in row.runs.values() for kind in probe_kinds(retention)))
     drawn = Resampling(rows)
-    baseline = next((row for row in drawn.rows if row.label.partition("@")[0] == BASELINE), None)
+    baseline = next((row for row in rows if row.label.partition("@")[0] == BASELINE and "," not in row.label), None)
     less = None if baseline is None else f"minus {display_label(baseline.label)}"
     columns = ["method", "target", *kinds, "retention %", *([less, "at equal target"] if less else []), "front", "runs"]
     name = f"retention-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
@@ -44,8 +44,8 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
         cells = [f"{abs(_mean(row.targets().values())):.1f}" if row.targets() else MISSING, *(_probe_cell(row, kind) for kind in kinds)]
         cells.append(_retention_cell(row) + (f" ({undefined} undefined)" if undefined else ""))
         if baseline is not None:
-            compare = (drawn.minus, drawn.minus_at_equal_target)
-            cells += [_gap_cell(None if row is baseline else gap(row, baseline)) for gap in compare]
+            gaps = (retention_gap, retention_gap_at_equal_target)
+            cells += [_gap_cell(None if row is baseline else gap(row, baseline)) for gap in gaps]
         place = drawn.rows.index(row) if row in drawn.rows else None
         times = "" if place is None or not drawn.has_spread else f"{100 * share[place]:.0f}%"
         cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{times}")
@@ -58,14 +58,16 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
     notes = [
         "target: mean score of the tasks that the run was trained on; other columns: mean over the tasks of the pretrained backbone's value -> that "
         "of the tuned one",
-        "retention: value above chance of the tuned backbone, relative to the pretrained one; ± is the standard deviation over seeds of the mean over tasks",
-        f"{FRONT}: no other row has at least this target score and retention; the percentage counts 1000 draws of tasks and seeds in which that holds",
+        "retention: value above chance of the tuned backbone, relative to the pretrained one; ± is the standard deviation over seeds of the mean over "
+        "tasks; tasks of a probe at or below chance for the pretrained backbone are left out",
+        f"{FRONT}: no other row is at least equal in target score and retention, and better in one; the percentage counts 1000 draws of tasks and "
+        "seeds in which that holds",
         "differences from LoRA on the common tasks and seeds with their 95% interval over the same draws, which do not cover the choice of the probes' rows",
-        "at equal target: the same difference after both methods are rewound to the lower of their two target scores",
+        "at equal target: the same difference after both methods are rewound to the lower of the highest scores on their paths",
     ]
     if not has_spread:
         notes[2:] = [
-            f"{FRONT}: no other row has at least this target score and retention; one run a row, so that no interval is known",
+            f"{FRONT}: no other row is at least equal in target score and retention, and better in one; with one run no interval is known",
             notes[-1],
         ]
     meanings = {
@@ -76,9 +78,9 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
     }
     notes += [meanings[kind] for kind in kinds if kind in meanings]
     if has_undefined:
-        notes.append("undefined: the pretrained backbone is not better than chance, so that nothing can be retained")
+        notes.append("undefined: the pretrained backbone is not better than chance in any task of a probe")
     if is_partial:
-        notes.append("-: the row lacks runs that others have, so that it is not compared")
+        notes.append("front -: the row has other tasks or seeds than most rows, so that it is not compared")
     return notes
 
 
@@ -100,7 +102,7 @@ def _probe_cell(row: RetentionRow, kind: str) -> str:
         return MISSING
     before, after = (statistics.fmean(pair[i] for pair in known) for i in (0, 1))
     digits = 2 if max(before, after) < 20 else 1  # nats per token
-    return f"{before:.{digits}f} -> {after:.{digits}f}"
+    return f"{before:.{digits}f} -> {after:.{digits}f} ({after - before:+.{digits}f})"
 
 
 def _retention_cell(row: RetentionRow) -> str:
@@ -130,7 +132,9 @@ def retention_figures(rows: Sequence[RetentionRow], name: str) -> list[Figure]:
     values = [value for row in rows for value in _geometry_values(row)]
     if len({value["row"] for value in values}) > 1:
         spec = vega.panels(values, MEASURES, "retention", "retention in %", ["row", "value", "retention"])
-        figures.append(Figure(name.replace("retention", "geometry", 1), spec, "geometry of the change against retention, a point a method"))
+        figures.append(
+            Figure(name.replace("retention", "geometry", 1), spec, "geometry of the change against retention, one point per method")
+        )
     return figures
 
 

@@ -1,8 +1,10 @@
 """Measured runs by method, and draws of tasks and seeds for their intervals."""
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -46,21 +48,39 @@ class RetentionRow:
         known = sorted({step["t"] for place in places for step in self.runs[place][1]["steps"]})
         return [t for t in known if {*places} <= set(self.targets(t)) & set(self.retentions(t))]
 
+    def places(self) -> list[Place]:
+        """Return the tasks and seeds with target score and retention of the tuned backbone."""
+        return sorted(set(self.targets()) & set(self.retentions()))
+
     def keys(self) -> list[str]:
         return [record["key"] for record, _ in self.runs.values()]
 
 
 def retention_rows(records: Sequence[Record], files: Mapping[str, RunFiles], protocol: str, suite: str) -> list[RetentionRow]:
-    """Return the measured runs of a suite by method and by settings that differ from the protocol. Of equal runs the newest counts."""
+    """Return the measured runs of a suite by method, by backbone, and by settings that differ from the protocol.
+
+    Of equal runs the newest counts. Values by other probes than those of the newest measurement cannot be compared and are left out.
+    """
+    mine = [record for record in records if (record["protocol"], record["suite"], record["status"]) == (protocol, suite, "done")]
+    found = [(record, files[record["key"]].retention()) for record in mine if record["key"] in files]
+    measured = [(record, retention) for record, retention in found if retention is not None]
+    if not measured:
+        return []
+    wanted = _probe_settings(max((retention for _, retention in measured), key=lambda retention: str(retention["finished"])))
+    models = {record["model"] for record, _ in measured if record["settings"]["model"]["init"] != "random"}
     rows: dict[str, RetentionRow] = {}
-    for record in sorted(records, key=lambda record: record["finished"]):
-        if (record["protocol"], record["suite"], record["status"]) != (protocol, suite, "done") or record["key"] not in files:
+    for record, retention in sorted(measured, key=lambda pair: str(pair[0]["finished"])):
+        if _probe_settings(retention) != wanted:
             continue
-        retention = files[record["key"]].retention()
-        if retention is not None:
-            label = row_label(record) + "".join(f", {_short(override)}" for override in record.get("overrides", []))
-            rows.setdefault(label, RetentionRow(label)).runs[record["task"], record["seed"]] = record, retention
+        label = row_label(record) + "".join(f", {_short(override)}" for override in record.get("overrides", []))
+        label += f", {record['model']}" if len(models) > 1 and not label.startswith("random") else ""
+        rows.setdefault(label, RetentionRow(label)).runs[record["task"], record["seed"]] = record, retention
     return sorted(rows.values(), key=lambda row: row.label)
+
+
+def _probe_settings(retention: Retention) -> dict[str, Any]:
+    """Return the settings that values at one t depend on."""
+    return {name: value for name, value in retention["settings"].items() if name not in ("steps", "positions", "weight_rows", "ask_judge")}
 
 
 def _short(override: str) -> str:
@@ -76,68 +96,70 @@ def measured_suites(found: RecordSet) -> list[tuple[str, str]]:
 
 
 class Resampling:
-    """Draws of tasks and seeds with replacement, the same for all rows.
+    """Draws of tasks and seeds with replacement, for rows on common tasks and seeds.
 
     Attributes:
-        rows: the rows with the most runs, on common tasks and seeds.
-        has_spread: there are several runs a row.
+        rows: the rows on the most frequent set of tasks and seeds, the largest of equally frequent ones.
+        has_spread: there are several runs in a row.
         means: mean target score and retention [2, rows].
         targets: mean target score [rows, draws].
         retentions: mean retention [rows, draws].
     """
 
     def __init__(self, rows: Sequence[RetentionRow]):
-        defined = {row.label: set(row.targets()) & set(row.retentions()) for row in rows}
-        most = max((len(places) for places in defined.values()), default=0)
-        self.rows = [row for row in rows if len(defined[row.label]) == most and most]
-        shared = set.intersection(*(defined[row.label] for row in self.rows)) if self.rows else set()
-        self.rows = [row for row in self.rows if defined[row.label] == shared]
-        self.places = sorted(shared)
-        self.has_spread = len(self.places) > 1
-        self.weights = _draw_weights(self.places)
-        ends = [self._values(row, [1.0])[:, 0] for row in self.rows]  # [2, places] of each row
-        values = np.array(ends).reshape(len(self.rows), 2, len(self.places)).transpose(1, 0, 2)
-        self.means = values.mean(2) if self.places else np.zeros((2, 0))
-        self.targets, self.retentions = (one @ self.weights.T for one in values)
-
-    def _values(self, row: RetentionRow, steps: Sequence[float]) -> np.ndarray:
-        """Return targets and retentions [2, steps, places]."""
-        found = [[row.targets(t) for t in steps], [row.retentions(t) for t in steps]]
-        return np.array([[[values[place] for place in self.places] for values in kind] for kind in found]).reshape(2, len(steps), -1)
+        sets = collections.Counter(frozenset(row.places()) for row in rows)
+        common = max(sets, key=lambda places: (sets[places] if places else 0, len(places)), default=frozenset())
+        places = sorted(common)
+        self.rows = [row for row in rows if places and set(row.places()) == common]
+        self.has_spread = len(places) > 1
+        ends = [_values(row, places, [1.0])[:, 0] for row in self.rows]  # [2, places] of each row
+        values = np.array(ends).reshape(len(self.rows), 2, len(places)).transpose(1, 0, 2)
+        self.means = values.mean(2) if places else np.zeros((2, 0))
+        self.targets, self.retentions = (one @ _draw_weights(places).T for one in values)
 
     def is_front(self) -> np.ndarray:
-        """Return for each row whether no other row has at least its target score and retention."""
+        """Return for each row whether no other row is at least equal in target score and retention, and better in one."""
         return _front(*self.means)
 
     def front_share(self) -> np.ndarray:
         """Return for each row the share of draws in which it is on the front."""
         return np.mean([_front(*pair) for pair in zip(self.targets.T, self.retentions.T, strict=True)], axis=0)
 
-    def minus(self, row: RetentionRow, baseline: RetentionRow) -> Gap | None:
-        """Return the mean difference of two rows' retention with its 95% interval; None if one lacks runs."""
-        if row not in self.rows or baseline not in self.rows:
-            return None
-        one, other = self.rows.index(row), self.rows.index(baseline)
-        return self._gap(self.means[1, one] - self.means[1, other], self.retentions[one] - self.retentions[other])
 
-    def minus_at_equal_target(self, row: RetentionRow, baseline: RetentionRow) -> Gap | None:
-        """Return the difference after both rows are rewound to the lower of their two target scores; None if one lacks runs or a path.
+def retention_gap(row: RetentionRow, baseline: RetentionRow) -> Gap | None:
+    """Return the mean difference of two rows' retention over their common tasks and seeds, with its 95% interval; None without any."""
+    places = sorted(set(row.places()) & set(baseline.places()))
+    if not places:
+        return None
+    difference = _values(row, places, [1.0])[1, 0] - _values(baseline, places, [1.0])[1, 0]
+    return _gap(difference.mean(), _draw_weights(places) @ difference, has_spread=len(places) > 1)
 
-        The mean paths over tasks and seeds are compared where they first reach that score, with linear interpolation between the steps.
-        """
-        if row not in self.rows or baseline not in self.rows:
-            return None
-        paths = [(steps, self._values(one, steps)) for one in (row, baseline) if len(steps := one.steps(self.places)) > 2]
-        if len(paths) < 2:
-            return None
-        (_, ours), (_, theirs) = paths
-        drawn = [values @ self.weights.T for values in (ours, theirs)]  # [2, steps, draws]
-        gaps = [_gap_at_equal_target(drawn[0][..., i], drawn[1][..., i]) for i in range(len(self.weights))]
-        return self._gap(_gap_at_equal_target(ours.mean(2), theirs.mean(2)), np.array(gaps))
 
-    def _gap(self, mean: float, drawn: np.ndarray) -> Gap:
-        low, high = np.percentile(drawn, INTERVAL) if self.has_spread else (math.nan, math.nan)
-        return float(mean), float(low), float(high)
+def retention_gap_at_equal_target(row: RetentionRow, baseline: RetentionRow) -> Gap | None:
+    """Return the difference after both rows are rewound to the same target score; None without common runs, or with fewer than three t.
+
+    That score is the lower of the two highest ones on the mean paths over the common tasks and seeds. A path is taken at the point that
+    first reaches it, with linear interpolation between the steps.
+    """
+    places = sorted(set(row.places()) & set(baseline.places()))
+    paths = [_values(one, places, steps) for one in (row, baseline) if len(steps := one.steps(places)) > 2]
+    if not places or len(paths) < 2:
+        return None
+    weights = _draw_weights(places)
+    ours, theirs = (values @ weights.T for values in paths)  # [2, steps, draws]
+    gaps = [_gap_at_equal_target(ours[..., i], theirs[..., i]) for i in range(len(weights))]
+    return _gap(_gap_at_equal_target(paths[0].mean(2), paths[1].mean(2)), np.array(gaps), has_spread=len(places) > 1)
+
+
+def _values(row: RetentionRow, places: Sequence[Place], steps: Sequence[float]) -> np.ndarray:
+    """Return targets and retentions [2, steps, places]."""
+    found = [[row.targets(t) for t in steps], [row.retentions(t) for t in steps]]
+    return np.array([[[values[place] for place in places] for values in kind] for kind in found]).reshape(2, len(steps), len(places))
+
+
+def _gap(mean: float, drawn: np.ndarray, *, has_spread: bool) -> Gap:
+    low, high = np.percentile(drawn, INTERVAL) if has_spread else (math.nan, math.nan)
+    return float(mean), float(low), float(high)
 
 
 def _draw_weights(places: Sequence[Place]) -> np.ndarray:

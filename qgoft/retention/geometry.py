@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from qgoft.retention.path import BackbonePath, BottleneckPath
 
+# Positions of an image whose activations are recorded, and of a batch of texts at least.
+IMAGE_POSITIONS, BATCH_POSITIONS = 8, 16
+
 Batch = dict[str, Tensor]
 Measures = dict[str, float]
 
@@ -32,19 +35,22 @@ def measure_geometry(path: BackbonePath, batches: Iterable[Batch], *, positions:
     """Return `layers` (name -> measures) and `summary` (mean over the layers) of a tuned backbone; both empty if no layer changes.
 
     Args:
-        batches: probe inputs without labels; only as many are run as the positions need.
+        batches: probe inputs without labels; only as many are run as the positions need. Without inputs only weights are measured.
         positions: positions of the inputs, at most.
         weight_rows: rows of each weight, at most.
     """
     if isinstance(path, BottleneckPath) or not path.layers:
         return {"layers": {}, "summary": {}}
-    activations = _activations(path, list(_until(batches, positions)), positions)
+    activations = _activations(path, _select(batches, positions))
     layers: dict[str, Measures] = {}
     for name in path.layers:
-        before, after = (weights[f"{name}.weight"].double() for weights in (path.start, path.end))
-        layers[name] = weight_measures(before, after, weight_rows) | activation_measures(before, after, *activations[name])
-    names = next(iter(layers.values()), {})
-    return {"layers": layers, "summary": {measure: statistics.fmean(layer[measure] for layer in layers.values()) for measure in names}}
+        before, after = (weights[f"{name}.weight"].cpu().double() for weights in (path.start, path.end))
+        layers[name] = weight_measures(before, after, weight_rows)
+        if name in activations and len(activations[name][0]) > 1:
+            layers[name] |= activation_measures(before, after, *activations[name])
+    names = dict.fromkeys(measure for layer in layers.values() for measure in layer)
+    summary = {name: statistics.fmean(layer[name] for layer in layers.values() if name in layer) for name in names}
+    return {"layers": layers, "summary": summary}
 
 
 def weight_measures(before: Tensor, after: Tensor, most: int) -> Measures:
@@ -104,54 +110,64 @@ def _sample(count: int, most: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
 
 
-def _until(batches: Iterable[Batch], positions: int) -> Iterable[Batch]:
-    """Yield batches until they have some positions."""
-    seen = 0
+def _select(batches: Iterable[Batch], most: int) -> list[tuple[Batch, Tensor]]:
+    """Return batches with the positions of their inputs to record, as a mask [rows, length]: of each batch a sixteenth of all positions, or 16.
+
+    Positions of padding are left out. Images have no mask, and their number of positions is known only inside the model: the mask is empty.
+    """
+    random, chosen, seen = torch.Generator().manual_seed(0), [], 0
     for batch in batches:
-        yield batch
-        seen += int(batch["attention_mask"].sum()) if "attention_mask" in batch else positions // 8
-        if seen >= positions:
-            return
+        mask = batch.get("attention_mask", torch.ones(1, 0)).bool()
+        places = mask.nonzero()
+        kept = places[torch.randperm(len(places), generator=random)[: max(BATCH_POSITIONS, most // 16)]]
+        part = torch.zeros_like(mask)
+        part[kept[:, 0], kept[:, 1]] = True
+        chosen.append((batch, part))
+        seen += len(kept) if mask.numel() else most // 16
+        if seen >= most:
+            break
+    return chosen
 
 
-def _activations(path: Any, batches: Sequence[Batch], most: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+def _activations(path: Any, batches: Sequence[tuple[Batch, Tensor]]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Return layer -> inputs [positions, d] and outputs [positions, n] in the pretrained backbone, and outputs in the tuned one, in float64.
 
-    Positions of padding are left out, and calls with other inputs than the sequence (the relative positions of DeBERTa).
+    Calls of a layer with other inputs than the sequence (the relative positions of DeBERTa) are left out.
     """
     with path.at(0.0) as model:
-        inputs, outputs = _record(model, path.layers, batches)
+        recorded = _record(model, path.layers, batches)
     with path.at(1.0) as model:
-        _, tuned = _record(model, path.layers, batches)
-    found = {}
-    for name in path.layers:
-        rows = _sample(len(inputs[name]), most)
-        found[name] = inputs[name][rows].double(), outputs[name][rows].double(), tuned[name][rows].double()
-    return found
+        tuned = _record(model, path.layers, batches)
+    return {name: (*recorded[name], tuned[name][1]) for name in path.layers if name in recorded}
 
 
 @torch.no_grad()
-def _record(model: nn.Module, layers: dict[str, nn.Module], batches: Sequence[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the inputs and outputs of layers at all positions of some batches."""
-    inputs: dict[str, list[Tensor]] = defaultdict(list)
-    outputs: dict[str, list[Tensor]] = defaultdict(list)
-    kept: Tensor | None = None
+def _record(model: nn.Module, layers: dict[str, nn.Module], batches: Sequence[tuple[Batch, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return layer -> inputs and outputs at the chosen positions of some batches, in float64 on the CPU."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    chosen = torch.ones(1, 0)
 
     def hook(name: str) -> Any:
         def record(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            if kept is None or given[0].shape[:2] == kept.shape:
-                for store, tensor in ((inputs, given[0]), (outputs, output)):
-                    store[name].append((tensor.flatten(0, 1) if kept is None else tensor[kept]).cpu())
+            if not chosen.numel():  # images: of every row some positions
+                stride = max(1, given[0].shape[1] // IMAGE_POSITIONS)
+                found[name].append((_rows(given[0][:, ::stride]), _rows(output[:, ::stride])))
+            elif given[0].shape[:2] == chosen.shape:
+                found[name].append((_rows(given[0][chosen]), _rows(output[chosen])))
 
         return record
 
     handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     device = next(model.parameters()).device
     try:
-        for batch in batches:
-            kept = batch["attention_mask"].bool().to(device) if "attention_mask" in batch else None
+        for batch, part in batches:
+            chosen = part.to(device)
             model(**{name: tensor.to(device) for name, tensor in batch.items()})
     finally:
         for handle in handles:
             handle.remove()
-    return {name: torch.cat(parts) for name, parts in inputs.items()}, {name: torch.cat(parts) for name, parts in outputs.items()}
+    return {name: (torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])) for name, pairs in found.items()}
+
+
+def _rows(states: Tensor) -> Tensor:
+    return states.reshape(-1, states.shape[-1]).double().cpu()

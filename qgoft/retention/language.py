@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from qgoft.config.retention import POCKET
 from qgoft.errors import QgoftError, format_exception
 from qgoft.models import load_tokenizer
 from qgoft.pocket.documents import unseen_documents
@@ -24,7 +25,7 @@ from qgoft.tasks.sources import resolve_files
 
 # Tokens of a window, and windows per batch.
 WINDOW, BATCH = 512, 16
-POCKET, POCKET_DOCUMENTS = "pocket", 1000
+POCKET_DOCUMENTS = 1000
 MMLU = "instruct/mmlu"
 
 
@@ -59,10 +60,10 @@ class Language(Probe):
         counts = Counter(token for window in self.windows for token in window[1:].tolist())
         total = sum(counts.values())
         self.chance = -sum(count / total * math.log(count / total) for count in counts.values())
-        self.depends_on = {"text": hashlib.sha256(repr([window.tolist() for window in self.windows]).encode()).hexdigest()}
+        self.depends_on = {"language": hashlib.sha256(repr([window.tolist() for window in self.windows]).encode()).hexdigest()}
 
     @torch.no_grad()
-    def measure(self, model: nn.Module) -> dict[str, ProbeValue]:
+    def measure(self, model: nn.Module, names: Collection[str]) -> dict[str, ProbeValue]:
         losses, counts = [], []
         with evaluating(model):
             for batch in self.batches():
@@ -114,19 +115,17 @@ class Knowledge(Probe):
     """MMLU by the scorer of the suite, with five examples, for runs that do not report it.
 
     Raises:
-        QgoftError: the run reports MMLU itself, or the protocol or the rows lack it.
+        QgoftError: the protocol or the rows lack MMLU.
     """
 
     def __init__(self, context: ProbeContext):
         self.context = context
-        if context.settings.task.full_name == MMLU:
-            raise QgoftError("probe knowledge is MMLU, which this run reports itself; name others with retention.probes=[language]")
         settings = compose_task(context, MMLU)
         self.suite = Mmlu(settings, locate(context, settings))
         self.primary = settings.task.primary
-        self.depends_on = {"rows": self.suite.run_id.data.fingerprint, "prompt": self.suite.prompt}
+        self.depends_on = {"knowledge": {"rows": self.suite.run_id.data.fingerprint, "prompt": self.suite.prompt}}
 
-    def measure(self, model: nn.Module) -> dict[str, ProbeValue]:
+    def measure(self, model: nn.Module, names: Collection[str]) -> dict[str, ProbeValue]:
         metric = self.suite.compute_metrics({"": self.suite.score(model, self.context.accelerator)})[self.primary]
         return {"knowledge": ProbeValue(metric.value, metric.n, metric.standard_error, metric.majority_baseline)}
 
@@ -144,9 +143,9 @@ class LmEval(Probe):
     def __init__(self, context: ProbeContext, name: str):
         self.name, self.context = name, context
         self.tokenizer = load_tokenizer(context.run_id.model.directory)
-        self.depends_on = {"lm-eval": task_version(name)}
+        self.depends_on = {name: {"lm-eval": task_version(name)}}
 
-    def measure(self, model: nn.Module) -> dict[str, ProbeValue]:
+    def measure(self, model: nn.Module, names: Collection[str]) -> dict[str, ProbeValue]:
         value, error, count, higher = evaluate_task(self.name, model, self.tokenizer)
         return {self.name: ProbeValue(value, count, error, None, higher_is_better=higher)}
 

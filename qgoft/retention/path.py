@@ -9,7 +9,7 @@
 | bottleneck adapters | t times their output |
 | all others | weights linear: W + t (W' - W) |
 
-Rotations are orthogonal at every t. The head is that of the tuned model. (PEFT-Arena scales OFT's skew-symmetric matrix by the root of t.)
+Exact rotations are orthogonal at every t. The head is that of the tuned model. (PEFT-Arena scales OFT's skew-symmetric matrix by the root of t.)
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from qgoft.errors import QgoftError
 from qgoft.methods import AdaptedModel
+from qgoft.methods.merging import merged_layers
 from qgoft.tuners import GoftLayer
 from qgoft.tuners.bottleneck import BottleneckLayer
 from qgoft.tuners.oft_full import OftFullLayer
@@ -44,7 +45,7 @@ class WeightPath:
     """Path of a method that is equivalent to other weights.
 
     `model` is one plain model without adapters, whose weights are replaced for each t; at t = 0 they are those of the pretrained backbone, bit
-    for bit.
+    for bit. Weights below 32 bits are converted, since they would be rounded.
 
     Attributes:
         kind: name of the path.
@@ -52,7 +53,8 @@ class WeightPath:
     """
 
     def __init__(self, pretrained: nn.Module, adapted: AdaptedModel):
-        self.model, self.adapted = pretrained.eval(), adapted
+        self.model, self.adapted = pretrained.float().eval(), adapted
+        adapted.model.float()
         tuner_layers = [module for module in adapted.model.modules() if isinstance(module, BaseTunerLayer)]
         self.kind = next((kind for layer_class, kind, _ in ROTATIONS if any(isinstance(m, layer_class) for m in tuner_layers)), "linear")
         own = dict(self.model.named_parameters())
@@ -88,9 +90,16 @@ class WeightPath:
         """
         if not self.adapted.is_peft:
             return {name: parameter.detach().clone() for name, parameter in self.adapted.model.named_parameters()}
-        with _merged(self.adapted.model):
-            named = self.adapted.model.named_parameters()
-            return {plain_name(name): parameter.detach().clone() for name, parameter in named if ".original_module." not in name}
+        model: Any = self.adapted.model
+        try:
+            with merged_layers(model):
+                named = model.named_parameters()
+                return {plain_name(name): parameter.detach().clone() for name, parameter in named if ".original_module." not in name}
+        except (NotImplementedError, ValueError, TypeError) as error:
+            name = model.peft_config[ADAPTER].peft_type.value
+            raise QgoftError(
+                f"the adapters of {name} cannot be merged into the weights ({error}), so that this method cannot be rewound and has no retention"
+            ) from error
 
     @contextmanager
     def at(self, t: float) -> Iterator[nn.Module]:
@@ -176,34 +185,6 @@ def build_path(pretrained: nn.Module, adapted: AdaptedModel) -> BackbonePath:
 def plain_name(name: str) -> str:
     """Return the name that a parameter of a peft model has in the plain model."""
     return name.removeprefix(PREFIX).replace(BASE, "").replace(SAVED, "")
-
-
-@contextmanager
-def _merged(model: Any) -> Iterator[None]:
-    """Merge the adapters inside the block, and restore the exact weights."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    bases = [layer.get_base_layer() for layer in layers]
-    kept = [
-        (base, name, parameter, parameter.detach().clone())
-        for base in bases
-        for name in ("weight", "bias")
-        if isinstance(parameter := getattr(base, name, None), nn.Parameter)
-    ]
-    try:
-        try:
-            model.merge_adapter()
-        except (NotImplementedError, ValueError, TypeError) as error:
-            name = model.peft_config[ADAPTER].peft_type.value
-            raise QgoftError(
-                f"the adapters of {name} cannot be merged into the weights ({error}), so that this method cannot be rewound and has no retention"
-            ) from error
-        yield
-    finally:
-        for base, name, parameter, value in kept:
-            setattr(base, name, parameter)
-            parameter.data = value
-        for layer in layers:
-            layer.merged_adapters.clear()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Probes: abilities of a backbone that the training did not ask for, measured with the pretrained and the tuned one by the same code."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -53,14 +53,18 @@ class Probe(ABC):
     """A probe with its rows loaded.
 
     Attributes:
-        depends_on: everything besides the backbone that its values depend on, as plain data.
+        depends_on: name of each value -> everything besides the backbone that it depends on, as plain data.
     """
 
     depends_on: dict[str, Any]
 
     @abstractmethod
-    def measure(self, model: nn.Module) -> dict[str, ProbeValue]:
-        """Return name -> value of a model of transformers with any head."""
+    def measure(self, model: nn.Module, names: Collection[str]) -> dict[str, ProbeValue]:
+        """Return name -> value of a model of transformers with any head.
+
+        Args:
+            names: values to measure, of `depends_on`.
+        """
 
     @abstractmethod
     def batches(self) -> Iterator[dict[str, Tensor]]:

@@ -1,6 +1,6 @@
 """Similarity: do cosines of mean-pooled sentence embeddings rank the sentence pairs of STS-B as people do? Nothing is trained."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from qgoft.retention.composed import compose_task, locate
 from qgoft.retention.probes import Probe, ProbeContext, ProbeValue, backbone_of
 from qgoft.retention.transfer import BATCH, pool_features
 from qgoft.tasks.evaluate import forward_rows
-from qgoft.tasks.model_files import tokenizer_sha256
 from qgoft.tasks.read import read_parquet
 
 TASK, COLUMNS = "glue/stsb", ("sentence1", "sentence2")
@@ -39,9 +38,9 @@ class Similarity(Probe):
         self.rows = Dataset.from_dict(dict(encoded))
         self.lengths = [len(ids) for ids in encoded["input_ids"]]
         self.collate = DataCollatorWithPadding(tokenizer)
-        self.depends_on = {"rows": run_id.data.fingerprint, "tokenizer": tokenizer_sha256(directory), "length": settings.train.max_length}
+        self.depends_on = {"similarity": {"rows": run_id.data.fingerprint, "length": settings.train.max_length}}
 
-    def measure(self, model: nn.Module) -> dict[str, ProbeValue]:
+    def measure(self, model: nn.Module, names: Collection[str]) -> dict[str, ProbeValue]:
         from qgoft.tasks.metrics import compute_score, standard_error  # their libraries take half a second
 
         found: list[Tensor] = forward_rows(

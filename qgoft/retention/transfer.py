@@ -4,13 +4,14 @@ Features are the mean of the last hidden states over the tokens of a text, or th
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from qgoft.config.keys import settings_in_key
 from qgoft.errors import QgoftError
 from qgoft.retention.composed import compose_task, locate
 from qgoft.retention.probes import Probe, ProbeContext, ProbeValue, backbone_of
@@ -37,12 +38,21 @@ class Transfer(Probe):
             raise QgoftError(f"probe transfer needs tasks other than {own}; name them with retention.tasks=[glue/rte,...]")
         self.context = context
         self.tasks = [_Task(context, name) for name in names]
-        rows = {task.name: task.suite.run_id.data.fingerprint for task in self.tasks}
-        self.depends_on = {"rows": rows, "train_rows": asked.train_rows, "test_rows": asked.test_rows}
+        self.depends_on = {
+            task.value_name: {
+                "rows": task.suite.run_id.data.fingerprint,
+                "settings": settings_in_key(task.suite.settings)["task"],
+                "length": task.suite.settings.train.max_length,
+                "splits": task.suite.settings.eval_scheme,
+                "train_rows": asked.train_rows,
+                "test_rows": asked.test_rows,
+            }
+            for task in self.tasks
+        }
 
-    def measure(self, model: nn.Module) -> dict[str, ProbeValue]:
+    def measure(self, model: nn.Module, names: Collection[str]) -> dict[str, ProbeValue]:
         backbone = backbone_of(model)
-        return {f"transfer/{task.name.partition('/')[2]}": self._measure(task, backbone) for task in self.tasks}
+        return {task.value_name: self._measure(task, backbone) for task in self.tasks if task.value_name in names}
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """Yield reported rows of every task in turn."""
@@ -78,13 +88,14 @@ class _Task:
     """A task with its sampled rows.
 
     Attributes:
+        value_name: transfer/<task>.
         train: training rows.
         targets: of the ridge [rows, outputs] in float64.
         tests: test set -> reported rows.
     """
 
     def __init__(self, context: ProbeContext, name: str):
-        self.name = name
+        self.value_name = f"transfer/{name.partition('/')[2]}"
         settings = compose_task(context, name)
         self.suite = suite_class(settings)(settings, locate(context, settings))
         train = self.suite.labelled("train")

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qgoft.config.retention import RetentionSettings
-from qgoft.errors import QgoftError
 from qgoft.lease import Lease
 from qgoft.records import RecordError
-from qgoft.records.retention import Retention, read_retention, retention_key
+from qgoft.records.retention import LEASE_DIRECTORY, Retention, read_retention, retention_key
 from qgoft.run_id import RunId
 from qgoft.sweep.executor import ExecutorOptions
 from qgoft.sweep.forecast import format_runs
 from qgoft.sweep.launch import run_sweep
 from qgoft.sweep.planned_run import PlannedRun
-
-LEASE = "retention"
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class RetentionId(RunId):
     def of(cls, run_id: RunId, asked: RetentionSettings) -> "RetentionId":
         """Return the identity of the measurement of a run."""
         key = retention_key(run_id.key, dataclasses.asdict(asked))
-        return cls(run_id.key, run_id.directory / LEASE, run_id.data, run_id.model, run_id.directory, key)
+        return cls(run_id.key, run_id.directory / LEASE_DIRECTORY, run_id.data, run_id.model, run_id.directory, key)
 
     def find(self) -> Retention | None:
         """Return the measurement, or None if it is missing or has other settings.
@@ -67,10 +64,9 @@ def measure_pending(
     """Measure the missing retention of finished runs. Return the runs without one afterwards, with the reason.
 
     Raises:
-        QgoftError: a run is divided among processes, or the launcher is not available.
+        QgoftError: the launcher is not available.
     """
-    if options.nproc > 1:
-        raise QgoftError(f"NPROC={options.nproc}: retention is measured in one process for each run; omit NPROC")
+    options = dataclasses.replace(options, nproc=1, accelerate="")  # whatever the processes of a run
     targets = [RetentionId.of(run_id, asked) for run_id in run_ids]
     pending = [number for number, target in enumerate(targets) if not target.is_done]
     print(f"{title}: retention of {format_runs(len(runs))}, {len(runs) - len(pending)} measured", flush=True)

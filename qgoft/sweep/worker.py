@@ -23,6 +23,7 @@ def train(settings: RunSettings, overrides: Sequence[str] = (), acquire_timeout:
 def measure(planned: PlannedRun) -> None:
     """Measure the retention of a finished run (`planned.retention`), and write it next to the record."""
     from qgoft.retention.measure import measure_retention
+    from qgoft.train.interrupts import SignalHandler
     from qgoft.train.quiet import quiet_libraries
     from qgoft.train.rescore import Sources, open_run
 
@@ -32,4 +33,5 @@ def measure(planned: PlannedRun) -> None:
     quiet_libraries()
     settings = planned.settings
     sources = Sources(settings.model.path, settings.data.root, settings.task.path)
-    measure_retention(open_run(results_directory(settings) / planned.key, sources), planned.retention)
+    with SignalHandler():
+        measure_retention(open_run(results_directory(settings) / planned.key, sources), planned.retention)

@@ -16,6 +16,14 @@ from qgoft.train.distributed import place
 from qgoft.train.run import predict_test_sets, prepare
 from qgoft.train.shared_training import as_recorded, read_run
 
+# Largest difference between a score and that of the record by rounding, besides points of a percentage: nats per token, points of a rating.
+TOLERANCES = {"loss": 0.002, "score": 0.1}
+
+
+def tolerance(metric: str, n: int) -> float:
+    """Return the largest difference by rounding: in percent 0.2, or two of n items, whose logits may be equal to seven digits."""
+    return TOLERANCES.get(metric, max(0.2, 200 / n))
+
 
 @dataclass(frozen=True)
 class Sources:

@@ -6,7 +6,7 @@ import pytest
 
 from qgoft.records.retention import above_chance, retained_percent, retention_of
 from qgoft.report.retention import build_retention, retention_figures
-from qgoft.report.retention_rows import Resampling, RetentionRow, measured_suites, retention_rows
+from qgoft.report.retention_rows import RetentionRow, measured_suites, retention_gap, retention_gap_at_equal_target, retention_rows
 
 
 def value(number, chance=50.0, *, higher=True):
@@ -25,7 +25,8 @@ def retention(kept, target, steps=(0.0, 0.5, 1.0), pretrained=80.0):
     ]
     summary = {"energy_change": 0.1 * (100 - kept), "angle_change": 0.1, "output_drift": 0.01, "procrustes": 0.2}
     geometry = {"layers": {"layer": summary}, "summary": summary}
-    return {"pretrained": {"transfer/rte": value(pretrained)}, "steps": made, "geometry": geometry}
+    pretrained = {"transfer/rte": value(pretrained)}
+    return {"pretrained": pretrained, "steps": made, "geometry": geometry, "settings": {"steps": list(steps)}, "finished": "2026-11-29"}
 
 
 def row(label, kept, target, seeds=(0, 1, 2), tasks=("cola", "qnli")):
@@ -57,7 +58,7 @@ def test_table():
     assert table.columns == ["method", "target", "transfer", "retention %", "minus LoRA r=8", "at equal target", "front", "runs"]
     cells = {one[0]: one[1:] for one in table.rows}
     assert [one[0] for one in table.rows] == ["lora@r8", "oft@b8", "goft", "linear"]
-    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3", "81.0 ± 1.0", "-", "-", "*100%", "6"]
+    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3 (-5.7)", "81.0 ± 1.0", "-", "-", "*100%", "6"]
     assert cells["goft"][3].startswith("+10.0 (")
     assert cells["oft@b8"][3].startswith("-10.0 (")
     assert cells["oft@b8"][5] == "0%"
@@ -67,17 +68,16 @@ def test_table():
 
 def test_paired_interval_does_not_contain_a_shared_spread():
     """Seeds shift all rows alike, so that the difference has no spread."""
-    drawn = Resampling([row("lora@r8", 80, 85), row("goft", 90, 80)])
-    mean, low, high = drawn.minus(drawn.rows[1], drawn.rows[0])
-    assert (mean, low, high) == pytest.approx((10, 10, 10))
+    assert retention_gap(row("goft", 90, 80), row("lora@r8", 80, 85)) == pytest.approx((10, 10, 10))
 
 
-def test_row_with_missing_runs_is_not_compared():
-    rows = [row("lora@r8", 80, 85), row("goft", 90, 80, seeds=(0,))]
+def test_row_with_fewer_runs_is_compared_on_the_common_ones():
+    rows = [row("lora@r8", 80, 85), row("oft@b8", 70, 84), row("goft", 90, 80, seeds=(0,))]
     table = build_retention(rows, "pocket", "glue")
     cells = {one[0]: one[1:] for one in table.rows}
-    assert cells["goft"][3:6] == ["-", "-", "-"]
-    assert any("lacks runs" in note for note in table.notes)
+    assert cells["goft"][3].startswith("+10.0 (")
+    assert cells["goft"][5] == "-", "it is not on the front of rows with more runs"
+    assert any("other tasks or seeds" in note for note in table.notes)
 
 
 def test_one_run_has_no_interval():
@@ -118,8 +118,8 @@ class Files:
 
 
 def test_rows_are_grouped_by_method_and_own_settings():
-    def record(key, method, *overrides, finished="2026-11-29T00:00:00+00:00"):
-        names = {"protocol": "pocket", "suite": "glue", "task": "rte", "method": method, "variant": method}
+    def record(key, method, *overrides, finished="2026-11-29T00:00:00+00:00", model="pocket-deberta"):
+        names = {"protocol": "pocket", "suite": "glue", "task": "rte", "method": method, "variant": method, "model": model}
         settings = {"model": {"init": "pretrained"}}
         return {"key": key, "seed": 0, "status": "done", "finished": finished, "settings": settings, "overrides": list(overrides), **names}
 
@@ -136,19 +136,22 @@ def test_rows_are_grouped_by_method_and_own_settings():
     assert [one.label for one in rows] == ["goft", "lora, max_steps=50", "qgoft", "qgoft, λ=0"]
     assert rows[0].keys() == ["d"]
     assert measured_suites(SimpleNamespace(records=records, files=files)) == [("pocket", "glue")]
+    files["a"].measured = {**retention(80, 80), "settings": {"steps": [], "test_rows": 5}, "finished": "2026-11-28"}
+    assert "qgoft" not in [one.label for one in retention_rows(records, files, "pocket", "glue")], "measured by other probes"
+    other = record("g", "goft", model="another-model")
+    labels = [one.label for one in retention_rows([*records, other], {**files, "g": Files(retention(80, 80))}, "pocket", "glue")]
+    assert labels[:2] == ["goft, another-model", "goft, pocket-deberta"]
 
 
 def test_equal_target():
     """At the lower target of the two, the path with the steeper loss of retention has kept less."""
     lora, goft = row("lora@r8", 80, 90), row("goft", 90, 70)
-    drawn = Resampling([lora, goft])
-    mean, low, high = drawn.minus_at_equal_target(goft, lora)
+    mean, low, high = retention_gap_at_equal_target(goft, lora)
     # Means over tasks and seeds: LoRA's target grows from 50 to 91 and its retention falls from 100 to 81; GOFT's from 50 to 71, to 91. The
     # path is piecewise linear, so LoRA has 100 - 19 * 21 / 41 at 71.
     assert mean == pytest.approx(91 - (100 - 19 * 21 / 41))
     assert low <= mean <= high
-    assert drawn.minus_at_equal_target(lora, lora)[0] == 0
-    short = Resampling(
-        [RetentionRow(r.label, {p: (a, retention(80, 80, steps=(1.0,))) for p, (a, _) in r.runs.items()}) for r in (lora, goft)]
-    )
-    assert short.minus_at_equal_target(*short.rows) is None
+    assert retention_gap_at_equal_target(lora, lora)[0] == 0
+    short = RetentionRow("goft", {place: (record, retention(80, 80, steps=(1.0,))) for place, (record, _) in goft.runs.items()})
+    assert retention_gap_at_equal_target(short, lora) is None
+    assert retention_gap(row("goft", 90, 80, tasks=("rte",)), lora) is None

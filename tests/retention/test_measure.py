@@ -1,5 +1,6 @@
 """Retention of finished runs: the file next to the record, its reuse, and what cannot be measured."""
 
+import dataclasses
 import json
 import shutil
 
@@ -68,7 +69,7 @@ def test_measures_a_run(copy, name):
     assert found["path"] == "angles or blocks"
     assert len(found["geometry"]["layers"]) == 18
     assert found["provenance"]["packages"]["torch"]
-    assert set(found["provenance"]["probes"]["transfer"]["rows"]) == {"glue/qqp", "glue/sst2"}
+    assert set(found["provenance"]["probes"]) == {"transfer/qqp", "transfer/sst2"}
     assert not (directory / "retention").exists()
 
 
@@ -87,17 +88,15 @@ def test_pretrained_values_are_measured_once(copy, monkeypatch, tmp_path):
     monkeypatch.setenv("QGOFT_CACHE", str(tmp_path / "cache"))
     directory = copy()
     calls = []
-    monkeypatch.setattr(
-        measure.Transfer, "measure", (lambda own: lambda probe, model: calls.append(1) or own(probe, model))(measure.Transfer.measure)
-    )
-    first = measure_retention(opened(directory), asked("retention.steps=0"))
+    monkeypatch.setattr(measure.Transfer, "measure", (lambda own: lambda *given: calls.append(1) or own(*given))(measure.Transfer.measure))
+    first = measure_retention(opened(directory), asked("retention.steps=1"))
     again = measure_retention(opened(directory), asked("retention.steps=0,1"))
-    assert len(calls) == 2
+    assert len(calls) == 3, "the pretrained backbone once, the tuned one twice"
     assert again["pretrained"] == first["pretrained"]
     for path in (tmp_path / "cache" / "retention").iterdir():
         path.write_text("{")
     (directory / RETENTION).unlink()
-    assert measure_retention(opened(directory), asked("retention.steps=0"))["pretrained"] == first["pretrained"]
+    assert measure_retention(opened(directory), asked("retention.steps=1"))["pretrained"] == first["pretrained"]
 
 
 def test_decoder(copy):
@@ -147,6 +146,14 @@ def test_other_score_is_refused(copy):
     assert not (directory / RETENTION).exists()
 
 
+def test_judge_is_not_asked_without_consent(copy):
+    run = opened(copy())
+    judge = dataclasses.replace(run.settings.judge, kind="openai", model="a-judge")
+    rated = dataclasses.replace(run, settings=dataclasses.replace(run.settings, judge=judge))
+    with pytest.raises(QgoftError, match=r"rated by a-judge, which would be asked at every t; set retention.ask_judge=true"):
+        measure_retention(rated, asked())
+
+
 def test_measurement_by_another_process(copy):
     directory = copy()
     with Lease(directory / "retention"), pytest.raises(LeaseHeld):
@@ -167,6 +174,8 @@ def test_corrupt_file_is_named(copy):
     (directory / RETENTION).write_text("{")
     with pytest.raises(RecordError, match=r"retention\.json"):
         read_retention(directory, found["run"])
+    again = measure_retention(opened(directory), asked("retention.steps=1"))
+    assert again["steps"] == found["steps"]
 
 
 def test_retention_of_another_run_is_refused(copy):
@@ -192,6 +201,8 @@ def test_command_for_directories(copy, capsys):
     assert lines[0] == "glue/rte qgoft@qgoft seed 0, path: angles or blocks"
     assert lines[1].split() == ["t", "accuracy", "transfer/qqp", "transfer/sst2", "retained", "%"]
     assert lines[2].split()[-1] == "100.00"
+    with Lease(directory / "retention"), pytest.raises(QgoftError, match="is being measured by"):
+        command.main([str(directory), "retention.steps=1", *SMALL])
     with pytest.raises(QgoftError, match=r"has no record\.json"):
         command.main([str(directory / "adapter")])
 

@@ -33,6 +33,10 @@ def backbone(made):
     return suite_class(made.settings).build_model(made.settings, made.run_id.model.directory).eval()
 
 
+def value_of(probe, model):
+    return probe.measure(model, probe.depends_on)
+
+
 def test_ridge_minimises_generalised_cross_validation():
     """The strength is the best one by the definition with the hat matrix, and the weights are those of scikit-learn."""
     random = torch.Generator().manual_seed(0)
@@ -61,16 +65,16 @@ def test_transfer_of_texts(tmp_path):
     """The pretrained backbone knows tasks that it was not trained on, the random one little; the run's own task is left out."""
     made = context(tmp_path, "task=glue/rte", asked=["retention.tasks=[glue/rte,glue/qqp,glue/stsb]"])
     probe = Transfer(made)
-    found = probe.measure(backbone(made))
+    found = value_of(probe, backbone(made))
     assert list(found) == ["transfer/qqp", "transfer/stsb"]
     assert found["transfer/qqp"].value > 80
     assert found["transfer/qqp"].n == 500
     assert found["transfer/qqp"].chance == pytest.approx(50, abs=3)
     assert found["transfer/stsb"].value > 70
     assert found["transfer/stsb"].chance is None
-    assert probe.measure(backbone(made)) == found
+    assert value_of(probe, backbone(made)) == found
     other = context(tmp_path, "task=glue/rte", "model=pocket_deberta_random", asked=["retention.tasks=[glue/qqp]"])
-    assert Transfer(other).measure(backbone(other))["transfer/qqp"].value < found["transfer/qqp"].value - 5
+    assert value_of(Transfer(other), backbone(other))["transfer/qqp"].value < found["transfer/qqp"].value - 5
     batch = next(probe.batches())
     assert "labels" not in batch
     assert batch["input_ids"].shape[0] == 16
@@ -78,7 +82,7 @@ def test_transfer_of_texts(tmp_path):
 
 def test_transfer_of_images(tmp_path):
     made = context(tmp_path, "task=vtab/dtd", suite="vtab", asked=["retention.tasks=[vtab/svhn]", "retention.test_rows=100"])
-    value = Transfer(made).measure(backbone(made))["transfer/svhn"]
+    value = value_of(Transfer(made), backbone(made))["transfer/svhn"]
     assert value.n == 100
     assert value.value > value.chance + 5
 
@@ -95,7 +99,7 @@ def test_transfer_of_rows_without_labels(tmp_path):
 
 def test_similarity(tmp_path):
     made = context(tmp_path, "task=glue/rte")
-    value = Similarity(made).measure(backbone(made))["similarity"]
+    value = value_of(Similarity(made), backbone(made))["similarity"]
     assert value.n == 500
     assert 0 < value.value < 100
     assert 0 < value.standard_error < 10
@@ -109,7 +113,7 @@ def test_language(tmp_path):
     """The loss is that of transformers over the same windows, far below the entropy of the tokens."""
     made = decoder(tmp_path, "retention.text_tokens=3000")
     probe, model = Language(made), backbone(decoder(tmp_path))
-    value = probe.measure(model)["language"]
+    value = value_of(probe, model)["language"]
     losses = [model(input_ids=window[None], labels=window[None]).loss.item() * (len(window) - 1) for window in probe.windows]
     assert value.value == pytest.approx(sum(losses) / value.n, rel=1e-5)
     assert value.n == sum(len(window) - 1 for window in probe.windows)
@@ -121,31 +125,38 @@ def test_language(tmp_path):
 def test_language_of_a_file(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the dog chases the cat . " * 400)
-    value = Language(decoder(tmp_path, f"retention.text={path}")).measure(backbone(decoder(tmp_path)))["language"]
+    value = value_of(Language(decoder(tmp_path, f"retention.text={path}")), backbone(decoder(tmp_path)))["language"]
     assert math.isfinite(value.value)
     path.write_text("dog")
     with pytest.raises(QgoftError, match="fewer than two windows"):
         Language(decoder(tmp_path, f"retention.text={path}"))
+    path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(QgoftError, match=r"retention.text=.*cannot be read as a text"):
-        Language(decoder(tmp_path, f"retention.text={tmp_path / 'none.txt'}"))
+        Language(decoder(tmp_path, f"retention.text={path}"))
     with pytest.raises(QgoftError, match="needs a text"):
         Language(context(tmp_path, "task=math/gsm8k", suite="math", asked=["retention.text=null"]))
 
 
 def test_knowledge(tmp_path):
-    value = Knowledge(decoder(tmp_path)).measure(backbone(decoder(tmp_path)))["knowledge"]
+    value = value_of(Knowledge(decoder(tmp_path)), backbone(decoder(tmp_path)))["knowledge"]
     assert value.value > value.chance
-    own = context(tmp_path, "task=instruct/mmlu", suite="instruct")
+
+
+def test_knowledge_is_left_out_of_runs_that_report_it(tmp_path):
+    own = context(tmp_path, "task=instruct/mmlu", suite="instruct", asked=["retention.probes=[language,knowledge]"])
+    assert [type(probe) for probe in build_probes(own)] == [Language]
+    only = context(tmp_path, "task=instruct/mmlu", suite="instruct", asked=["retention.probes=[knowledge]"])
     with pytest.raises(QgoftError, match="this run reports itself"):
-        Knowledge(own)
+        build_probes(only)
 
 
-def test_unknown_probe(tmp_path):
-    """Without lm-eval an unknown name says what is missing."""
-    pytest.importorskip("transformers")
-    made = decoder(tmp_path, "retention.probes=[no_such_task]")
-    with pytest.raises(QgoftError, match=r"no_such_task"):
-        build_probes(made)
+def test_values_depend_on_the_settings_of_a_task(tmp_path):
+    """Two protocols that read the same rows with other lengths have other values."""
+    made = [context(tmp_path, "task=glue/rte", asked=["retention.tasks=[glue/qqp]", *words]) for words in ([], ["retention.test_rows=100"])]
+    first, second = (Transfer(one).depends_on["transfer/qqp"] for one in made)
+    assert first != second
+    assert first["length"] == 64
+    assert first["splits"] == "test"
 
 
 def test_task_of_lm_eval(tmp_path, monkeypatch):
@@ -178,7 +189,7 @@ def test_task_of_lm_eval(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
     probe = LmEval(decoder(tmp_path), "ifeval")
-    value = probe.measure(backbone(decoder(tmp_path)))["ifeval"]
+    value = value_of(probe, backbone(decoder(tmp_path)))["ifeval"]
     assert (value.value, value.standard_error, value.n, value.higher_is_better) == (25.0, None, 541, True)
     with pytest.raises(QgoftError, match="unknown task of lm-eval 'ifevil'"):
         LmEval(decoder(tmp_path), "ifevil")
