@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from qgoft.records import RecordSet
 from qgoft.records.retention import above_chance, retained_percent, retention_of
 from qgoft.report.retention import build_retention, retention_figures
 from qgoft.report.retention_rows import RetentionRow, measured_suites, retention_gap, retention_gap_at_equal_target, retention_rows
+from qgoft.report.sections import retention_sections
 
 
 def value(number, chance=50.0, *, higher=True):
@@ -155,3 +157,17 @@ def test_equal_target():
     short = RetentionRow("goft", {place: (record, retention(80, 80, steps=(1.0,))) for place, (record, _) in goft.runs.items()})
     assert retention_gap_at_equal_target(short, lora) is None
     assert retention_gap(row("goft", 90, 80, tasks=("rte",)), lora) is None
+
+
+def test_section_of_the_page():
+    def record(key, method, seed):
+        names = {"protocol": "pocket", "suite": "glue", "task": "rte", "method": method, "variant": method, "model": "pocket-deberta"}
+        return {"key": key, "seed": seed, "status": "done", "finished": "2026", "settings": {"model": {"init": "pretrained"}}, **names}
+
+    records = [record(f"{method}{seed}", method, seed) for method in ("goft", "qgoft") for seed in (0, 1)]
+    files = {one["key"]: Files(retention(80, 80)) for one in records}
+    (section,) = retention_sections(RecordSet(records, files, []))
+    assert (section.name, section.protocol) == ("retention-glue-pocket", "pocket")
+    assert [figure.name for figure in section.figures] == ["retention-glue", "geometry-glue"]
+    assert section.tables[0].name == "retention-glue"
+    assert retention_sections(RecordSet(records, {}, [])) == []
