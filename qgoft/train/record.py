@@ -151,8 +151,11 @@ def _orthogonality(context: RunContext, result: RunResult) -> dict[str, Any]:
 
 
 def _files(context: RunContext, result: RunResult) -> dict[str, Any]:
-    """Return the checksums of the files of a finished run; those of a failed one may belong to an earlier attempt."""
-    if result.status != "done":
+    """Return the checksums of the files of a finished run; those of a failed one may belong to an earlier attempt.
+
+    Only the main process writes the record, and moves the files afterwards, while the others may still build theirs.
+    """
+    if result.status != "done" or not context.accelerator.is_main_process:
         return {}
     directory = context.run_id.directory
     return {"files": {**records.file_checksums(directory), **records.adapter_checksums(directory)}}
