@@ -3,8 +3,8 @@
     python scripts/collect.py results/runs results/measured/pocket
     python scripts/collect.py /data/runs results/measured/small --protocol small
 
-The retention of a run is added with it, or later, if it is measured (scripts/retention.py). Left out, and named: corrupt, incomplete or modified runs, runs to which this version of the code gives another key, and a second result of a
-run that the archive contains.
+A run's retention (scripts/retention.py) is added with the run, or later. Left out, and named: corrupt, incomplete or modified runs, runs to
+which this version of the code gives another key, and a second result of a run that the archive contains.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qgoft.cli import Parser
-from qgoft.commands import sweep
+from qgoft.commands import rescore, sweep
 from qgoft.config.locations import MEASURED
 from qgoft.config.retention import PREFIX, retention_settings
 from qgoft.config.suites import suite_names
@@ -43,9 +43,7 @@ def measure_directories(argv: list[str], asked: Sequence[str]) -> int:
     """Measure runs by their directories, and print the values of each."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--model-path", help="directory of the base model, if it is not from the hub")
-    parser.add_argument("--data-root", help="directory of the rows, if they are not from the hub")
-    parser.add_argument("--task-path", help="directory of the images of one task, if the run set task.path")
+    rescore.add_source_arguments(parser)
     arguments = parser.parse_args(argv)
     from qgoft.retention.measure import measure_retention
     from qgoft.train.quiet import quiet_libraries
@@ -67,14 +65,13 @@ def measure_directories(argv: list[str], asked: Sequence[str]) -> int:
 def print_steps(retention: Retention, primary: str) -> None:
     """Print target, probes and retention of a run at every t."""
     names = list(retention["pretrained"])
-    print("".join(f"{title:>{max(9, len(title) + 2)}}" for title in ("t", primary, *names, "retained %")))
+    titles = ["t", primary, *names, "retained %"]
+    widths = [max(9, len(title) + 2) for title in titles]
+    print("".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
     for step in retention["steps"]:
         values = [step["target"]["value"], *(step["probes"][name]["value"] for name in names), retention_of(retention, step["t"])]
-        cells = (
-            f"{'undefined' if value is None else f'{value:.2f}':>{max(9, len(title) + 2)}}"
-            for value, title in zip(values, (primary, *names, "retained %"), strict=True)
-        )
-        print(f"{step['t']:>9g}" + "".join(cells))
+        cells = [f"{step['t']:g}", *("undefined" if value is None else f"{value:.2f}" for value in values)]
+        print("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
 def measure_plan(arguments: argparse.Namespace, asked: Sequence[str]) -> int:

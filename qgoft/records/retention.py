@@ -12,16 +12,14 @@
 A value is {value, n, standard_error, chance, higher_is_better}, in percent or nats per token.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qgoft.records.key import canonical_json
 from qgoft.records.schema import Number, RecordError
-from qgoft.records.store import write_atomically
+from qgoft.records.store import checksummed_text, content_checksum, write_atomically
 
 RETENTION_SCHEMA = 1
 # Increment for any change that affects the values.
@@ -54,8 +52,7 @@ def retention_key(run: str, settings: Mapping[str, Any]) -> str:
         run: key of the run.
         settings: retention settings as plain data.
     """
-    content = {"run": run, "settings": settings, "version": RETENTION_VERSION}
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return content_checksum({"run": run, "settings": settings, "version": RETENTION_VERSION})
 
 
 def write_retention(directory: Path, retention: Retention) -> Path:
@@ -74,7 +71,7 @@ def retention_text(retention: Retention) -> str:
     Raises:
         RecordError: it is invalid.
     """
-    return json.dumps({**_validate(retention), "checksum": _checksum(retention)}, indent=1, allow_nan=False) + "\n"
+    return checksummed_text(_validate(retention))
 
 
 def read_retention(directory: Path, run: str) -> Retention | None:
@@ -102,17 +99,13 @@ def parse_retention(text: str, run: str) -> Retention:
         content = json.loads(text)
         stated = content.pop("checksum", None) if isinstance(content, dict) else None
         found = _validate(content)
-        if stated != _checksum(found):
+        if stated != content_checksum(found):
             raise RecordError("its checksum does not match: it was modified")
         if found["run"] != run:
             raise RecordError(f"it is the retention of run {found['run'][:16]} (a copy?), not of {run[:16]}")
     except (ValueError, RecursionError) as error:
         raise RecordError(str(error)) from error
     return found
-
-
-def _checksum(retention: Retention) -> str:
-    return hashlib.sha256(canonical_json(retention).encode()).hexdigest()
 
 
 def _validate(data: Any) -> Retention:

@@ -37,7 +37,12 @@ def record_text(record: dict[str, Any]) -> str:
     Raises:
         RecordError: the record is invalid.
     """
-    return json.dumps({**validate(record), "checksum": _checksum(record)}, indent=1, allow_nan=False) + "\n"
+    return checksummed_text(validate(record))
+
+
+def checksummed_text(content: dict[str, Any]) -> str:
+    """Return plain data as JSON, with a checksum of itself."""
+    return json.dumps({**content, "checksum": content_checksum(content)}, indent=1, allow_nan=False) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> Path:
@@ -96,7 +101,7 @@ def parse_record(text: str) -> dict[str, Any]:
         record: dict[str, Any] = validate(content)
         if stated is None and "files" in record:
             raise RecordError("its checksum is missing, so the line was deleted")
-        if stated is not None and stated != _checksum(record):
+        if stated is not None and stated != content_checksum(record):
             raise RecordError("its checksum does not match: it was modified")
     except (ValueError, RecursionError) as error:
         raise RecordError(str(error)) from error
@@ -127,5 +132,6 @@ def _file_sha256(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checksum(record: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(record).encode()).hexdigest()
+def content_checksum(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of plain data in hex."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()

@@ -91,8 +91,8 @@ def _short(override: str) -> str:
 
 def measured_suites(found: RecordSet) -> list[tuple[str, str]]:
     """Return the (protocol, suite) pairs with a measured run."""
-    pairs = {(record["protocol"], record["suite"]) for record in found.records if record["key"] in found.files}
-    return [pair for pair in sorted(pairs) if retention_rows(found.records, found.files, *pair)]
+    done = (record for record in found.records if record["status"] == "done" and record["key"] in found.files)
+    return sorted({(record["protocol"], record["suite"]) for record in done if found.files[record["key"]].retention() is not None})
 
 
 class Resampling:

@@ -137,7 +137,7 @@ class LmEval(Probe):
     """A task of lm-eval by its name. Its chance is not known, so that retention is relative to zero.
 
     Raises:
-        QgoftError: lm-eval is not installed, or has no such task.
+        QgoftError: lm-eval has no such task; the settings have checked that it is installed.
     """
 
     def __init__(self, context: ProbeContext, name: str):

@@ -153,8 +153,6 @@ class BottleneckPath:
         self.adapted = adapted
         self.model: nn.Module = peft_model.get_base_model().eval()
         self.adapters: list[Any] = [module for module in self.model.modules() if isinstance(module, BottleneckLayer)]
-        self.start: dict[str, Tensor] = {}
-        self.end: dict[str, Tensor] = {}
         self.layers: dict[str, nn.Module] = {}
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from qgoft.run_id import RunId, identify
 from qgoft.tasks.evaluate import Metric
 from qgoft.train.adapter_files import check_adapter, check_base, load_adapter
 from qgoft.train.distributed import place
+from qgoft.train.record import RunContext
 from qgoft.train.run import predict_test_sets, prepare
 from qgoft.train.shared_training import as_recorded, read_run
 
@@ -20,9 +23,13 @@ from qgoft.train.shared_training import as_recorded, read_run
 TOLERANCES = {"loss": 0.002, "score": 0.1}
 
 
-def tolerance(metric: str, n: int) -> float:
-    """Return the largest difference by rounding: in percent 0.2, or two of n items, whose logits may be equal to seven digits."""
-    return TOLERANCES.get(metric, max(0.2, 200 / n))
+def tolerance(metric: str, *, least: float = 0.2) -> float:
+    """Return the largest difference by rounding, which may flip items whose logits are equal to seven digits.
+
+    Args:
+        least: of a metric in percent.
+    """
+    return TOLERANCES.get(metric, least)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,21 @@ def open_run(directory: Path, sources: Sources) -> OpenedRun:
     return OpenedRun(directory, record, settings, run_id)
 
 
+@contextmanager
+def load_run(run: OpenedRun) -> Iterator[RunContext]:
+    """Yield rows, model and trained adapter of a finished run.
+
+    Raises:
+        QgoftError: the adapter is missing or was changed.
+    """
+    # A decoder writes to a temporary directory, so that answers and judgments of the run are unchanged.
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare(run.settings, dataclasses.replace(run.run_id, directory=Path(scratch)))
+        check_adapter(run.record, run.directory)
+        load_adapter(prepared.adapted, run.directory / "adapter")
+        yield prepared
+
+
 def rescore(
     directory: Path,
     *,
@@ -108,11 +130,7 @@ def rescore(
         raise QgoftError(
             f"scoring this run again asks the judge ({settings.judge.model}) for every rating again; add --ask-judge to confirm"
         )
-    # A decoder writes to a temporary directory, so that answers and judgments of the run are unchanged.
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(settings, dataclasses.replace(run.run_id, directory=Path(scratch)))
-        check_adapter(run.record, run.directory)
-        load_adapter(prepared.adapted, run.directory / "adapter")
+    with load_run(run) as prepared:
         if merge:
             prepared.adapted.model = merge_and_unload(prepared.adapted)
         place(prepared.adapted.model, prepared.accelerator)

@@ -108,15 +108,11 @@ def task_version(name: str) -> str:
     """Return the version of lm-eval that has a task.
 
     Raises:
-        QgoftError: lm-eval is not installed, or has no such task.
+        QgoftError: lm-eval has no such task.
     """
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise QgoftError(
-            f"{name} is not a probe of this package, and lm-eval, which may have it, is not installed ({error}); pip install -e '.[mmlu]'"
-        ) from error
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     check_choice("task of lm-eval", name, TaskManager().all_tasks, "`lm-eval ls tasks` lists them")
     return str(lm_eval.__version__)
 
