@@ -20,12 +20,16 @@ from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.records import RecordSet, write_atomically
 from qgoft.report.cost import part_benches, read_bench
+from qgoft.report.health import build_health, is_main_table
 from qgoft.report.item_tables import bench_directories, item_rows, item_tables
+from qgoft.report.items import item_named
 from qgoft.report.latex import document
 from qgoft.report.library import RecordLibrary, read_library
 from qgoft.report.missing import MissingRuns, missing_runs, missing_section
 from qgoft.report.page import Section, build_page
+from qgoft.report.row import Row
 from qgoft.report.sections import (
+    health_section,
     item_section,
     item_title,
     machine_section,
@@ -52,6 +56,7 @@ class Report:
         costs: sections of the benchmark, the same under every protocol.
         missing: runs without a record, by item.
         benches: items of the benchmark that were not measured on a GPU.
+        pocket_rows: suite -> rows of its table under protocol pocket.
     """
 
     library: RecordLibrary
@@ -61,6 +66,7 @@ class Report:
     costs: dict[str, Section] = field(default_factory=dict)
     missing: list[MissingRuns] = field(default_factory=list)
     benches: list[str] = field(default_factory=list)
+    pocket_rows: dict[str, list[Row]] = field(default_factory=dict)
 
     def build(self) -> list[Section]:
         """Build all sections."""
@@ -72,6 +78,7 @@ class Report:
         found = RecordSet(list(records), self.library.files, [])
         self.sections += [*retention_sections(found), *orthogonality_sections(found)]
         ends = (
+            health_section(build_health(self.pocket_rows, self.jobs)),
             others,
             audit_section(),
             machine_section(records, self.library.problems),
@@ -93,6 +100,8 @@ class Report:
                 continue
             rows = item_rows(plan, runs, ask, self.library)
             self.missing.append(missing_runs(whole, protocol, rows, known))
+            if protocol == "pocket" and is_main_table(suite := item_named(plan.item).suite, plan.item.name):
+                self.pocket_rows[suite] = rows
             section = item_section(plan, rows, ask, self.library, self.jobs)
             self.sections += [section] if section is not None else []
 

@@ -134,6 +134,13 @@ def retention_sections(found: RecordSet) -> list[Section]:
     return sections
 
 
+def health_section(table: Table | None) -> Section | None:
+    """Return the health of the pocket benchmark, or None without records under that protocol."""
+    if table is None:
+        return None
+    return Section("benchmark-health", "benchmark health (pocket)", [table], paper="Records", entry="benchmark health", protocol="pocket")
+
+
 def machine_section(records: Sequence[Record], problems: Sequence[str]) -> Section:
     """Return the code, packages and hardware of the records, and the files that could not be read."""
     table = Table("machine", "provenance of the records", ["commit", "device", "threads", "Python", "torch", "records"])
