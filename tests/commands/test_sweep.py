@@ -19,6 +19,7 @@ from qgoft.report.published import load_paper
 from qgoft.sweep import identify, planned_run
 from qgoft.sweep.actions import print_problems
 from qgoft.train.run import run
+from tests.forked import run_script
 
 SHORT = ["train.max_steps=4", "train.num_evals=1"]
 
@@ -30,9 +31,8 @@ def start(repository, tmp_path, *words):
 
 
 def command(repository, tmp_path, *words):
-    process = start(repository, tmp_path, *words)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    done = run_script("sweep", *words, f"results.root={tmp_path}", cwd=repository)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_figure3_prints_wins(capsys, tmp_path):

@@ -17,9 +17,9 @@ SEARCHES = yaml.safe_load((CONFIGS / "tuning.yaml").read_text())
 def test_tune_trials_compose(name):
     trials, spec = tune.plan(name, None)
     assert len(trials) == len(spec["centres"]) * len(spec["ratios"]) * len(spec["tasks"])
-    # Every method, and every task; test_configs tests that all of them compose together.
-    (method, *_), (task, *_) = spec["centres"], spec["tasks"]
-    for pair in {*itertools.product(spec["centres"], [task]), *itertools.product([method], spec["tasks"])}:
+    # A few methods, and every task; test_configs tests that all of them compose.
+    methods, (task, *_) = list(spec["centres"])[::6], spec["tasks"]
+    for pair in {*itertools.product(methods, [task]), *itertools.product(methods[:1], spec["tasks"])}:
         settings = compose_settings([f"protocol={spec['protocol']}", f"method={pair[0]}", f"task={pair[1]}"])
         assert settings.selection == "best_validation"
 

@@ -48,8 +48,8 @@ def test_combinations_compose_or_have_a_reason(protocol):
             recipe = yaml.safe_load((CONFIGS / "recipe" / protocol / f"{method}.yaml").read_text())
             assert recipe["glue"][name]["lr"] > 0
             continue
-        if suite in ("instruct", "commonsense") and method not in ("qgoft", "lora", "base"):
-            # Composed like math/gsm8k.
+        if suite != "glue" and method not in ("qgoft", "lora", "linear", "base"):
+            # Composed like the method's glue/cola and like qgoft's task.
             recipe = yaml.safe_load((CONFIGS / "recipe" / protocol / f"{method}.yaml").read_text())
             assert {name, "all"} & set(recipe[suite])
             continue

@@ -20,15 +20,14 @@ from qgoft.pocket.data import pocket_files
 from qgoft.report.rows import collect_rows
 from qgoft.sweep import identify, planned_run, record_index
 from qgoft.train.run import run
+from tests.forked import run_script
 from tests.sweep.planning import suite_runs
 
 SHORT = ["train.max_steps=4", "train.num_evals=1"]
 
 
 def command(repository, tmp_path, *words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(repository / "scripts" / "sweep.py"), *words, f"results.root={tmp_path}"]
-    return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env=environment)
+    return run_script("sweep", *words, f"results.root={tmp_path}", cwd=repository)
 
 
 def test_sweep_runs_pending_and_prints_table(repository, tmp_path):
@@ -185,8 +184,7 @@ def test_failing_job_does_not_stop_the_sweep(repository, tmp_path):
         *SHORT,
         f"results.root={tmp_path}",
     ]
-    line = [sys.executable, str(repository / "scripts" / "train.py"), *words]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = run_script("train", *words, cwd=repository)
     assert done.returncode == 1
     assert sorted(record["status"] for record in records.read_records(tmp_path / "runs")) == ["diverged", "done"]
 
@@ -234,7 +232,7 @@ def test_interrupted_sweep_resumes(repository, tmp_path):
     left = {r["key"]: r for r in records.read_records(tmp_path / "runs")}
     stopped = [r for r in left.values() if r["status"] == "interrupted" and "resumes from there" in r["reason"]]
     assert stopped
-    again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
+    again = run_script("sweep", *words[2:], *settings, cwd=repository)
     found = records.read_records(tmp_path / "runs")
     assert len(found) == 2, again.stderr
     assert all("resumed" in r["provenance"] for r in found if r["key"] in {s["key"] for s in stopped})

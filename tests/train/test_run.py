@@ -33,6 +33,7 @@ from qgoft.train import run as run_module
 from qgoft.train.optim import build_optimizer, build_schedule, count_steps, evaluation_steps
 from qgoft.train.rescore import rescore
 from qgoft.train.run import prepare, run
+from tests.forked import run_script
 
 SHORT = ["train.max_steps=6", "train.num_evals=2"]
 
@@ -593,13 +594,7 @@ def test_wandb_without_login(tmp_path, monkeypatch):
 def test_run_of_another_process(tmp_path, repository):
     s = settings(tmp_path)
     with Lease(identify(s).directory):
-        done = subprocess.run(
-            [sys.executable, "scripts/train.py", *SHORT, f"results.root={tmp_path}"],
-            cwd=repository,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = run_script("train", *SHORT, f"results.root={tmp_path}", cwd=repository)
     assert done.returncode == 2
     assert done.stderr.startswith("qgoft: ")
     assert "Traceback" not in done.stderr

@@ -1,0 +1,45 @@
+"""Commands of scripts/ in forked processes: isolated like new ones, without the seconds of their imports."""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+from subprocess import CompletedProcess, TimeoutExpired
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["qgoft.commands.sweep", "qgoft.train.run"])
+
+
+def run_script(name: str, *words: str, cwd: Path, environment: dict[str, str] | None = None, timeout: float = 300) -> CompletedProcess[str]:
+    """Run scripts/<name>.py with one thread and return its exit code and output.
+
+    Args:
+        environment: variables that are added to those of the tests.
+
+    Raises:
+        TimeoutExpired: the command did not end in time, and was killed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        out, err = Path(directory, "out"), Path(directory, "err")
+        process = _CONTEXT.Process(target=_run, args=(name, words, cwd, environment or {}, out, err))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutExpired(words, timeout, err.read_bytes())
+        return CompletedProcess([name, *words], process.exitcode or 0, out.read_text(), err.read_text())
+
+
+def _run(name: str, words: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    for path, descriptor in ((out, 1), (err, 2)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(cwd)
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+    sys.argv = [f"scripts/{name}.py", *words]
+    import torch
+
+    torch.set_num_threads(1)
+    importlib.import_module("qgoft.cli").run_command(name)
