@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
@@ -12,18 +13,26 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["qgoft.commands.sweep", "qgoft.train.run"])
 
 
-def run_script(name: str, *words: str, cwd: Path, environment: dict[str, str] | None = None, timeout: float = 300) -> CompletedProcess[str]:
+def run_script(
+    name: str,
+    *words: str,
+    cwd: Path,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+    timeout: float = 300,
+) -> CompletedProcess[str]:
     """Run scripts/<name>.py with one thread and return its exit code and output.
 
     Args:
         environment: variables that are added to those of the tests.
+        prepare: called in the new process before the command; a function of a module.
 
     Raises:
         TimeoutExpired: the command did not end in time, and was killed.
     """
     with tempfile.TemporaryDirectory() as directory:
         out, err = Path(directory, "out"), Path(directory, "err")
-        process = _CONTEXT.Process(target=_run, args=(name, words, cwd, environment or {}, out, err))
+        process = _CONTEXT.Process(target=_run, args=(name, words, cwd, environment or {}, prepare, out, err))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -32,7 +41,15 @@ def run_script(name: str, *words: str, cwd: Path, environment: dict[str, str] | 
         return CompletedProcess([name, *words], process.exitcode or 0, out.read_text(), err.read_text())
 
 
-def _run(name: str, words: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(
+    name: str,
+    words: tuple[str, ...],
+    cwd: Path,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+    out: Path,
+    err: Path,
+) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
@@ -42,4 +59,6 @@ def _run(name: str, words: tuple[str, ...], cwd: Path, environment: dict[str, st
     import torch
 
     torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
     importlib.import_module("qgoft.cli").run_command(name)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +19,7 @@ from qgoft.report.table import Table
 from qgoft.sweep import display as _display
 from qgoft.sweep import planned_run
 from qgoft.train.progress import Progress
+from tests.forked import run_script
 from tests.sweep.planning import suite_runs
 
 SHORT = ["train.max_steps=2", "train.num_evals=1"]
@@ -213,39 +213,42 @@ def test_record_lists_overrides():
     assert own_overrides(words) == ["optim.lr=0.1", "method.penalty=1"]
 
 
-def run_suite(repository, root, *words, **streams):
-    line = [sys.executable, str(repository / "scripts" / "sweep.py"), "glue", "--tasks", "rte", f"results.root={root}", *SHORT, *words]
-    return subprocess.run(line, cwd=repository, timeout=200, check=False, **streams)
+def run_suite(repository, root, **more):
+    return run_script("sweep", "glue", "--tasks", "rte", f"results.root={root}", *SHORT, cwd=repository, **more)
 
 
-def test_full_disk_behind_stdout_keeps_the_run(repository, tmp_path):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("there is no /dev/full here; a closed pipe is tested below")
+def write_to_full_disk():
     with open("/dev/full", "w") as full:
-        assert run_suite(repository, tmp_path, stdout=full, stderr=full).returncode == 0
+        os.dup2(full.fileno(), 1)
+        os.dup2(full.fileno(), 2)
+
+
+def write_to_closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+
+
+@pytest.mark.parametrize("prepare", [write_to_full_disk, write_to_closed_pipe])
+def test_lost_output_keeps_the_run(repository, tmp_path, prepare):
+    if prepare is write_to_full_disk and not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here; the closed pipe is tested")
+    done = run_suite(repository, tmp_path, prepare=prepare)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (record,) = records.read_records(tmp_path / "runs")
     assert (record["status"], record["overrides"]) == ("done", ["train.max_steps=2", "train.num_evals=1"])
 
 
-def test_closed_pipe_keeps_the_run(repository, tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        assert run_suite(repository, tmp_path, stdout=writer, stderr=writer).returncode == 0
-    finally:
-        os.close(writer)
-    assert len(records.read_records(tmp_path / "runs")) == 1
-
-
 def test_results_root_is_a_file(repository, tmp_path):
     (tmp_path / "file").touch()
-    done = run_suite(repository, tmp_path / "file", capture_output=True, text=True)
+    done = run_suite(repository, tmp_path / "file")
     assert (done.returncode, done.stdout) == (2, "")
     assert ": not a directory; expected a directory" in done.stderr
 
 
 def test_results_root_not_creatable(repository):
-    done = run_suite(repository, "/proc/none/results", capture_output=True, text=True)
+    done = run_suite(repository, "/proc/none/results")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("qgoft: results.root=/proc/none/results: cannot be created")
 
