@@ -1,4 +1,7 @@
-"""Commands of scripts/ in forked processes: isolated like new ones, without the seconds of their imports."""
+"""Commands of scripts/ in forked processes: isolated like new ones, without the seconds of their imports.
+
+Not for sweeps with several workers: joblib's pool does not end in a process that was forked.
+"""
 
 import importlib
 import multiprocessing

@@ -232,7 +232,7 @@ def test_interrupted_sweep_resumes(repository, tmp_path):
     left = {r["key"]: r for r in records.read_records(tmp_path / "runs")}
     stopped = [r for r in left.values() if r["status"] == "interrupted" and "resumes from there" in r["reason"]]
     assert stopped
-    again = run_script("sweep", *words[2:], *settings, cwd=repository)
+    again = subprocess.run([*words, *settings], capture_output=True, text=True, cwd=repository, env=environment, timeout=200)
     found = records.read_records(tmp_path / "runs")
     assert len(found) == 2, again.stderr
     assert all("resumed" in r["provenance"] for r in found if r["key"] in {s["key"] for s in stopped})
