@@ -3,7 +3,6 @@
 Not for sweeps with several workers: joblib's pool does not end in a process that was forked.
 """
 
-import importlib
 import multiprocessing
 import os
 import sys
@@ -20,14 +19,12 @@ def run_script(
     name: str,
     *words: str,
     cwd: Path,
-    environment: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
     timeout: float = 300,
 ) -> CompletedProcess[str]:
     """Run scripts/<name>.py with one thread and return its exit code and output.
 
     Args:
-        environment: variables that are added to those of the tests.
         prepare: called in the new process before the command; a function of a module.
 
     Raises:
@@ -35,7 +32,7 @@ def run_script(
     """
     with tempfile.TemporaryDirectory() as directory:
         out, err = Path(directory, "out"), Path(directory, "err")
-        process = _CONTEXT.Process(target=_run, args=(name, words, cwd, environment or {}, prepare, out, err))
+        process = _CONTEXT.Process(target=_run, args=(name, words, cwd, prepare, out, err))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -44,24 +41,18 @@ def run_script(
         return CompletedProcess([name, *words], process.exitcode or 0, out.read_text(), err.read_text())
 
 
-def _run(
-    name: str,
-    words: tuple[str, ...],
-    cwd: Path,
-    environment: dict[str, str],
-    prepare: Callable[[], None] | None,
-    out: Path,
-    err: Path,
-) -> None:
+def _run(name: str, words: tuple[str, ...], cwd: Path, prepare: Callable[[], None] | None, out: Path, err: Path) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
     os.chdir(cwd)
-    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+    os.environ["OMP_NUM_THREADS"] = "1"
     sys.argv = [f"scripts/{name}.py", *words]
     import torch
+
+    from qgoft.cli import run_command
 
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    importlib.import_module("qgoft.cli").run_command(name)
+    run_command(name)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from qgoft.config.suites import suite_info, task_title
 from qgoft.report.items import Column, Item, item_of
-from qgoft.report.row import Row, mean_score, scores_of
+from qgoft.report.row import Row, majority_baseline, mean_score, scores_of
 from qgoft.report.rows import control_rows
 from qgoft.report.table import MISSING, Table
 
@@ -32,8 +32,9 @@ def build_health(rows_of: Mapping[str, Sequence[Row]], jobs: int) -> Table | Non
     for suite, rows in rows_of.items():
         item = item_of(suite, "pocket")
         shown = [*rows, *control_rows("pocket", suite, "", {row.label for row in rows}, [], jobs)]
+        by_label = {row.label: row for row in shown if row.records}
         for column in _columns(item):
-            _add_task(table, suite, column, {row.label: row for row in shown if row.records})
+            _add_task(table, suite, column, by_label)
     table.notes = [
         "mean test score over the seeds; random: the same architecture with random weights; untuned: a trained head on the frozen backbone "
         "(decoders: the pretrained model as it is)",
@@ -56,17 +57,14 @@ def _add_task(table: Table, suite: str, column: Column, rows: Mapping[str, Row])
     untuned = "base" if suite_info(suite).is_decoder else "linear"
     labels = (FULL, ADAPTER, RANDOM, untuned)
     means = [mean_score(rows[label], column) if label in rows else None for label in labels]
-    full, adapter, random, start = means
-    deviations = [statistics.stdev(scores) for row in rows.values() if len(scores := scores_of(row, column)) >= 3]
-    majority = next(
-        (column.value(record, "majority_baseline") for row in rows.values() for record in row.records.get(column.task or "", [])), None
-    )
     if all(value is None for value in means):
         return
+    full, adapter, random, start = means
+    deviations = [statistics.stdev(scores) for row in rows.values() if len(scores := scores_of(row, column)) >= 3]
     for number, label in enumerate(labels, start=1):
         if label in rows:
             table.sources[len(table.rows), number] = [record["key"] for record in rows[label].records.get(column.task or "", [])]
-    values = [MISSING if value is None else f"{value:.1f}" for value in (*means, majority)]
+    values = [MISSING if value is None else f"{value:.1f}" for value in (*means, majority_baseline(rows.values(), column))]
     deviation = statistics.median(deviations) if deviations else None
     spread = MISSING if deviation is None else f"{deviation:.1f}{NARROW if deviation > LARGEST_DEVIATION else ''}"
     table.rows.append([task_title(suite, column.task or ""), *values, _difference(adapter, random), _difference(full, start), spread])

@@ -1,6 +1,7 @@
 """Rows of score tables: the records of a method on several tasks, and their means."""
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qgoft.config.settings import method_label
@@ -103,6 +104,12 @@ def mean_score(row: Row, column: Column) -> float | None:
     """Return the mean score of a row in a column, or None without a record."""
     values = scores_of(row, column)
     return statistics.fmean(values) if values else None
+
+
+def majority_baseline(rows: Iterable[Row], column: Column) -> float | None:
+    """Return the score of always predicting the majority class, or None without a record in the column."""
+    records = [record for row in rows for record in row.records.get(column.task or "", [])]
+    return column.value(records[0], "majority_baseline") if records else None
 
 
 def averages_of(row: Row, item: Item) -> list[float | None]:

@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from qgoft.config.suites import suite_info
-from qgoft.records import Record
 from qgoft.report.counts import REASONS
 from qgoft.report.items import Column, Item, item_of
 from qgoft.report.names import display_label
 from qgoft.report.notes import build_notes, published_name
 from qgoft.report.published import PublishedRow, is_average_consistent, load_rows, printed_averages, printed_cells
-from qgoft.report.row import Row, averages_of, mean_score, scores_of
+from qgoft.report.row import Row, averages_of, majority_baseline, mean_score, scores_of
 from qgoft.report.significance import Bootstrap, Difference
 from qgoft.report.style import PLAIN, TableStyle
 from qgoft.report.table import ColumnGroup, Table
@@ -244,10 +243,7 @@ def _published_lines(row: Row, published: PublishedRow, item: Item) -> list[list
 
 def _majority(rows: list[Row], item: Item) -> list[str] | None:
     """Return the line of the majority class, or None if no column has one."""
-    values: list[float | None] = []
-    for column in item.all_columns:
-        records: list[Record] = [record for row in rows for record in row.records.get(column.task or "", [])]
-        values.append(column.value(records[0], "majority_baseline") if records else None)
+    values = [majority_baseline(rows, column) for column in item.all_columns]
     if all(value is None for value in values):
         return None
     cells = ["-" if value is None else f"{value:.1f}" for value in values]
