@@ -45,14 +45,12 @@ COMMA := ,
 # The value of a variable that the user has set.
 GIVEN = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
 
-# By default glibc returns freed memory to the system and faults it in again. Keeping it makes small models on a CPU train 10% faster.
-KEEP_MEMORY = $(if $(filter pocket,$(PROTOCOL)),MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=67108864)
 OPTIONS = $(if $(filter command environment,$(firstword $(origin METHOD))),--method '$(METHOD)') \
 	--tasks '$(TASKS)' --seeds '$(SEEDS)' --protocol '$(PROTOCOL)' --model '$(MODEL)' --data '$(DATA)' --jobs '$(JOBS)' \
 	--launcher '$(LAUNCHER)' --nproc '$(NPROC)' --accelerate '$(ACCELERATE)' --records '$(RECORDS)' --bold '$(BOLD)' --style '$(STYLE)' \
 	$(if $(FAILFAST),--failfast) $(if $(DETACH),--detach)
 # $(call SWEEP,suite or items)
-SWEEP = $(KEEP_MEMORY) $(PY) scripts/sweep.py $(1) $(OPTIONS)
+SWEEP = $(PY) scripts/sweep.py $(1) $(OPTIONS)
 # lm-eval scores MMLU with real decoders.
 MMLU = $(if $(filter-out pocket,$(PROTOCOL)),$(VENV)/.mmlu)
 
@@ -128,7 +126,7 @@ paper: $(READY) ## every table and figure of both papers that PROTOCOL supports 
 
 # Decoders of the papers are also asked by tasks of lm-eval.
 retention: $(READY) $(if $(filter instruct math commonsense,$(SUITE)),$(MMLU)) ## measure what METHOD retains of the backbone's other abilities on SUITE (or ITEM); pending runs first
-	@$(KEEP_MEMORY) $(PY) scripts/retention.py $(or $(ITEM),$(SUITE)) $(OPTIONS) $(ARGS)
+	@$(PY) scripts/retention.py $(or $(ITEM),$(SUITE)) $(OPTIONS) $(ARGS)
 
 report: $(READY) ## write results/report.html and all tables and figures from the records (RECORDS=measured: the committed ones)
 	@$(PY) scripts/report.py --records '$(RECORDS)' --bold '$(BOLD)' --style '$(STYLE)' --jobs '$(JOBS)' $(ARGS)

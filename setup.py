@@ -1,4 +1,4 @@
-"""Compile the native kernels with the package, and put the configuration files and published figures into a wheel.
+"""Compile the native kernels with the package, and put the configuration files, their composed settings and published figures into a wheel.
 
 Without a C compiler the package is installed without kernels, and they are compiled at first use, if a compiler is there by then
 (qgoft/ops/givens/native).
@@ -23,8 +23,8 @@ library = Extension(
     extra_link_args=list(build["LINK_FLAGS"]),
     optional=True,
 )
-# Directory of the checkout -> its place in the package of a wheel (qgoft/config/locations.py).
-DATA = {"configs": "_configs", "results/published": "_published"}
+# Path in the checkout -> its place in the package of a wheel (qgoft/config/locations.py).
+DATA = {"configs": "_configs", "results/published": "_published", "results/measured/settings.json.gz": "_settings.json.gz"}
 
 
 class BuildWithData(build_py):
@@ -34,7 +34,7 @@ class BuildWithData(build_py):
             for source, target in DATA.items():
                 place = Path(self.build_lib, "qgoft", target)
                 shutil.rmtree(place, ignore_errors=True)  # of an earlier build
-                shutil.copytree(source, place)
+                (shutil.copytree if Path(source).is_dir() else shutil.copy)(source, place)
 
 
 setup(cmdclass={"build_py": BuildWithData}, ext_modules=[library] if sys.platform == "linux" else [])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from qgoft import commands
-from qgoft.cli import run_cli, run_command
+from qgoft.cli import one_line_errors, run_cli, run_command
+from qgoft.config.locations import check_configs
 from qgoft.errors import QgoftError, check_choice
 
 # Targets of make that are not named after their suite or item -> arguments of `sweep`.
@@ -65,6 +66,8 @@ def run(words: Sequence[str]) -> NoReturn:
     if name in known:
         sys.argv[:] = [f"qgoft {words[0]}", *words[1:]]
         run_command(name)
+    with one_line_errors():
+        check_configs()
     from qgoft.config.suites import suite_names
     from qgoft.sweep.items import item_names
 

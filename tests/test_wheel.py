@@ -8,7 +8,16 @@ import zipfile
 
 import pytest
 
-SOURCES = ("qgoft", "configs", "results/published", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    "qgoft",
+    "configs",
+    "results/published",
+    "results/measured/settings.json.gz",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
 
 
 @pytest.mark.slow
@@ -43,3 +52,6 @@ def test_wheel_does_what_make_does(repository, tmp_path):
     assert "1 records" in qgoft("report")
     assert "LoRA r=8" in (empty / "results" / "report.html").read_text()
     assert [path.name for path in empty.iterdir()] == ["results"]
+    shutil.rmtree(tmp_path / "cache")
+    assert " planned" in qgoft("status")
+    assert not (tmp_path / "cache" / "settings").exists(), "the wheel has the composed settings of all items"

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from qgoft.errors import QgoftError
+
 PACKAGE = Path(__file__).resolve().parents[1]
 # The checkout that holds this package; None if it was installed as a wheel, which carries configs and published figures (setup.py).
 REPOSITORY = PACKAGE.parent if (PACKAGE.parent / "configs" / "train.yaml").is_file() else None
@@ -11,7 +13,19 @@ CONFIGS = Path(os.environ.get("QGOFT_CONFIGS") or (REPOSITORY / "configs" if REP
 # Without a checkout, results are in the current directory, without committed records.
 RESULTS = REPOSITORY / "results" if REPOSITORY else Path("results")
 MEASURED = RESULTS / "measured"
+# Composed settings of all items (qgoft/sweep/settings_cache.py).
+SETTINGS = MEASURED / "settings.json.gz" if REPOSITORY else PACKAGE / "_settings.json.gz"
 PUBLISHED = REPOSITORY / "results" / "published" if REPOSITORY else PACKAGE / "_published"
+
+
+def check_configs() -> None:
+    """Check that the tree of configuration files is there.
+
+    Raises:
+        QgoftError: QGOFT_CONFIGS names another directory.
+    """
+    if not (CONFIGS / "train.yaml").is_file():
+        raise QgoftError(f"QGOFT_CONFIGS={CONFIGS}: no train.yaml there; name a copy of configs/, or unset QGOFT_CONFIGS")
 
 
 def cache_directory() -> Path:

@@ -1,6 +1,6 @@
 """Composed settings on disk. Composing takes a quarter of a second, and the tables of both papers have 1500 combinations of overrides.
 
-One file is in the user's cache, another one with the committed records. Both state the version of the
+One file is in the user's cache, another one with the committed records and in the wheel. Both state the version of the
 configuration files that they were composed from, and are ignored under another version.
 """
 
@@ -18,7 +18,7 @@ from qgoft.config.settings import RunSettings, settings_from_dict
 from qgoft.records import write_atomically
 
 Overrides = tuple[str, ...]
-COMMITTED = locations.MEASURED / "settings.json.gz"
+COMMITTED = locations.SETTINGS
 # The cache is cleared beyond this number of settings.
 LIMIT = 20_000
 _used: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from qgoft.tasks.base import TextSuite
 from qgoft.tasks.registry import build_suite
 from qgoft.train.distributed import check_sharding
 from qgoft.train.environment import check_accelerator, check_environment
+from qgoft.train.memory import keep_freed_memory
 from qgoft.train.optim import check_schedule, count_steps
 from qgoft.train.record import RunContext
 from qgoft.train.resources import check_resources
@@ -39,6 +40,8 @@ def prepare(settings: RunSettings, run_id: RunId, lease: Lease | None = None) ->
     Raises:
         QgoftError: something does not match.
     """
+    if settings.data.source == "pocket":
+        keep_freed_memory()
     accelerator = build_accelerator(settings)
     run_id = dataclasses.replace(run_id, directory=from_main(run_id.directory, accelerator))
     set_seed(settings.seed)

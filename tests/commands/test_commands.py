@@ -4,6 +4,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -238,6 +239,15 @@ def test_lost_output_keeps_the_run(repository, tmp_path, prepare):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (record,) = records.read_records(tmp_path / "runs")
     assert (record["status"], record["overrides"]) == ("done", ["train.max_steps=2", "train.num_evals=1"])
+
+
+@pytest.mark.parametrize("words", [["scripts/report.py"], ["-m", "qgoft", "glue"]])
+def test_configs_directory_missing(repository, tmp_path, words):
+    environment = {**os.environ, "QGOFT_CONFIGS": str(tmp_path)}
+    done = subprocess.run([sys.executable, *words], cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"qgoft: QGOFT_CONFIGS={tmp_path}: no train.yaml there")
+    assert done.stderr.count("\n") == 1
 
 
 def test_results_root_is_a_file(repository, tmp_path):
