@@ -12,7 +12,7 @@ SEEDS ?=
 PROTOCOL ?= pocket
 MODEL ?=
 DATA ?=
-JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 LAUNCHER ?=
 NPROC ?= 1
 ACCELERATE ?=
@@ -32,9 +32,11 @@ KNOWN := PYTHON SUITE ITEM METHOD TASKS SEEDS PROTOCOL MODEL DATA JOBS LAUNCHER 
 # A misspelled variable would be ignored silently.
 ON_COMMAND_LINE = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% .%,$(ON_COMMAND_LINE))
+# $(call NEAREST,kind,name,known names)
+NEAREST = $(PYTHON) -c 'import difflib, sys; kind, name, *known = sys.argv[1:]; near = difflib.get_close_matches(name, known, 1, 0.5); \
+	print(f"qgoft: unknown {kind} {name}" + (f" (did you mean {near[0]}?)" if near else "") + f"; known are {chr(32).join(known)}")' $(1) $(2) $(3)
 ifneq ($(UNKNOWN),)
-$(info $(shell $(PYTHON) -c 'import difflib, sys; name, *known = sys.argv[1:]; near = difflib.get_close_matches(name, known, 1, 0.5); \
-	print(f"qgoft: unknown variable {name}; known are {chr(32).join(known)}" + (f"; did you mean {near[0]}?" if near else ""))' $(firstword $(UNKNOWN)) $(KNOWN)))
+$(info $(shell $(call NEAREST,variable,$(firstword $(UNKNOWN)),$(KNOWN))))
 $(error unknown variable $(firstword $(UNKNOWN)))
 endif
 
@@ -76,7 +78,8 @@ $(VENV)/.mmlu: $(READY)
 	@echo "installing lm-eval (once)"; $(PY) -m pip install --quiet --editable '.[mmlu]'
 	@touch $@
 
-.PHONY: env lock glue squad vtab vicuna mmlu math commonsense figure4 paper retention report audit fidelity test test-oldest test-native coverage check smoke bench counts status fetch clean help
+TARGETS := env lock glue squad vtab vicuna mmlu math commonsense figure4 paper retention report audit fidelity test test-oldest test-native coverage check smoke bench counts status fetch clean help
+.PHONY: $(TARGETS)
 
 env: $(READY) ## create .venv
 
@@ -117,6 +120,9 @@ OWN_ITEMS := $(shell grep -l '^  in_papers: false' configs/experiment/*/*.yaml |
 .PHONY: $(ITEMS)
 $(ITEMS): $(READY)
 	@$(call SWEEP,$@) $(ARGS)
+
+.DEFAULT:
+	@$(call NEAREST,target,$@,$(TARGETS) $(ITEMS)) >&2; exit 2
 
 figure4: $(READY) ## figure 4 of GOFT: `make flexibility` (a) and `make lambda` (b)
 	@$(call SWEEP,flexibility$(COMMA)lambda) $(ARGS)
@@ -203,8 +209,8 @@ help: ## print this list
 	@echo "  ACCELERATE=                fsdp2 or deepspeed_zero2, with NPROC"
 	@echo "  LAUNCHER=joblib            submitit_local, submitit_slurm; DETACH=1"
 	@echo "  RECORDS=runs               measured: tables of the committed records"
-	@echo "  BOLD=significant           best: the highest mean of a column is bold, as papers do"
-	@echo "  STYLE=plain                paper: marks such as (subset) are notes below the table"
+	@echo "  BOLD=significant           best: bold for the highest mean of a column"
+	@echo "  STYLE=plain                paper: marks such as (subset) become notes"
 	@echo "  BENCH=cpu                  paper: the shapes of the papers, on a GPU"
 	@echo "  FAILFAST=1                 stop at the first failure"
 	@echo "  ARGS=                      Hydra overrides, options of the script"

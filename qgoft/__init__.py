@@ -36,4 +36,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'qgoft' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 call_after_import("peft", lambda: import_module("qgoft.tuners"))

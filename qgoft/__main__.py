@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import pkgutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +12,7 @@ from typing import NoReturn
 from qgoft import commands
 from qgoft.cli import one_line_errors, run_cli, run_command
 from qgoft.config.locations import check_configs
-from qgoft.errors import QgoftError, check_choice
+from qgoft.errors import INSTALL, QgoftError, check_choice
 
 # Targets of make that are not named after their suite or item -> arguments of `sweep`.
 TARGETS = {
@@ -37,7 +38,7 @@ def sweep_arguments(words: Sequence[str]) -> list[str]:
 
 def usage(known: Sequence[str]) -> str:
     """Return the list of commands with the first line of each one's docstring."""
-    lines = ["usage: qgoft TARGET [--method M] [--tasks T] [--seeds S] [--protocol P] ...   or   qgoft COMMAND ...", "", "targets:"]
+    lines = ["usage: qgoft TARGET [--method M] [--tasks T] [--seeds S] [--protocol P] ...", "       qgoft COMMAND ...", "", "targets:"]
     lines += [
         "  glue, squad, vtab, vicuna, mmlu, math, commonsense   a suite",
         "  table1, psoft-table2, lambda, ...                    an item of a paper",
@@ -48,9 +49,8 @@ def usage(known: Sequence[str]) -> str:
     ]
     for name in known:
         source = Path(commands.__path__[0], f"{name}.py").read_text()
-        lines.append(
-            f"  {name.replace('_', '-'):<14} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0].partition(':')[0].rstrip('.')}"
-        )
+        about = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0].partition(":")[0].rstrip(".")
+        lines.append(textwrap.fill(f"  {name.replace('_', '-'):<14} {about}", 80, subsequent_indent=" " * 17))
     return "\n".join(lines)
 
 
@@ -58,8 +58,7 @@ def run(words: Sequence[str]) -> NoReturn:
     """Run a command or target, and exit with its code."""
     known = [module.name for module in pkgutil.iter_modules(commands.__path__)]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(known))
-        sys.exit(0)
+        run_cli(lambda: _print_usage(known))
     name = words[0].replace("-", "_")
     if importlib.util.find_spec(OF_SUITE) is None and name != "doctor":
         run_cli(_needs_suite)
@@ -82,8 +81,13 @@ def run(words: Sequence[str]) -> NoReturn:
     run_command("sweep")
 
 
+def _print_usage(known: Sequence[str]) -> int:
+    print(usage(known))
+    return 0
+
+
 def _needs_suite() -> int:
-    raise QgoftError("only the adapter is installed; the experiments need its extra: pip install 'qgoft[suite]'")
+    raise QgoftError(f"only the adapter is installed; the experiments need its extra `suite`: {INSTALL}")
 
 
 def main() -> NoReturn:

@@ -19,6 +19,10 @@ DISK_ERRORS = (
 )
 
 
+# How to install the experiments where only the adapter is installed.
+INSTALL = "pip install '.[suite]' in a checkout of qgoft"
+
+
 class QgoftError(Exception):
     """Error in the user's input. Commands print it as one line and exit with a non-zero code."""
 
@@ -36,9 +40,9 @@ def format_exception(error: BaseException) -> str:
 
 
 def hint(value: str, known: Iterable[str]) -> str:
-    """Return `; did you mean NAME?` for the closest known name, or an empty string."""
+    """Return ` (did you mean NAME?)` for the closest known name, or an empty string."""
     near = difflib.get_close_matches(value.lower(), {name.lower() for name in known}, n=1, cutoff=0.6)
-    return f"; did you mean {next(name for name in known if name.lower() == near[0])}?" if near else ""
+    return f" (did you mean {next(name for name in known if name.lower() == near[0])}?)" if near else ""
 
 
 def check_choice(kind: str, value: str, allowed: list[str], advice: str) -> None:
@@ -48,7 +52,7 @@ def check_choice(kind: str, value: str, allowed: list[str], advice: str) -> None
         QgoftError: names the value, the allowed values and the fix.
     """
     if value not in allowed:
-        raise QgoftError(f"unknown {kind} {value!r}; allowed are {', '.join(sorted(allowed))}; {advice}{hint(value, allowed)}")
+        raise QgoftError(f"unknown {kind} {value!r}{hint(value, allowed)}; allowed are {', '.join(sorted(allowed))}; {advice}")
 
 
 class RecordError(ValueError):

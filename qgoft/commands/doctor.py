@@ -59,7 +59,7 @@ def hub() -> Iterator[str]:
     from huggingface_hub import constants, get_token, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    mode = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"online, {constants.ENDPOINT}"
+    mode = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} (not contacted)"
     yield f"hub: {mode}, token {'set' if get_token() else 'not set (LLaMA needs one)'}"
     try:
         cache = scan_cache_dir()
@@ -136,5 +136,7 @@ def main(argv: list[str]) -> int:
         for line in needs(arguments.protocol):
             print(line)
     elif not has_suite:
-        print("experiments: not installed: pip install 'qgoft[suite]'")
+        from qgoft.errors import INSTALL
+
+        print(f"experiments: not installed: {INSTALL}")
     return 0

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from qgoft.cli import Parser
-from qgoft.config.locations import RESULTS
+from qgoft.config.locations import COMMAND, RESULTS
 from qgoft.errors import QgoftError
 from qgoft.records import find_records
 from qgoft.report.charts import traces_chart
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     if not traces:
         raise QgoftError(
             f"no run of {arguments.suite} under protocol {arguments.protocol} in {arguments.root / arguments.records} has an orthogonality "
-            "trace; first run a method that rotates its input, such as make glue METHOD=qgoft,oft"
+            f"trace; first run a method that rotates its input, such as qgoft: `{COMMAND} glue`"
         )
     table = build_trace_table(traces, arguments.protocol, arguments.suite)
     print(table.terminal(terminal_width()))

@@ -15,7 +15,7 @@ from pathlib import Path
 from qgoft import audit
 from qgoft.cli import Parser
 from qgoft.config.compose import model_files
-from qgoft.config.locations import MEASURED, PUBLISHED, RESULTS
+from qgoft.config.locations import COMMAND, MEASURED, PUBLISHED, RESULTS
 from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
 from qgoft.records import RecordSet, write_atomically
@@ -153,7 +153,7 @@ def main(argv: list[str]) -> int:
     library = read_library(arguments.root, arguments.records, "pocket", style_of(arguments))
     records = library.index.records
     if not records and not library.problems:
-        raise QgoftError(f"{arguments.root / arguments.records}: no record; run something first, such as make glue METHOD=qgoft")
+        raise QgoftError(f"{arguments.root / arguments.records}: no record; run something first, such as `{COMMAND} glue`")
     report = Report(library, arguments.out or arguments.root, arguments.jobs)
     report.build()
     path = report.write()

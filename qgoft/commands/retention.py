@@ -6,6 +6,8 @@ Usage:
     python scripts/retention.py glue --method qgoft,lora --seeds 0,1,2
     python scripts/retention.py table1 --protocol pocket
     python scripts/retention.py results/runs/<key> retention.steps=0,0.5,1 retention.probes=[transfer]
+
+docs/retention.md describes the probes and the settings retention.*.
 """
 
 import argparse
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
     rest = [word for word in argv if not word.startswith(PREFIX)]
     if any((Path(word) / "record.json").is_file() for word in rest) or (rest and Path(rest[0]).is_dir()):
         return measure_directories(rest, asked)
-    return measure_plan(sweep.parse(rest), asked)
+    return measure_plan(sweep.parse(rest, __doc__), asked)
 
 
 def measure_directories(argv: list[str], asked: Sequence[str]) -> int:

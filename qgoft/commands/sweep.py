@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qgoft.cli import Parser
 from qgoft.config.compose import check_config_name, override_name
-from qgoft.config.locations import MEASURED
+from qgoft.config.locations import COMMAND, MEASURED
 from qgoft.config.suites import config_names, suite_info, suite_names
 from qgoft.errors import QgoftError, check_choice
 from qgoft.records import RecordSet
@@ -33,27 +33,30 @@ from qgoft.sweep.planned_run import ROOT, PlannedRun, check_methods, compose_see
 PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], description: str | None = __doc__) -> argparse.Namespace:
     """Parse the command line.
+
+    Args:
+        description: head of the help.
 
     Raises:
         QgoftError: an invalid option.
     """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", help=f"a suite ({', '.join(suite_names())}), a comma list of items, or all")
     parser.add_argument("--method", default=None, help="comma list; name or name@variant; default qgoft, or the methods of the item")
     parser.add_argument("--tasks", default="", help="comma list; default all")
     parser.add_argument("--seeds", default="", help="list or range; default 0, or the protocol's for items")
-    parser.add_argument("--protocol", default="pocket")
-    parser.add_argument("--model", default="")
+    parser.add_argument("--protocol", default="pocket", help=f"one of {', '.join(config_names('protocol'))}; default pocket")
+    parser.add_argument("--model", default="", help="file of configs/model; default the protocol's")
     parser.add_argument("--data", default="", type=os.path.expanduser, help="directory with the data, instead of the hub")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--launcher", default="")
+    parser.add_argument("--launcher", default="", help=f"one of {', '.join(LAUNCHERS)}; default this machine")
     parser.add_argument("--nproc", type=int, default=1, help="processes of each run")
     parser.add_argument("--accelerate", default="", help="file of configs/accelerate, for several GPUs")
-    parser.add_argument("--records", default="runs", choices=["runs", MEASURED.name])
+    parser.add_argument("--records", default="runs", choices=["runs", MEASURED.name], help="runs of this directory, or the committed ones")
     add_style_arguments(parser)
-    parser.add_argument("--action", default="run", choices=ACTIONS)
+    parser.add_argument("--action", default="run", choices=ACTIONS, help="other than run: without training")
     parser.add_argument("--failfast", action="store_true", help="end after the first failure")
     parser.add_argument("--detach", action="store_true", help="submit the jobs and return (submitit)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the runs, and of the launcher (hydra.launcher.*)")
@@ -165,7 +168,7 @@ def run_suite(arguments: argparse.Namespace) -> int:
             if not table.name.endswith("-paired"):
                 print(table.terminal(terminal_width()))
         place = f"{os.path.relpath(MEASURED)}/*/records.parquet" if library.is_committed else f"{root}/{arguments.records}/*/record.json"
-        print(f"{written}   {place}   (make report for the page)")
+        print(f"{written}   {place}\n`{COMMAND} report` makes the page")
 
     return run_action(sweep_request(suite_info(suite).title, arguments, root), planned, show)
 
@@ -175,7 +178,7 @@ def run_items(arguments: argparse.Namespace) -> int:
     for name in split_list(arguments.target):
         if name in suite_names():
             raise QgoftError(f"{arguments.target}: a suite cannot be combined with other targets; run {name} by itself")
-        check_choice("suite or item", name, ["all", *suite_names(), *read_items(arguments.protocol)], "run make help")
+        check_choice("suite or item", name, ["all", *suite_names(), *read_items(arguments.protocol)], f"`{COMMAND} help` lists them")
     ask, is_all = item_filter(arguments), arguments.target == "all"
     plans = plan_items(split_list(arguments.target), ask)
     planned = [run for runs in compose_plans(plans, arguments.jobs) for run in runs]

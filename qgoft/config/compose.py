@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qgoft.config import locations
 from qgoft.config.keys import affects_results
 from qgoft.config.peft_types import SHARED, peft_types
-from qgoft.config.settings import RunSettings, settings_from_dict
+from qgoft.config.settings import RunSettings, setting_names, settings_from_dict
 from qgoft.config.suites import config_names, has_config, known_methods, read_config, unsupported_reason
 from qgoft.errors import QgoftError, check_choice, hint
 
@@ -121,14 +121,30 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _composition(subject: str, hint_text: str) -> Iterator[None]:
+def _composition(subject: str) -> Iterator[None]:
     """Initialise Hydra, and turn its errors into one line."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(locations.CONFIGS), version_base=None):
             yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise QgoftError(f"cannot compose {subject}: {' '.join(str(error).split())}; {hint_text}") from error
+        unknown = re.match(r"Could not override '([\w.]+)'", str(error))
+        reason = _unknown_setting(unknown[1]) if unknown else f"cannot compose {subject}: {' '.join(str(error).split())}"
+        raise QgoftError(reason) from error
+
+
+def _unknown_setting(name: str) -> str:
+    """Return the message for a setting that does not exist: its block's settings, and the closest name."""
+    of_make = {variable: group for group, variable in GROUPS.items() if variable} | {"SEEDS": "seed"}
+    if name in of_make:
+        return f"{name} is a variable of make; a command has the option --{name.lower()}, a run the setting {of_make[name]}="
+    known = setting_names()
+    block, _, own = name.rpartition(".")
+    alike = [other for other in known if other.rpartition(".")[2] == own]
+    allowed = [other for other in known if other.rpartition(".")[0] == block] if block else []
+    allowed = allowed or list(dict.fromkeys(other.partition(".")[0] for other in known))
+    meant = f" (did you mean {alike[0]}?)" if alike else hint(name, known)
+    return f"unknown setting {name}{meant}; allowed are {', '.join(allowed)}"
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:
@@ -138,7 +154,7 @@ def compose_settings(overrides: list[str]) -> RunSettings:
         QgoftError: the settings do not compose, or a value is invalid.
     """
     check_overrides(overrides)
-    with _composition("the settings", "configs/train.yaml lists the names"):
+    with _composition("the settings"):
         return settings_from_config(compose("train", [quote_path(override) for override in name_peft_methods(overrides)]))
 
 
@@ -177,7 +193,7 @@ def expand_multirun(overrides: list[str]) -> tuple[list[tuple[str, ...]], str, t
     own = [o for o in overrides if not override_name(o).startswith("hydra")]
     of_launcher = tuple(o for o in overrides if override_name(o).startswith("hydra.launcher."))
     experiment = [o for o in own if override_name(o) == "experiment"]
-    with _composition("the settings of the sweep", "configs/train.yaml lists the names"):
+    with _composition("the settings of the sweep"):
         config = compose("train", experiment, return_hydra_config=True)
         params: Any = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
     given = {override_name(o) for o in own}

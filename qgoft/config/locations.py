@@ -8,6 +8,8 @@ from qgoft.errors import QgoftError
 PACKAGE = Path(__file__).resolve().parents[1]
 # The checkout that holds this package; None if it was installed as a wheel, which carries configs and published figures (setup.py).
 REPOSITORY = PACKAGE.parent if (PACKAGE.parent / "configs" / "train.yaml").is_file() else None
+# What messages tell the user to run: `make fetch`, or `qgoft fetch` with an installed package.
+COMMAND = "make" if REPOSITORY else "qgoft"
 # QGOFT_CONFIGS names another tree of configuration files.
 CONFIGS = Path(os.environ.get("QGOFT_CONFIGS") or (REPOSITORY / "configs" if REPOSITORY else PACKAGE / "_configs")).resolve()
 # Without a checkout, results are in the current directory, without committed records.

@@ -247,6 +247,15 @@ class RunSettings:
         check_settings(self)
 
 
+def setting_names() -> list[str]:
+    """Return the names of all settings (train.max_steps)."""
+    names: list[str] = []
+    for one in dataclasses.fields(RunSettings):
+        inner = dataclasses.fields(one.type) if dataclasses.is_dataclass(one.type) else ()
+        names += [f"{one.name}.{field.name}" for field in inner] or [one.name]
+    return names
+
+
 def check_settings(s: RunSettings) -> None:
     """Check combinations of settings.
 

@@ -35,6 +35,7 @@ _TEXT, _WHOLE, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _FLAT_TYPES = {
     **dict.fromkeys(("protocol", "suite", "task", "model", "method", "variant", "label"), _TEXT),
     "seed": _WHOLE,
+    "overrides": _TEXT,
     "status": _TEXT,
     "score": _NUMBER,
     "metric": _TEXT,

@@ -40,7 +40,7 @@ def find_records(*roots: Path) -> RecordSet:
     for place in (place for root in roots for place in _places(root)):
         for record, some in _read(place, problems):
             known = newest.get(record["key"])
-            if known is not None and known[0] != record:
+            if known is not None and known[0]["metrics"] != record["metrics"]:
                 problems.append(
                     f"{place}: another result of run {record['key'][:16]} than in {known[2]}; the one that finished last is used"
                 )

@@ -19,6 +19,7 @@ def flat_row(record: Record, retention: Retention | None = None) -> dict[str, An
         "variant": record["variant"],
         "label": method_label(record["method"], record["variant"]),
         "seed": record["seed"],
+        "overrides": " ".join(record.get("overrides", [])),
         "status": record["status"],
         "score": metric.get("value"),
         "metric": record["primary"],

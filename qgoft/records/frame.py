@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qgoft.errors import QgoftError
+from qgoft.errors import INSTALL, QgoftError
 from qgoft.records.find import find_records
 from qgoft.records.flat import flat_row
 
@@ -21,8 +21,8 @@ TYPES = dict.fromkeys(("n", "params", "peak_memory_bytes"), "Int64") | dict.from
 def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
     """Load finished and failed runs as a data frame with one row per run, sorted by protocol, suite, task, label and seed.
 
-    Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, status, score (of the primary metric, on the suite's scale),
-    metric, n (scored items), standard_error (over items), params (trainable, without the head), seconds (of training), peak_memory_bytes,
+    Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, overrides (settings that differ from the protocol's and affect results, as
+    name=value), status, score (of the primary metric, on the suite's scale), metric, n (scored items), standard_error (over items), params (trainable, without the head), seconds (of training), peak_memory_bytes,
     orthogonality (max |R^T R - I| over the layers), retention (percent of the backbone's other abilities, if measured), key and commit.
 
     Args:
@@ -31,11 +31,16 @@ def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame"
 
     Raises:
         QgoftError: a path does not exist, or none has a record.
+        ModuleNotFoundError: the extra `suite` is not installed.
 
     Warns:
         UserWarning: a record is corrupt, modified or of another version and left out, or two results of one run differ.
     """
-    import pandas
+    try:
+        import pandas
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"qgoft.load_results needs {error.name}, of the extra `suite`: {INSTALL}") from error
 
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for root in roots:

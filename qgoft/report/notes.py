@@ -75,23 +75,18 @@ def _published_notes(records: Sequence[Record], published: Sequence[PublishedRow
     """Return the printed rows of the methods of a table whose data differ from those of the paper."""
     notes = []
     for method in dict.fromkeys(record["method"] for record in records):
-        printed = [row for row in published if row.method == method]
-        for row in printed:
+        for row in (row for row in published if row.method == method):
             cells = printed_cells(row, item)
             costs = cells[-len(item.extra_columns) :] if item.extra_columns and row.values else []
             averages = printed_averages(row, item)
             average = f" | {format_value(averages[-1])}" if averages else ""
             shown = "  ".join([*cells[: len(item.columns)], *costs])
-            notes.append(
-                f"published {published_name(row, len(printed))} ({item.printed_model}, other data; context only): {shown}{average}"
-            )
+            notes.append(f"published {published_name(row)} ({item.printed_model}, other data; context only): {shown}{average}")
     return notes
 
 
-def published_name(row: PublishedRow, alike: int) -> str:
-    """Return the method, with variant, targets and penalty weight if the paper prints several rows of it."""
-    if alike == 1:
-        return row.method
+def published_name(row: PublishedRow) -> str:
+    """Return the label of a printed row, with its targets and penalty weight if it states them."""
     penalty = "" if row.penalty is None else f", penalty {row.penalty:g}"
     return f"{method_label(row.method, row.variant or row.method)}{'' if row.targets is None else f', {row.targets}'}{penalty}"
 

@@ -255,6 +255,6 @@ def _context(rows: list[Row], published: Sequence[PublishedRow], item: Item) -> 
     """Return the printed values of the methods of the rows as lines."""
     found = []
     for method in dict.fromkeys(record["method"] for row in rows if not row.is_context for record in row.all()):
-        printed = [row for row in published if row.method == method]
-        found += [[f"published {published_name(row, len(printed))}", row.params or "-", *printed_cells(row, item)] for row in printed]
+        printed = (row for row in published if row.method == method)
+        found += [[f"published {published_name(row)}", row.params or "-", *printed_cells(row, item)] for row in printed]
     return found

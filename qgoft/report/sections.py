@@ -171,6 +171,10 @@ def other_runs(records: Sequence[Record], sections: Sequence[Section]) -> Sectio
     return Section("other-runs", "other runs", [table], paper="Records")
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Sequence[BenchColumn]) -> Summary:
     """Return the first screen: three sentences about the records, score against parameters and retention, cost against LoRA, and the main table.
 
@@ -188,7 +192,7 @@ def summarise(sections: Sequence[Section], records: Sequence[Record], costs: Seq
         else "No run follows a protocol of the papers yet, so that no published value is confirmed or refuted; theirs are shown for context."
     )
     sentences = [
-        f"{len(done):,} finished runs of {len(methods)} methods on {len(tasks)} tasks: {shares}.",
+        f"{_counted(len(done), 'finished run')} of {_counted(len(methods), 'method')} on {_counted(len(tasks), 'task')}: {shares}.",
         "Protocol pocket has synthetic data and small models pretrained on them, which compares methods but not with the papers; small has real "
         f"rows and MiniLM-L6. {published}",
         "Every underlined number opens its runs with curve, settings, provenance and the command that repeats them; in figures, values appear on "

@@ -85,7 +85,8 @@ def run_action(request: SweepRequest, planned: list[PlannedRun], show: Callable[
     missing = run_pending(request, runs, ids)
     if options.detach:
         return 0
-    show(planned)
+    if len(missing) < len(runs):  # otherwise the tables of an earlier command stay as they are
+        show(planned)
     return print_missing(missing)
 
 

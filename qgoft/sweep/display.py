@@ -69,7 +69,7 @@ class Display:
         active = min(self.workers, total - done) / 2
         left = (time.monotonic() - self.began) / (done + active) * (total - done - active)
         failures = f", {failed} of them not done" if failed else ""
-        self.summary = f"{done} of {total} runs ended{failures}, about {format_duration(left)} left"
+        self.summary = f"{done} of {total} runs ended{failures}" + (f", about {format_duration(left)} left" if done < total else "")
         if self._live is None:
             say(self.summary)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qgoft.config.compose import check_config_name
+from qgoft.config.locations import COMMAND
 from qgoft.config.suites import config_names, read_config, tasks_of, unsupported_reason
 from qgoft.errors import QgoftError, check_choice, hint
 from qgoft.sweep.planned_run import (
@@ -146,7 +147,7 @@ def plan_items(names: Sequence[str], ask: ItemFilter) -> list[ItemPlan]:
     plans: list[ItemPlan] = []
     refused = []
     for name in dict.fromkeys([*(n for n, item in known.items() if is_all and item.in_papers), *(n for n in names if n != "all")]):
-        check_choice("item", name, list(known), "see `make help`")
+        check_choice("item", name, list(known), f"see `{COMMAND} help`")
         item = known[name]
         try:
             overrides, left_out = item_overrides(item, ask) if item.grids else ([], [])

@@ -12,6 +12,7 @@ from qgoft.config.compose import check_config_name, compose_settings
 from qgoft.config.retention import RetentionSettings
 from qgoft.config.settings import MAX_SEED, RunSettings
 from qgoft.config.suites import read_config
+from qgoft.console import say
 from qgoft.errors import QgoftError
 from qgoft.records import Record
 from qgoft.sweep.settings_cache import cached_settings, store_settings
@@ -157,15 +158,18 @@ def compose_all(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings
 def _compose_plain(asked: Sequence[tuple[str, ...]], jobs: int) -> list[RunSettings]:
     found = cached_settings(list(dict.fromkeys(asked)))
     missing = list(dict.fromkeys(overrides for overrides in asked if overrides not in found))
-    if missing:
+    made: dict[tuple[str, ...], RunSettings] = {}
+    try:
         if jobs == 1 or len(missing) < PARALLEL_FROM:
-            composed = [compose_cached(overrides) for overrides in missing]
+            made.update((overrides, compose_cached(overrides)) for overrides in missing)
         else:
+            say(f"composing the settings of {len(missing)} runs; the next command reads them from the cache")
             with start_pool(jobs) as pool:
-                composed = list(pool.map(compose_cached, missing, chunksize=4))
-        made = dict(zip(missing, composed, strict=True))
-        store_settings(made)
-        found |= made
+                made.update(zip(missing, pool.map(compose_cached, missing, chunksize=4), strict=True))
+    finally:  # Ctrl-C keeps what is composed
+        if made:
+            store_settings(made)
+    found |= made
     return [found[overrides] for overrides in asked]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qgoft.config.compose import launcher_settings, override_name
+from qgoft.config.locations import COMMAND
 from qgoft.errors import QgoftError
 from qgoft.lease import LEASE_DURATION, Lease
 from qgoft.run_id import RunId
@@ -119,7 +120,7 @@ class ClusterSweep:
             for group in groups:
                 numbers = self._submit(group)
                 if self.options.detach:
-                    print("detached; repeat the command to see finished runs, or run make status", flush=True)
+                    print(f"detached; repeat the command to see finished runs, or run {COMMAND} status", flush=True)
                     return []
                 for job in self.submitit.helpers.as_completed(self.queued[-len(numbers) :]):
                     self._finish(numbers[id(job)], job)

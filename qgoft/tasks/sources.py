@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qgoft.config.locations import COMMAND
 from qgoft.config.settings import DataSettings, ModelSettings, TaskSettings
 from qgoft.errors import QgoftError, format_exception
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
@@ -261,7 +262,7 @@ def _download(repository: str, kind: str, revision: str, patterns: list[str]) ->
         raise QgoftError(f"{where}: this revision does not exist; use main or a commit of that repository") from error
     except errors.LocalEntryNotFoundError as error:
         raise QgoftError(
-            f"{where} is not in the cache and the hub is unreachable; run `make fetch` with a network connection, "
+            f"{where} is not in the cache and the hub is unreachable; run `{COMMAND} fetch` with a network connection, "
             "or set data.root / model.path to a local directory"
         ) from error
     except Exception as error:  # HTTP errors, and those of the client's transport, whose base class changes between its versions

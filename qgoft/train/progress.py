@@ -32,7 +32,9 @@ def run_name(settings: RunSettings) -> str:
 
 def _shown(settings: RunSettings, score: float) -> str:
     """Return the selection score in words: decoders select by the loss on held-out answers."""
-    return f"held-out loss {-score:.3f}" if suite_info(settings.task.suite).is_decoder else f"{settings.task.primary} {score:.2f}"
+    if suite_info(settings.task.suite).is_decoder:
+        return f"held-out loss {-score:.3f}"
+    return f"{'' if settings.selection == 'best_reported' else 'validation '}{settings.task.primary} {score:.2f}"
 
 
 class Progress:

@@ -35,8 +35,27 @@ def test_make_misspelled_variable(repository, word, meant):
     done = make(repository, "glue", word)
     assert done.returncode == 2
     said = done.stdout + done.stderr
-    assert f"qgoft: unknown variable {word.partition('=')[0]}; known are" in said
-    assert f"did you mean {meant}?" in said
+    assert f"qgoft: unknown variable {word.partition('=')[0]} (did you mean {meant}?); known are" in said
+
+
+def test_make_misspelled_target(repository):
+    done = subprocess.run(["make", "gleu"], capture_output=True, text=True, cwd=repository, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("qgoft: unknown target gleu (did you mean glue?); known are ")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.max_step=4", r"unknown setting train\.max_step \(did you mean train\.max_steps\?\); allowed are train\.epochs, "),
+        ("train.lr=1", r"unknown setting train\.lr \(did you mean optim\.lr\?\)"),
+        ("nothing=1", r"unknown setting nothing; allowed are protocol, task, model, "),
+        ("METHOD=lora", r"METHOD is a variable of make; a command has the option --method, a run the setting method="),
+    ],
+)
+def test_misspelled_setting(word, message):
+    with pytest.raises(QgoftError, match=message):
+        compose_settings([word])
 
 
 def test_make_known_variables(repository):
@@ -47,7 +66,7 @@ def test_make_known_variables(repository):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "qgotf"], r"unknown method 'qgotf'; .*did you mean qgoft\?"),
+        (["--method", "qgotf"], r"unknown method 'qgotf'.*did you mean qgoft\?"),
         (["--tasks", "rtee"], r"unknown task 'rtee' .*did you mean rte\?"),
         (["--protocol", "pockt"], r"unknown protocol 'pockt'.*did you mean pocket\?"),
         (["--launcher", "slurm"], "unknown launcher 'slurm'; allowed are basic, joblib"),
@@ -337,7 +356,7 @@ def test_remaining_time_includes_running_runs(monkeypatch, capsys):
     display.ended(2, 8, 0)
     assert "2 of 8 runs ended, about 0 min 16 s left" in capsys.readouterr().err
     display.ended(8, 8, 1)
-    assert "8 of 8 runs ended, 1 of them not done, about 0 min 00 s left" in capsys.readouterr().err
+    assert "8 of 8 runs ended, 1 of them not done\n" in capsys.readouterr().err
 
 
 def test_wide_table_is_folded():

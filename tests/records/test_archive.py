@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def test_two_records_of_one_key(archive, tmp_path):
     assert not found.problems
     directory, *_ = (tmp_path / "runs").iterdir()
     record = read_record(directory / "record.json")
+    record["metrics"][record["primary"]]["value"] += 1.0
     write_record(directory, {**record, "finished": "2030-01-01T00:00:00+00:00"})
     found = find_records(tmp_path)
     assert "2030-01-01T00:00:00+00:00" in {record["finished"] for record in found.records}
@@ -155,6 +157,18 @@ def test_load_results_agrees_with_parquet():
     assert {name: row[name] for name in ("task", "score", "params", "label")} == {
         name: flat_row(record)[name] for name in ("task", "score", "params", "label")
     }
+
+
+def test_query_of_the_readme(repository):
+    """It selects one run per method, task and seed, and its means are those of README's table."""
+    readme = (repository / "README.md").read_text()
+    results = qgoft.load_results(ARCHIVE)
+    chosen = results.query(re.search(r'results\.query\("(.+)"\)', readme)[1])
+    assert not chosen.duplicated(["label", "task", "seed"]).any()
+    assert chosen["label"].nunique() > 20
+    means = chosen.pivot_table("score", "label", "task")
+    (printed,) = re.findall(r"^\| LoRA r=8 \| [\d,]+ \| ([\d.]+) ±[\d.]+ \| ([\d.]+) ±", readme, re.MULTILINE)
+    assert tuple(f"{means.loc['lora@r8', task]:.1f}" for task in ("cola", "rte")) == printed
 
 
 def test_load_results_of_runs_and_archives(archive, tmp_path):

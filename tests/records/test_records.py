@@ -145,8 +145,12 @@ def test_broken_record_is_named_by_file(tmp_path):
 
 
 def test_latest_finished_record_of_a_key_counts(tmp_path):
-    records.write_record(tmp_path / "b", changed("finished", "2026-01-02T00:00:00+00:00"))
+    later = changed("finished", "2026-01-02T00:00:00+00:00")
+    records.write_record(tmp_path / "b", later)
     records.write_record(tmp_path / "c", copy.deepcopy(RECORD))
+    assert records.find_records(tmp_path).problems == []  # the same scores at another time
+    later["metrics"][later["primary"]]["value"] += 1.0
+    records.write_record(tmp_path / "b", later)
     found = records.find_records(tmp_path)
     (only,) = found.records
     assert only["finished"].startswith("2026-01-02")

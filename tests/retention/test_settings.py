@@ -41,7 +41,7 @@ def test_overrides():
         ("retention.steps=-0.1", r"retention.steps\[0\] is -0.1; allowed are 0 to 1"),
         (
             "retention.probes=[langage]",
-            r"langage is not a probe of suite glue \(encoder\); allowed are transfer, similarity; did you mean language",
+            r"langage is not a probe of suite glue \(encoder\); allowed are transfer, similarity \(did you mean language",
         ),
         ("retention.probes=[language]", "language is not a probe of suite glue"),
         ("retention.tasks=[glue/rtee]", "unknown task 'glue/rtee'.*did you mean glue/rte"),

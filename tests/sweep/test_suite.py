@@ -30,6 +30,17 @@ def command(repository, tmp_path, *words):
     return run_script("sweep", *words, f"results.root={tmp_path}", cwd=repository)
 
 
+def test_refused_runs_leave_the_tables(repository, tmp_path):
+    """All runs of the command are refused, so the tables are still those of an earlier one."""
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "table1.md").write_text("of an earlier command")
+    done = command(repository, tmp_path, "glue", "--method", "vera", "--tasks", "rte", "++method.options.d_initail=0.2", *SHORT)
+    assert done.returncode == 1
+    assert "is not done: refused: method.options.d_initail: method vera has no such option" in done.stderr
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["table1.md"]
+    assert (tmp_path / "tables" / "table1.md").read_text() == "of an earlier command"
+
+
 def test_sweep_runs_pending_and_prints_table(repository, tmp_path):
     run(compose_settings(["task=glue/rte", f"results.root={tmp_path}", *SHORT]))
     done = command(repository, tmp_path, "glue", "--tasks", "rte,cola", "--jobs", "2", *SHORT)

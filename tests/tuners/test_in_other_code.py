@@ -394,6 +394,16 @@ def test_missing_penalty_warns_once(tmp_path):
         by_trainer(tmp_path, 0.5)
 
 
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_missing_penalty_warns_in_a_loop(options):
+    model = adapted(nn.Sequential(nn.Linear(6, 6)), ["0"]).train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, **options)
+    model(torch.randn(3, 6)).square().sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="without the orthogonality penalty"):
+        model(torch.randn(3, 6))
+
+
 def test_callback_adds_the_gradient():
     model = adapted(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), ["0", "1"])
     blocks = [p for n, p in model.named_parameters() if "goft_blocks" in n]
