@@ -117,12 +117,15 @@ table2 paper: $(MMLU)
 
 OWN_ITEMS := $(shell grep -l '^  in_papers: false' configs/experiment/*/*.yaml | xargs sed -n 's/^  name: //p' | sort -u)
 
+UNKNOWN_GOALS := $(foreach goal,$(filter-out $(TARGETS) $(ITEMS),$(MAKECMDGOALS)),$(if $(findstring /,$(goal)),,$(goal)))
+ifneq ($(UNKNOWN_GOALS),)
+$(info $(shell $(call NEAREST,target,$(firstword $(UNKNOWN_GOALS)),$(TARGETS) $(ITEMS))))
+$(error unknown target $(firstword $(UNKNOWN_GOALS)))
+endif
+
 .PHONY: $(ITEMS)
 $(ITEMS): $(READY)
 	@$(call SWEEP,$@) $(ARGS)
-
-.DEFAULT:
-	@$(call NEAREST,target,$@,$(TARGETS) $(ITEMS)) >&2; exit 2
 
 figure4: $(READY) ## figure 4 of GOFT: `make flexibility` (a) and `make lambda` (b)
 	@$(call SWEEP,flexibility$(COMMA)lambda) $(ARGS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from qgoft.config.locations import MEASURED
 from qgoft.errors import QgoftError
 from qgoft.records import Record, find_records
+from qgoft.records.store import NAME
 from qgoft.run_id import RunId
 from qgoft.sweep.executor import ExecutorOptions
 from qgoft.sweep.forecast import announce, format_runs
@@ -85,7 +86,7 @@ def run_action(request: SweepRequest, planned: list[PlannedRun], show: Callable[
     missing = run_pending(request, runs, ids)
     if options.detach:
         return 0
-    if len(missing) < len(runs):  # otherwise the tables of an earlier command stay as they are
+    if any((run_id.directory / NAME).is_file() for run_id in ids):  # otherwise the tables of an earlier command stay as they are
         show(planned)
     return print_missing(missing)
 

@@ -63,7 +63,7 @@ class FactorCache:
         self._layers: list[weakref.ref[GoftLayer]] = []  # weak references: deep copies are not registered
         self._current: dict[CacheKey, _CacheEntry] = {}
         self.has_penalty = False  # the penalty was computed for these layers
-        self._watched: tuple[weakref.ref[Tensor], Tensor] | None = None  # a free block and its values at the first training pass
+        self._watched: tuple[weakref.ref[GoftLayer], str, Tensor] | None = None  # layer, adapter and its blocks at the first training pass
         self._is_sharded = False  # FSDP2: a parameter is unsharded only while its own block runs
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,14 +78,18 @@ class FactorCache:
         if self.has_penalty:
             return
         if self._watched is None:
-            names = [name for name in layer.active_adapters if name in layer.goft_blocks and layer.goft_config[name].variant == "qgoft"]
-            blocks = [block for name in names if _is_local(block := layer.goft_blocks[name]) and block.requires_grad]
-            if blocks:
-                self._watched = weakref.ref(blocks[0]), blocks[0].detach().clone()
+            for name in layer.active_adapters:
+                if name in layer.goft_blocks and layer.goft_config[name].variant == "qgoft" and layer.goft_blocks[name].requires_grad:
+                    self._watched = weakref.ref(layer), name, layer.goft_blocks[name].detach().clone()
+                    return
             return
-        block, values = self._watched[0](), self._watched[1]
-        # Values, since a fused optimiser's step leaves the version of a tensor as it was.
-        if block is not None and block.device == values.device and not torch.equal(block, values):
+        reference, name, values = self._watched
+        # In the layer's own pass, since FSDP2 frees its parameters outside. Values, since the step of a fused optimiser leaves the version
+        # of a tensor as it was.
+        if reference() is not layer or name not in layer.goft_blocks:
+            return
+        block = layer.goft_blocks[name]
+        if block.device == values.device and not torch.equal(block, values):
             self.has_penalty = True
             warnings.warn(
                 "a qgoft adapter was trained by a step without the orthogonality penalty, so its blocks drift from orthogonality; add "
@@ -129,7 +133,7 @@ class FactorCache:
             other for other in self.layers if other.has_adapter(cache_key.adapter) and other.get_cache_key(cache_key.adapter) == cache_key
         ]
         members = [(other, other.get_parameter_of(cache_key.adapter)) for other in alike]
-        self._is_sharded |= not all(_is_local(p) for _, p in members)
+        self._is_sharded |= any(type(p) not in (Tensor, torch.nn.Parameter) for _, p in members)
         is_together = all(p.device == parameter.device for _, p in members) and any(other is layer for other in alike)
         return members if is_together and not self._is_sharded else [(layer, parameter)]
 
@@ -143,11 +147,6 @@ class FactorCache:
         return all(
             own[key].get_parameter_of(build.cache_key.adapter) is build.parameters[index] for key, index in build.index_by_layer.items()
         )
-
-
-def _is_local(parameter: Tensor) -> bool:
-    """Return False for a sharded parameter."""
-    return type(parameter) in (Tensor, torch.nn.Parameter)
 
 
 def _is_within_backward() -> bool:
