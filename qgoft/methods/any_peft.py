@@ -7,7 +7,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
-from qgoft.errors import QgoftError
+from qgoft.errors import QgoftError, hint
 from qgoft.methods.registry import Hparams, Method, MethodContext
 
 # Letter of a variant -> meaning, and the fields of peft's configurations that have it.
@@ -57,8 +57,10 @@ def peft_method(name: str) -> Method:
     def make(hparams: Hparams, context: MethodContext) -> PeftConfig:
         unknown = sorted(set(context.options) - fields | set(context.options) & set(OWN_FIELDS))
         if unknown:
-            allowed = ", ".join(sorted(fields - set(OWN_FIELDS)))
-            raise QgoftError(f"method.options.{unknown[0]}: method {name} has no such option; allowed are {allowed}")
+            allowed = sorted(fields - set(OWN_FIELDS))
+            raise QgoftError(
+                f"method.options.{unknown[0]}: method {name} has no such option{hint(unknown[0], allowed)}; allowed are {', '.join(allowed)}"
+            )
         given: dict[str, Any] = {known[letter]: number for letter, number in hparams.items()}
         if "feedforward_modules" in fields:  # (IA)^3 scales inputs instead of outputs there
             given["feedforward_modules"] = []

@@ -36,7 +36,7 @@ def test_refused_runs_leave_the_tables(repository, tmp_path):
     (tmp_path / "tables" / "table1.md").write_text("of an earlier command")
     done = command(repository, tmp_path, "glue", "--method", "vera", "--tasks", "rte", "++method.options.d_initail=0.2", *SHORT)
     assert done.returncode == 1
-    assert "is not done: refused: method.options.d_initail: method vera has no such option" in done.stderr
+    assert "is not done: refused: method.options.d_initail: method vera has no such option (did you mean d_initial?)" in done.stderr
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["table1.md"]
     assert (tmp_path / "tables" / "table1.md").read_text() == "of an earlier command"
 
