@@ -21,9 +21,10 @@ TYPES = dict.fromkeys(("n", "params", "peak_memory_bytes"), "Int64") | dict.from
 def load_results(paths: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
     """Load finished and failed runs as a data frame with one row per run, sorted by protocol, suite, task, label and seed.
 
-    Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, overrides (settings that differ from the protocol's and affect results, as
-    name=value), status, score (of the primary metric, on the suite's scale), metric, n (scored items), standard_error (over items), params (trainable, without the head), seconds (of training), peak_memory_bytes,
-    orthogonality (max |R^T R - I| over the layers), retention (percent of the backbone's other abilities, if measured), key and commit.
+    Columns: protocol, suite, task, model, method, variant, label (lora@r8), seed, overrides (settings that differ from the protocol's and
+    affect results, as name=value), status, score (of the primary metric, on the suite's scale), metric, n (scored items), standard_error
+    (over items), params (trainable, without the head), seconds (of training), peak_memory_bytes, orthogonality (max |R^T R - I| over the
+    layers), retention (percent of the backbone's other abilities, if measured), key and commit.
 
     Args:
         paths: directories of runs (results/runs), archives (results/measured/pocket), directories with several of them, or records.parquet
