@@ -1,6 +1,6 @@
 """qgoft: orthogonal fine-tuning by Givens rotations, and a suite that reproduces the experiments of two papers.
 
-Importing this package registers the adapter type GOFT with peft: immediately if peft is imported already, otherwise as soon as it is.
+Importing this package registers the adapter type GOFT with peft: immediately if peft is imported already, otherwise when it is imported.
 The import itself is light, so that tables can be built on a machine without torch.
 """
 
