@@ -1,7 +1,13 @@
 """This machine."""
 
+import os
 import platform
 from pathlib import Path
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: in a SLURM job those of the job, not of the node."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str | None:

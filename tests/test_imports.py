@@ -32,7 +32,7 @@ ALLOWED = {
     "report": {"records", "judge", "sweep"},
     "retention": {"train", "tuners", "methods", "models", "tasks", "records", "lease", "run_id", "pocket"},
     "run_id": {"records", "tasks", "lease"},
-    "sweep": {"train", "retention", "tasks", "records", "lease", "run_id", "pocket", "methods"},
+    "sweep": {"machine", "train", "retention", "tasks", "records", "lease", "run_id", "pocket", "methods"},
     "tasks": {"pocket", "records", "models", "judge", "run_id"},
     "train": {"tuners", "methods", "models", "tasks", "records", "lease", "run_id", "judge", "pocket"},
     "tuners": {"ops"},

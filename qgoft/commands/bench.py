@@ -37,6 +37,7 @@ from qgoft.bench.shapes import Shape, cpu_shapes, device_shapes, paper_shapes
 from qgoft.cli import Parser
 from qgoft.config.locations import REPOSITORY, RESULTS
 from qgoft.errors import QgoftError, check_choice, format_exception
+from qgoft.machine import available_cores
 from qgoft.ops.givens.dispatch import choose_backend, triton_available
 from qgoft.report.bench import all_tables
 from qgoft.report.charts import bench_figures
@@ -271,7 +272,7 @@ def main(argv: list[str]) -> int:
         "--contenders", type=lambda text: text.split(","), help=f"besides {REFERENCE}; default: all, but on models the quick ones"
     )
     parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 2))
+    parser.add_argument("--threads", type=int, default=min(2, available_cores()))
     parser.add_argument(
         "--return-memory", action="store_true", help="let the C library return freed memory to the system, as it usually does"
     )

@@ -18,6 +18,7 @@ from qgoft.config.compose import model_files
 from qgoft.config.locations import COMMAND, MEASURED, PUBLISHED, RESULTS
 from qgoft.config.suites import config_names
 from qgoft.errors import QgoftError
+from qgoft.machine import available_cores
 from qgoft.records import RecordSet, write_atomically
 from qgoft.report.cost import part_benches, read_bench
 from qgoft.report.health import build_health, is_main_table
@@ -148,7 +149,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--commit-settings", action="store_true", help="store the composed settings with the committed records, for a quick start"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=available_cores())
     arguments = parser.parse_args(argv)
     library = read_library(arguments.root, arguments.records, "pocket", style_of(arguments))
     records = library.index.records

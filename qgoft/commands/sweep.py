@@ -16,6 +16,7 @@ from qgoft.config.compose import check_config_name, override_name
 from qgoft.config.locations import COMMAND, MEASURED
 from qgoft.config.suites import config_names, suite_info, suite_names
 from qgoft.errors import QgoftError, check_choice
+from qgoft.machine import available_cores
 from qgoft.records import RecordSet
 from qgoft.report.item_tables import item_rows, item_tables, suite_tables, write_tables
 from qgoft.report.library import RecordLibrary, read_library
@@ -50,7 +51,7 @@ def parse(argv: list[str], description: str | None = __doc__) -> argparse.Namesp
     parser.add_argument("--protocol", default="pocket", help=f"one of {', '.join(config_names('protocol'))}; default pocket")
     parser.add_argument("--model", default="", help="file of configs/model; default the protocol's")
     parser.add_argument("--data", default="", type=os.path.expanduser, help="directory with the data, instead of the hub")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=available_cores(), help="runs at a time")
     parser.add_argument("--launcher", default="", help=f"one of {', '.join(LAUNCHERS)}; default this machine")
     parser.add_argument("--nproc", type=int, default=1, help="processes of each run")
     parser.add_argument("--accelerate", default="", help="file of configs/accelerate, for several GPUs")

@@ -1,6 +1,5 @@
 """Train one run, or with -m a sweep: python scripts/train.py task=glue/mrpc method=qgoft protocol=goft_icml24 seed=1"""
 
-import os
 import sys
 
 import hydra
@@ -21,6 +20,7 @@ from qgoft.config.compose import (
 )
 from qgoft.errors import QgoftError, check_choice
 from qgoft.lease import HEARTBEAT_INTERVAL, LEASE_DURATION, LeaseHeld, LeaseLost
+from qgoft.machine import available_cores
 from qgoft.records import RecordError
 from qgoft.run_id import results_directory
 from qgoft.sweep.actions import SweepRequest, run_action
@@ -48,7 +48,7 @@ def multirun(overrides: list[str]) -> int:
     """Run the product of the lists among the overrides, with the executor of `make`. Return the exit code."""
     combinations, launcher, of_launcher = expand_multirun(overrides)
     check_choice("launcher", launcher, list(LAUNCHERS), "change hydra/launcher")
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     options = {} if launcher == "basic" else launcher_settings(launcher, of_launcher)
     jobs = int(options.get("n_jobs", options.get("array_parallelism", cores)))
     planned = [PlannedRun(*pair) for pair in zip(combinations, compose_all(combinations, cores), strict=True)]

@@ -23,6 +23,7 @@ from qgoft.cli import Parser
 from qgoft.config import locations
 from qgoft.config.peft_types import SHARED, peft_types
 from qgoft.errors import check_choice
+from qgoft.machine import available_cores
 from qgoft.sweep.identify import identify_all
 from qgoft.sweep.planned_run import PlannedRun, compose_all
 
@@ -147,7 +148,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--methods", type=lambda text: text.split(","))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=available_cores())
     parser.add_argument("--results", type=Path, default=Path("results/tuning"))
     parser.add_argument("-o", "--override", action="append", default=[])
     arguments = parser.parse_args(argv)

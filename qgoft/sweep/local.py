@@ -14,6 +14,7 @@ from typing import Any
 
 from qgoft.errors import QgoftError
 from qgoft.lease import Lease
+from qgoft.machine import available_cores
 from qgoft.run_id import RunId
 from qgoft.sweep.display import Display
 from qgoft.sweep.executor import POLL_INTERVAL, ExecutorOptions, RunOutcome, execute_run, forward_signals, run_processes
@@ -164,7 +165,7 @@ def _start_pool(tasks: Iterator[Any], jobs: int, prefetch: int) -> Iterator[RunO
 
     # loky restarts a worker whose memory has grown, between two runs, and warns as if a run were lost.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
-    with parallel_config(backend="loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)), _blocked_sigterm():
+    with parallel_config(backend="loky", inner_max_num_threads=max(1, available_cores() // jobs)), _blocked_sigterm():
         return iter(Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=prefetch)(tasks))
 
 

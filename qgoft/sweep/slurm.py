@@ -14,6 +14,7 @@ from qgoft.config.compose import launcher_settings, override_name
 from qgoft.config.locations import COMMAND
 from qgoft.errors import QgoftError
 from qgoft.lease import LEASE_DURATION, Lease
+from qgoft.machine import available_cores
 from qgoft.run_id import RunId
 from qgoft.sweep.display import Display
 from qgoft.sweep.executor import POLL_INTERVAL, ExecutorOptions, RunOutcome, execute_run, run_processes
@@ -209,7 +210,7 @@ def _max_array_size() -> int:
 
 def _local_settings(settings: dict[str, Any], options: ExecutorOptions) -> dict[str, Any]:
     """Replace the local executor's defaults, which are those of a cluster: an hour, and every core for every job."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (options.jobs * options.nproc))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // (options.jobs * options.nproc))))
     return settings if "timeout_min" in _given(options) else {**settings, "timeout_min": LOCAL_MINUTES}
 
 

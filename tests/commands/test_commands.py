@@ -269,6 +269,17 @@ def test_configs_directory_missing(repository, tmp_path, words):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_jobs_are_the_cores_of_the_job():
+    """A SLURM job may use some cores of its node."""
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert sweep.parse(["glue"]).jobs == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def test_results_root_is_a_file(repository, tmp_path):
     (tmp_path / "file").touch()
     done = run_suite(repository, tmp_path / "file")

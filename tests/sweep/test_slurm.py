@@ -105,7 +105,7 @@ def test_ctrl_c_cancels_jobs(monkeypatch, tmp_path, capsys):
 def test_local_jobs_share_cores(monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(slurm.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(slurm, "available_cores", lambda: 16)
     of_cluster(cluster, tmp_path, 1, launcher="submitit_local", overrides=("hydra.launcher.timeout_min=7",))
     assert cluster.parameters["timeout_min"] == 7
     assert os.environ["OMP_NUM_THREADS"] == "4", "sixteen cores among four jobs"
