@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qgoft.cli import Parser
-from qgoft.config.compose import check_config_name, override_name
+from qgoft.config.compose import GROUPS, check_config_name, override_name
 from qgoft.config.locations import COMMAND, MEASURED
 from qgoft.config.suites import config_names, suite_info, suite_names
 from qgoft.errors import QgoftError, check_choice
@@ -31,7 +31,7 @@ from qgoft.sweep.items import ItemFilter, compose_plans, plan_items, plan_suite,
 from qgoft.sweep.planned_run import ROOT, PlannedRun, check_methods, compose_seeded, protocol_seeds, split_list, split_seeds
 
 # Setting of the plan -> variable of make.
-PLANNED = {"protocol": "PROTOCOL", "task": "TASKS", "method": "METHOD", "seed": "SEEDS", "model": "MODEL"}
+PLANNED = {setting: variable for setting, variable in GROUPS.items() if variable} | {"seed": "SEEDS"}
 
 
 def parse(argv: list[str], description: str | None = __doc__) -> argparse.Namespace:

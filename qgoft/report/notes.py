@@ -10,6 +10,7 @@ from qgoft.report.items import SETUP, Item
 from qgoft.report.names import METHODS, display_name
 from qgoft.report.published import PublishedRow, format_value, printed_averages, printed_cells
 from qgoft.report.row import Row
+from qgoft.sweep.forecast import format_runs
 
 # Method -> explanation of another printed count.
 COUNT_NOTES = {
@@ -104,17 +105,13 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
 def _left_out_notes(rows: Iterable[Row]) -> list[str]:
     notes = []
     if left_out := sum(row.left_out for row in rows):
-        notes.append(f"warning: excluded {_runs(left_out)} that differ in data or weights from the newest run of the row")
+        notes.append(f"warning: excluded {format_runs(left_out)} that differ in data or weights from the newest run of the row")
     if others := sum(row.others for row in rows):
         notes.append(
-            f"warning: not shown: {_runs(others)} with the same settings but different data, weights or number of processes; the newest is shown, "
+            f"warning: not shown: {format_runs(others)} with the same settings but different data, weights or number of processes; the newest is shown, "
             "or the one on the data of DATA="
         )
     return notes
-
-
-def _runs(number: int) -> str:
-    return f"{number} run{'s' if number > 1 else ''}"
 
 
 def _origins(record: Record) -> list[dict[str, Any]]:
