@@ -12,6 +12,9 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 # Triton reads it on first import: without a GPU its kernels run in the interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Under `make test`, each make that a test starts would be a sub-make, which prints directories.
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(_name, None)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
