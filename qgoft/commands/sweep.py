@@ -20,7 +20,7 @@ from qgoft.machine import available_cores
 from qgoft.records import RecordSet
 from qgoft.report.item_tables import item_rows, item_tables, suite_tables, write_tables
 from qgoft.report.library import RecordLibrary, read_library
-from qgoft.report.retention import build_retention, retention_figures
+from qgoft.report.retention import retention_report
 from qgoft.report.retention_rows import measured_suites, retention_rows
 from qgoft.report.style import add_style_arguments, style_of
 from qgoft.report.table import terminal_width
@@ -219,9 +219,10 @@ def show_retention(library: RecordLibrary, protocol: str, suites: Sequence[str] 
         if not rows:
             print(f"{suite}: no run with a measured retention")
             continue
-        table = build_retention(rows, protocol, suite)
-        print(f"\n{table.terminal(terminal_width())}\n{write_tables([table], library)}")
-        for figure in retention_figures(rows, table.name):
+        tables, figures = retention_report(rows, protocol, suite)
+        for table in tables:
+            print(f"\n{table.terminal(terminal_width())}\n{write_tables([table], library)}")
+        for figure in figures:
             paths = figure.write(library.root / "figures")
             print(f"{paths[0].parent}/{figure.name}.{{{','.join(path.suffix[1:] for path in paths)}}}")
 

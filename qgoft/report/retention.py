@@ -1,6 +1,5 @@
 """Tables and figures of retention: the target score against what is kept of the pretrained backbone."""
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,19 +9,23 @@ from qgoft.config.suites import suite_info
 from qgoft.records.retention import probe_kinds, step_at
 from qgoft.report import vega
 from qgoft.report.figures import Figure
+from qgoft.report.geometry import build_geometry, geometry_figure
 from qgoft.report.names import display_label
-from qgoft.report.retention_rows import Gap, Resampling, RetentionRow, retention_gap, retention_gap_at_equal_target
+from qgoft.report.retention_rows import Resampling, RetentionRow, format_estimate, retention_gap, retention_gap_at_equal_target
+from qgoft.report.stopping import build_stopping, is_stopped
 from qgoft.report.table import MISSING, Table
 
 FRONT = "*"
 BASELINE = "lora"
-# Measures of the geometry of the change that are drawn against retention, with their titles.
-MEASURES = {
-    "energy_change": "|change of hyperspherical energy| in %",
-    "angle_change": "largest change of a cosine between rows",
-    "output_drift": "output drift of a layer",
-    "procrustes": "Procrustes residual",
-}
+
+
+def retention_report(measured: Sequence[RetentionRow], protocol: str, suite: str) -> tuple[list[Table], list[Figure]]:
+    """Return the tables and figures of a suite: retention, geometry, and stopped runs against rewound ones. The latter have no other table."""
+    rows = [row for row in measured if not is_stopped(row)]
+    retention = build_retention(rows, protocol, suite)
+    others = build_geometry(rows, protocol, suite), build_stopping(measured, protocol, suite)
+    figures = [*retention_figure(rows, retention.name), *geometry_figure(rows, retention.name.replace("retention", "geometry", 1))]
+    return [retention, *(table for table in others if table is not None)], figures
 
 
 def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> Table:
@@ -45,7 +48,7 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
         cells.append(_retention_cell(row) + (f" ({undefined} undefined)" if undefined else ""))
         if baseline is not None:
             gaps = (retention_gap, retention_gap_at_equal_target)
-            cells += [_gap_cell(None if row is baseline else gap(row, baseline)) for gap in gaps]
+            cells += [format_estimate(None if row is baseline else gap(row, baseline)) for gap in gaps]
         place = drawn.rows.index(row) if row in drawn.rows else None
         times = "" if place is None or not drawn.has_spread else f"{100 * share[place]:.0f}%"
         cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{times}")
@@ -84,12 +87,6 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
     return notes
 
 
-def _gap_cell(gap: Gap | None) -> str:
-    if gap is None:
-        return MISSING
-    return f"{gap[0]:+.1f}" + ("" if math.isnan(gap[1]) else f" ({gap[1]:+.1f}, {gap[2]:+.1f})")
-
-
 def _probe_cell(row: RetentionRow, kind: str) -> str:
     pairs = [
         (retention["pretrained"][name]["value"], step["probes"][name]["value"])
@@ -121,21 +118,14 @@ def _mean(values: Iterable[float], default: float = 0.0) -> float:
     return statistics.fmean(found) if found else default
 
 
-def retention_figures(rows: Sequence[RetentionRow], name: str) -> list[Figure]:
-    """Return target score against retention along the path of every method, and the geometry of the change against retention."""
+def retention_figure(rows: Sequence[RetentionRow], name: str) -> list[Figure]:
+    """Return target score against retention along the path of every method; nothing for fewer than two rows."""
     paths, front = _paths(rows)
-    figures = []
-    if len(rows) > 1 and paths:
-        titles = ("retention in %", "target score")
-        spec = vega.paths(paths, "retention", "target", "t", titles, ["row", "t", "target", "retention", "runs"], front)
-        figures.append(Figure(name, spec, "target score against retention from t = 0 (pretrained) to t = 1 (tuned, filled)"))
-    values = [value for row in rows for value in _geometry_values(row)]
-    if len({value["row"] for value in values}) > 1:
-        spec = vega.panels(values, MEASURES, "retention", "retention in %", ["row", "value", "retention"])
-        figures.append(
-            Figure(name.replace("retention", "geometry", 1), spec, "geometry of the change against retention, one point per method")
-        )
-    return figures
+    if len(rows) < 2 or not paths:
+        return []
+    titles = ("retention in %", "target score")
+    spec = vega.paths(paths, "retention", "target", "t", titles, ["row", "t", "target", "retention", "runs"], front)
+    return [Figure(name, spec, "target score against retention from t = 0 (pretrained) to t = 1 (tuned, filled)")]
 
 
 def _paths(rows: Sequence[RetentionRow]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -156,20 +146,3 @@ def _paths(rows: Sequence[RetentionRow]) -> tuple[list[dict[str, Any]], list[dic
         {"retention": float(kept), "target": float(target)} for target, kept, on in zip(*drawn.means, drawn.is_front(), strict=True) if on
     ]
     return values, sorted(points, key=lambda point: point["retention"])
-
-
-def _geometry_values(row: RetentionRow) -> list[dict[str, Any]]:
-    kept = row.retentions()
-    found = []
-    for measure, title in MEASURES.items():
-        values = [
-            abs(retention["geometry"]["summary"][measure])
-            for place, (_, retention) in row.runs.items()
-            if place in kept and measure in retention["geometry"]["summary"]
-        ]
-        if values:
-            found.append(
-                {"row": display_label(row.label), "measure": title, "value": float(f"{statistics.fmean(values):.3g}")}
-                | {"retention": round(statistics.fmean(kept.values()), 2)}
-            )
-    return found

@@ -12,10 +12,19 @@ from qgoft.config.compose import override_name
 from qgoft.records import Record, RecordSet, RunFiles
 from qgoft.records.retention import Retention, retention_of, step_at
 from qgoft.report.row import row_label
+from qgoft.report.table import MISSING
 
 DRAWS, INTERVAL = 1000, (2.5, 97.5)
 Place = tuple[str, int]  # task and seed
-Gap = tuple[float, float, float]  # a difference and its 95% interval, whose ends are NaN if it is not known
+Estimate = tuple[float, float, float]  # a value and its 95% interval, whose ends are NaN if it is not known
+
+
+def format_estimate(value: Estimate | None, digits: int = 1) -> str:
+    """Return `+1.2 (-0.3, +2.7)`, the value alone if its interval is not known, or a dash."""
+    if value is None:
+        return MISSING
+    mean, low, high = (f"{number:+.{digits}f}" for number in value)
+    return mean if math.isnan(value[1]) else f"{mean} ({low}, {high})"
 
 
 @dataclass
@@ -23,11 +32,16 @@ class RetentionRow:
     """The measured runs of one method.
 
     Attributes:
+        label: method, with the settings that differ from the protocol.
         runs: task and seed -> record and retention.
+        method: label of the method with the settings of the protocol.
+        own_settings: the settings that differ (setting -> value).
     """
 
     label: str
     runs: dict[Place, tuple[Record, Retention]] = field(default_factory=dict)
+    method: str = ""
+    own_settings: dict[str, str] = field(default_factory=dict)
 
     def targets(self, t: float = 1.0) -> dict[Place, float]:
         """Return the score of the target at t; higher is better."""
@@ -72,9 +86,12 @@ def retention_rows(records: Sequence[Record], files: Mapping[str, RunFiles], pro
     for record, retention in sorted(measured, key=lambda pair: str(pair[0]["finished"])):
         if _probe_settings(retention) != wanted:
             continue
-        label = row_label(record) + "".join(f", {_short(override)}" for override in record.get("overrides", []))
-        label += f", {record['model']}" if len(models) > 1 and not label.startswith("random") else ""
-        rows.setdefault(label, RetentionRow(label)).runs[record["task"], record["seed"]] = record, retention
+        method = row_label(record)
+        method += f", {record['model']}" if len(models) > 1 and not method.startswith("random") else ""
+        own = {override_name(override): override.partition("=")[2] for override in record.get("overrides", [])}
+        label = ", ".join([method, *(f"{_short(name)}={value}" for name, value in own.items())])
+        row = rows.setdefault(label, RetentionRow(label, method=method, own_settings=own))
+        row.runs[record["task"], record["seed"]] = record, retention
     return sorted(rows.values(), key=lambda row: row.label)
 
 
@@ -83,10 +100,9 @@ def _probe_settings(retention: Retention) -> dict[str, Any]:
     return {name: value for name, value in retention["settings"].items() if name not in ("steps", "positions", "weight_rows", "ask_judge")}
 
 
-def _short(override: str) -> str:
-    """Return an override of a run as part of its label: λ=0, max_steps=50."""
-    name, value = override_name(override), override.partition("=")[2]
-    return f"{'λ' if name == 'method.penalty' else name.rpartition('.')[2]}={value}"
+def _short(name: str) -> str:
+    """Return the name of a setting as part of a label: λ, max_steps."""
+    return "λ" if name == "method.penalty" else name.rpartition(".")[2]
 
 
 def measured_suites(found: RecordSet) -> list[tuple[str, str]]:
@@ -115,7 +131,7 @@ class Resampling:
         ends = [_values(row, places, [1.0])[:, 0] for row in self.rows]  # [2, places] of each row
         values = np.array(ends).reshape(len(self.rows), 2, len(places)).transpose(1, 0, 2)
         self.means = values.mean(2) if places else np.zeros((2, 0))
-        self.targets, self.retentions = (one @ _draw_weights(places).T for one in values)
+        self.targets, self.retentions = (one @ draw_weights(places).T for one in values)
 
     def is_front(self) -> np.ndarray:
         """Return for each row whether no other row is at least equal in target score and retention, and better in one."""
@@ -126,26 +142,30 @@ class Resampling:
         return np.mean([_front(*pair) for pair in zip(self.targets.T, self.retentions.T, strict=True)], axis=0)
 
 
-def retention_gap(row: RetentionRow, baseline: RetentionRow) -> Gap | None:
+def retention_gap(row: RetentionRow, baseline: RetentionRow) -> Estimate | None:
     """Return the mean difference of two rows' retention over their common tasks and seeds, with its 95% interval; None without any."""
     places = sorted(set(row.places()) & set(baseline.places()))
     if not places:
         return None
     difference = _values(row, places, [1.0])[1, 0] - _values(baseline, places, [1.0])[1, 0]
-    return _gap(difference.mean(), _draw_weights(places) @ difference, has_spread=len(places) > 1)
+    return _gap(difference.mean(), draw_weights(places) @ difference, has_spread=len(places) > 1)
 
 
-def retention_gap_at_equal_target(row: RetentionRow, baseline: RetentionRow) -> Gap | None:
+def retention_gap_at_equal_target(row: RetentionRow, baseline: RetentionRow, *, rewinds_baseline: bool = True) -> Estimate | None:
     """Return the difference after both rows are rewound to the same target score; None without common runs, or with fewer than three t.
 
     That score is the lower of the two highest ones on the mean paths over the common tasks and seeds. A path is taken at the point that
     first reaches it, with linear interpolation between the steps.
+
+    Args:
+        rewinds_baseline: False to compare with the tuned backbone of the baseline as it is.
     """
     places = sorted(set(row.places()) & set(baseline.places()))
-    paths = [_values(one, places, steps) for one in (row, baseline) if len(steps := one.steps(places)) > 2]
-    if not places or len(paths) < 2:
+    steps = row.steps(places), baseline.steps(places) if rewinds_baseline else [1.0]
+    if not places or len(steps[0]) < 3 or (rewinds_baseline and len(steps[1]) < 3):
         return None
-    weights = _draw_weights(places)
+    paths = [_values(one, places, some) for one, some in zip((row, baseline), steps, strict=True)]
+    weights = draw_weights(places)
     ours, theirs = (values @ weights.T for values in paths)  # [2, steps, draws]
     gaps = [_gap_at_equal_target(ours[..., i], theirs[..., i]) for i in range(len(weights))]
     return _gap(_gap_at_equal_target(paths[0].mean(2), paths[1].mean(2)), np.array(gaps), has_spread=len(places) > 1)
@@ -157,12 +177,12 @@ def _values(row: RetentionRow, places: Sequence[Place], steps: Sequence[float]) 
     return np.array([[[values[place] for place in places] for values in kind] for kind in found]).reshape(2, len(steps), len(places))
 
 
-def _gap(mean: float, drawn: np.ndarray, *, has_spread: bool) -> Gap:
+def _gap(mean: float, drawn: np.ndarray, *, has_spread: bool) -> Estimate:
     low, high = np.percentile(drawn, INTERVAL) if has_spread else (math.nan, math.nan)
     return float(mean), float(low), float(high)
 
 
-def _draw_weights(places: Sequence[Place]) -> np.ndarray:
+def draw_weights(places: Sequence[Place]) -> np.ndarray:
     """Return the weight of every place in every draw [draws, places], with sum 1: how often its task and its seed were drawn."""
     random = np.random.default_rng(0)
     weights = np.ones((DRAWS, len(places)))

@@ -17,7 +17,7 @@ from qgoft.report.library import RecordLibrary
 from qgoft.report.orthogonality import build_trace_table, read_traces
 from qgoft.report.page import Section, Summary
 from qgoft.report.published import load_rows, printed_averages
-from qgoft.report.retention import build_retention, retention_figures
+from qgoft.report.retention import retention_report
 from qgoft.report.retention_rows import measured_suites, retention_rows
 from qgoft.report.row import Row
 from qgoft.report.table import ColumnGroup, Table
@@ -125,12 +125,10 @@ def retention_sections(found: RecordSet) -> list[Section]:
     """Return what is retained of the pretrained backbone, by suite and protocol."""
     sections = []
     for protocol, suite in measured_suites(found):
-        rows = retention_rows(found.records, found.files, protocol, suite)
-        table = build_retention(rows, protocol, suite)
-        figures = retention_figures(rows, table.name)
-        title = table.title.replace("Retention", "retention")
+        tables, figures = retention_report(retention_rows(found.records, found.files, protocol, suite), protocol, suite)
+        title = tables[0].title.replace("Retention", "retention")
         place = {"paper": "Retention (not in the papers)", "entry": title, "protocol": protocol}
-        sections.append(Section(f"retention-{suite}-{protocol}", f"{title} ({protocol})", [table], figures, **place))
+        sections.append(Section(f"retention-{suite}-{protocol}", f"{title} ({protocol})", tables, figures, **place))
     return sections
 
 

@@ -6,9 +6,18 @@ import pytest
 
 from qgoft.records import RecordSet
 from qgoft.records.retention import above_chance, retained_percent, retention_of
-from qgoft.report.retention import build_retention, retention_figures
-from qgoft.report.retention_rows import RetentionRow, measured_suites, retention_gap, retention_gap_at_equal_target, retention_rows
+from qgoft.report.geometry import build_geometry, geometry_figure, rank_correlation
+from qgoft.report.retention import build_retention, retention_figure
+from qgoft.report.retention_rows import (
+    RetentionRow,
+    format_estimate,
+    measured_suites,
+    retention_gap,
+    retention_gap_at_equal_target,
+    retention_rows,
+)
 from qgoft.report.sections import retention_sections
+from qgoft.report.stopping import build_stopping
 
 
 def value(number, chance=50.0, *, higher=True):
@@ -31,13 +40,14 @@ def retention(kept, target, steps=(0.0, 0.5, 1.0), pretrained=80.0):
     return {"pretrained": pretrained, "steps": made, "geometry": geometry, "settings": {"steps": list(steps)}, "finished": "2026-11-29"}
 
 
-def row(label, kept, target, seeds=(0, 1, 2), tasks=("cola", "qnli")):
+def row(label, kept, target, seeds=(0, 1, 2), tasks=("cola", "qnli"), **own_settings):
     runs = {
         (task, seed): ({"key": f"{label}-{task}-{seed}"}, retention(kept + seed, target + 2 * (task == "qnli")))
         for task in tasks
         for seed in seeds
     }
-    return RetentionRow(label, runs)
+    own = {f"train.{name}": str(value) for name, value in own_settings.items()}
+    return RetentionRow(", ".join([label, *(f"{name}={value}" for name, value in own_settings.items())]), runs, label, own)
 
 
 def test_retention_is_relative_to_chance():
@@ -96,19 +106,60 @@ def test_undefined_retention_is_printed():
     table = build_retention([undefined], "pocket", "glue")
     assert table.rows[0][3] == "- (1 undefined)"
     assert any(note.startswith("undefined:") for note in table.notes)
-    assert retention_figures([undefined], table.name) == []
+    assert retention_figure([undefined], table.name) == []
 
 
 def test_figures():
     rows = [row("lora@r8", 80, 85), row("goft", 90, 80), row("oft@b8", 70, 84)]
-    paths, geometry = retention_figures(rows, "retention-glue")
-    assert (paths.name, geometry.name) == ("retention-glue", "geometry-glue")
+    (paths,), (geometry,) = retention_figure(rows, "retention-glue"), geometry_figure(rows, "geometry-glue")
     assert "<svg" in paths.svg
     assert "<svg" in geometry.svg
     front, lines, ends = paths.spec["layer"]
     assert len(lines["data"]["values"]) == 9
     assert {end["row"] for end in ends["data"]["values"]} == {"LoRA r=8", "GOFT", "OFT b=8"}
     assert [point["retention"] for point in front["data"]["values"]] == [81, 91]
+
+
+def test_geometry_table():
+    """The energy of a made-up row grows with its loss of retention, and its other measures are the same in every row."""
+    rows = [row(f"lora@r{rank}", 50 + rank, 80) for rank in (1, 2, 4, 8, 16)]
+    table = build_geometry(rows, "pocket", "glue")
+    assert table.columns == ["method", "energy %", "angle", "norm", "rank", "drift", "Procrustes", "CKA", "retention %"]
+    assert table.rows[0] == ["lora@r16", "3.3", "0.1", "-", "-", "0.01", "0.2", "-", "67.0"]
+    assert table.rows[-1] == ["rank correlation", "-1.00 (-1.00, -1.00)", *["-"] * 7]
+    assert "rank correlation" not in [one[0] for one in build_geometry(rows[:4], "pocket", "glue").rows], "too few rows"
+    stopped = build_geometry([*rows[:4], row("lora@r8", 90, 80, max_steps=50)], "pocket", "glue")
+    assert "rank correlation" not in [one[0] for one in stopped.rows], "a row with settings of its own is not compared"
+    assert build_geometry([RetentionRow("linear", {})], "pocket", "glue") is None
+
+
+def test_change_of_an_angle_by_rounding_is_zero():
+    rows = [row("goft", 90, 80)]
+    for _, measured in rows[0].runs.values():
+        measured["geometry"]["summary"] |= {"energy_change": -2e-5, "angle_change": 3e-7}
+    assert build_geometry(rows, "pocket", "glue").rows[0][1:3] == ["0", "0"]
+
+
+def test_interval_of_a_rank_correlation_covers_the_choice_of_methods():
+    rows = [row(name, kept, 80) for name, kept in zip("abcdef", (50, 60, 70, 80, 90, 95), strict=True)]
+    order = (6, 5, 3, 4, 1, 2)
+    values = {one.label: dict.fromkeys(one.runs, float(value)) for one, value in zip(rows, order, strict=True)}
+    mean, low, high = rank_correlation(rows, values)
+    assert mean == pytest.approx(1 - 6 * (25 + 9 + 0 + 0 + 16 + 16) / (6 * 35))  # 1 - 6 sum d^2 / (n (n^2 - 1)), ranks of kept 1 to 6
+    assert -1 <= low < mean < high < 1
+
+
+def test_stopped_runs_are_compared_with_the_path_of_the_full_run():
+    """At the target of the stopped run, the full run has 100 - 20 * (70 - 50) / 40 percent."""
+    one = {"seeds": (0,), "tasks": ("cola",)}
+    full, stopped = row("lora@r8", 80, 90, **one), row("lora@r8", 85, 70, max_steps=50, **one)
+    table = build_stopping([full, stopped, row("goft", 90, 70)], "pocket", "glue")
+    assert table.rows == [["lora@r8", "50", "70.0", "85.0", "90.0", "80.0", "+5.0"]]
+    assert build_stopping([full, row("goft", 90, 70, max_steps=50)], "pocket", "glue") is None, "no full run of GOFT"
+    more = build_stopping([row("lora@r8", 80, 90), row("lora@r8", 85, 70, max_steps=50)], "pocket", "glue")
+    assert more.rows[0][-1].startswith("+4.")
+    assert "(" in more.rows[0][-1]
+    assert format_estimate(None) == "-"
 
 
 class Files:

@@ -1,0 +1,43 @@
+"""Runs that end earlier against the path of the full run: retention at the same target score."""
+
+import statistics
+from collections.abc import Sequence
+
+from qgoft.config.suites import suite_info
+from qgoft.report.retention_rows import RetentionRow, format_estimate, retention_gap_at_equal_target
+from qgoft.report.table import MISSING, Table
+
+SETTING = "train.max_steps"
+
+
+def is_stopped(row: RetentionRow) -> bool:
+    """Return True if only the number of steps of a row differs from the protocol."""
+    return set(row.own_settings) == {SETTING}
+
+
+def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> Table | None:
+    """Return one row per method and number of steps, or None if no run of a measured method ended earlier."""
+    full = {row.method: row for row in rows if not row.own_settings}
+    stopped = [row for row in rows if is_stopped(row) and row.method in full and row.places()]
+    if not stopped:
+        return None
+    name = f"stopping-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
+    columns = ["method", "steps", "target", "retention %", "full target", "full retention %", "rewound minus stopped"]
+    table = Table(name, f"Rewinding or stopping: {suite_info(suite).title}", columns, has_methods=True)
+    for row in sorted(stopped, key=lambda row: (row.method, int(row.own_settings[SETTING]))):
+        whole = full[row.method]
+        for column in range(1, len(columns)):
+            table.sources[len(table.rows), column] = [*row.keys(), *(whole.keys() if column > 3 else [])]
+        cells = [_mean(values) for values in (row.targets(), row.retentions(), whole.targets(), whole.retentions())]
+        gap = retention_gap_at_equal_target(whole, row, rewinds_baseline=False)
+        table.rows.append([row.method, row.own_settings[SETTING], *cells, format_estimate(gap)])
+    table.notes = [
+        "steps: of the run that ended earlier, with a learning rate schedule of its own; full: the run with the protocol's number of steps",
+        "rewound minus stopped: retention of the full run, rewound to the target score of the stopped run, minus that of the stopped run, with the "
+        "95% interval over 1000 draws of tasks and seeds; where the full run's path stays below that score, at its highest score",
+    ]
+    return table
+
+
+def _mean(values: dict[tuple[str, int], float]) -> str:
+    return f"{abs(statistics.fmean(values.values())):.1f}" if values else MISSING
