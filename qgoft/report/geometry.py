@@ -11,7 +11,17 @@ from qgoft.config.suites import suite_info
 from qgoft.report import vega
 from qgoft.report.figures import Figure
 from qgoft.report.names import display_label
-from qgoft.report.retention_rows import DRAWS, INTERVAL, Estimate, Place, RetentionRow, draw_weights, format_estimate
+from qgoft.report.retention_rows import (
+    DRAWS,
+    INTERVAL,
+    Estimate,
+    Place,
+    Resampling,
+    RetentionRow,
+    draw_weights,
+    format_estimate,
+    format_mean,
+)
 from qgoft.report.table import MISSING, Table
 
 # Measures of qgoft/retention/geometry.py: title of a column, and of an axis if the measure is drawn against retention.
@@ -33,7 +43,7 @@ FEWEST = 5  # rows of a correlation
 def build_geometry(rows: Sequence[RetentionRow], protocol: str, suite: str) -> Table | None:
     """Return one row per method with the mean of every measure, and the rank correlation with retention across the methods.
 
-    Runs with settings other than those of the protocol are left out of the correlation. None if no row has measures.
+    The correlation covers the methods with the protocol's settings on common tasks and seeds. None if no row has measures.
     """
     known = {measure: {row.label: _measured(row, measure) for row in rows} for measure in MEASURES}
     measured = [row for row in rows if any(found[row.label] for found in known.values())]
@@ -46,8 +56,8 @@ def build_geometry(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
         for column in range(1, len(columns)):
             table.sources[len(table.rows), column] = row.keys()
         cells = [_cell(known[measure][row.label]) for measure in MEASURES]
-        table.rows.append([row.label, *cells, f"{_mean(row.retentions()):.1f}" if row.retentions() else MISSING])
-    compared = [row for row in measured if not row.own_settings and not row.label.startswith("random")]
+        table.rows.append([row.label, *cells, format_mean(row.retentions())])
+    compared = [row for row in Resampling(rows).rows if not row.own_settings and not row.label.startswith("random")]
     correlations = [rank_correlation(compared, known[measure]) for measure in MEASURES]
     has_correlation = any(one is not None for one in correlations)
     if has_correlation:
@@ -60,32 +70,24 @@ def rank_correlation(rows: Sequence[RetentionRow], values: dict[str, dict[Place,
     """Return Spearman's correlation of a measure with retention across rows, with its 95% interval over draws of rows, tasks and seeds.
 
     Args:
-        rows: at least five with values and retention; others are left out.
+        rows: on common tasks and seeds. Rows that lack the measure are left out; with fewer than five others the correlation is None.
         values: label of a row -> measure of its runs.
     """
     from scipy.stats import rankdata  # slow to import
 
-    retained = {row.label: row.retentions() for row in rows}
-    found = [row for row in rows if set(values[row.label]) & set(retained[row.label])]
+    found = [row for row in rows if set(row.places()) <= set(values[row.label])]
     if len(found) < FEWEST:
         return None
-    places = sorted(set.union(*(set(values[row.label]) & set(retained[row.label]) for row in found)))
-    pairs = np.full((2, len(found), len(places)), np.nan)
-    for i, row in enumerate(found):
-        for j, place in enumerate(places):
-            if place in values[row.label] and place in retained[row.label]:
-                pairs[:, i, j] = values[row.label][place], retained[row.label][place]
-    weights = np.vstack([np.full((1, len(places)), 1 / len(places)), draw_weights(places)])  # the first is no draw
-    random = np.random.default_rng(1)
-    chosen = np.vstack([np.arange(len(found)), random.integers(len(found), size=(DRAWS, len(found)))])
-    is_known = np.isfinite(pairs[0])
-    total = is_known @ weights.T  # [rows, draws]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.nan_to_num(pairs) @ weights.T / np.where(total > 0, total, np.nan)  # [2, rows, draws]
-        drawn = np.take_along_axis(means, chosen.T[None].repeat(2, axis=0), axis=1)
-        ranks = rankdata(drawn, axis=1)
-        centred = ranks - ranks.mean(1, keepdims=True)
-        correlations = (centred[0] * centred[1]).sum(0) / np.sqrt((centred**2).sum(1).prod(0))
+    places = found[0].places()
+    pairs = np.array([[[known[place] for place in places] for known in (values[row.label], row.retentions())] for row in found])
+    weights = np.vstack([np.full(len(places), 1 / len(places)), draw_weights(places)])  # the first is no draw
+    chosen = np.random.default_rng(1).integers(len(found), size=(len(found), len(weights)))
+    chosen[:, 0] = np.arange(len(found))
+    means = np.take_along_axis(pairs @ weights.T, chosen[:, None], axis=0)  # [rows, 2, draws]
+    ranks = rankdata(means, axis=0)
+    centred = ranks - ranks.mean(0)
+    with np.errstate(invalid="ignore"):  # a measure that is the same in all rows
+        correlations = centred.prod(1).sum(0) / np.sqrt((centred**2).sum(0).prod(0))
     if math.isnan(correlations[0]):
         return None
     low, high = np.nanpercentile(correlations[1:], INTERVAL)
@@ -93,9 +95,11 @@ def rank_correlation(rows: Sequence[RetentionRow], values: dict[str, dict[Place,
 
 
 def geometry_figure(rows: Sequence[RetentionRow], name: str) -> list[Figure]:
-    """Return the measures with an axis title against retention, one point per method; nothing for fewer than two rows."""
+    """Return the measures with an axis title against retention, one point per method on common tasks and seeds; nothing for fewer than two
+    methods.
+    """
     titles = {measure: title for measure, (_, title) in MEASURES.items() if title is not None}
-    values = [value for row in rows for value in _points(row, titles)]
+    values = [value for row in Resampling(rows).rows for value in _points(row, titles)]
     if len({value["row"] for value in values}) < 2:
         return []
     spec = vega.panels(values, titles, "retention", "retention in %", ["row", "value", "retention"])
@@ -141,6 +145,6 @@ def _notes(*, has_correlation: bool) -> list[str]:
     ]
     if has_correlation:
         notes.append(
-            f"{CORRELATION}: Spearman's, of a measure with retention, across the methods with the protocol's settings, with its 95% interval over {DRAWS} draws of methods, tasks and seeds"
+            f"{CORRELATION}: Spearman's, of a measure with retention, across the methods with the protocol's settings and common tasks and seeds, with its 95% interval over {DRAWS} draws of methods, tasks and seeds"
         )
     return notes

@@ -1,5 +1,6 @@
 """Tables and figures of retention: the target score against what is kept of the pretrained backbone."""
 
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,32 +12,38 @@ from qgoft.report import vega
 from qgoft.report.figures import Figure
 from qgoft.report.geometry import build_geometry, geometry_figure
 from qgoft.report.names import display_label
-from qgoft.report.retention_rows import Resampling, RetentionRow, format_estimate, retention_gap, retention_gap_at_equal_target
+from qgoft.report.penalties import build_penalties
+from qgoft.report.retention_rows import Resampling, RetentionRow, format_estimate, format_mean, retention_gap, retention_gap_at_equal_target
 from qgoft.report.stopping import build_stopping, is_stopped
-from qgoft.report.table import MISSING, Table
+from qgoft.report.table import MISSING, ColumnGroup, Table
 
 FRONT = "*"
-BASELINE = "lora"
+AT_EQUAL = "at equal target"
+# Methods whose retention is subtracted from that of the others: the most common one, and the exactly orthogonal one.
+BASELINES = ("lora", "goft")
 
 
 def retention_report(measured: Sequence[RetentionRow], protocol: str, suite: str) -> tuple[list[Table], list[Figure]]:
-    """Return the tables and figures of a suite: retention, geometry, and stopped runs against rewound ones. The latter have no other table."""
+    """Return the tables and figures of a suite: retention, penalty weights, geometry, and stopped runs against rewound ones, which have no other table."""
     rows = [row for row in measured if not is_stopped(row)]
     retention = build_retention(rows, protocol, suite)
-    others = build_geometry(rows, protocol, suite), build_stopping(measured, protocol, suite)
+    others = build_penalties(rows, protocol, suite), build_geometry(rows, protocol, suite), build_stopping(measured, protocol, suite)
     figures = [*retention_figure(rows, retention.name), *geometry_figure(rows, retention.name.replace("retention", "geometry", 1))]
     return [retention, *(table for table in others if table is not None)], figures
 
 
 def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> Table:
-    """Return one row per method: target score, every kind of probe before -> after, retention, its difference from LoRA's, and the front."""
+    """Return one row per method: target score, every kind of probe before -> after, retention, differences from LoRA and GOFT, and the front."""
     kinds = list(dict.fromkeys(kind for row in rows for _, retention in row.runs.values() for kind in probe_kinds(retention)))
     drawn = Resampling(rows)
-    baseline = next((row for row in rows if row.label.partition("@")[0] == BASELINE and "," not in row.label), None)
-    less = None if baseline is None else f"minus {display_label(baseline.label)}"
-    columns = ["method", "target", *kinds, "retention %", *([less, "at equal target"] if less else []), "front", "runs"]
+    plain = {row.label.partition("@")[0]: row for row in rows if not row.own_settings}
+    baselines = [plain[name] for name in BASELINES if name in plain]
+    less = [f"minus {display_label(row.label)}" for row in baselines]
+    differences = [column for title in less for column in (title, f"{title}, {AT_EQUAL}")]
+    columns = ["method", "target", *kinds, "retention %", *differences, "front", "runs"]
     name = f"retention-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
     table = Table(name, f"Retention: {suite_info(suite).title}", columns, has_methods=True)
+    table.groups = [ColumnGroup(title, columns.index(title), ("tuned", AT_EQUAL)) for title in less]
     is_front, share = drawn.is_front(), drawn.front_share()
     has_undefined = False
     for row in sorted(rows, key=lambda row: -_mean(row.targets().values(), float("-inf"))):
@@ -44,11 +51,10 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
             table.sources[len(table.rows), column] = row.keys()
         undefined = len(row.runs) - len(row.retentions())
         has_undefined |= undefined > 0
-        cells = [f"{abs(_mean(row.targets().values())):.1f}" if row.targets() else MISSING, *(_probe_cell(row, kind) for kind in kinds)]
+        cells = [format_mean(row.targets()), *(_probe_cell(row, kind) for kind in kinds)]
         cells.append(_retention_cell(row) + (f" ({undefined} undefined)" if undefined else ""))
-        if baseline is not None:
-            gaps = (retention_gap, retention_gap_at_equal_target)
-            cells += [format_estimate(None if row is baseline else gap(row, baseline)) for gap in gaps]
+        for baseline, gap in itertools.product(baselines, (retention_gap, retention_gap_at_equal_target)):
+            cells.append(format_estimate(None if row is baseline else gap(row, baseline)))
         place = drawn.rows.index(row) if row in drawn.rows else None
         times = "" if place is None or not drawn.has_spread else f"{100 * share[place]:.0f}%"
         cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{times}")
@@ -65,8 +71,9 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
         "tasks; tasks of a probe at or below chance for the pretrained backbone are left out",
         f"{FRONT}: no other row is at least equal in target score and retention, and better in one; the percentage counts 1000 draws of tasks and "
         "seeds in which that holds",
-        "differences from LoRA on the common tasks and seeds with their 95% interval over the same draws, which do not cover the choice of the probes' rows",
-        "at equal target: the same difference after both methods are rewound to the lower of the highest scores on their paths",
+        "differences in retention on the common tasks and seeds with their 95% interval over the same draws, which do not cover the choice of the "
+        "probes' rows",
+        f"{AT_EQUAL}: the same difference after both methods are rewound to the lower of the highest scores on their paths",
     ]
     if not has_spread:
         notes[2:] = [
@@ -119,19 +126,20 @@ def _mean(values: Iterable[float], default: float = 0.0) -> float:
 
 
 def retention_figure(rows: Sequence[RetentionRow], name: str) -> list[Figure]:
-    """Return target score against retention along the path of every method; nothing for fewer than two rows."""
-    paths, front = _paths(rows)
-    if len(rows) < 2 or not paths:
+    """Return target score against retention along the path of every method on common tasks and seeds; nothing for fewer than two rows."""
+    drawn = Resampling(rows)
+    if len(drawn.rows) < 2:
         return []
+    paths, front = _paths(drawn)
     titles = ("retention in %", "target score")
     spec = vega.paths(paths, "retention", "target", "t", titles, ["row", "t", "target", "retention", "runs"], front)
     return [Figure(name, spec, "target score against retention from t = 0 (pretrained) to t = 1 (tuned, filled)")]
 
 
-def _paths(rows: Sequence[RetentionRow]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _paths(drawn: Resampling) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the points of all paths, and those of the front at t = 1."""
     values = []
-    for row in rows:
+    for row in drawn.rows:
         steps = sorted({step["t"] for _, retention in row.runs.values() for step in retention["steps"]})
         for t in steps:
             targets, retentions = row.targets(t), row.retentions(t)
@@ -141,7 +149,6 @@ def _paths(rows: Sequence[RetentionRow]) -> tuple[list[dict[str, Any]], list[dic
                 values.append(
                     {"row": display_label(row.label), "t": t, "target": round(target, 2), "retention": round(kept, 2), "runs": len(places)}
                 )
-    drawn = Resampling(rows)
     points = [
         {"retention": float(kept), "target": float(target)} for target, kept, on in zip(*drawn.means, drawn.is_front(), strict=True) if on
     ]

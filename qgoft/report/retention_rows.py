@@ -2,6 +2,7 @@
 
 import collections
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,11 @@ def format_estimate(value: Estimate | None, digits: int = 1) -> str:
         return MISSING
     mean, low, high = (f"{number:+.{digits}f}" for number in value)
     return mean if math.isnan(value[1]) else f"{mean} ({low}, {high})"
+
+
+def format_mean(values: Mapping[Place, float]) -> str:
+    """Return the mean of targets or retentions without sign, or a dash."""
+    return f"{abs(statistics.fmean(values.values())):.1f}" if values else MISSING
 
 
 @dataclass

@@ -1,11 +1,10 @@
 """Runs that end earlier against the path of the full run: retention at the same target score."""
 
-import statistics
 from collections.abc import Sequence
 
 from qgoft.config.suites import suite_info
-from qgoft.report.retention_rows import RetentionRow, format_estimate, retention_gap_at_equal_target
-from qgoft.report.table import MISSING, Table
+from qgoft.report.retention_rows import RetentionRow, format_estimate, format_mean, retention_gap_at_equal_target
+from qgoft.report.table import Table
 
 SETTING = "train.max_steps"
 
@@ -28,7 +27,7 @@ def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
         whole = full[row.method]
         for column in range(1, len(columns)):
             table.sources[len(table.rows), column] = [*row.keys(), *(whole.keys() if column > 3 else [])]
-        cells = [_mean(values) for values in (row.targets(), row.retentions(), whole.targets(), whole.retentions())]
+        cells = [format_mean(values) for values in (row.targets(), row.retentions(), whole.targets(), whole.retentions())]
         gap = retention_gap_at_equal_target(whole, row, rewinds_baseline=False)
         table.rows.append([row.method, row.own_settings[SETTING], *cells, format_estimate(gap)])
     table.notes = [
@@ -37,7 +36,3 @@ def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
         "95% interval over 1000 draws of tasks and seeds; where the full run's path stays below that score, at its highest score",
     ]
     return table
-
-
-def _mean(values: dict[tuple[str, int], float]) -> str:
-    return f"{abs(statistics.fmean(values.values())):.1f}" if values else MISSING

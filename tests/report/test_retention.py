@@ -7,6 +7,7 @@ import pytest
 from qgoft.records import RecordSet
 from qgoft.records.retention import above_chance, retained_percent, retention_of
 from qgoft.report.geometry import build_geometry, geometry_figure, rank_correlation
+from qgoft.report.penalties import build_penalties
 from qgoft.report.retention import build_retention, retention_figure
 from qgoft.report.retention_rows import (
     RetentionRow,
@@ -67,14 +68,21 @@ def test_table():
     rows = [row("lora@r8", 80, 85), row("goft", 90, 80), row("linear", 99, 60), row("oft@b8", 70, 84)]
     table = build_retention(rows, "pocket", "glue")
     assert table.name == "retention-glue"
-    assert table.columns == ["method", "target", "transfer", "retention %", "minus LoRA r=8", "at equal target", "front", "runs"]
+    differences = [f"minus {name}{where}" for name in ("LoRA r=8", "GOFT") for where in ("", ", at equal target")]
+    assert table.columns == ["method", "target", "transfer", "retention %", *differences, "front", "runs"]
+    assert [(group.title, table.columns[group.first]) for group in table.groups] == [
+        ("minus LoRA r=8", differences[0]),
+        ("minus GOFT", differences[2]),
+    ]
     cells = {one[0]: one[1:] for one in table.rows}
     assert [one[0] for one in table.rows] == ["lora@r8", "oft@b8", "goft", "linear"]
-    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3 (-5.7)", "81.0 ± 1.0", "-", "-", "*100%", "6"]
+    assert cells["lora@r8"] == ["86.0", "80.0 -> 74.3 (-5.7)", "81.0 ± 1.0", "-", "-", *cells["lora@r8"][5:7], "*100%", "6"]
     assert cells["goft"][3].startswith("+10.0 (")
     assert cells["oft@b8"][3].startswith("-10.0 (")
-    assert cells["oft@b8"][5] == "0%"
-    assert cells["linear"][5] == "*100%"
+    assert cells["oft@b8"][-2] == "0%"
+    assert cells["linear"][-2] == "*100%"
+    assert cells["lora@r8"][5].startswith("-10.0 (")
+    assert cells["goft"][5:7] == ["-", "-"]
     assert set(table.sources[0, 3]) == {f"lora@r8-{task}-{seed}" for task in ("cola", "qnli") for seed in range(3)}
 
 
@@ -88,7 +96,7 @@ def test_row_with_fewer_runs_is_compared_on_the_common_ones():
     table = build_retention(rows, "pocket", "glue")
     cells = {one[0]: one[1:] for one in table.rows}
     assert cells["goft"][3].startswith("+10.0 (")
-    assert cells["goft"][5] == "-", "it is not on the front of rows with more runs"
+    assert cells["goft"][-2] == "-", "it is not on the front of rows with more runs"
     assert any("other tasks or seeds" in note for note in table.notes)
 
 
@@ -96,9 +104,9 @@ def test_one_run_has_no_interval():
     rows = [row("lora@r8", 80, 85, (0,), ("cola",)), row("goft", 90, 80, (0,), ("cola",)), row("linear", 70, 60, (0,), ("cola",))]
     cells = {one[0]: one[1:] for one in build_retention(rows, "pocket", "glue").rows}
     assert cells["goft"][3] == "+10.0"
-    assert cells["goft"][5] == "*"
+    assert cells["goft"][-2] == "*"
     assert cells["linear"][3] == "-10.0"
-    assert cells["linear"][5] == ""
+    assert cells["linear"][-2] == ""
 
 
 def test_undefined_retention_is_printed():
@@ -131,6 +139,32 @@ def test_geometry_table():
     stopped = build_geometry([*rows[:4], row("lora@r8", 90, 80, max_steps=50)], "pocket", "glue")
     assert "rank correlation" not in [one[0] for one in stopped.rows], "a row with settings of its own is not compared"
     assert build_geometry([RetentionRow("linear", {})], "pocket", "glue") is None
+
+
+def test_penalty_weights_are_compared_on_the_tasks_of_the_smallest():
+    """Runs with the protocol's own weight are part of the sweep, and other tasks are left out."""
+
+    def qgoft(kept, weights, **own):
+        made = row("qgoft", kept, 80, seeds=(0,), tasks=tuple(weights))
+        for (task, _), (record, _) in made.runs.items():
+            record["settings"] = {"method": {"penalty": weights[task]}}
+        made.own_settings = own
+        return made
+
+    rows = [
+        qgoft(80, {"cola": 0.05, "qnli": 0.001, "rte": 0.05}),
+        qgoft(70, {"cola": 0.0, "qnli": 0.0}, **{"method.penalty": "0"}),
+        qgoft(75, {"cola": 0.001}, **{"method.penalty": "0.001"}),
+        row("goft", 90, 80, seeds=(0,)),
+    ]
+    table = build_penalties(rows, "pocket", "glue")
+    assert [one[0] for one in table.rows] == ["qgoft, λ=0", "qgoft, λ=0.001", "qgoft, λ=0.05", "goft"]
+    assert [one[2] for one in table.rows] == ["70.0", "77.5", "80.0", "90.0"]
+    assert [one[-1] for one in table.rows] == ["2", "2", "1", "2"]
+    assert table.rows[0][3] == "-"
+    assert table.rows[2][3] == "+10.0"
+    assert table.notes[0].startswith("tasks: cola, qnli;")
+    assert build_penalties(rows[1:2] + rows[3:], "pocket", "glue") is None
 
 
 def test_change_of_an_angle_by_rounding_is_zero():
@@ -213,7 +247,14 @@ def test_equal_target():
 def test_section_of_the_page():
     def record(key, method, seed):
         names = {"protocol": "pocket", "suite": "glue", "task": "rte", "method": method, "variant": method, "model": "pocket-deberta"}
-        return {"key": key, "seed": seed, "status": "done", "finished": "2026", "settings": {"model": {"init": "pretrained"}}, **names}
+        return {
+            "key": key,
+            "seed": seed,
+            "status": "done",
+            "finished": "2026",
+            "settings": {"model": {"init": "pretrained"}, "method": {"penalty": 0.0}},
+            **names,
+        }
 
     records = [record(f"{method}{seed}", method, seed) for method in ("goft", "qgoft") for seed in (0, 1)]
     files = {one["key"]: Files(retention(80, 80)) for one in records}
