@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from qgoft.config.suites import suite_info
 from qgoft.report import vega
 from qgoft.report.figures import Figure
 from qgoft.report.names import display_label
@@ -21,6 +20,7 @@ from qgoft.report.retention_rows import (
     draw_weights,
     format_estimate,
     format_mean,
+    suite_table,
 )
 from qgoft.report.table import MISSING, Table
 
@@ -49,9 +49,8 @@ def build_geometry(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
     measured = [row for row in rows if any(found[row.label] for found in known.values())]
     if not measured:
         return None
-    name = f"geometry-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
     columns = ["method", *(column for column, _ in MEASURES.values()), "retention %"]
-    table = Table(name, f"Geometry of the change: {suite_info(suite).title}", columns, has_methods=True)
+    table = suite_table("geometry", "Geometry of the change", protocol, suite, columns)
     for row in sorted(measured, key=lambda row: -_mean(row.retentions())):
         for column in range(1, len(columns)):
             table.sources[len(table.rows), column] = row.keys()

@@ -4,7 +4,6 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from qgoft.config.suites import suite_info
 from qgoft.records import Record
 from qgoft.records.retention import Retention
 from qgoft.report.retention_rows import (
@@ -14,6 +13,7 @@ from qgoft.report.retention_rows import (
     format_mean,
     retention_gap,
     retention_gap_at_equal_target,
+    suite_table,
 )
 from qgoft.report.table import Table
 
@@ -35,10 +35,9 @@ def build_penalties(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
     if sum(row.label != EXACT for row in shown) < 2:
         return None
     first = shown[0]
-    name = f"retention-lambda-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
     less = f"minus {first.label.partition(', ')[2]}"
     columns = ["method", "target", "retention %", less, f"{less}, at equal target", "runs"]
-    table = Table(name, f"Retention by penalty weight: {suite_info(suite).title}", columns, has_methods=True)
+    table = suite_table("retention-lambda", "Retention by penalty weight", protocol, suite, columns)
     for row in shown:
         for column in range(1, len(columns)):
             table.sources[len(table.rows), column] = row.keys()

@@ -6,14 +6,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qgoft.config.suites import suite_info
 from qgoft.records.retention import probe_kinds, step_at
 from qgoft.report import vega
 from qgoft.report.figures import Figure
 from qgoft.report.geometry import build_geometry, geometry_figure
 from qgoft.report.names import display_label
 from qgoft.report.penalties import build_penalties
-from qgoft.report.retention_rows import Resampling, RetentionRow, format_estimate, format_mean, retention_gap, retention_gap_at_equal_target
+from qgoft.report.retention_rows import (
+    Resampling,
+    RetentionRow,
+    format_estimate,
+    format_mean,
+    retention_gap,
+    retention_gap_at_equal_target,
+    suite_table,
+)
 from qgoft.report.stopping import build_stopping, is_stopped
 from qgoft.report.table import MISSING, ColumnGroup, Table
 
@@ -41,8 +48,7 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
     less = [f"minus {display_label(row.label)}" for row in baselines]
     differences = [column for title in less for column in (title, f"{title}, {AT_EQUAL}")]
     columns = ["method", "target", *kinds, "retention %", *differences, "front", "runs"]
-    name = f"retention-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
-    table = Table(name, f"Retention: {suite_info(suite).title}", columns, has_methods=True)
+    table = suite_table("retention", "Retention", protocol, suite, columns)
     table.groups = [ColumnGroup(title, columns.index(title), ("tuned", AT_EQUAL)) for title in less]
     is_front, share = drawn.is_front(), drawn.front_share()
     has_undefined = False

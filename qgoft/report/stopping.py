@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from qgoft.config.suites import suite_info
-from qgoft.report.retention_rows import RetentionRow, format_estimate, format_mean, retention_gap_at_equal_target
+from qgoft.report.retention_rows import DRAWS, RetentionRow, format_estimate, format_mean, retention_gap_at_equal_target, suite_table
 from qgoft.report.table import Table
 
 SETTING = "train.max_steps"
@@ -20,9 +19,8 @@ def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
     stopped = [row for row in rows if is_stopped(row) and row.method in full and row.places()]
     if not stopped:
         return None
-    name = f"stopping-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
     columns = ["method", "steps", "target", "retention %", "full target", "full retention %", "rewound minus stopped"]
-    table = Table(name, f"Rewinding or stopping: {suite_info(suite).title}", columns, has_methods=True)
+    table = suite_table("stopping", "Rewinding or stopping", protocol, suite, columns)
     for row in sorted(stopped, key=lambda row: (row.method, int(row.own_settings[SETTING]))):
         whole = full[row.method]
         for column in range(1, len(columns)):
@@ -33,6 +31,6 @@ def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
     table.notes = [
         "steps: of the run that ended earlier, with a learning rate schedule of its own; full: the run with the protocol's number of steps",
         "rewound minus stopped: retention of the full run, rewound to the target score of the stopped run, minus that of the stopped run, with the "
-        "95% interval over 1000 draws of tasks and seeds; where the full run's path stays below that score, at its highest score",
+        f"95% interval over {DRAWS} draws of tasks and seeds; where the full run's path stays below that score, at its highest score",
     ]
     return table
