@@ -52,10 +52,8 @@ def build_geometry(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
     columns = ["method", *(column for column, _ in MEASURES.values()), "retention %"]
     table = suite_table("geometry", "Geometry of the change", protocol, suite, columns)
     for row in sorted(measured, key=lambda row: -_mean(row.retentions())):
-        for column in range(1, len(columns)):
-            table.sources[len(table.rows), column] = row.keys()
         cells = [_cell(known[measure][row.label]) for measure in MEASURES]
-        table.rows.append([row.label, *cells, format_mean(row.retentions())])
+        table.add_row([row.label, *cells, format_mean(row.retentions())], row.keys())
     compared = [row for row in Resampling(rows).rows if not row.own_settings and not row.label.startswith("random")]
     correlations = [rank_correlation(compared, known[measure]) for measure in MEASURES]
     has_correlation = any(one is not None for one in correlations)

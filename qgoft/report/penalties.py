@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from qgoft.records import Record
 from qgoft.records.retention import Retention
 from qgoft.report.retention_rows import (
+    AT_EQUAL,
     Place,
     RetentionRow,
     format_estimate,
@@ -36,14 +37,12 @@ def build_penalties(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
         return None
     first = shown[0]
     less = f"minus {first.label.partition(', ')[2]}"
-    columns = ["method", "target", "retention %", less, f"{less}, at equal target", "runs"]
+    columns = ["method", "target", "retention %", less, f"{less}, {AT_EQUAL}", "runs"]
     table = suite_table("retention-lambda", "Retention by penalty weight", protocol, suite, columns)
     for row in shown:
-        for column in range(1, len(columns)):
-            table.sources[len(table.rows), column] = row.keys()
         gaps = [None if row is first else gap(row, first) for gap in (retention_gap, retention_gap_at_equal_target)]
         cells = [format_mean(row.targets()), format_mean(row.retentions()), *map(format_estimate, gaps)]
-        table.rows.append([row.label, *cells, str(len(row.runs))])
+        table.add_row([row.label, *cells, str(len(row.runs))], row.keys())
     tasks = ", ".join(sorted({task for task, _ in places}))
     table.notes = [f"tasks: {tasks}; columns as in table retention-{suite}"]
     return table

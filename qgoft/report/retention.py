@@ -13,6 +13,7 @@ from qgoft.report.geometry import build_geometry, geometry_figure
 from qgoft.report.names import display_label
 from qgoft.report.penalties import build_penalties
 from qgoft.report.retention_rows import (
+    AT_EQUAL,
     Resampling,
     RetentionRow,
     format_estimate,
@@ -25,7 +26,6 @@ from qgoft.report.stopping import build_stopping, is_stopped
 from qgoft.report.table import MISSING, ColumnGroup, Table
 
 FRONT = "*"
-AT_EQUAL = "at equal target"
 # Methods whose retention is subtracted from that of the others: the most common one, and the exactly orthogonal one.
 BASELINES = ("lora", "goft")
 
@@ -53,8 +53,6 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
     is_front, share = drawn.is_front(), drawn.front_share()
     has_undefined = False
     for row in sorted(rows, key=lambda row: -_mean(row.targets().values(), float("-inf"))):
-        for column in range(1, len(columns)):
-            table.sources[len(table.rows), column] = row.keys()
         undefined = len(row.runs) - len(row.retentions())
         has_undefined |= undefined > 0
         cells = [format_mean(row.targets()), *(_probe_cell(row, kind) for kind in kinds)]
@@ -64,7 +62,7 @@ def build_retention(rows: Sequence[RetentionRow], protocol: str, suite: str) -> 
         place = drawn.rows.index(row) if row in drawn.rows else None
         times = "" if place is None or not drawn.has_spread else f"{100 * share[place]:.0f}%"
         cells.append(MISSING if place is None else f"{FRONT if is_front[place] else ''}{times}")
-        table.rows.append([row.label, *cells, str(len(row.runs))])
+        table.add_row([row.label, *cells, str(len(row.runs))], row.keys())
     table.notes = _notes(kinds, has_spread=drawn.has_spread, has_undefined=has_undefined, is_partial=len(drawn.rows) < len(rows))
     return table
 

@@ -17,6 +17,7 @@ from qgoft.report.row import row_label
 from qgoft.report.table import MISSING, Table
 
 DRAWS, INTERVAL = 1000, (2.5, 97.5)
+AT_EQUAL = "at equal target"  # a column of retention_gap_at_equal_target
 Place = tuple[str, int]  # task and seed
 Estimate = tuple[float, float, float]  # a value and its 95% interval, whose ends are NaN if it is not known
 

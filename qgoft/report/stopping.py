@@ -23,11 +23,9 @@ def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
     table = suite_table("stopping", "Rewinding or stopping", protocol, suite, columns)
     for row in sorted(stopped, key=lambda row: (row.method, int(row.own_settings[SETTING]))):
         whole = full[row.method]
-        for column in range(1, len(columns)):
-            table.sources[len(table.rows), column] = [*row.keys(), *(whole.keys() if column > 3 else [])]
         cells = [format_mean(values) for values in (row.targets(), row.retentions(), whole.targets(), whole.retentions())]
         gap = retention_gap_at_equal_target(whole, row, rewinds_baseline=False)
-        table.rows.append([row.method, row.own_settings[SETTING], *cells, format_estimate(gap)])
+        table.add_row([row.method, row.own_settings[SETTING], *cells, format_estimate(gap)], [*row.keys(), *whole.keys()])
     table.notes = [
         "steps: of the run that ended earlier, with a learning rate schedule of its own; full: the run with the protocol's number of steps",
         "rewound minus stopped: retention of the full run, rewound to the target score of the stopped run, minus that of the stopped run, with the "

@@ -99,6 +99,11 @@ class Table:
     groups: list[ColumnGroup] = field(default_factory=list)
     has_methods: bool = False
 
+    def add_row(self, cells: list[str], keys: Sequence[str]) -> None:
+        """Append a row; `keys` are those of the records behind each of its cells but the first."""
+        self.sources |= {(len(self.rows), column): list(keys) for column in range(1, len(cells))}
+        self.rows.append(cells)
+
     def label(self, text: str) -> str:
         """Return the displayed text of the first cell of a row, or of the first title."""
         return display_label(text) if self.has_methods else text

@@ -60,8 +60,8 @@ def build_win_rates(rated: Rated, protocol: str) -> Table | None:
             continue
         low, high = paired_interval(first_means, means)
         difference = statistics.fmean(first_means[question] - means[question] for question in means)
-        table.sources |= {(len(table.rows), place): [*our_keys, *keys] for place in range(1, len(table.columns))}
-        table.rows.append([label, *map(str, counts), f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"])
+        cells = [label, *map(str, counts), f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+        table.add_row(cells, [*our_keys, *keys])
     table.notes.append("interval: bootstrap over questions, 2000 draws; other seeds are not in it")
     if any(len({seed for seed, _ in ratings}) > 1 for ratings, *_ in rated.values()):
         table.notes.append("won, tie, lost: by a question's mean rating over seeds, so that ties are rarer than in one run")
@@ -90,6 +90,5 @@ def build_categories(rated: Rated, protocol: str) -> Table:
         by_category = {name: [rating for (_, question), rating in ratings.items() if categories[question] == name] for name in names}
         cells = [f"{statistics.fmean(values):.2f}" if values else "-" for values in by_category.values()]
         low, high = bootstrap_interval(list(_by_question(ratings).values()))
-        table.sources |= {(len(table.rows), place): keys for place in range(1, len(table.columns))}
-        table.rows.append([label, *cells, f"{statistics.fmean(ratings.values()):.2f}", f"{low:.2f} to {high:.2f}"])
+        table.add_row([label, *cells, f"{statistics.fmean(ratings.values()):.2f}", f"{low:.2f} to {high:.2f}"], keys)
     return table

@@ -101,9 +101,10 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     Rotations have orthogonal columns by construction, so layers of goft and goft_star add nothing; without any free block the result is a
     zero without a gradient.
     """
-    for layer, _ in _active(model):
+    active = _active(model)
+    for layer, _ in active:
         layer.factor_cache.has_penalty = True
-    free = [layer.goft_blocks[name] for layer, name in _active(model) if name in layer.goft_blocks]
+    free = [layer.goft_blocks[name] for layer, name in active if name in layer.goft_blocks]
     if not free:
         device = next((p.device for p in model.parameters()), None)
         return torch.zeros((), device=device)
