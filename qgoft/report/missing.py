@@ -38,8 +38,8 @@ class MissingRuns:
         Args:
             hours: the estimates of `python -m qgoft estimate --write`.
         """
-        per_run = hours["hours_a_run"].get(self.protocol, {}).get(self.item)
-        if per_run is not None:
+        per_run = hours["hours_a_run"].get(self.protocol, {}).get(self.item, {})
+        if all(task in per_run for task, _ in self.runs):  # a task that was added to the item has no estimate
             work = sum(per_run[task] * number for (task, _), number in self.runs.items())
             cost = f"{work:.0f} {'CPU core hours' if self.protocol == 'small' else 'GPU hours'}"
         elif self.seconds is not None:
