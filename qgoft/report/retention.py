@@ -14,6 +14,7 @@ from qgoft.report.names import display_label
 from qgoft.report.penalties import build_penalties
 from qgoft.report.retention_rows import (
     AT_EQUAL,
+    DRAWS,
     Resampling,
     RetentionRow,
     format_estimate,
@@ -73,7 +74,7 @@ def _notes(kinds: Sequence[str], *, has_spread: bool, has_undefined: bool, is_pa
         "of the tuned one",
         "retention: value above chance of the tuned backbone, relative to the pretrained one; ± is the standard deviation over seeds of the mean over "
         "tasks; tasks of a probe at or below chance for the pretrained backbone are left out",
-        f"{FRONT}: no other row is at least equal in target score and retention, and better in one; the percentage counts 1000 draws of tasks and "
+        f"{FRONT}: no other row is at least equal in target score and retention, and better in one; the percentage counts {DRAWS} draws of tasks and "
         "seeds in which that holds",
         "differences in retention on the common tasks and seeds with their 95% interval over the same draws, which do not cover the choice of the "
         "probes' rows",

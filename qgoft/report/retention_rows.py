@@ -14,18 +14,17 @@ from qgoft.config.suites import suite_info
 from qgoft.records import Record, RecordSet, RunFiles
 from qgoft.records.retention import Retention, retention_of, step_at
 from qgoft.report.row import row_label
-from qgoft.report.table import MISSING, Table
+from qgoft.report.table import MISSING, Table, table_name
 
 DRAWS, INTERVAL = 1000, (2.5, 97.5)
-AT_EQUAL = "at equal target"  # a column of retention_gap_at_equal_target
+AT_EQUAL = "at equal target"  # in the title of a column with retention_gap_at_equal_target
 Place = tuple[str, int]  # task and seed
 Estimate = tuple[float, float, float]  # a value and its 95% interval, whose ends are NaN if it is not known
 
 
 def suite_table(kind: str, title: str, protocol: str, suite: str, columns: list[str]) -> Table:
     """Return an empty table `<kind>-<suite>` of methods, with the protocol in its name unless it is pocket."""
-    name = f"{kind}-{suite}" + ("" if protocol == "pocket" else f"-{protocol}")
-    return Table(name, f"{title}: {suite_info(suite).title}", columns, has_methods=True)
+    return Table(table_name(f"{kind}-{suite}", protocol), f"{title}: {suite_info(suite).title}", columns, has_methods=True)
 
 
 def format_estimate(value: Estimate | None, digits: int = 1) -> str:

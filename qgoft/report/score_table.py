@@ -19,7 +19,7 @@ from qgoft.report.published import PublishedRow, is_average_consistent, load_row
 from qgoft.report.row import Row, averages_of, majority_baseline, mean_score, scores_of
 from qgoft.report.significance import Bootstrap, Difference
 from qgoft.report.style import PLAIN, TableStyle
-from qgoft.report.table import ColumnGroup, Table
+from qgoft.report.table import ColumnGroup, Table, table_name
 
 DAGGER = "†"
 
@@ -43,7 +43,7 @@ def build_table(
     item = item_of(suite, protocol) if item is None else item
     is_comparable = item.is_comparable(protocol)
     table = Table(
-        item.name if protocol == "pocket" else f"{item.name}-{protocol}",
+        table_name(item.name, protocol),
         f"{item.title}: {suite_info(suite).title}, protocol {protocol}",
         [f"{item.title} ({protocol})", "#Param", *item.titles],
         groups=[ColumnGroup(title, 2 + first, titles) for title, first, titles in item.column_groups],

@@ -20,7 +20,7 @@ from qgoft.report.published import load_rows, printed_averages
 from qgoft.report.retention import retention_report
 from qgoft.report.retention_rows import measured_suites, retention_rows
 from qgoft.report.row import Row
-from qgoft.report.table import ColumnGroup, Table
+from qgoft.report.table import ColumnGroup, Table, table_name
 from qgoft.report.vega import Spec
 from qgoft.sweep.items import ItemFilter, ItemPlan
 
@@ -34,7 +34,7 @@ def item_section(plan: ItemPlan, rows: Sequence[Row], ask: ItemFilter, library: 
         return None
     name, protocol = plan.item.name, ask.protocol
     tables, item = item_tables(plan, rows, ask, library, jobs), item_named(plan.item)
-    stem = name if protocol == "pocket" else f"{name}-{protocol}"
+    stem = table_name(name, protocol)
     figures = _figures(name, item, rows, tables, stem)
     probe = suite_info(item.suite).probe_task
     if name in WITH_CURVES and probe:

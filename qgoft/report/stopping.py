@@ -25,7 +25,10 @@ def build_stopping(rows: Sequence[RetentionRow], protocol: str, suite: str) -> T
         whole = full[row.method]
         cells = [format_mean(values) for values in (row.targets(), row.retentions(), whole.targets(), whole.retentions())]
         gap = retention_gap_at_equal_target(whole, row, rewinds_baseline=False)
-        table.add_row([row.method, row.own_settings[SETTING], *cells, format_estimate(gap)], [*row.keys(), *whole.keys()])
+        line = len(table.rows)
+        table.add_row([row.method, row.own_settings[SETTING], *cells, format_estimate(gap)], row.keys())
+        for column in range(columns.index("full target"), len(columns)):
+            table.sources[line, column] += whole.keys()
     table.notes = [
         "steps: of the run that ended earlier, with a learning rate schedule of its own; full: the run with the protocol's number of steps",
         "rewound minus stopped: retention of the full run, rewound to the target score of the stopped run, minus that of the stopped run, with the "

@@ -19,6 +19,11 @@ MISSING = "-"  # a cell without value
 MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", "\n": " ", "`": "\\`", "[": "\\[", "]": "\\]"})
 
 
+def table_name(name: str, protocol: str) -> str:
+    """Return the name of a table or figure, with the protocol in it unless that is pocket."""
+    return name if protocol == "pocket" else f"{name}-{protocol}"
+
+
 def _markdown(text: str) -> str:
     return flat(text).translate(MARKDOWN)
 

@@ -187,8 +187,11 @@ def test_stopped_runs_are_compared_with_the_path_of_the_full_run():
     """At the target of the stopped run, the full run has 100 - 20 * (70 - 50) / 40 percent."""
     one = {"seeds": (0,), "tasks": ("cola",)}
     full, stopped = row("lora@r8", 80, 90, **one), row("lora@r8", 85, 70, max_steps=50, **one)
+    stopped.runs["cola", 0][0]["key"] = "stopped"
     table = build_stopping([full, stopped, row("goft", 90, 70)], "pocket", "glue")
     assert table.rows == [["lora@r8", "50", "70.0", "85.0", "90.0", "80.0", "+5.0"]]
+    assert table.sources[0, 3] == ["stopped"]
+    assert table.sources[0, 4] == ["stopped", "lora@r8-cola-0"]
     assert build_stopping([full, row("goft", 90, 70, max_steps=50)], "pocket", "glue") is None, "no full run of GOFT"
     more = build_stopping([row("lora@r8", 80, 90), row("lora@r8", 85, 70, max_steps=50)], "pocket", "glue")
     assert more.rows[0][-1].startswith("+4.")
