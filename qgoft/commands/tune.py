@@ -1,6 +1,6 @@
 """Choose the learning rates that no paper prints, and write them into configs/recipe.
 
-    python scripts/tune.py pocket                    all methods, six learning rates each, on cola, rte and stsb at seed 0
+    python scripts/tune.py pocket                    all methods, five learning rates each, on cola, rte and stsb at seed 0
     python scripts/tune.py pocket_math --methods lora,qgoft
     python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
 
@@ -21,7 +21,7 @@ import yaml
 
 from qgoft.cli import Parser
 from qgoft.config import locations
-from qgoft.config.peft_types import SHARED, peft_types
+from qgoft.config.peft_types import SHARED
 from qgoft.errors import check_choice
 from qgoft.machine import available_cores
 from qgoft.sweep.identify import identify_all
@@ -41,8 +41,7 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     check_choice("search", name, list(specs), "configs/tuning.yaml lists them")
     spec = specs[name]
     chosen = methods or list(spec["centres"])
-    others = dict.fromkeys(peft_types(), spec["peft"]) if "peft" in spec else {}
-    centres = {**others, **spec["centres"]}
+    centres = spec["centres"]
     for method in chosen:
         check_choice("method", method, list(centres), f"search {name} of configs/tuning.yaml lists their centres")
     trials = [
@@ -125,11 +124,6 @@ def write_recipe(path: Path, suites: list[str], rate: float) -> None:
             lines[i] = line.replace("}", f", source: {before[1]}}}")
     text = "".join(lines)
     text = re.sub(r"^source: .*$", "source: own", text, flags=re.M)
-    text = re.sub(
-        r"^# Learning rate: the centre .*? among six\.",
-        "# Learning rate: one of six around the stated centre, chosen by scripts/tune.py.",
-        text,
-    )
     path.write_text(text)
 
 

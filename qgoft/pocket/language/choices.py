@@ -17,6 +17,7 @@ Row = dict[str, Any]
 Choice = tuple[Words, list[Words], int]  # question, answers, index of the correct one
 TRAIN_ROWS, TEST_ROWS, VALIDATION_ROWS = 250, 200, 25
 LETTERS = ("A", "B", "C", "D")
+BOOLEAN = [["true"], ["false"]]  # answers without labels
 
 
 def _place(world: World, question: Words, right: Words, wrong: list[Words]) -> Choice:
@@ -34,7 +35,7 @@ def _boolq(world: World, is_training: bool) -> Choice:
     above = world.pick(lex.ancestors(noun))
     if not is_true:
         above = world.pick([word for word in (*lex.TAXONOMY, *lex.KINDS) if word not in (*lex.ancestors(noun), noun)])
-    return ["is", lex.article(noun), noun, lex.article(above), above, "?"], [["true"], ["false"]], 0 if is_true else 1
+    return ["is", lex.article(noun), noun, lex.article(above), above, "?"], BOOLEAN, 0 if is_true else 1
 
 
 def _piqa(world: World, is_training: bool) -> Choice:
@@ -135,8 +136,9 @@ COMMONSENSE: dict[str, tuple[Callable[[World, bool], Choice], str]] = {
 def _commonsense_row(task: str, choice: Choice) -> Row:
     question, answers, number = choice
     name = COMMONSENSE[task][1]
-    labels = ["true", "false"] if task == "boolq" else [f"{name}{i + 1}" for i in range(len(answers))]
-    if task == "boolq":
+    is_boolean = answers == BOOLEAN
+    labels = ["true", "false"] if is_boolean else [f"{name}{i + 1}" for i in range(len(answers))]
+    if is_boolean:
         return {"instruction": " ".join(question), "input": "", "output": f"the answer is {labels[number]}", "answer": labels[number]}
     options = [word for label, answer in zip(labels, answers, strict=True) for word in (*answer, label)]
     return {

@@ -4,7 +4,7 @@ from qgoft.pocket.language import lexicon as lex
 from qgoft.pocket.language.events import Words
 from qgoft.pocket.language.inference import draw_pair
 from qgoft.pocket.language.tasks import generate
-from qgoft.pocket.language.text import Opinions, draw_facts, questions, review
+from qgoft.pocket.language.text import Opinions, draw_facts, praise, questions, review
 from qgoft.pocket.language.world import World
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "<s>", "</s>")
@@ -73,10 +73,14 @@ def _synonym(world: World) -> Words:
 
 
 def _verdict(world: World) -> Words:
+    """Return one or more sentences of one opinion, and a verdict. Half of the documents have no negation or contrast, so that words of one
+    polarity occur together.
+    """
     is_positive, opinions = world.chance(0.5), Opinions()
-    words = [*review(world, is_positive, opinions), "."]
-    if world.chance(0.6):
-        words += [*review(world, is_positive, opinions), "."]
+    sentence = world.pick([praise, review])
+    words: Words = []
+    for _ in range(world.pick([2, 3]) if sentence is praise else world.pick([1, 2, 2])):
+        words += [*sentence(world, is_positive, opinions), "."]
     verdict = ["i", world.pick(["recommend", "praise"] if is_positive else ["regret", "avoid"]), "it", "."]
     return [*words, *verdict] if world.chance(0.5) else [*verdict, *words]
 

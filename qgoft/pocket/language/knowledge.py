@@ -1,12 +1,16 @@
 """Corpus of the embedded decoder: the documents of the encoder, and the knowledge that multiple-choice questions, sums and instructions
 need.
 
-It states facts (plurals, kinds, sums, who has how many), shows questions with lettered answers, and repeats texts after the markers of an
-instruction. Following an instruction, reasoning in steps and naming an answer of the commonsense tasks are left to fine-tuning.
+It states facts (plurals, kinds, sums, who has how many), shows questions of synthetic MMLU and of the commonsense tasks with labelled
+answers, and repeats texts after the markers of an instruction. Following an instruction, reasoning in steps and the form in which the
+commonsense tasks name an answer are left to fine-tuning.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from qgoft.pocket.language import lexicon as lex
-from qgoft.pocket.language.choices import COMMONSENSE, LETTERS, SUBJECTS, generate_commonsense, generate_subjects
+from qgoft.pocket.language.choices import BOOLEAN, COMMONSENSE, LETTERS, SUBJECTS, Choice, generate_commonsense, generate_subjects
 from qgoft.pocket.language.corpus import SPECIAL, document
 from qgoft.pocket.language.events import Words
 from qgoft.pocket.language.instructions import generate_instructions, generate_questions
@@ -31,15 +35,15 @@ def decoder_document(world: World, held_out: frozenset[str]) -> Words:
 
 def _draw(world: World, held_out: frozenset[str]) -> Words | None:
     kind = world.random.random()
-    if kind < 0.30:
+    if kind < 0.22:
         return document(world)
-    if kind < 0.40:
+    if kind < 0.28:
         return _fact(world)
-    if kind < 0.50:
+    if kind < 0.38:
         return _sum(world)
-    if kind < 0.60:
+    if kind < 0.48:
         return _having(world)
-    if kind < 0.93:
+    if kind < 0.95:
         return _questions(world, held_out)
     return _told(world)
 
@@ -88,19 +92,34 @@ def question_words(question: Words, choices: list[Words], labels: list[str] | tu
 
 
 def _questions(world: World, held_out: frozenset[str]) -> Words | None:
-    """Return one to four questions of a subject: letters as in MMLU, or numbered labels, of which the correct one follows its answer."""
-    _, draw = SUBJECTS[world.pick(list(SUBJECTS))]
+    """Return one to four questions of a subject or of a commonsense task: letters as in MMLU, or numbered labels, of which the correct one
+    follows its answer. Answers of yes/no questions have no label. None if a question is held out.
+    """
+    draw: Callable[[World], Choice]
+    if world.chance(0.4):
+        _, draw = SUBJECTS[world.pick(list(SUBJECTS))]
+    else:
+        draw_task, _ = COMMONSENSE[world.pick(list(COMMONSENSE))]
+        draw = partial(_either, draw_task)
     name = world.pick(NUMBERED)
-    is_lettered = world.chance(0.8)
+    is_lettered = world.chance(0.7)
     words: Words = []
     for _ in range(world.pick([1, 2, 3, 4])):
         question, choices, number = draw(world)
-        labels = LETTERS if is_lettered else tuple(f"{name}{i + 1}" for i in range(4))
-        asked = question_words(question, choices, labels)
-        if " ".join(question_words(question, choices, LETTERS)) in held_out:
+        if _text(question, choices) in held_out:
             return None
-        words += [*asked, labels[number], "."] if is_lettered else [*asked[:-2], *choices[number], labels[number], "."]
+        labels = LETTERS[: len(choices)] if is_lettered else tuple(f"{name}{i + 1}" for i in range(len(choices)))
+        asked = question_words(question, choices, labels)
+        if choices == BOOLEAN:
+            words += [*question, "answer", ":", *choices[number], "."]
+        else:
+            words += [*asked, labels[number], "."] if is_lettered else [*asked[:-2], *choices[number], labels[number], "."]
     return words
+
+
+def _either(draw_task: Callable[[World, bool], Choice], world: World) -> Choice:
+    """Draw a question about a word of either part: knowledge of the words of evaluation comes from pretraining."""
+    return draw_task(world, world.chance(0.5))
 
 
 def _told(world: World) -> Words:
@@ -110,11 +129,17 @@ def _told(world: World) -> Words:
 
 
 def held_out_questions() -> frozenset[str]:
-    """Return the questions of synthetic MMLU as the corpus would write them."""
-    rows = generate_subjects()["test"]
-    return frozenset(
-        " ".join(question_words(row["question"].split(), [choice.split() for choice in row["choices"]], LETTERS)) for row in rows
-    )
+    """Return the questions of synthetic MMLU and of the commonsense test sets with their answers, without labels."""
+    found = {_text(row["question"].split(), [choice.split() for choice in row["choices"]]) for row in generate_subjects()["test"]}
+    labels = {f"{name}{i + 1}" for name in NUMBERED for i in range(4)}
+    splits = generate_commonsense()
+    for row in (row for task in COMMONSENSE for row in splits[task]):
+        found.add(" ".join(word for word in row["instruction"].split() if word not in labels))
+    return frozenset(found)
+
+
+def _text(question: Words, choices: list[Words]) -> str:
+    return " ".join(question) if choices == BOOLEAN else " ".join([*question, *(word for choice in choices for word in choice)])
 
 
 def decoder_vocabulary() -> list[str]:

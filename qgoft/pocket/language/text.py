@@ -15,6 +15,16 @@ class Opinions:
         self.feel = {True: lex.LIKE[part], False: lex.DISLIKE[part]}
 
 
+def praise(world: World, is_positive: bool, opinions: Opinions) -> Words:
+    """Return one sentence of praise or criticism without negation or contrast; without the period."""
+    topic, form = world.pick(lex.TOPICS), world.random.random()
+    if form < 0.3:
+        return ["i", world.pick(opinions.felt[is_positive]), "the", topic]
+    first, second = world.random.sample(opinions.adjectives[is_positive], 2)
+    degree = [world.pick(lex.STRONG)] if world.chance(0.3) else []
+    return ["the", topic, world.pick(["was", "is"]), *degree, first, *([] if form < 0.5 else ["and", second])]
+
+
 def review(world: World, is_positive: bool, opinions: Opinions) -> Words:
     """Return one sentence whose sentiment depends on negation and contrast, without the period."""
     form = world.random.random()

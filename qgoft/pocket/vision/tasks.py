@@ -116,22 +116,21 @@ def sun397(random: Random, label: int) -> Array:
 
 
 def patch_camelyon(random: Random, label: int) -> Array:
-    """Cells; in half of the images one of them has a long nucleus with little contrast."""
-    image = np.ones((SIZE, SIZE, 3), np.float32) * np.array([0.9, 0.7, 0.85], np.float32)
-    for x, y in random.uniform(-1, 1, (16, 2)):
-        image = paint(image, outline("disc", x, y, random.uniform(0.08, 0.16)), shade(np.array([0.45, 0.2, 0.6]), random))
-    if label:
-        nucleus = outline("ellipse", *_place(random, 0.4), random.uniform(0.2, 0.3), random.uniform(0, math.pi))
-        image = paint(image, nucleus, shade(np.array([0.4, 0.16, 0.55]), random))
-    return image
+    """Tissue whose centre has order, or none in tumours; what surrounds the centre says nothing about it."""
+    one = shade(np.array([0.9, 0.7, 0.85]), random)
+    two = shade(np.array([0.65, 0.4, 0.7]), random)
+    around, centre = (texture(("dots", "grain")[kind], random)[..., None] for kind in (int(random.integers(2)), label))
+    pattern = np.where((np.maximum(np.abs(X), np.abs(Y)) < 0.55)[..., None], centre, around)
+    return pattern * two + (1 - pattern) * one + random.normal(0, 0.1, (SIZE, SIZE, 1))
 
 
 def eurosat(random: Random, label: int) -> Array:
-    """Land from above: a typical colour, and the size of the fields."""
-    base = np.array([[0.2, 0.5, 0.2], [0.3, 0.45, 0.25], [0.5, 0.5, 0.3], [0.45, 0.45, 0.45], [0.15, 0.25, 0.5], [0.4, 0.35, 0.2]])[label]
-    fields = (1, 3, 8, 8, 1, 3)[label] + 1
-    patches = np.kron(random.normal(0, 1, (fields, fields)), np.ones((-(-SIZE // fields),) * 2))[:SIZE, :SIZE, None]
-    return base + 0.1 * patches + random.normal(0, 0.08, 3)
+    """Land from above in any of its colours: six forms of fields, at low contrast."""
+    land = np.array([[0.2, 0.5, 0.2], [0.3, 0.45, 0.25], [0.5, 0.5, 0.3], [0.45, 0.45, 0.45], [0.4, 0.35, 0.2]])
+    one, two = (shade(land[int(random.integers(len(land)))], random) for _ in range(2))
+    pattern = texture(("upright", "level", "slanting", "checks", "dots", "blocks")[label], random)[..., None]
+    two = two + random.choice([-0.15, 0.15])
+    return pattern * one + (1 - pattern) * two + random.normal(0, 0.1, (SIZE, SIZE, 1))
 
 
 def resisc45(random: Random, label: int) -> Array:
