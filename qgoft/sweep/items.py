@@ -100,10 +100,10 @@ def read_items(protocol: str) -> dict[str, PlannedItem]:
         params = dict(data.get("hydra", {}).get("sweeper", {}).get("params", {}))
         rows = item.get("rows")
         seeds = None  # every protocol has its own; those of the file are the papers'
-        if protocol == "pocket" and "pocket" in item:
-            changed = item["pocket"].get("params", {})
+        if protocol in item:  # what this protocol changes
+            changed = item[protocol].get("params", {})
             params = {name: value for name, value in {**params, **changed}.items() if value is not None}
-            rows = item["pocket"].get("rows", rows)
+            rows = item[protocol].get("rows", rows)
             seeds = tuple(split_list(str(changed["seed"]))) if "seed" in changed else None
         known = items.get(item["name"], PlannedItem(item["name"], ()))
         grids = (*known.grids, _grid(params, rows, seeds)) if params else known.grids

@@ -43,6 +43,12 @@ def test_health_marks_small_differences_and_large_deviations(monkeypatch):
     assert table.sources[1, 1] == ["run-70.0", "run-72.0", "run-74.0"]
 
 
+def test_health_gives_the_reason_of_a_small_difference(monkeypatch):
+    monkeypatch.setattr(health, "control_rows", lambda *_: [row("linear", dtd=[70.0], svhn=[50.0])])
+    table = build_health({"vtab": [row("full", dtd=[75.0], svhn=[55.0])]}, 1)
+    assert table.notes[-1].endswith("differ in: DTD patterns"), "SVHN has no reason"
+
+
 def test_health_without_controls_has_dashes(monkeypatch):
     monkeypatch.setattr(health, "control_rows", lambda *_: [])
     (found,) = cells(build_health({"glue": [row("full", rte=[70.0])]}, 1)).values()
