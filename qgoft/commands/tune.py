@@ -1,6 +1,6 @@
 """Choose the learning rates that no paper prints, and write them into configs/recipe.
 
-    python scripts/tune.py pocket                    all methods, five learning rates each, on cola, rte and stsb at seed 0
+    python scripts/tune.py pocket                    all methods, three learning rates each, on cola, rte and stsb at seed 0
     python scripts/tune.py pocket_math --methods lora,qgoft
     python scripts/tune.py small --methods lora,goft,qgoft -o model.path=... -o data.root=...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qgoft.pocket.language import lexicon as lex
-from qgoft.pocket.language.events import Event, Words, realise
+from qgoft.pocket.language.events import Words, realise
 from qgoft.pocket.language.instructions import divide
 from qgoft.pocket.language.problems import LARGEST
 from qgoft.pocket.language.text import draw_facts
@@ -99,25 +99,21 @@ def _arc_challenge(world: World, is_training: bool) -> Choice:
 
 
 def _obqa(world: World, is_training: bool) -> Choice:
-    """Two facts, and which of four sentences follows from them: one of them in the passive."""
+    """A fact, and which of four sentences follows from it: its passive, among those of near misses."""
     while True:
-        facts = draw_facts(world, 2)
-        fact = world.pick(facts)
+        (fact,) = draw_facts(world, 1)
         if fact.kind == "transitive":
             break
-    wrong: list[Event] = []
-    told = {" ".join(realise(other, passive=True)) for other in facts if other.kind == "transitive"}
+    told = {" ".join(realise(fact, passive=True))}
+    wrong: list[Words] = []
     while len(wrong) < 3:
         other = world.near_miss(fact)
         other.is_past, other.is_negated = True, False
-        text = " ".join(realise(other, passive=True))
-        if text not in told:
-            told.add(text)
-            wrong.append(other)
-    words = [word for other in facts for word in (*realise(other), ".")]
-    return _place(
-        world, [*words, "what", "is", "true", "?"], realise(fact, passive=True), [realise(other, passive=True) for other in wrong]
-    )
+        words = realise(other, passive=True)
+        if " ".join(words) not in told:
+            told.add(" ".join(words))
+            wrong.append(words)
+    return _place(world, [*realise(fact), ".", "what", "is", "true", "?"], realise(fact, passive=True), wrong)
 
 
 # Directory of the task -> how a question is drawn, and the names of its answers.

@@ -6,7 +6,7 @@ answers, and repeats texts after the markers of an instruction. Following an ins
 commonsense tasks name an answer are left to fine-tuning.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from qgoft.pocket.language import lexicon as lex
@@ -23,6 +23,7 @@ TEMPLATE = {
     "prompt_input": f"{INSTRUCTION} {{instruction}} {INPUT} {{input}} {RESPONSE} ",
 }
 NUMBERED = ("answer", "solution", "option", "ending")
+HARD = ("social_i_qa", "openbookqa")  # tasks that need more questions than the others to be learnt
 
 
 def decoder_document(world: World, held_out: frozenset[str]) -> Words:
@@ -86,34 +87,34 @@ def _having(world: World) -> Words:
     return words
 
 
-def question_words(question: Words, choices: list[Words], labels: list[str] | tuple[str, ...]) -> Words:
-    """Return a question, each answer after its label, and the words before the correct label."""
-    return [*question, *(word for label, choice in zip(labels, choices, strict=True) for word in (*choice, label)), "answer", ":"]
+def question_words(question: Words, choices: list[Words], labels: Sequence[str]) -> Words:
+    """Return a question, each answer before its label (true and false have none), and the words before the answer."""
+    options = [] if choices == BOOLEAN else [word for label, choice in zip(labels, choices, strict=True) for word in (*choice, label)]
+    return [*question, *options, "answer", ":"]
 
 
 def _questions(world: World, held_out: frozenset[str]) -> Words | None:
-    """Return one to four questions of a subject or of a commonsense task: letters as in MMLU, or numbered labels, of which the correct one
-    follows its answer. Answers of yes/no questions have no label. None if a question is held out.
+    """Return one to four questions of a subject or of a commonsense task, or one between the markers of an instruction. The answer is a
+    letter as in MMLU, or its text with the numbered label that follows it in the question; true or false have no label. None if a question
+    is held out.
     """
     draw: Callable[[World], Choice]
-    if world.chance(0.4):
+    if world.chance(0.3):
         _, draw = SUBJECTS[world.pick(list(SUBJECTS))]
     else:
-        draw_task, _ = COMMONSENSE[world.pick(list(COMMONSENSE))]
+        draw_task, _ = COMMONSENSE[world.pick([*COMMONSENSE, *HARD, *HARD])]
         draw = partial(_either, draw_task)
-    name = world.pick(NUMBERED)
-    is_lettered = world.chance(0.7)
+    name, form = world.pick(NUMBERED), world.pick(["letters", "letters", "numbers", "instruction"])
     words: Words = []
-    for _ in range(world.pick([1, 2, 3, 4])):
+    for _ in range(1 if form == "instruction" else world.pick([1, 2, 3, 4])):
         question, choices, number = draw(world)
         if _text(question, choices) in held_out:
             return None
-        labels = LETTERS[: len(choices)] if is_lettered else tuple(f"{name}{i + 1}" for i in range(len(choices)))
+        labels = LETTERS[: len(choices)] if form == "letters" else tuple(f"{name}{i + 1}" for i in range(len(choices)))
         asked = question_words(question, choices, labels)
-        if choices == BOOLEAN:
-            words += [*question, "answer", ":", *choices[number], "."]
-        else:
-            words += [*asked, labels[number], "."] if is_lettered else [*asked[:-2], *choices[number], labels[number], "."]
+        text = [] if form == "letters" and choices != BOOLEAN else choices[number]
+        answer = [*text, *([] if choices == BOOLEAN else [labels[number]]), "."]
+        words += [INSTRUCTION, *asked[:-2], RESPONSE, *answer] if form == "instruction" else [*asked, *answer]
     return words
 
 
