@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from qgoft.pocket.data import pocket_files, pocket_fingerprint
 from qgoft.pocket.language import lexicon as lex
-from qgoft.pocket.language.choices import LETTERS, SUBJECT_ROWS, TEST_ROWS
+from qgoft.pocket.language.choices import COMMONSENSE, LETTERS, SUBJECT_ROWS, TEST_ROWS, generate_commonsense
 from qgoft.pocket.language.corpus import document, sentences, vocabulary
 from qgoft.pocket.language.events import Event, NounPhrase, realise
 from qgoft.pocket.language.inference import CONTRADICTION, ENTAILMENT, NEUTRAL, Pair
@@ -181,6 +181,13 @@ def test_decoder_corpus_excludes_questions_of_evaluation():
     closed = [question for question in held_out if question.startswith("is ") and question.endswith("?")]
     assert found(frozenset()) > 0
     assert found(held_out) == 0
+
+
+def test_answers_of_choice_tasks_are_balanced():
+    splits = generate_commonsense()
+    for task in COMMONSENSE:
+        counts = Counter(row["answer"] for row in splits[task])
+        assert max(counts.values()) < 1.25 * TEST_ROWS / len(counts), task
 
 
 def test_corpus_excludes_question_pairs():

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from qgoft.pocket.language import lexicon as lex
-from qgoft.pocket.language.events import Words, realise
+from qgoft.pocket.language.events import Words
 from qgoft.pocket.language.instructions import divide
 from qgoft.pocket.language.problems import LARGEST
-from qgoft.pocket.language.text import draw_facts
 from qgoft.pocket.language.world import World
 
 Row = dict[str, Any]
@@ -30,12 +29,13 @@ def _others(world: World, options: list[str], count: int) -> list[str]:
 
 
 def _boolq(world: World, is_training: bool) -> Choice:
-    noun = world.pick(divide(list(lex.PARENT), is_training))
+    """Is a noun of a kind? A wrong kind is as general as a right one, so that it alone does not tell. The adjective makes questions differ."""
+    adjective, noun = world.pick(lex.ADJECTIVES), world.pick(divide(list(lex.PARENT), is_training))
+    right = world.pick(lex.ancestors(noun))
     is_true = world.chance(0.5)
-    above = world.pick(lex.ancestors(noun))
-    if not is_true:
-        above = world.pick([word for word in (*lex.TAXONOMY, *lex.KINDS) if word not in (*lex.ancestors(noun), noun)])
-    return ["is", lex.article(noun), noun, lex.article(above), above, "?"], BOOLEAN, 0 if is_true else 1
+    level = list(lex.TAXONOMY if right in lex.TAXONOMY else lex.KINDS)
+    above = right if is_true else world.pick([word for word in level if word not in (*lex.ancestors(noun), noun)])
+    return ["is", lex.article(adjective), adjective, noun, lex.article(above), above, "?"], BOOLEAN, 0 if is_true else 1
 
 
 def _piqa(world: World, is_training: bool) -> Choice:
@@ -99,21 +99,18 @@ def _arc_challenge(world: World, is_training: bool) -> Choice:
 
 
 def _obqa(world: World, is_training: bool) -> Choice:
-    """A fact, and which of four sentences follows from it: its passive, among those of near misses."""
-    while True:
-        (fact,) = draw_facts(world, 1)
-        if fact.kind == "transitive":
-            break
-    told = {" ".join(realise(fact, passive=True))}
-    wrong: list[Words] = []
-    while len(wrong) < 3:
-        other = world.near_miss(fact)
-        other.is_past, other.is_negated = True, False
-        words = realise(other, passive=True)
-        if " ".join(words) not in told:
-            told.add(" ".join(words))
-            wrong.append(words)
-    return _place(world, [*realise(fact), ".", "what", "is", "true", "?"], realise(fact, passive=True), wrong)
+    """Two facts, and which of four sentences follows: the passive of the first, with its roles, or with another of the four people."""
+    first, second, third, fourth = _others(world, lex.NAMES, 4)
+    among_people = [verb for verb, roles in lex.TRANSITIVE.items() if all("person" in categories for categories in roles)]
+    verb, other = _others(world, among_people, 2)
+    told = [first, lex.VERBS[verb][2], second, ".", third, lex.VERBS[other][2], fourth, "."]
+    passive = [
+        [patient, "was", lex.VERBS[verb][3], "by", agent]
+        for patient, agent in ((second, first), (first, second), (second, third), (second, fourth))
+    ]
+    wrong = passive[1:]
+    world.random.shuffle(wrong)
+    return _place(world, [*told, "what", "is", "true", "?"], passive[0], wrong)
 
 
 # Directory of the task -> how a question is drawn, and the names of its answers.
