@@ -20,7 +20,7 @@ def test_tune_trials_compose(name):
     # A few methods, and every task; test_configs tests that all of them compose.
     methods, (task, *_) = list(spec["centres"])[::6], spec["tasks"]
     for pair in {*itertools.product(methods, [task]), *itertools.product(methods[:1], spec["tasks"])}:
-        settings = compose_settings([f"protocol={spec['protocol']}", f"method={pair[0]}", f"task={pair[1]}"])
+        settings = compose_settings([f"protocol={spec['protocol']}", f"method={pair[0]}", f"task={pair[1]}", *spec.get("overrides", [])])
         assert settings.selection == "best_validation"
 
 
