@@ -40,8 +40,8 @@ def plan(name: str, methods: list[str] | None) -> tuple[list[Trial], dict]:
     specs = yaml.safe_load((locations.CONFIGS / "tuning.yaml").read_text())
     check_choice("search", name, list(specs), "configs/tuning.yaml lists them")
     spec = specs[name]
-    chosen = methods or list(spec["centres"])
     centres = spec["centres"]
+    chosen = methods or list(centres)
     for method in chosen:
         check_choice("method", method, list(centres), f"search {name} of configs/tuning.yaml lists their centres")
     trials = [

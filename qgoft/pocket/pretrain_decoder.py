@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qgoft.pocket.language.choices import LETTERS, SUBJECTS
-from qgoft.pocket.language.knowledge import NUMBERED, decoder_document, decoder_vocabulary, held_out_questions, question_words
+from qgoft.pocket.language.knowledge import NUMBERED_LABELS, decoder_document, decoder_vocabulary, held_out_questions, question_words
 from qgoft.pocket.language.tasks import evaluation_sentences
 from qgoft.pocket.language.world import World
 from qgoft.pocket.pretrain_common import Descent, word_tokenizer
@@ -19,7 +19,7 @@ PAD, BOS, EOS = 0, 5, 6
 UNK = 3
 LONGEST = 120
 # Last words of an answer.
-LABELS = frozenset([*LETTERS, "true", "false", *(f"{name}{i + 1}" for name in NUMBERED for i in range(len(LETTERS)))])
+LABELS = NUMBERED_LABELS | {*LETTERS, "true", "false"}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ TEMPLATE = {
     "prompt_input": f"{INSTRUCTION} {{instruction}} {INPUT} {{input}} {RESPONSE} ",
 }
 NUMBERED = ("answer", "solution", "option", "ending")
+NUMBERED_LABELS = frozenset(f"{name}{i + 1}" for name in NUMBERED for i in range(len(LETTERS)))
 HARD = ("social_i_qa", "openbookqa")  # tasks that need more questions than the others to be learnt
 
 
@@ -132,10 +133,9 @@ def _told(world: World) -> Words:
 def held_out_questions() -> frozenset[str]:
     """Return the questions of synthetic MMLU and of the commonsense test sets with their answers, without labels."""
     found = {_text(row["question"].split(), [choice.split() for choice in row["choices"]]) for row in generate_subjects()["test"]}
-    labels = {f"{name}{i + 1}" for name in NUMBERED for i in range(4)}
     splits = generate_commonsense()
     for row in (row for task in COMMONSENSE for row in splits[task]):
-        found.add(" ".join(word for word in row["instruction"].split() if word not in labels))
+        found.add(" ".join(word for word in row["instruction"].split() if word not in NUMBERED_LABELS))
     return frozenset(found)
 
 
@@ -154,7 +154,7 @@ def decoder_vocabulary() -> list[str]:
         texts = [text for value in row.values() for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
         words.update(word for text in texts for word in text.split())
     words.update(str(n) for n in range(LARGEST + 1))
-    words.update(f"{name}{i}" for name in NUMBERED for i in range(1, 5))
+    words |= NUMBERED_LABELS
     # No model reads the names of tasks and subjects, or the end of the reference answers.
     words -= {INSTRUCTION, INPUT, RESPONSE, "####", *COMMONSENSE, *SUBJECTS}
     words = {word for word in words if not word.startswith("$")}
